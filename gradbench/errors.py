@@ -1,0 +1,46 @@
+"""What gradbench raises. The library raises; the command line turns each into one line and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GradbenchError(Exception):
+    """Base of everything gradbench raises on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class ProblemError(GradbenchError):
+    """A problem could not be found, loaded, or does not keep the contract of a problem file."""
+
+
+class OptimizerError(GradbenchError):
+    """An optimizer spec could not be read, or the optimizer cannot be swept over learning rates."""
+
+
+class PlanError(GradbenchError):
+    """A plan asks for something impossible: a reversed range, zero steps, a device that is not there."""
+
+
+class RecordError(GradbenchError):
+    """A record on disk is missing, damaged, or written by a newer gradbench."""
+
+
+class RunError(GradbenchError):
+    """The run itself failed after its input had been accepted."""
+
+    exit_code = 3
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what an exception says, with its type when it says nothing."""
+    text = " ".join(str(error).split("\n", 1)[0].split())
+    return text or type(error).__name__
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A ", did you mean 'x'?" for the known name nearest to `name`, or the empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
