@@ -10,25 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradbench import datasets as datasets
+    from gradbench.errors import GradbenchError as GradbenchError
+    from gradbench.optimizer import load_optimizer as load_optimizer
+    from gradbench.plan import SweepPlan as SweepPlan
     from gradbench.problem import Problem as Problem
     from gradbench.problem import load_problem as load_problem
+    from gradbench.record import Run as Run
+    from gradbench.record import load_run as load_run
+    from gradbench.sweep import resume as resume
+    from gradbench.sweep import run_plan as run_plan
+    from gradbench.sweep import sweep as sweep
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Problem": "problem",
-    "load_problem": "problem",
     "GradbenchError": "errors",
+    "Problem": "problem",
+    "Run": "record",
+    "SweepPlan": "plan",
+    "load_optimizer": "optimizer",
+    "load_problem": "problem",
+    "load_run": "record",
+    "resume": "sweep",
+    "run_plan": "sweep",
+    "sweep": "sweep",
 }
 __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(importlib.import_module(f"gradbench.{_PUBLIC[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'gradbench' has no attribute {name!r}")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'gradbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gradbench.{_PUBLIC[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,116 @@
+"""Chooses a program's block shape. From counted work alone, never from a clock: the shape decides the arithmetic, so
+two runs of one plan on one device must choose alike."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.minibatch import cut
+from gradbench.plan import SweepPlan
+from gradbench.problem import Problem, cast
+from gradbench.program import Block, Trial
+
+CHUNK_SECONDS = 0.025  # of one chunk: long beside a dispatch (0.1 ms), short beside a progress bar's tick
+ROW_BYTES = 2**26  # of a chunk's observations
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Orders of magnitude of one kind of device, for choosing shapes; measured rates are in timings.parquet."""
+
+    flops: float  # per second, one device
+    bytes: float  # per second, one device
+    step_s: float  # of an empty step: loop, launches
+    near_bytes: float  # what a block's intermediate values should fit in: the core's own cache
+
+
+CPU = Machine(flops=2e10, bytes=1e10, step_s=5e-6, near_bytes=2**20)
+ACCELERATOR = Machine(flops=1e13, bytes=1e12, step_s=5e-5, near_bytes=math.inf)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one value and gradient of one trial: FLOP, and bytes of the values made on the way."""
+
+    flops: float
+    bytes: float
+
+
+def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
+    """Counted on the traced program; `batch` for one minibatch instead of all the data."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.enable_x64(plan.dtype == "float64"):
+        params = jax.eval_shape(lambda k: cast(problem.init(k), plan.dtype), key)
+        data = jax.eval_shape(lambda: cast(problem.data, plan.dtype))
+        if batch and plan.batch_size is not None and problem.examples is not None:
+            rows, examples = jax.ShapeDtypeStruct((plan.batch_size,), jnp.int32), problem.examples
+            data = jax.eval_shape(lambda d, r: cut(d, r, examples), data, rows)
+        gradient = jax.jit(jax.value_and_grad(problem.loss)).trace(params, data)
+        analysis = gradient.lower().cost_analysis() or {}
+    made = _made_bytes(gradient.jaxpr.jaxpr)
+    return Work(float(analysis.get("flops", 0.0)), float(made))
+
+
+def _made_bytes(jaxpr: Any) -> int:
+    """Bytes of every value a jaxpr computes; a loop's body counts once."""
+    total = 0
+    for equation in jaxpr.eqns:
+        parameters = jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
+        inner = [getattr(p, "jaxpr", p) for p in parameters if hasattr(p, "eqns")]
+        total += sum(_made_bytes(j) for j in inner)
+        if not inner:
+            total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars if hasattr(v.aval, "size"))
+    return total
+
+
+def device_memory(device: jax.Device) -> float:
+    """Bytes one device may fill."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(jax.local_devices(backend="cpu"))
+    return (device.memory_stats() or {}).get("bytes_limit", 2**33)
+
+
+def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Block:
+    """The block for a sweep of `trials` trials of one pair: lanes that fill a core's cache (or the accelerator) and
+    rows for a chunk of about CHUNK_SECONDS."""
+    plan, problem = trial.plan, trial.problem
+    machine = CPU if devices[0].platform == "cpu" else ACCELERATOR
+    step, whole = work(problem, plan, batch=True), work(problem, plan, batch=False)
+    seconds = max(step.flops / machine.flops, step.bytes / machine.bytes)  # of one trial's step
+    count = min(len(devices), trials)
+    needed = math.ceil(trials / count)
+
+    with jax.enable_x64(plan.dtype == "float64"):
+        state = jax.eval_shape(trial.start, *_start_shapes(trial))
+    state_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    # The state is held twice where it is replaced, beside the values one step makes.
+    fits = device_memory(devices[0]) / 4 / (2 * state_bytes + whole.bytes)
+    near = machine.near_bytes / max(step.bytes, 1)
+    # Where a whole trial is over in an instant, more lanes hide the host's work between blocks.
+    near = max(near, min(CHUNK_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near
+    lanes = int(max(1, min(needed, near, fits, 65536)))
+
+    stride = 1 if plan.batch_size is None else min(problem.examples // plan.batch_size, plan.steps)
+    total_rows = math.ceil(plan.steps / stride) + 1
+    rows = CHUNK_SECONDS / (stride * (machine.step_s + lanes * seconds))
+    rows = max(1.0, min(rows, total_rows, ROW_BYTES / (16 * lanes * count)))
+    chunks = math.ceil(total_rows / rows)
+    return Block(count, lanes, math.ceil(total_rows / chunks), stride)
+
+
+def solo_block(block: Block, trials_seconds: float | None = None) -> Block:
+    """One trial alone on one device, in chunks of the same steps."""
+    return Block(1, 1, block.rows, block.stride)
+
+
+def _start_shapes(trial: Trial) -> tuple:
+    params = jax.eval_shape(lambda: trial.problem.init(jax.random.key(0)))
+    return params, jax.ShapeDtypeStruct((), np.float32)

@@ -1,0 +1,187 @@
+"""An optimizer is a spec: a name of optax or optax.contrib with settings, a schedule, or a user's own function."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from gradbench.errors import GradbenchError, OptimizerError, nearest, one_line
+from gradbench.spec import Spec, check_settings, load_file, parse_spec
+
+ALIASES: dict[str, Callable[..., Any]] = {
+    "momentum": partial(optax.sgd, momentum=0.9),
+    "nesterov": partial(optax.sgd, momentum=0.9, nesterov=True),
+    "noisy_sgd": partial(optax.noisy_sgd, key=0),  # without a key optax warns, and takes 0
+}
+REFUSED = {
+    "scale_by_learning_rate": "it is a part of optimizers, not one; use sgd",
+    "scale_by_rprop": "it is a part of optimizers, not one; use rprop",
+    "scale_by_madgrad": "it is a part of optimizers, not one; use madgrad",
+    "dpsgd": "it needs a gradient for every example, which a loss that is a mean does not give",
+    "schedule_free": "it wraps another optimizer; use schedule_free_sgd or schedule_free_adamw",
+    "polyak_sgd": "it sets its own learning rate, so there is none to sweep",
+}
+SCHEDULES = ("constant", "cosine", "linear", "exponential")
+_SCHEDULE_SETTINGS = ("schedule", "warmup", "end")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """A spec that can be built for any learning rate.
+
+    `build(learning_rate, steps)` gives the optax transformation; `learning_rate` may be a traced scalar, so one
+    compiled program serves every learning rate. `steps` is the length that a schedule decays over.
+    """
+
+    spec: str
+    build: Callable[[Any, int], optax.GradientTransformationExtraArgs]
+
+
+def optimizer_names() -> list[str]:
+    """Every name that a spec may use, sorted: those of optax and optax.contrib that take a learning rate, and ours."""
+    return sorted({*_optax_functions(), *ALIASES} - set(REFUSED))
+
+
+def _optax_functions() -> dict[str, Callable[..., Any]]:
+    found = {}
+    for module in (optax.contrib, optax):  # optax wins where both have a name
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if not name.startswith("_") and "learning_rate" in inspect.signature(function).parameters:
+                found[name] = function
+    return found
+
+
+def load_optimizer(text: str) -> Optimizer:
+    """Read a spec such as `adam`, `sgd[momentum=0.9,nesterov=true]`, `adam[schedule=cosine,warmup=100]`,
+    `./mine.py:make` or `package.module:make`. Raises OptimizerError with one line."""
+    spec = parse_spec(text, OptimizerError)
+    function = _find(spec)
+    settings = dict(spec.settings)
+    own = inspect.signature(function).parameters
+    shape = {key: settings.pop(key) for key in _SCHEDULE_SETTINGS if key in settings and key not in own}
+    check_settings(Spec(spec.text, spec.target, settings), function, OptimizerError, reserved=("learning_rate",))
+    missing = [
+        name
+        for name, p in own.items()
+        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        if name not in settings and name != "learning_rate"
+    ]
+    if missing:
+        needs = ", ".join(f"{name}=" for name in missing)
+        raise OptimizerError(f"{spec.text!r}: {spec.target} has no default for {needs}; write {spec.target}[{needs}...]")
+    _check_schedule(spec.text, shape)
+
+    def build(learning_rate: Any, steps: int) -> optax.GradientTransformationExtraArgs:
+        rate = _scheduled(learning_rate, steps, **shape) if shape else learning_rate
+        transformation = function(rate, **settings)
+        if not (callable(getattr(transformation, "init", None)) and callable(getattr(transformation, "update", None))):
+            raise OptimizerError(f"{spec.text!r}: did not return an optax.GradientTransformation")
+        return optax.with_extra_args_support(transformation)
+
+    return Optimizer(spec.text, build)
+
+
+def _find(spec: Spec) -> Callable[..., Any]:
+    if ":" in spec.target:
+        place, _, name = spec.target.rpartition(":")
+        if place.endswith(".py") or "/" in place:
+            module: Any = load_file(Path(place).expanduser(), OptimizerError)
+        else:
+            try:
+                module = importlib.import_module(place)
+            except Exception as error:
+                raise OptimizerError(f"{spec.text!r}: cannot import {place}: {one_line(error)}") from error
+        function = getattr(module, name, None)
+        if not callable(function):
+            raise OptimizerError(f"{spec.text!r}: {place} has no function {name!r}")
+        return function
+    if spec.target in REFUSED:
+        raise OptimizerError(f"{spec.text!r}: cannot be swept: {REFUSED[spec.target]}")
+    functions = _optax_functions() | ALIASES
+    if spec.target not in functions:
+        known = optimizer_names()
+        raise OptimizerError(
+            f"no optimizer {spec.target!r}{nearest(spec.target, known)} "
+            "(any of optax and optax.contrib, see gradbench list; or ./mine.py:make)"
+        )
+    return functions[spec.target]
+
+
+def _check_schedule(text: str, shape: dict[str, Any]) -> None:
+    kind, warmup, end = shape.get("schedule", "constant"), shape.get("warmup", 0), shape.get("end", 0.0)
+    if kind not in SCHEDULES:
+        raise OptimizerError(f"{text!r}: no schedule {kind!r}{nearest(str(kind), SCHEDULES)} ({', '.join(SCHEDULES)})")
+    if type(warmup) is not int or warmup < 0:
+        raise OptimizerError(f"{text!r}: warmup={warmup} should be a number of steps, such as warmup=100")
+    if not isinstance(end, int | float) or not 0 <= end <= 1 or (kind == "exponential" and end == 0 and "end" in shape):
+        raise OptimizerError(f"{text!r}: end={end} should be the last learning rate as a share of the peak, 0 to 1")
+
+
+def _scheduled(
+    peak: Any, steps: int, schedule: str = "constant", warmup: int = 0, end: float | None = None
+) -> Callable[[Any], Any]:
+    """`peak` times a shape of height 1: a linear rise over `warmup` steps, then a fall to `end` at the last step."""
+    fall = max(steps - warmup, 1)
+    shapes = {
+        "constant": lambda: optax.constant_schedule(1.0),
+        "cosine": lambda: optax.cosine_decay_schedule(1.0, fall, alpha=end or 0.0),
+        "linear": lambda: optax.linear_schedule(1.0, end or 0.0, fall),
+        "exponential": lambda: optax.exponential_decay(1.0, fall, end if end is not None else 0.01),
+    }
+    shape = shapes[schedule]()
+    if warmup:
+        shape = optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), shape], [warmup])
+    return lambda count: peak * shape(count)
+
+
+ExtraArguments = Callable[[jax.Array, Any, Callable[[Any], jax.Array]], dict[str, Any]]
+
+# What update() may be handed beyond gradients, state and params: optax names these in its optimizers' docstrings.
+_EXTRA_ARGUMENTS: tuple[ExtraArguments, ...] = (
+    lambda value, grads, loss: {"value": value, "grad": grads, "value_fn": loss},  # polyak, momo, line searches
+    lambda value, grads, loss: {"value": value, "obj_fn": loss},  # sophia
+    lambda value, grads, loss: {},
+)
+
+
+def extra_arguments(
+    optimizer: Optimizer, steps: int, loss: Callable[[Any, Any], jax.Array], params: Any, data: Any
+) -> ExtraArguments:
+    """The extra arguments this optimizer's update takes, found by tracing it once on shapes of `params` and `data`.
+
+    Raises OptimizerError when it cannot be traced with a learning rate that is an array.
+    """
+
+    def attempt(extras: ExtraArguments, learning_rate: jax.Array, params: Any, data: Any) -> Any:
+        transformation = optimizer.build(learning_rate, steps)
+        state = transformation.init(params)
+        value, grads = jax.value_and_grad(loss)(params, data)
+        updates, _ = transformation.update(grads, state, params, **extras(value, grads, lambda p: loss(p, data)))
+        return optax.apply_updates(params, updates)
+
+    fault: Exception | None = None
+    for extras in _EXTRA_ARGUMENTS:
+        try:
+            after = jax.eval_shape(partial(attempt, extras), jax.ShapeDtypeStruct((), jnp.float32), params, data)
+        except GradbenchError:
+            raise
+        except Exception as error:
+            fault = fault or error
+            continue
+        if jax.tree.map(jnp.shape, after) != jax.tree.map(jnp.shape, params):
+            raise OptimizerError(f"{optimizer.spec!r}: its updates do not have the shapes of the parameters")
+        return extras
+    assert fault is not None
+    raise OptimizerError(
+        f"{optimizer.spec!r}: cannot be swept: {type(fault).__name__}: {one_line(fault)[:300]}"
+    ) from fault

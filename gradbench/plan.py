@@ -1,0 +1,198 @@
+"""SweepPlan: what to run. The command line's options, a TOML file, the Python API and run.json are all this."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradbench.errors import PlanError, nearest, one_line
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+PRECISIONS = ("highest", "tf32", "default")
+DEVICES = ("cpu", "gpu", "tpu")
+DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression", "mlp")
+DEFAULT_OPTIMIZERS = ("sgd", "momentum", "adam")
+MOST_TRIALS = 2**31 - 1  # trial numbers are int32 on the device
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """Every combination of problem, optimizer, learning rate and seed, and how to run them.
+
+    Attributes:
+        problems: specs such as "mlp" or "./mine.py[width=8]".
+        optimizers: specs such as "adam[b1=0.8]".
+        learning_rates: "low:high:count" (log-spaced, both ends in) or the values themselves. A tuple
+            (low, high, count) whose count is an int of at least 2 becomes the text form.
+        seeds: seeds 0 to seeds - 1 are run; seed s starts at `init(jax.random.key(s))`.
+        steps: updates of one trial.
+        batch_size: rows of a minibatch; None takes all of the data at every step.
+        dtype: of parameters, data and loss.
+        precision: of matrix products; "highest" means a float32 product is one.
+        device: "cpu", "gpu" or "tpu"; None takes JAX's default.
+        target: the loss gap, relative to the first, that counts as converged. A problem without a known minimum uses
+            its own target instead.
+        record_points: recorded points of a trial's curve, at most.
+        retire: finished trials make room for waiting ones; False changes only the work done.
+        stop_at_target: a trial is finished when it reaches the target.
+    """
+
+    problems: tuple[str, ...] = DEFAULT_PROBLEMS
+    optimizers: tuple[str, ...] = DEFAULT_OPTIMIZERS
+    learning_rates: str | tuple[float, ...] = "1e-4:10:25"
+    seeds: int = 3
+    steps: int = 400
+    batch_size: int | None = None
+    dtype: str = "float32"
+    precision: str = "highest"
+    device: str | None = None
+    target: float = 1e-4
+    record_points: int = 200
+    retire: bool = True
+    stop_at_target: bool = False
+
+    def __post_init__(self) -> None:
+        for field, what in (("problems", "problem"), ("optimizers", "optimizer")):
+            value = getattr(self, field)
+            value = (value,) if isinstance(value, str) else tuple(value)
+            if not value or not all(isinstance(item, str) and item.strip() for item in value):
+                raise PlanError(f"{field}: need at least one {what}, each a spec such as {SweepPlan.example(field)}")
+            if len(set(value)) < len(value):
+                raise PlanError(f"{field}: {next(v for v in value if value.count(v) > 1)!r} is named twice")
+            object.__setattr__(self, field, value)
+        object.__setattr__(self, "learning_rates", _normal_rates(self.learning_rates))
+        _whole("seeds", self.seeds, 1, 2**31 - 1)
+        _whole("steps", self.steps, 1, 2**30)
+        _whole("record_points", self.record_points, 2, 10**6)
+        if self.batch_size is not None:
+            _whole("batch_size", self.batch_size, 1, 2**31 - 1)
+        for field, known in (("dtype", DTYPES), ("precision", PRECISIONS), ("device", DEVICES)):
+            value = getattr(self, field)
+            if value not in known and not (field == "device" and value is None):
+                raise PlanError(f"{field}: no {value!r}{nearest(str(value), known)} ({', '.join(known)})")
+        for field in ("retire", "stop_at_target"):
+            if not isinstance(getattr(self, field), bool):
+                raise PlanError(f"{field}: need true or false, got {getattr(self, field)!r}")
+        if not isinstance(self.target, int | float) or not 0 < self.target < 1:
+            raise PlanError(f"target: need a gap between 0 and 1, such as 1e-4, got {self.target!r}")
+        trials = self.trials_per_pair * len(self.problems) * len(self.optimizers)
+        if trials > MOST_TRIALS:
+            raise PlanError(f"the plan has {trials:,} trials; at most {MOST_TRIALS:,} fit one run")
+
+    @staticmethod
+    def example(field: str) -> str:
+        return {"problems": "mlp", "optimizers": "adam"}[field]
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates as numbers, in the order given."""
+        if not isinstance(self.learning_rates, str):
+            return list(self.learning_rates)
+        low, high, count = _range(self.learning_rates)
+        if count == 1:
+            return [low]
+        step = math.log(high / low) / (count - 1)
+        return [low, *(low * math.exp(step * i) for i in range(1, count - 1)), high]
+
+    @property
+    def trials_per_pair(self) -> int:
+        """Trials of one (problem, optimizer) pair."""
+        rates = self.learning_rates
+        return self.seeds * (_range(rates)[2] if isinstance(rates, str) else len(rates))
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(problem, optimizer) specs, in running order."""
+        return [(problem, optimizer) for problem in self.problems for optimizer in self.optimizers]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON takes it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "plan") -> SweepPlan:
+        """A plan from a JSON or TOML table; unknown keys are refused with the nearest known one."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise PlanError(f"{where}: no setting {key!r}{nearest(key, known)} (settings: {', '.join(known)})")
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except PlanError as error:
+            raise PlanError(f"{where}: {error}") from error
+        except TypeError as error:
+            raise PlanError(f"{where}: {one_line(error)}") from error
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The settings in a TOML file whose keys are SweepPlan's fields."""
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise PlanError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: not TOML: {one_line(error)}") from error
+
+
+def parse_rates(text: str) -> str | tuple[float, ...]:
+    """`1e-4:10:25` as it is, `0.1,0.3,1` as numbers."""
+    if ":" in text:
+        return text
+    try:
+        return tuple(float(item) for item in text.split(",") if item.strip())
+    except ValueError:
+        raise PlanError(f"learning rates {text!r}: need low:high:count or numbers with commas") from None
+
+
+def _range(text: str) -> tuple[float, float, int]:
+    parts = text.split(":")
+    try:
+        if len(parts) != 3:
+            raise ValueError
+        low, high, count = float(parts[0]), float(parts[1]), int(parts[2])
+    except ValueError:
+        raise PlanError(f"learning rates {text!r}: need low:high:count, such as 1e-4:10:25") from None
+    return low, high, count
+
+
+def _normal_rates(rates: Any) -> str | tuple[float, ...]:
+    if isinstance(rates, int | float) and not isinstance(rates, bool):
+        rates = (rates,)
+    if isinstance(rates, tuple) and len(rates) == 3 and type(rates[2]) is int and rates[2] >= 2:
+        rates = "{!r}:{!r}:{}".format(*rates)
+    if isinstance(rates, str):
+        rates = parse_rates(rates)
+    if isinstance(rates, str):
+        low, high, count = _range(rates)
+        if not (0 < low < math.inf and 0 < high < math.inf):
+            raise PlanError(f"learning rates {rates!r}: both ends must be above 0 and finite")
+        if count < 1 or (low > high) or (low == high) != (count == 1):
+            right = f"{min(low, high):g}:{max(low, high):g}:{max(count, 2)}"
+            raise PlanError(f"learning rates {rates!r}: need low below high and a count of at least 2, such as {right}")
+        return rates
+    if not isinstance(rates, Sequence):
+        try:
+            rates = tuple(rates.tolist())  # a numpy array
+        except AttributeError:
+            raise PlanError(f"learning rates: need low:high:count or numbers, got {type(rates).__name__}") from None
+    values = []
+    for rate in rates:
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+            raise PlanError(f"learning rates: {rate!r} is not a number above 0")
+        values.append(float(rate))
+    if not values:
+        raise PlanError("learning rates: none given; write 1e-4:10:25 or 0.1,0.3,1")
+    if len(set(values)) < len(values):
+        raise PlanError(f"learning rates: {next(v for v in values if values.count(v) > 1):g} is given twice")
+    return tuple(values)
+
+
+def _whole(field: str, value: Any, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise PlanError(f"{field}: need a whole number from {low} to {high:,}, got {value!r}")

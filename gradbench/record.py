@@ -1,0 +1,309 @@
+"""A run on disk: `run.json` and three Parquet tables, written atomically, never overwritten, read back validated.
+
+While a run goes on, its finished rows and its checkpoint are in `parts/`; the tables are joined from it at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradbench.errors import GradbenchError, RecordError, RunError, one_line
+from gradbench.plan import SweepPlan
+
+SCHEMA_VERSION = 1
+_NUMBER, _COUNT, _TEXT = pa.float64(), pa.int64(), pa.string()
+_STEPS_TO = [(f"steps_to_1e-{k}", _COUNT) for k in range(1, 7)]
+TRIALS = pa.schema(
+    [
+        *[("trial", _COUNT), ("problem", _TEXT), ("optimizer", _TEXT), ("learning_rate", _NUMBER), ("seed", _COUNT)],
+        *[("verdict", _TEXT), ("steps_run", _COUNT), ("initial_loss", _NUMBER), ("final_loss", _NUMBER)],
+        *[("best_loss", _NUMBER), ("best_step", _COUNT), ("final_grad_norm", _NUMBER), ("minimum", _NUMBER)],
+        *[("diverged_at", _COUNT), *_STEPS_TO, ("steps_to_target", _COUNT)],
+    ]
+)
+CURVES = pa.schema([("trial", _COUNT), ("step", _COUNT), ("loss", _NUMBER), ("grad_norm", _NUMBER)])
+CURVE_COLUMNS = tuple(CURVES.names)
+_SECONDS = ("trace_s", "lower_s", "compile_s", "first_run_s", "step_s_median", "step_s_p25", "step_s_p75", "step_s_min")
+TIMINGS = pa.schema(
+    [
+        *[("problem", _TEXT), ("optimizer", _TEXT), ("mode", _TEXT), ("trials", _COUNT)],
+        *[(name, _NUMBER) for name in _SECONDS],
+        *[("samples", _COUNT), ("flops_per_step", _NUMBER), ("bytes_per_step", _NUMBER), ("flops_per_s", _NUMBER)],
+        # T(2n)/T(n) of the timed work, whether it is within 1.9 to 2.1, and each sample's seconds a step
+        *[("doubling", _NUMBER), ("trusted", pa.bool_()), ("step_s_samples", pa.list_(_NUMBER))],
+    ]
+)
+SCHEMAS = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS}
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that becomes `path`, on disk, if nothing goes wrong, and is removed otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    with _writing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def write_json(value: Any, path: Path) -> None:
+    with _writing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def utc_now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class PairStore:
+    """What one pair leaves in `parts/` while its sweep goes on."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parts = 0
+
+    def append(self, trials: dict, curves: dict, problem: str, optimizer: str) -> None:
+        """Add finished trials and curve points, whose columns are numpy arrays."""
+        for name, columns in (("trials", trials), ("curves", curves)):
+            if columns:
+                write_table(_table(SCHEMAS[name], columns, problem, optimizer), self._part(name, self.parts))
+        self.parts += bool(trials or curves)
+
+    def _part(self, name: str, number: int) -> Path:
+        return self.folder / f"{name}-{number:06d}.parquet"
+
+    def checkpoint(self, arrays: dict[str, np.ndarray]) -> None:
+        with _writing(self.folder / "checkpoint.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, parts=np.int64(self.parts), **arrays)
+            file.flush()
+
+    def restore(self) -> dict[str, np.ndarray] | None:
+        """The last checkpoint, with the parts written after it dropped; None if there is none."""
+        path = self.folder / "checkpoint.npz"
+        arrays: dict[str, np.ndarray] | None = None
+        if path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as stored:
+                    arrays = dict(stored)
+            except Exception as error:
+                raise RecordError(f"{path}: damaged checkpoint: {one_line(error)}") from error
+        self.parts = 0 if arrays is None else int(arrays.pop("parts"))
+        for name in ("trials", "curves"):
+            for part in self.folder.glob(f"{name}-*.parquet"):
+                if int(part.stem.split("-")[1]) >= self.parts:
+                    part.unlink()
+        return arrays
+
+    def save_timings(self, rows: list[dict[str, Any]]) -> None:
+        write_table(pa.Table.from_pylist(rows, schema=TIMINGS), self.folder / "timings.parquet")
+
+    @property
+    def timed(self) -> bool:
+        return (self.folder / "timings.parquet").is_file()
+
+    def finish(self) -> None:
+        write_json({"parts": self.parts}, self.folder / "complete.json")
+        (self.folder / "checkpoint.npz").unlink(missing_ok=True)
+
+    @property
+    def complete(self) -> bool:
+        return (self.folder / "complete.json").is_file()
+
+
+def _table(schema: pa.Schema, columns: dict[str, np.ndarray], problem: str, optimizer: str) -> pa.Table:
+    count = len(columns["trial"])
+    arrays = []
+    for field in schema:
+        if field.name in ("problem", "optimizer"):
+            text = problem if field.name == "problem" else optimizer
+            arrays.append(pa.repeat(text, count).cast(_TEXT))
+            continue
+        values = np.asarray(columns[field.name])
+        if field.type == _TEXT:
+            arrays.append(pa.array(values.astype(object), _TEXT))
+        elif field.type == _COUNT:  # never is -1 on the device and null on disk
+            arrays.append(pa.array(values.astype(np.int64), mask=values < 0))
+        else:
+            unknown = np.isnan(values) if field.name == "minimum" else None
+            arrays.append(pa.array(values.astype(np.float64), mask=unknown))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+class RunWriter:
+    """A run being made in its folder. Held by one process at a time."""
+
+    def __init__(self, path: Path, info: dict[str, Any]):
+        self.path, self.info = path, info
+        self._lock = (path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RecordError(f"{path}: another process is writing this run") from None
+
+    @classmethod
+    def create(cls, out: str | Path, plan: SweepPlan, environment: dict[str, Any]) -> RunWriter:
+        """Make a new folder under `out`. Raises RecordError where it cannot be written."""
+        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+        path = Path(out).expanduser() / name
+        try:
+            path.mkdir(parents=True)
+            info = {"schema_version": SCHEMA_VERSION, "id": name, "state": "running", "started": utc_now()}
+            info |= {"ended": None, "plan": plan.to_dict(), "environment": environment, "blocks": {}}
+            writer = cls(path, info)
+        except OSError as error:
+            raise RecordError(f"{out}: cannot make a results folder here: {error.strerror}") from error
+        writer.save_info()
+        return writer
+
+    @classmethod
+    def resume(cls, path: Path) -> RunWriter:
+        return cls(path, read_info(path))
+
+    def save_info(self) -> None:
+        write_json(self.info, self.path / "run.json")
+
+    def pair(self, number: int) -> PairStore:
+        return PairStore(self.path / "parts" / f"{number:04d}")
+
+    def interrupt(self) -> None:
+        self.info |= {"state": "interrupted", "ended": utc_now()}
+        self.save_info()
+
+    def finish(self) -> None:
+        """Join the parts into the three tables; only then is the run complete."""
+        for name in SCHEMAS:
+            write_table(_joined_parts(self.path, name), self.path / f"{name}.parquet")
+        self.info |= {"state": "complete", "ended": utc_now()}
+        self.save_info()
+        shutil.rmtree(self.path / "parts", ignore_errors=True)
+        (self.path / ".lock").unlink(missing_ok=True)
+
+
+def _joined_parts(path: Path, name: str) -> pa.Table:
+    tables = [read_table(part, name) for part in sorted(path.glob(f"parts/*/{name}*.parquet"))]
+    table = pa.concat_tables(tables) if tables else SCHEMAS[name].empty_table()
+    order = {"trials": ["trial"], "curves": ["trial", "step"], "timings": []}[name]
+    return table.sort_by([(column, "ascending") for column in order]) if order else table
+
+
+def read_table(path: Path, name: str) -> pa.Table:
+    """One table of a record with every column's type checked."""
+    schema = SCHEMAS[name]
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RecordError(f"{path}: missing or damaged: {one_line(error)}") from error
+    for field in schema:
+        if field.name not in table.column_names:
+            raise RecordError(f"{path}: has no column {field.name!r}")
+        if table.schema.field(field.name).type != field.type:
+            found = table.schema.field(field.name).type
+            raise RecordError(f"{path}: column {field.name!r} is {found}, should be {field.type}")
+    return table.select(schema.names).replace_schema_metadata(None)
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """run.json, checked as far as every reader relies on it."""
+    file = path / "run.json"
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{file}: {error.strerror}") from error
+    except ValueError as error:
+        raise RecordError(f"{file}: damaged: {one_line(error)}") from error
+    version = info.get("schema_version") if isinstance(info, dict) else None
+    if not isinstance(version, int):
+        raise RecordError(f"{file}: not a gradbench record: it has no schema_version")
+    if version > SCHEMA_VERSION:
+        raise RecordError(
+            f"{file}: written by a newer gradbench (schema {version}, this one reads up to {SCHEMA_VERSION})"
+        )
+    expected = {"id": str, "state": str, "plan": dict, "environment": dict, "blocks": dict, "started": str}
+    for key, kind in expected.items():
+        if not isinstance(info.get(key), kind):
+            raise RecordError(f"{file}: damaged: {key!r} is missing or not a {kind.__name__}")
+    return info
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record: where it is, what was planned, what is in run.json, and the three tables (pyarrow)."""
+
+    path: Path
+    plan: SweepPlan
+    info: dict[str, Any]
+    trials: pa.Table
+    curves: pa.Table
+    timings: pa.Table
+
+    @property
+    def id(self) -> str:
+        return self.info["id"]
+
+
+def find_run(name: str | Path, results: str | Path = "results") -> Path:
+    """The folder of a record named by its path, its id (or the id's start or end), or `latest`."""
+    results = Path(results).expanduser()
+    given = Path(name).expanduser()
+    if (given / "run.json").is_file():
+        return given
+    if given.is_dir() and str(name) != "latest":
+        raise RecordError(f"{given}: not a record: it has no run.json")
+    runs = sorted((p.parent for p in results.glob("*/run.json")), key=lambda p: p.name)
+    if str(name) == "latest":
+        if not runs:
+            raise RecordError(f"{results}: there are no records here yet; make one with gradbench run")
+        return runs[-1]
+    found = [run for run in runs if run.name.startswith(str(name)) or run.name.endswith(f"-{name}")]
+    if len(found) != 1:
+        what = f"{len(found)} records match" if found else "no such record"
+        raise RecordError(f"{name}: {what} in {results} (a folder, an id, or latest)")
+    return found[0]
+
+
+def load_run(name: str | Path, results: str | Path = "results") -> Run:
+    """Read a record, by path, id or `latest`. An unfinished run has the rows written so far.
+
+    Raises RecordError if it is missing, damaged or of a newer schema.
+    """
+    path = find_run(name, results)
+    info = read_info(path)
+    try:
+        plan = SweepPlan.from_dict(info["plan"])
+    except GradbenchError as error:
+        raise RecordError(f"{path / 'run.json'}: damaged plan: {error}") from error
+    complete = info["state"] == "complete"
+    reader: Callable[[str], pa.Table] = (
+        (lambda n: read_table(path / f"{n}.parquet", n)) if complete else (lambda n: _joined_parts(path, n))
+    )
+    return Run(path, plan, info, reader("trials"), reader("curves"), reader("timings"))

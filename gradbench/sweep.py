@@ -1,0 +1,174 @@
+"""The main job: run a plan's pairs one after another and leave a record."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradbench.cost import choose_block, solo_block
+from gradbench.devices import find_devices
+from gradbench.engine import PairSweep, Progress, curve_points
+from gradbench.environment import environment
+from gradbench.errors import GradbenchError, PlanError, RecordError, RunError, one_line
+from gradbench.optimizer import load_optimizer
+from gradbench.plan import SweepPlan
+from gradbench.problem import Problem, load_problem
+from gradbench.program import Block, Program, Trial, numerics
+from gradbench.record import Run, RunWriter, find_run, load_run
+from gradbench.timing import time_evaluations, time_program
+
+
+class Watcher:
+    """What a caller may do while a plan runs; this one does nothing. The command line draws a progress bar."""
+
+    def started(self, path: Path) -> None: ...
+
+    def pair_started(self, number: int, problem: str, optimizer: str) -> None: ...
+
+    def chunk(self, progress: Progress) -> None: ...
+
+    def pair_done(self, number: int, problem: str, optimizer: str) -> None: ...
+
+    def should_stop(self) -> bool:
+        return False
+
+
+def sweep(
+    problems: str | Problem | Sequence[str | Problem] = SweepPlan.problems,
+    optimizers: str | Sequence[str] = SweepPlan.optimizers,
+    learning_rates: Any = SweepPlan.learning_rates,
+    *,
+    out: str | Path = "results",
+    **settings: Any,
+) -> Run:
+    """Sweep learning rates and seeds over problems and optimizers, and record it under `out`.
+
+    `problems` are specs or Problem objects; `learning_rates` is (low, high, count), "low:high:count" or the values;
+    `settings` are SweepPlan's other fields, such as seeds=3, steps=1000, dtype="float64". Prints nothing. Raises a
+    GradbenchError for bad input, RunError if the run itself fails.
+    """
+    given = [problems] if isinstance(problems, str | Problem) else list(problems)
+    objects = {problem.name: problem for problem in given if isinstance(problem, Problem)}
+    names = tuple(problem.name if isinstance(problem, Problem) else problem for problem in given)
+    values = {"problems": names, "optimizers": optimizers, "learning_rates": learning_rates, **settings}
+    return run_plan(SweepPlan.from_dict(values), out=out, objects=objects)
+
+
+def run_plan(
+    plan: SweepPlan,
+    *,
+    out: str | Path = "results",
+    watcher: Watcher | None = None,
+    objects: dict[str, Problem] | None = None,
+) -> Run:
+    """Run a plan and return its record. `objects` are problems given as objects, by name."""
+    trials, devices = _prepare(plan, objects or {})
+    writer = RunWriter.create(out, plan, environment(devices, plan.precision))
+    writer.info["curve_points"] = curve_points(plan)
+    writer.save_info()
+    return _run(plan, writer, trials, devices, watcher or Watcher())
+
+
+def resume(name: str | Path, *, results: str | Path = "results", watcher: Watcher | None = None) -> Run:
+    """Go on with an interrupted or killed run; a complete one is returned as it is.
+
+    Finished pairs are not rerun and the result is the uninterrupted run's, bit for bit. Raises RecordError where
+    that cannot be: other versions, or other devices, than the run began with.
+    """
+    path = find_run(name, results)
+    writer = RunWriter.resume(path)
+    if writer.info["state"] == "complete":
+        return load_run(path)
+    plan = load_run(path).plan
+    trials, devices = _prepare(plan, {})
+    began, now = writer.info["environment"], environment(devices, plan.precision)
+    for key in ("platform", "device_kind", "device_count", "precision", "flags"):
+        if began.get(key) != now[key]:
+            raise RecordError(f"{path}: began with {key} {began.get(key)}, here it is {now[key]}; it cannot go on here")
+    for package in ("gradbench", "jax", "jaxlib", "optax"):
+        before = began.get("versions", {}).get(package)
+        if before != now["versions"][package]:
+            raise RecordError(f"{path}: began with {package} {before}, here it is {now['versions'][package]}")
+    writer.info["state"] = "running"
+    return _run(plan, writer, trials, devices, watcher or Watcher())
+
+
+def _prepare(plan: SweepPlan, objects: dict[str, Problem]) -> tuple[list[Trial], list[jax.Device]]:
+    """Everything the plan names, loaded and checked before anything is written."""
+    devices = find_devices(plan.device)
+    optimizers = {name: load_optimizer(name) for name in plan.optimizers}
+    trials = []
+    for name in plan.problems:
+        problem = load_problem(objects.get(name, name))
+        problem = dataclasses.replace(problem, name=name)
+        if plan.batch_size is not None:
+            if problem.examples is None:
+                raise PlanError(f"batch_size: {name} has no examples to cut into minibatches")
+            if plan.batch_size > problem.examples:
+                raise PlanError(f"batch_size: {plan.batch_size} is more than the {problem.examples} examples of {name}")
+        with numerics(plan.dtype, plan.precision):
+            trials += [Trial.of(problem, optimizer, plan) for optimizer in optimizers.values()]
+    return trials, devices
+
+
+def _run(plan: SweepPlan, writer: RunWriter, trials: list[Trial], devices: list[jax.Device], watcher: Watcher) -> Run:
+    watcher.started(writer.path)
+    timed: set[str] = set()
+    for number, (trial, (problem, optimizer)) in enumerate(zip(trials, plan.pairs, strict=True)):
+        store = writer.pair(number)
+        if store.complete:
+            timed.add(problem)
+            continue
+        watcher.pair_started(number, problem, optimizer)
+        try:
+            program = Program(trial, _block(writer, trial, devices), devices)
+            finished = _run_pair(plan, number, program, store, watcher, time_problem=problem not in timed)
+        except GradbenchError:
+            writer.interrupt()
+            raise
+        except jax.errors.JaxRuntimeError as error:
+            writer.interrupt()
+            raise RunError(f"{problem} × {optimizer}: {one_line(error)}") from error
+        timed.add(problem)
+        if not finished:
+            writer.interrupt()
+            return load_run(writer.path)
+        watcher.pair_done(number, problem, optimizer)
+    writer.finish()
+    return load_run(writer.path)
+
+
+def _block(writer: RunWriter, trial: Trial, devices: list[jax.Device]) -> Block:
+    """The pair's block: the one in run.json if the run began with it, else chosen now and stored."""
+    name = f"{trial.problem.name} × {trial.optimizer.spec}"
+    blocks = writer.info["blocks"]
+    if name not in blocks:
+        blocks[name] = dataclasses.asdict(choose_block(trial, devices, trial.plan.trials_per_pair))
+        writer.save_info()
+    return Block(**blocks[name])
+
+
+def _run_pair(
+    plan: SweepPlan, number: int, program: Program, store: Any, watcher: Watcher, time_problem: bool
+) -> bool:
+    """Compile and time one pair, then sweep it. A function of (plan, pair): other pairs do not enter it."""
+    trial, block = program.trial, program.block
+    rates = np.resize(np.repeat(plan.rates, plan.seeds), block.slots)
+    advance, batched = time_program(program, "batched", rates)
+    if not store.timed:
+        middle = math.exp(sum(map(math.log, plan.rates)) / len(plan.rates))
+        alone = Program(trial, solo_block(block), program.devices)
+        _, solo = time_program(alone, "solo", np.array([middle]))
+        evaluations = time_evaluations(alone, plan) if time_problem else []
+        store.save_timings([*evaluations, solo, batched])
+    pair = PairSweep(program, advance, plan, number, store)
+    finished = pair.run(watcher.chunk, watcher.should_stop)
+    if finished:
+        store.finish()
+    return finished
