@@ -112,6 +112,9 @@ def check(
     """
     value, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), point.params, point.data)
     loss = Loss(problem, point, None if spread is None else float(spread.sigma[0]) / share)
+    # x + hv is rounded to float64 too, which moves the loss by g times that.
+    inputs = sum(float(np.nansum((x * g) ** 2)) for x, g in zip(loss.leaves, gradient) if np.isfinite(g).all())
+    loss.noise += UNIT * math.sqrt(inputs)
     names = leaf_names(point.params)
     if not math.isfinite(float(value)):
         return [Test("loss", "INCONCLUSIVE", f"the loss is {float(value)} at this point")], gradient
