@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradbench import datasets as datasets
+    from gradbench.gradients import assert_gradient as assert_gradient
+    from gradbench.gradients import check_gradient as check_gradient
     from gradbench.problem import Problem as Problem
     from gradbench.problem import load_problem as load_problem
 
@@ -19,6 +21,8 @@ _PUBLIC = {
     "Problem": "problem",
     "load_problem": "problem",
     "GradbenchError": "errors",
+    "assert_gradient": "gradients",
+    "check_gradient": "gradients",
 }
 __all__ = ["__version__", *_PUBLIC]
 
