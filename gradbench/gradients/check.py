@@ -54,7 +54,7 @@ def check_gradient(
         precision: one or more of highest, tf32, default; how float32 matrix products may be computed.
         device: None for JAX's default device, "cpu", "gpu", "tpu", or "all"; on the second and later devices of a
             platform one program is run.
-        fast: one point, the two programs a training run uses, fewer differences.
+        fast: one point, one program (the training step's value_and_grad), fewer differences.
         programs: names out of eager, jit, value_and_grad, has_aux, vmap, remat, batched, microbatches, forward.
         seed: of the starting point and the random step away from it.
 

@@ -153,7 +153,7 @@ PROGRAMS = {
         Program("has_aux", _has_aux),
         Program("vmap", _vmap),
         Program("remat", _remat),
-        Program("batched", _batched, fast=True),
+        Program("batched", _batched),
         Program("microbatches", microbatches),
     )
 }
@@ -162,7 +162,7 @@ NAMES = (*PROGRAMS, FORWARD)
 
 
 def select(names: tuple[str, ...] | None, fast: bool) -> list[str]:
-    """The programs to check: the named ones, or all, or with `fast` the two a training run uses."""
+    """The programs to check: the named ones, or all, or with `fast` the one a training step uses."""
     if names is None:
         return [name for name in NAMES if not fast or (name in PROGRAMS and PROGRAMS[name].fast)]
     for name in names:
