@@ -33,7 +33,7 @@ class Parts:
     rows: Callable = lambda data: data
 
 
-def network(params: Any, data: Any, parts: Parts = Parts()) -> jax.Array:  # noqa: B008 - frozen, shared on purpose
+def network(params: Any, data: Any, parts: Parts = Parts()) -> jax.Array:
     """Half the mean squared error of: look up a row, normalise it by its root mean square, tanh layer, linear layer."""
     data = parts.rows(data)
     x = parts.take(params["table"], data["words"])
@@ -167,7 +167,9 @@ def formula_faults() -> dict[str, Problem]:
         "stray stop_gradient": with_parts(scale=lax.stop_gradient),
         "wrong custom_vjp": with_parts(tanh=_rule(jnp.tanh, lambda x, y, ct: ct * (1 - y))),
         "wrong custom_jvp": with_parts(rsqrt=_wrong_jvp()),
-        "missing cotangent factor": with_parts(mean=_rule(lambda x: jnp.mean(x), lambda x, y, ct: jnp.ones_like(x) / x.size)),
+        "missing cotangent factor": with_parts(
+            mean=_rule(lambda x: jnp.mean(x), lambda x, y, ct: jnp.ones_like(x) / x.size)
+        ),
         "transposed matrix in a backward rule": with_parts(
             dot=product(jnp.dot, lambda a, b, ct: (ct @ (b if b.shape[0] == b.shape[1] else b.T), a.T @ ct))
         ),
@@ -254,8 +256,11 @@ def scaled_bowl(scale: float) -> Problem:
     return Problem(init=lambda key: jnp.ones(4), loss=loss, data=factors, name="planted[bowl]")
 
 
+INTERMITTENT = 0.01
+
+
 def every(calls: int, runner: Callable) -> Callable:
-    """`runner` with a gradient 1 % too large in one call of `calls`."""
+    """`runner` with a gradient too large by INTERMITTENT of itself in one call of `calls`."""
     count = 0
 
     def run(params, data):
@@ -263,7 +268,7 @@ def every(calls: int, runner: Callable) -> Callable:
         count += 1
         value, gradient = runner(params, data)
         if count % calls == 0:
-            gradient = jax.tree.map(lambda g: g * jnp.asarray(1.01, g.dtype), gradient)
+            gradient = jax.tree.map(lambda g: g * jnp.asarray(1 + INTERMITTENT, g.dtype), gradient)
         return value, gradient
 
     return run

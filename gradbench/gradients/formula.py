@@ -167,7 +167,9 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, problem: Pr
             along = float(np.sum(g * direction)) if entry is None else float(g.reshape(-1)[entry])
             middle = (slope.low + slope.high) / 2
             if not math.isfinite(along):
-                faults.append((math.inf, f"{where}: the gradient is {along}, differences give {middle:.6g}{_where(loss)}"))
+                faults.append(
+                    (math.inf, f"{where}: the gradient is {along}, differences give {middle:.6g}{_where(loss)}")
+                )
                 continue
             kinks += slope.kink
             slack = slope.tolerance + UNIT * (norm * 8 + abs(along))
@@ -285,5 +287,7 @@ def _suspects(loss: Loss, point, gradient, names) -> Test:
         native = [np.asarray(x) for x in jax.tree.leaves(native)]
         differing = [n for n, a, b in zip(names, native, gradient) if not np.allclose(a, b, rtol=1e-9, equal_nan=True)]
         if differing:
-            found.append(f"without its custom rules ({'; '.join(rules)}) the gradient of {', '.join(differing)} differs")
+            found.append(
+                f"without its custom rules ({'; '.join(rules)}) the gradient of {', '.join(differing)} differs"
+            )
     return Test("suspects", "INCONCLUSIVE", "; ".join(found) or "no custom rule and no stop_gradient in the loss")

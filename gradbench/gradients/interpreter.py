@@ -20,8 +20,21 @@ from gradbench.gradients import rounding
 from gradbench.gradients.formats import INPUT_UNIT, format_of, input_class
 
 CALLS = frozenset(
-    "jit pjit closed_call core_closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call "
-    "custom_vjp_call_jaxpr eval_jaxpr xla_call".split()
+    [
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_closed_call",
+        "core_call",
+        "remat",
+        "remat2",
+        "checkpoint",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "eval_jaxpr",
+        "xla_call",
+    ]
 )
 
 # A decision (x > 0) is taken at 4 times its sampled deviation: the largest of 32 normal deviations exceeds 1.5 sigma

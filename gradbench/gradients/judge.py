@@ -147,15 +147,21 @@ def _leaf(g, e, spread, position, name, form, more, entry_factor, leaf_factor, g
     if wrong.any():
         index = tuple(int(i) for i in np.argwhere(wrong)[0])
         what = "is not finite" if not np.isfinite(g[index]) else "is finite where it overflows"
-        fault = f"entry {list(index)} {what}: got {g[index]:.6g}, expected {wanted[index]:.6g} ({int(wrong.sum())} such)"
+        fault = (
+            f"entry {list(index)} {what}: got {g[index]:.6g}, expected {wanted[index]:.6g} ({int(wrong.sum())} such)"
+        )
     usable = finite & np.isfinite(g)
-    size = float(np.linalg.norm(e[usable])) if usable.any() else 0.0
-    slack = np.sqrt(np.sum(np.square(np.broadcast_to(more + grains, e.shape)))) if np.any(more + grains) else 0.0
-    miss = float(np.linalg.norm(error))
-    norm_allowed = leaf_factor * spread.norm[position] + float(slack)
-    beta = float(np.sum((g * e)[usable]) / size**2) if size > 0 else 1.0
+    # Norms and products are taken of e / largest, so that numbers near the end of float64's range do not overflow.
+    largest = float(np.max(np.abs(e[usable]), initial=0.0))
+    unit = largest if largest > 0 else 1.0
+    relative, miss = e[usable] / unit, float(np.linalg.norm(error / unit))
+    size = float(np.linalg.norm(relative))
+    added = np.broadcast_to(np.asarray(more + grains) / unit, e.shape)
+    slack = float(np.linalg.norm(added))
+    norm_allowed = leaf_factor * spread.norm[position] / unit + slack
+    beta = float(np.sum(g[usable] / unit * relative) / size**2) if size > 0 else 1.0
     # 2^-49: the sums made here are float64 too.
-    beta_allowed = leaf_factor * spread.along[position] + 2.0**-49 + (float(slack) / size if size > 0 else 0.0)
+    beta_allowed = leaf_factor * spread.along[position] + 2.0**-49 + (slack / size if size > 0 else 0.0)
     order = np.argsort(units, axis=None)[::-1][:3]
     worst = []
     for flat in order:

@@ -91,7 +91,7 @@ def float64(tree: Any) -> Any:
     )
 
 
-class op_by_op:  # noqa: N801 - used as a context, like the ones it is made of
+class op_by_op:
     """Float64 on the CPU, nothing jitted."""
 
     def __enter__(self):

@@ -64,7 +64,9 @@ class CheckReport:
         """One dict a line: problem, test or program, dtype, precision, device, verdict, off, resolves, finding."""
         lines = []
         for test in self.formula:
-            lines.append(self._line(test.name, "float64", "", "formula", test.verdict, None, test.resolves, test.finding))
+            lines.append(
+                self._line(test.name, "float64", "", "formula", test.verdict, None, test.resolves, test.finding)
+            )
         for row in self.rows:
             finding = "; ".join([row.reason, *row.notes]).strip("; ")
             lines.append(
