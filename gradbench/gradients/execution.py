@@ -70,6 +70,7 @@ class Execution:
         self.form = format_of(dtype)
         self.flushes = flushes_subnormals(dtype, device)
         self._bands: dict[Any, Band] = {}
+        self._forward: Any = None
 
     def band(self, point: oracle.Point, kind: str = "reverse", **options: Any) -> Band:
         key = (kind, *options.items())
@@ -115,20 +116,30 @@ class Execution:
             verdict.verdict, verdict.reason = "INCONCLUSIVE", f"{reference.doubt}; {verdict.reason}"
         return verdict
 
-    def run(self, name: str, runner: programs.Runner, reference: Reference, many: bool = False, extra: Any = None):
-        """Call `runner` REPEATS times (MANY_REPEATS if `many` and quick), judge every distinct answer: a Row."""
-        names = ["value", *leaf_names(reference.point.params)]
+    def run(
+        self,
+        name: str,
+        runner: programs.Runner,
+        reference: Reference,
+        *,
+        extra: Any = None,
+        repeats: int = REPEATS,
+        most: int = REPEATS,
+        names: list[str] | None = None,
+    ) -> Row:
+        """Call `runner` `repeats` times, up to `most` while it is quick, and judge every distinct answer."""
+        names = names or ["value", *leaf_names(reference.point.params)]
         with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self.device):
             params, data = self.place(reference.point)
             answers: dict[bytes, list[np.ndarray]] = {}
             calls, started = 0, time.perf_counter()
-            while calls < (MANY_REPEATS if many else REPEATS):
+            while calls < max(repeats, most):
                 leaves = [np.asarray(x) for x in jax.tree.leaves(runner(params, data))]
                 answers.setdefault(b"".join(x.tobytes() for x in leaves), leaves)
                 calls += 1
                 if calls == 1:
                     started = time.perf_counter()  # the first call compiles
-                elif calls >= REPEATS and time.perf_counter() - started > _REPEAT_SECONDS:
+                elif calls >= repeats and time.perf_counter() - started > _REPEAT_SECONDS:
                     break
         judged = [self.judge(got, reference, names, extra) for got in answers.values()]
         worst = max(judged, key=lambda j: (ORDER[j.verdict], j.off))
@@ -213,7 +224,8 @@ class Execution:
                     if extra is None:
                         skipped[name] = why
                         continue
-                row = self.run(name, runner, reference, many=name == "value_and_grad", extra=extra)
+                most = MANY_REPEATS if name == "value_and_grad" else REPEATS
+                row = self.run(name, runner, reference, extra=extra, most=most)
                 if name == "value_and_grad" and point is points[0]:
                     seen = self.precision_seen(runner, reference)
                     row.notes += [seen] if seen else []
@@ -225,21 +237,17 @@ class Execution:
                     skipped[programs.FORWARD] = "a custom_vjp has no forward derivative"
         return list(rows.values()), skipped
 
-    def forward(self, point: oracle.Point, reference: Reference) -> Row:
+    def forward(self, point: oracle.Point, reference: Reference, repeats: int = REPEATS) -> Row:
         """Forward-mode slopes along fixed directions against <g*, v>."""
         tangents = programs.directions(point.params)
+        if self._forward is None:
+            self._forward = jax.jit(programs.forward(self.problem.loss, tangents))
         flat = [[np.asarray(v).astype(np.float64) for v in jax.tree.leaves(t)] for t in tangents]
         slopes = [sum(float(np.sum(g * v)) for g, v in zip(reference.expected[1:], t)) for t in flat]
         spread = self.band(point, "forward").sample(point.params, point.data)
         wanted = [np.asarray(slopes)]
         along = Reference(point, wanted, spread, compare_centre(spread, wanted, self.dtype))
-        compiled = jax.jit(programs.forward(self.problem.loss, tangents))
-        named = dataclasses.replace(point, params=wanted[0])  # one leaf, named params: the slopes
-        return self.run(programs.FORWARD, lambda _, data: compiled(self.place(point)[0], data), _named(along, named))
-
-
-def _named(reference: Reference, point: oracle.Point) -> Reference:
-    return dataclasses.replace(reference, point=dataclasses.replace(point, params={"slopes": point.params}))
+        return self.run(programs.FORWARD, self._forward, along, names=["slopes"], repeats=repeats, most=repeats)
 
 
 def _tail(spread: Spread) -> Spread:

@@ -7,6 +7,7 @@ spread of the loss over the step. The step is the one where the two together are
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +39,7 @@ class Test:
 
 @dataclasses.dataclass(frozen=True)
 class Slope:
-    """The slope of the loss along a direction from differences: a value, or an interval at a kink, each +- tolerance."""
+    """The slope of the loss along a direction from differences: a value, or an interval at a kink, +- tolerance."""
 
     low: float
     high: float
@@ -91,7 +92,7 @@ class Loss:
         if len(known) < 2:
             return None
         candidates = []
-        for (plus, minus, _), (finer_plus, finer_minus, rounding) in zip(known, known[1:]):
+        for (plus, minus, _), (finer_plus, finer_minus, rounding) in itertools.pairwise(known):
             gap = abs((plus + minus) - (finer_plus + finer_minus)) / 2
             candidates.append((gap + rounding, finer_plus, finer_minus, abs(plus - minus), rounding))
         tolerance, plus, minus, wider, rounding = min(candidates)
@@ -221,7 +222,7 @@ def _taylor(loss: Loss, gradient, generator) -> Test:
         if len(usable) < 3:
             text.append(f"{label} at the noise floor")
             continue
-        slope = float(np.polyfit(*zip(*usable[-4:]), 1)[0])
+        slope = float(np.polyfit([x for x, _ in usable[-4:]], [y for _, y in usable[-4:]], 1)[0])
         text.append(f"{label} {slope:.2f}")
         if slope < (1 + order) / 2:  # a wrong gradient leaves a remainder of order 1
             verdict = "INCONCLUSIVE"

@@ -19,22 +19,9 @@ from jax import lax
 from gradbench.gradients import rounding
 from gradbench.gradients.formats import INPUT_UNIT, format_of, input_class
 
-CALLS = frozenset(
-    [
-        "jit",
-        "pjit",
-        "closed_call",
-        "core_closed_call",
-        "core_call",
-        "remat",
-        "remat2",
-        "checkpoint",
-        "custom_jvp_call",
-        "custom_vjp_call",
-        "custom_vjp_call_jaxpr",
-        "eval_jaxpr",
-        "xla_call",
-    ]
+CALLS = rounding.names(
+    "jit pjit closed_call core_closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call "
+    "custom_vjp_call_jaxpr eval_jaxpr xla_call"
 )
 
 # A decision (x > 0) is taken at 4 times its sampled deviation: the largest of 32 normal deviations exceeds 1.5 sigma
@@ -43,7 +30,7 @@ TIE_REACH = 4.0
 
 
 class Pair(NamedTuple):
-    """A value without noise and with it, both float64 where floating. The same object twice where noise cannot reach."""
+    """A value without noise and with it, both float64 where floating. One object twice where noise cannot reach."""
 
     exact: Any
     noisy: Any

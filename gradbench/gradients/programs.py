@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -103,7 +104,7 @@ MICROBATCHES = 4
 def pieces(examples: int) -> list[tuple[float, slice]]:
     """MICROBATCHES parts of the rows, with their weights; fewer where there are not as many rows."""
     edges = np.unique(np.linspace(0, examples, MICROBATCHES + 1).astype(int))
-    return [((stop - start) / examples, slice(int(start), int(stop))) for start, stop in zip(edges, edges[1:])]
+    return [((stop - start) / examples, slice(int(start), int(stop))) for start, stop in itertools.pairwise(edges)]
 
 
 def microbatches(loss: LossFunction, examples: int | None, transform: Callable = jax.jit) -> Runner:

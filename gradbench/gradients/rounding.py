@@ -20,6 +20,7 @@ A result `y` computed in a format of unit roundoff u and smallest spacing s is m
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -27,170 +28,38 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-EXACT = frozenset(
-    [
-        "neg",
-        "abs",
-        "sign",
-        "copy",
-        "copy_p",
-        "reshape",
-        "squeeze",
-        "expand_dims",
-        "broadcast_in_dim",
-        "transpose",
-        "slice",
-        "dynamic_slice",
-        "dynamic_update_slice",
-        "concatenate",
-        "pad",
-        "rev",
-        "select_n",
-        "gather",
-        "iota",
-        "max",
-        "min",
-        "reduce_max",
-        "reduce_min",
-        "clamp",
-        "stop_gradient",
-        "real",
-        "imag",
-        "conj",
-        "complex",
-        "is_finite",
-        "split",
-        "sort",
-        "argmax",
-        "argmin",
-        "and",
-        "or",
-        "not",
-        "xor",
-        "floor",
-        "ceil",
-        "round",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "eq_to",
-        "le_to",
-        "lt_to",
-        "scatter",
-        "reduce_and",
-        "reduce_or",
-        "reduce_xor",
-        "population_count",
-        "clz",
-        "top_k",
-        "device_put",
-        "cummax",
-        "cummin",
-        "optimization_barrier",
-        "name",
-        "pvary",
-        "reduce_precision",
-        "reduce_window_max",
-        "reduce_window_min",
-        "shift_left",
-        "shift_right_logical",
-        "shift_right_arithmetic",
-        "select_and_gather_add",
-        "scatter_max",
-        "scatter_min",
-        "empty",
-        "full",
-        "random_bits",
-        "random_wrap",
-        "random_unwrap",
-        "random_seed",
-        "random_fold_in",
-        "random_split",
-        "random_clone",
-        "threefry2x32",
-        "dynamic_gather",
-        "tile",
-        "nextafter",
-        "lu_pivots_to_permutation",
-        "sharding_constraint",
-        "mesh_cast",
-        "reshard",
-        "convert_element_type",
-        "bitcast_convert_type",
-        "empty2",
-        "dce_sink",
-        "create_token",
-        "copysign",
-        "unstack",
-        "stack",
-    ]
+
+def names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+EXACT = names(
+    "neg abs sign copy copy_p reshape squeeze expand_dims broadcast_in_dim transpose slice dynamic_slice "
+    "dynamic_update_slice concatenate pad rev select_n gather iota max min reduce_max reduce_min clamp stop_gradient "
+    "real imag conj complex is_finite split sort argmax argmin and or not xor floor ceil round eq ne lt le gt ge "
+    "eq_to le_to lt_to scatter reduce_and reduce_or reduce_xor population_count clz top_k device_put cummax cummin "
+    "optimization_barrier name pvary reduce_precision reduce_window_max reduce_window_min shift_left "
+    "shift_right_logical shift_right_arithmetic select_and_gather_add scatter_max scatter_min empty full "
+    "random_bits random_wrap random_unwrap random_seed random_fold_in random_split random_clone threefry2x32 "
+    "dynamic_gather tile nextafter lu_pivots_to_permutation sharding_constraint mesh_cast reshard "
+    "convert_element_type bitcast_convert_type empty2 dce_sink create_token copysign unstack stack"
 )
 ONE_ROUNDING = frozenset(["add", "sub", "mul", "add_any", "square", "rem"])
 TWO_ROUNDINGS = frozenset(["div", "sqrt"])
-ELEMENTARY = frozenset(
-    [
-        "exp",
-        "exp2",
-        "log",
-        "log1p",
-        "expm1",
-        "tanh",
-        "logistic",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "atan2",
-        "sinh",
-        "cosh",
-        "asinh",
-        "acosh",
-        "atanh",
-        "erf",
-        "erfc",
-        "erf_inv",
-        "pow",
-        "rsqrt",
-        "cbrt",
-    ]
+ELEMENTARY = names(
+    "exp exp2 log log2 log1p expm1 tanh logistic sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc "
+    "erf_inv pow rsqrt cbrt"
 )
-SUMS = frozenset(
-    [
-        "reduce_sum",
-        "dot_general",
-        "conv_general_dilated",
-        "scatter-add",
-        "scatter_add",
-        "cumsum",
-        "reduce_window_sum",
-        "select_and_scatter_add",
-    ]
+SUMS = names(
+    "reduce_sum dot_general conv_general_dilated scatter-add scatter_add cumsum reduce_window_sum "
+    "select_and_scatter_add"
 )
 PRODUCTS = frozenset(["reduce_prod", "cumprod", "scatter_mul", "scatter-mul", "cumlogsumexp"])
 # Backward stable: the result is exact for an input changed normwise by about sqrt(n) u (Higham 2002, chapters 8 to 10
 # and 19). `fft` is stable normwise too (section 24.1), with log2(n) in place of sqrt(n), which is smaller.
-BACKWARD_STABLE = frozenset(
-    [
-        "cholesky",
-        "triangular_solve",
-        "lu",
-        "qr",
-        "geqrf",
-        "householder_product",
-        "eigh",
-        "svd",
-        "eig",
-        "schur",
-        "tridiagonal_solve",
-        "hessenberg",
-        "tridiagonal",
-        "fft",
-    ]
+BACKWARD_STABLE = names(
+    "cholesky triangular_solve lu qr geqrf householder_product eigh svd eig schur tridiagonal_solve hessenberg "
+    "tridiagonal fft"
 )
 DECISIONS = frozenset(["lt", "le", "gt", "ge", "sign", "floor", "ceil", "round", "eq", "ne"])
 SELECTIONS = frozenset(["sort", "argmax", "argmin", "top_k"])  # their whole-number results tell what was picked
@@ -268,7 +137,7 @@ def _mean_square_of_partial_sums(name: str, bind: Any, params: dict[str, Any], o
     size = operands[0].shape[axes[0]]
     edges = [round(i * size / PARTIAL_SUMS) for i in range(PARTIAL_SUMS + 1)]
     running, squares = 0.0, 0.0
-    for start, stop in zip(edges, edges[1:]):
+    for start, stop in itertools.pairwise(edges):
         part = [lax.slice_in_dim(x, start, stop, axis=axis) for x, axis in zip(operands, axes)]
         running = running + bind(part)
         squares = squares + jnp.abs(running) ** 2

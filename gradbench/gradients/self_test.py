@@ -12,7 +12,7 @@ import numpy as np
 
 from gradbench.gradients import faults, formula, oracle, programs
 from gradbench.gradients.check import devices_for
-from gradbench.gradients.execution import Execution, Reference
+from gradbench.gradients.execution import MANY_REPEATS, Execution, Reference
 from gradbench.gradients.formats import DTYPES, format_of
 
 
@@ -129,7 +129,7 @@ def _program(loss: Callable) -> programs.Runner:
 
 
 def _execution_finding(name: str, execution: Execution, reference: Reference, runner: Callable) -> Finding:
-    row = execution.run(name, runner, reference, many=True)
+    row = execution.run(name, runner, reference, most=MANY_REPEATS)
     right = execution.run("right", _program(execution.problem.loss), reference)
     params, data = execution.place(reference.point)
     answers = []
