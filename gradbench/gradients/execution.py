@@ -12,7 +12,7 @@ import numpy as np
 from gradbench.gradients import oracle, programs
 from gradbench.gradients.band import Band, Spread, quantile
 from gradbench.gradients.formats import flushes_subnormals, format_of, input_class, precision_context, x64_context
-from gradbench.gradients.formula import leaf_names
+from gradbench.gradients.formula import UNIT, leaf_names
 from gradbench.gradients.judge import Judgement, judge
 from gradbench.problem import Problem
 
@@ -247,7 +247,15 @@ class Execution:
         spread = self.band(point, "forward").sample(point.params, point.data)
         wanted = [np.asarray(slopes)]
         along = Reference(point, wanted, spread, compare_centre(spread, wanted, self.dtype))
-        return self.run(programs.FORWARD, self._forward, along, names=["slopes"], repeats=repeats, most=repeats)
+        # <g*, v> inherits the float64 rounding of g*, at most sqrt(n) of its norm along +-1, and rounds itself.
+        share = UNIT / self.form.unit
+        slack = sum(
+            quantile(1) * share * np.sqrt(g.size) * norm + UNIT * np.sqrt(g.size) * float(np.sum(np.abs(g)))
+            for g, norm in zip(reference.expected[1:], reference.spread.norm[1:])
+        )
+        extra = [np.full(len(slopes), slack)]
+        options: dict[str, Any] = {"extra": extra, "repeats": repeats, "most": repeats}
+        return self.run(programs.FORWARD, self._forward, along, names=["slopes"], **options)
 
 
 def _tail(spread: Spread) -> Spread:

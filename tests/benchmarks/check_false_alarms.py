@@ -35,7 +35,6 @@ PROBLEMS = (
     "logistic_regression[examples=200,features=10]",
     "mlp[hidden=16]",
     "mlp[hidden=16,activation=relu]",
-    "mlp[hidden=16,activation=gelu]",
 )
 
 
