@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from gradbench.problem import load_problem as load_problem
     from gradbench.record import Run as Run
     from gradbench.record import load_run as load_run
-    from gradbench.sweep import resume as resume
-    from gradbench.sweep import run_plan as run_plan
-    from gradbench.sweep import sweep as sweep
+    from gradbench.runner import resume as resume
+    from gradbench.runner import run_plan as run_plan
+    from gradbench.runner import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -31,9 +31,9 @@ _PUBLIC = {
     "load_optimizer": "optimizer",
     "load_problem": "problem",
     "load_run": "record",
-    "resume": "sweep",
-    "run_plan": "sweep",
-    "sweep": "sweep",
+    "resume": "runner",
+    "run_plan": "runner",
+    "sweep": "runner",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -98,7 +98,9 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     near = max(near, min(CHUNK_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near
     lanes = int(max(1, min(needed, near, fits, 65536)))
 
-    stride = 1 if plan.batch_size is None else min(problem.examples // plan.batch_size, plan.steps)
+    stride = 1
+    if plan.batch_size is not None and problem.examples is not None:
+        stride = min(problem.examples // plan.batch_size, plan.steps)
     total_rows = math.ceil(plan.steps / stride) + 1
     rows = CHUNK_SECONDS / (stride * (machine.step_s + lanes * seconds))
     rows = max(1.0, min(rows, total_rows, ROW_BYTES / (16 * lanes * count)))
@@ -106,7 +108,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     return Block(count, lanes, math.ceil(total_rows / chunks), stride)
 
 
-def solo_block(block: Block, trials_seconds: float | None = None) -> Block:
+def solo_block(block: Block) -> Block:
     """One trial alone on one device, in chunks of the same steps."""
     return Block(1, 1, block.rows, block.stride)
 

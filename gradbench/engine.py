@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradbench import events as ev
@@ -24,12 +25,15 @@ CHECKPOINT_SECONDS = 5.0
 
 @dataclass
 class Progress:
-    """Where a pair's sweep stands: trials done, running in slots, and in all; trial-steps computed so far."""
+    """Where a pair's sweep stands: trials done, running in slots, and in all; trial-steps computed, and left to
+    compute at most (retired trials leave theirs undone); seconds since this process took it up."""
 
     done: int
     running: int
     trials: int
     trial_steps: int
+    steps_left: int
+    total_steps: int
     seconds: float
 
 
@@ -99,11 +103,17 @@ class PairSweep:
             if now - saved > CHECKPOINT_SECONDS:
                 self._checkpoint()
                 saved = time.perf_counter()
-            running = int((self.slot_trial >= 0).sum())
-            done = self.next_trial - running
-            on_chunk(Progress(done, running, self.trials, self.trial_steps, now - started))
+            on_chunk(self._progress(now - started))
         self._flush()
         return True
+
+    def _progress(self, seconds: float) -> Progress:
+        running = self.slot_trial >= 0
+        waiting = self.trials - self.next_trial
+        left = int((self.plan.steps - self.first[running]).clip(0).sum()) + waiting * self.plan.steps
+        done = self.next_trial - int(running.sum())
+        total = self.trials * self.plan.steps
+        return Progress(done, int(running.sum()), self.trials, self.trial_steps, left, total, seconds)
 
     def _fill(self) -> bool:
         """Give free slots to waiting trials; whether anything is left to run."""
@@ -158,9 +168,7 @@ class PairSweep:
         trial = self.slot_trial[done]
         # A trial that stopped early ends its curve where it stopped.
         early = ~np.isin(events.steps_run, self.kept_steps)
-        self._add_points(
-            trial[early], events.steps_run[early], events.final_loss[early], events.final_grad_norm[early]
-        )
+        self._add_points(trial[early], events.steps_run[early], events.final_loss[early], events.final_grad_norm[early])
         minimum = np.full(len(trial), self.facts.minimum)
         self.new_trials.append(
             {
@@ -224,5 +232,5 @@ def _pack(leaf: jax.Array) -> np.ndarray:
 
 def _unpack(array: np.ndarray, like: jax.Array) -> Any:
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     return array.view(like.dtype) if array.dtype != like.dtype else array

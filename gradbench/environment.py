@@ -20,7 +20,7 @@ PACKAGES = ("jax", "jaxlib", "optax", "numpy", "pyarrow", "scikit-learn")
 
 def environment(devices: Sequence[jax.Device], precision: str) -> dict[str, Any]:
     """Everything about this process and machine that a result may depend on."""
-    versions = {"gradbench": gradbench.__version__, "python": platform.python_version()}
+    versions: dict[str, str | None] = {"gradbench": gradbench.__version__, "python": platform.python_version()}
     versions |= {package: _version(package) for package in PACKAGES}
     flags = {key: os.environ[key] for key in sorted(os.environ) if key == "XLA_FLAGS" or key.startswith("JAX_")}
     return {

@@ -6,7 +6,7 @@ One small program over a chunk's rows, compiled once a block shape and shared by
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,20 +32,21 @@ class Facts(NamedTuple):
 
 
 class Events(NamedTuple):
-    """Per slot, arrays (S,). Steps are int32, -1 for never; losses float32, or float64 in a float64 run."""
+    """Per slot, arrays (S,), of jax on the devices and of numpy on the host. Steps are int32, -1 for never; losses are
+    float32, or float64 in a float64 run."""
 
-    initial_loss: jax.Array
-    final_loss: jax.Array
-    final_grad_norm: jax.Array
-    best_loss: jax.Array
-    best_step: jax.Array
-    steps_run: jax.Array
-    diverged_at: jax.Array
-    hits: jax.Array  # (S, 7): the six targets, then the plan's
-    tail_start: jax.Array  # the best loss when the last quarter began
-    tail_rows: jax.Array  # rows in the last quarter
-    tail_turned: jax.Array  # how many of them had gone past the lowest point of their step's line
-    finished: jax.Array  # nothing more is to be seen of this trial
+    initial_loss: Any
+    final_loss: Any
+    final_grad_norm: Any
+    best_loss: Any
+    best_step: Any
+    steps_run: Any
+    diverged_at: Any
+    hits: Any  # (S, 7): the six targets, then the plan's
+    tail_start: Any  # the best loss when the last quarter began
+    tail_rows: Any  # rows in the last quarter
+    tail_turned: Any  # how many of them had gone past the lowest point of their step's line
+    finished: Any  # nothing more is to be seen of this trial
 
 
 def blank(slots: int, dtype: np.dtype) -> Events:

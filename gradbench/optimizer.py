@@ -47,18 +47,14 @@ class Optimizer:
     build: Callable[[Any, int], optax.GradientTransformationExtraArgs]
 
 
-def optimizer_names() -> list[str]:
-    """Every name that a spec may use, sorted: those of optax and optax.contrib that take a learning rate, and ours."""
-    return sorted({*_optax_functions(), *ALIASES} - set(REFUSED))
-
-
-def _optax_functions() -> dict[str, Callable[..., Any]]:
+def optimizer_functions() -> dict[str, Callable[..., Any]]:
+    """Every function a name may stand for: those of optax and optax.contrib that take a learning rate, and ours."""
     found = {}
     for module in (optax.contrib, optax):  # optax wins where both have a name
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if not name.startswith("_") and "learning_rate" in inspect.signature(function).parameters:
                 found[name] = function
-    return found
+    return {name: function for name, function in sorted((found | ALIASES).items()) if name not in REFUSED}
 
 
 def load_optimizer(text: str) -> Optimizer:
@@ -78,7 +74,9 @@ def load_optimizer(text: str) -> Optimizer:
     ]
     if missing:
         needs = ", ".join(f"{name}=" for name in missing)
-        raise OptimizerError(f"{spec.text!r}: {spec.target} has no default for {needs}; write {spec.target}[{needs}...]")
+        raise OptimizerError(
+            f"{spec.text!r}: {spec.target} has no default for {needs}; write {spec.target}[{needs}...]"
+        )
     _check_schedule(spec.text, shape)
 
     def build(learning_rate: Any, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -107,11 +105,10 @@ def _find(spec: Spec) -> Callable[..., Any]:
         return function
     if spec.target in REFUSED:
         raise OptimizerError(f"{spec.text!r}: cannot be swept: {REFUSED[spec.target]}")
-    functions = _optax_functions() | ALIASES
+    functions = optimizer_functions()
     if spec.target not in functions:
-        known = optimizer_names()
         raise OptimizerError(
-            f"no optimizer {spec.target!r}{nearest(spec.target, known)} "
+            f"no optimizer {spec.target!r}{nearest(spec.target, functions)} "
             "(any of optax and optax.contrib, see gradbench list; or ./mine.py:make)"
         )
     return functions[spec.target]

@@ -122,7 +122,8 @@ class SweepPlan:
             if key not in known:
                 raise PlanError(f"{where}: no setting {key!r}{nearest(key, known)} (settings: {', '.join(known)})")
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(**settings)
         except PlanError as error:
             raise PlanError(f"{where}: {error}") from error
         except TypeError as error:

@@ -170,12 +170,12 @@ class Program:
 
         def advance(state: State, rates: jax.Array, seeds: jax.Array, first: jax.Array, data: Data):
             if plan.batch_size is None:
-                one = jax.vmap(trial.step, in_axes=(0, 0, None))
-                return jax.lax.scan(lambda s, _: one(s, rates, data), state, length=block.rows)
+                step = jax.vmap(trial.step, in_axes=(0, 0, None))
+                return jax.lax.scan(lambda s, _: step(s, rates, data), state, length=block.rows)
             keys = jax.vmap(order_key)(seeds)
-            one = jax.vmap(partial(trial.segment, stride=block.stride), in_axes=(0, 0, None, 0, 0))
+            segment = jax.vmap(partial(trial.segment, stride=block.stride), in_axes=(0, 0, None, 0, 0))
             offsets = block.stride * jnp.arange(block.rows, dtype=jnp.int32)
-            return jax.lax.scan(lambda s, offset: one(s, rates, data, keys, first + offset), state, offsets)
+            return jax.lax.scan(lambda s, offset: segment(s, rates, data, keys, first + offset), state, offsets)
 
         per_trial = (P(TRIALS),) * 4
         spread = jax.shard_map(

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ SCHEMAS = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS}
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[Path]:
+def _writing(path: Path) -> Generator[Path]:
     """A temporary name beside `path` that becomes `path`, on disk, if nothing goes wrong, and is removed otherwise."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -104,7 +104,7 @@ class PairStore:
 
     def checkpoint(self, arrays: dict[str, np.ndarray]) -> None:
         with _writing(self.folder / "checkpoint.npz") as temporary, temporary.open("wb") as file:
-            np.savez(file, parts=np.int64(self.parts), **arrays)
+            np.savez(file, allow_pickle=False, parts=np.int64(self.parts), **arrays)
             file.flush()
 
     def restore(self) -> dict[str, np.ndarray] | None:
@@ -130,6 +130,10 @@ class PairStore:
     @property
     def timed(self) -> bool:
         return (self.folder / "timings.parquet").is_file()
+
+    def read(self, name: str) -> pa.Table:
+        """One of the tables, as far as it is written."""
+        return _concatenated(sorted(self.folder.glob(f"{name}*.parquet")), name)
 
     def finish(self) -> None:
         write_json({"parts": self.parts}, self.folder / "complete.json")
@@ -177,7 +181,12 @@ class RunWriter:
         path = Path(out).expanduser() / name
         try:
             path.mkdir(parents=True)
-            info = {"schema_version": SCHEMA_VERSION, "id": name, "state": "running", "started": utc_now()}
+            info: dict[str, Any] = {
+                "schema_version": SCHEMA_VERSION,
+                "id": name,
+                "state": "running",
+                "started": utc_now(),
+            }
             info |= {"ended": None, "plan": plan.to_dict(), "environment": environment, "blocks": {}}
             writer = cls(path, info)
         except OSError as error:
@@ -210,7 +219,11 @@ class RunWriter:
 
 
 def _joined_parts(path: Path, name: str) -> pa.Table:
-    tables = [read_table(part, name) for part in sorted(path.glob(f"parts/*/{name}*.parquet"))]
+    return _concatenated(sorted(path.glob(f"parts/*/{name}*.parquet")), name)
+
+
+def _concatenated(parts: list[Path], name: str) -> pa.Table:
+    tables = [read_table(part, name) for part in parts]
     table = pa.concat_tables(tables) if tables else SCHEMAS[name].empty_table()
     order = {"trials": ["trial"], "curves": ["trial", "step"], "timings": []}[name]
     return table.sort_by([(column, "ascending") for column in order]) if order else table

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
 
 from gradbench.cost import choose_block, solo_block
 from gradbench.devices import find_devices
@@ -24,6 +25,15 @@ from gradbench.record import Run, RunWriter, find_run, load_run
 from gradbench.timing import time_evaluations, time_program
 
 
+@dataclasses.dataclass(frozen=True)
+class PairTables:
+    """A finished pair's rows, and run.json's facts about the problems."""
+
+    trials: pa.Table
+    timings: pa.Table
+    facts: dict[str, Any]
+
+
 class Watcher:
     """What a caller may do while a plan runs; this one does nothing. The command line draws a progress bar."""
 
@@ -33,7 +43,7 @@ class Watcher:
 
     def chunk(self, progress: Progress) -> None: ...
 
-    def pair_done(self, number: int, problem: str, optimizer: str) -> None: ...
+    def pair_done(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None: ...
 
     def should_stop(self) -> bool:
         return False
@@ -71,6 +81,7 @@ def run_plan(
     trials, devices = _prepare(plan, objects or {})
     writer = RunWriter.create(out, plan, environment(devices, plan.precision))
     writer.info["curve_points"] = curve_points(plan)
+    writer.info["problems"] = {trial.problem.name: _facts(trial.problem) for trial in trials}
     writer.save_info()
     return _run(plan, writer, trials, devices, watcher or Watcher())
 
@@ -117,6 +128,15 @@ def _prepare(plan: SweepPlan, objects: dict[str, Problem]) -> tuple[list[Trial],
     return trials, devices
 
 
+def _facts(problem: Problem) -> dict[str, Any]:
+    """What run.json keeps of a problem, so that its record can be read without its file."""
+    params = jax.eval_shape(lambda: problem.init(jax.random.key(0)))
+    return {
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        **{name: getattr(problem, name) for name in ("examples", "minimum", "target", "curvature")},
+    }
+
+
 def _run(plan: SweepPlan, writer: RunWriter, trials: list[Trial], devices: list[jax.Device], watcher: Watcher) -> Run:
     watcher.started(writer.path)
     timed: set[str] = set()
@@ -125,6 +145,9 @@ def _run(plan: SweepPlan, writer: RunWriter, trials: list[Trial], devices: list[
         if store.complete:
             timed.add(problem)
             continue
+        if watcher.should_stop():
+            writer.interrupt()
+            return load_run(writer.path)
         watcher.pair_started(number, problem, optimizer)
         try:
             program = Program(trial, _block(writer, trial, devices), devices)
@@ -139,7 +162,8 @@ def _run(plan: SweepPlan, writer: RunWriter, trials: list[Trial], devices: list[
         if not finished:
             writer.interrupt()
             return load_run(writer.path)
-        watcher.pair_done(number, problem, optimizer)
+        tables = PairTables(store.read("trials"), store.read("timings"), writer.info["problems"])
+        watcher.pair_done(number, problem, optimizer, tables)
     writer.finish()
     return load_run(writer.path)
 
@@ -154,9 +178,7 @@ def _block(writer: RunWriter, trial: Trial, devices: list[jax.Device]) -> Block:
     return Block(**blocks[name])
 
 
-def _run_pair(
-    plan: SweepPlan, number: int, program: Program, store: Any, watcher: Watcher, time_problem: bool
-) -> bool:
+def _run_pair(plan: SweepPlan, number: int, program: Program, store: Any, watcher: Watcher, time_problem: bool) -> bool:
     """Compile and time one pair, then sweep it. A function of (plan, pair): other pairs do not enter it."""
     trial, block = program.trial, program.block
     rates = np.resize(np.repeat(plan.rates, plan.seeds), block.slots)

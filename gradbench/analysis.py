@@ -1,0 +1,214 @@
+"""From a record to answers: learning rates side by side, the best one, the safe range, the edge of divergence."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gradbench.errors import GradbenchError, OptimizerError
+from gradbench.record import Run
+from gradbench.spec import parse_spec
+
+SAFE_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class RateSummary:
+    """One learning rate over its seeds. Gaps are relative to the first gap; where the minimum is unknown it counts
+    as 0, so the gap is the final loss over the first. A diverged trial's gap is infinite."""
+
+    learning_rate: float
+    seeds: int
+    verdicts: dict[str, int]  # most frequent first
+    gap_median: float
+    gap_low: float
+    gap_high: float
+    steps_to_target: float | None  # median over seeds; None where half of them or more never reach it
+    steps_worst: float  # of the slowest seed; infinite where one never reaches it
+    time_to_target_s: float | None  # median steps times the solo step time
+
+    @property
+    def verdict(self) -> str:
+        """In one word where the seeds agree, else with counts."""
+        if len(self.verdicts) == 1:
+            return next(iter(self.verdicts))
+        return ", ".join(f"{count} {word}" for word, count in self.verdicts.items())
+
+
+@dataclass(frozen=True)
+class PairSummary:
+    """One (problem, optimizer) pair of a record.
+
+    best: of the learning rates whose seeds all reach the target, the one with the fewest median steps; failing that,
+        of those where most do; failing that, the lowest median final gap without divergence; None if all diverge.
+    safe: the unbroken stretch of the grid around the best where every seed is within `factor` of the best's median:
+        of its steps to the target, or of its final gap where the best does not reach the target.
+    edge: (largest learning rate below, smallest at) which more than half of the seeds diverge; None on a side the
+        grid does not have.
+    stable_limit: above it theory says a quadratic of the problem's L diverges; None where L or the theory is unknown.
+    """
+
+    problem: str
+    optimizer: str
+    rates: list[RateSummary]
+    best: RateSummary | None
+    safe: tuple[float, float] | None
+    edge: tuple[float | None, float | None]
+    stable_limit: float | None
+    diverged_share: float
+    solo_step_s: float | None
+    trial_steps_per_s: float | None
+
+    @property
+    def safe_decades(self) -> float | None:
+        """Width of the safe range; 0 where only the best itself is safe."""
+        return None if self.safe is None else math.log10(self.safe[1] / self.safe[0])
+
+
+def summarise(run: Run, factor: float = SAFE_FACTOR) -> list[PairSummary]:
+    """Summaries of every pair of a record that has trials, in the plan's order."""
+    facts = run.info.get("problems", {})
+    return list(summarise_tables(run.plan.pairs, run.trials, run.timings, facts, factor))
+
+
+def summarise_tables(
+    pairs: Sequence[tuple[str, str]],
+    trials: pa.Table,
+    timings: pa.Table,
+    facts: dict[str, dict[str, Any]],
+    factor: float = SAFE_FACTOR,
+) -> Iterator[PairSummary]:
+    """The same from tables; `facts` holds each problem's curvature, by name."""
+    if not 1 <= factor < math.inf:
+        raise GradbenchError(f"factor: need a number of at least 1, got {factor}")
+    times = {(row["problem"], row["optimizer"], row["mode"]): row for row in timings.to_pylist()}
+    for problem, optimizer in pairs:
+        rows = trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
+        if rows.num_rows == 0:
+            continue
+        solo, batched = (times.get((problem, optimizer, mode)) for mode in ("solo", "batched"))
+        solo_step_s = solo["step_s_median"] if solo else None
+        rates = _rates(rows, solo_step_s)
+        best = _best(rates)
+        curvature = facts.get(problem, {}).get("curvature")
+        yield PairSummary(
+            problem,
+            optimizer,
+            rates,
+            best,
+            _safe(rates, best, factor),
+            _edge(rates),
+            stable_limit(optimizer, curvature[1]) if curvature else None,
+            diverged_share=float(np.mean(np.asarray(rows["verdict"]) == "diverged")),
+            solo_step_s=solo_step_s,
+            trial_steps_per_s=batched["trials"] / batched["step_s_median"] if batched else None,
+        )
+
+
+def relative_gaps(trials: pa.Table) -> np.ndarray:
+    """Each trial's final gap over its first: float64, infinite where it diverged."""
+    columns = ("initial_loss", "final_loss", "minimum")
+    initial, final, minimum = (trials[name].to_numpy(zero_copy_only=False) for name in columns)
+    minimum = np.where(np.isnan(minimum.astype(float)), 0.0, minimum.astype(float))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        gaps = np.maximum(final - minimum, 0.0) / (initial - minimum)
+    diverged = np.asarray(trials["verdict"]) == "diverged"
+    return np.where(diverged | np.isnan(gaps), np.inf, gaps)
+
+
+def _rates(trials: pa.Table, solo_step_s: float | None) -> list[RateSummary]:
+    """One summary a learning rate, ascending."""
+    learning_rate = trials["learning_rate"].to_numpy()
+    order = np.argsort(learning_rate, kind="stable")
+    gaps = relative_gaps(trials)[order]
+    steps = trials["steps_to_target"].to_numpy(zero_copy_only=False).astype(float)[order]
+    steps = np.where(np.isnan(steps), np.inf, steps)
+    verdicts = np.asarray(trials["verdict"])[order]
+    values, starts = np.unique(learning_rate[order], return_index=True)
+    summaries = []
+    for value, start, end in zip(values, starts, [*starts[1:], len(order)]):
+        middle = _median(steps[start:end])
+        summaries.append(
+            RateSummary(
+                float(value),
+                int(end - start),
+                dict(collections.Counter(verdicts[start:end].tolist()).most_common()),
+                _median(gaps[start:end]),
+                float(gaps[start:end].min()),
+                float(gaps[start:end].max()),
+                middle if math.isfinite(middle) else None,
+                float(steps[start:end].max()),
+                middle * solo_step_s if math.isfinite(middle) and solo_step_s else None,
+            )
+        )
+    return summaries
+
+
+def _median(values: np.ndarray) -> float:
+    """The median, where the middle of two counts as the upper one if that is infinite."""
+    low, high = np.sort(values)[[(len(values) - 1) // 2, len(values) // 2]]
+    return float(high if math.isinf(high) else (low + high) / 2)
+
+
+def _best(rates: list[RateSummary]) -> RateSummary | None:
+    for candidates in (
+        [rate for rate in rates if math.isfinite(rate.steps_worst)],
+        [rate for rate in rates if rate.steps_to_target is not None],
+    ):
+        if candidates:
+            return min(candidates, key=lambda rate: (rate.steps_to_target, rate.gap_median))
+    finite = [rate for rate in rates if math.isfinite(rate.gap_high)]
+    return min(finite, key=lambda rate: rate.gap_median) if finite else None
+
+
+def _safe(rates: list[RateSummary], best: RateSummary | None, factor: float) -> tuple[float, float] | None:
+    if best is None:
+        return None
+
+    def is_safe(rate: RateSummary) -> bool:
+        if best.steps_to_target is not None:
+            return rate.steps_worst <= factor * best.steps_to_target
+        return rate.gap_high <= factor * best.gap_median
+
+    low = high = rates.index(best)
+    while low > 0 and is_safe(rates[low - 1]):
+        low -= 1
+    while high + 1 < len(rates) and is_safe(rates[high + 1]):
+        high += 1
+    return rates[low].learning_rate, rates[high].learning_rate
+
+
+def _edge(rates: list[RateSummary]) -> tuple[float | None, float | None]:
+    below = None
+    for rate in rates:
+        if rate.verdicts.get("diverged", 0) * 2 > rate.seeds:
+            return below, rate.learning_rate
+        below = rate.learning_rate
+    return below, None
+
+
+def stable_limit(optimizer: str, largest_curvature: float) -> float | None:
+    """The learning rate above which an optimizer diverges on a quadratic whose largest curvature is L.
+
+    Gradient descent: 2/L. Heavy ball: 2(1 + beta)/L. Nesterov: 2(1 + beta)/((1 + 2 beta) L). All from the roots of
+    the recurrence of one eigendirection (Polyak, Introduction to Optimization, 1987, 3.2.1; Lessard, Recht and
+    Packard, SIAM J. Optim. 26, 2016). None for other optimizers, and where a schedule changes the learning rate.
+    """
+    try:
+        spec = parse_spec(optimizer, OptimizerError)
+    except OptimizerError:
+        return None
+    settings = {"sgd": {}, "momentum": {"momentum": 0.9}, "nesterov": {"momentum": 0.9, "nesterov": True}}
+    if spec.target not in settings or "schedule" in spec.settings or "warmup" in spec.settings:
+        return None
+    chosen = settings[spec.target] | dict(spec.settings)
+    beta = chosen.get("momentum") or 0.0
+    limit = 2 * (1 + beta) / largest_curvature
+    return limit / (1 + 2 * beta) if chosen.get("nesterov") else limit

@@ -1,0 +1,149 @@
+"""The answers of a record as text: the table that closes a run, and compare's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gradbench.analysis import PairSummary, RateSummary, summarise
+from gradbench.errors import PlanError, nearest
+from gradbench.record import Run
+from gradbench.tables import Column, check_format, number, percent, render, seconds, to_json
+
+SUMMARY = (
+    Column("problem", "problem", str),
+    Column("optimizer", "optimizer", str),
+    Column("best_learning_rate", "best lr"),
+    Column("verdict", "verdict", str),
+    Column("steps_to_target", "steps to target"),
+    Column("time_to_target_s", "time to target", seconds),
+    Column("final_gap", "final gap"),
+    Column("safe_range", "safe range", str),
+    Column("safe_decades", "decades"),
+    Column("edge", "diverges", str),
+    Column("stable_limit", "stable limit"),
+    Column("diverged_share", "diverged", percent),
+    Column("trial_steps_per_s", "trial-steps/s"),
+)
+RATES = (
+    Column("learning_rate", "learning rate"),
+    Column("verdict", "verdict", str),
+    Column("gap_median", "final gap"),
+    Column("gap_low", "lowest"),
+    Column("gap_high", "highest"),
+    Column("steps_to_target", "steps to target"),
+    Column("time_to_target_s", "time to target", seconds),
+    Column("mark", "", str),
+)
+
+
+def summary_row(pair: PairSummary) -> dict[str, Any]:
+    """One flat row a pair; the human columns safe_range and edge are put into words here."""
+    best, low, high = pair.best, *pair.edge
+    between = f"{number(low)} … {number(high)}" if low and high else f"from {number(high)}" if high else "not on grid"
+    return {
+        "problem": pair.problem,
+        "optimizer": pair.optimizer,
+        "best_learning_rate": best and best.learning_rate,
+        "verdict": best.verdict if best else "diverged",
+        "steps_to_target": best and best.steps_to_target,
+        "time_to_target_s": best and best.time_to_target_s,
+        "final_gap": best and best.gap_median,
+        "safe_range": f"{number(pair.safe[0])} … {number(pair.safe[1])}" if pair.safe else "–",
+        "safe_low": pair.safe and pair.safe[0],
+        "safe_high": pair.safe and pair.safe[1],
+        "safe_decades": pair.safe_decades,
+        "edge": between,
+        "edge_below": low,
+        "edge_above": high,
+        "stable_limit": pair.stable_limit,
+        "diverged_share": pair.diverged_share,
+        "solo_step_s": pair.solo_step_s,
+        "trial_steps_per_s": pair.trial_steps_per_s,
+    }
+
+
+def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
+    marks = []
+    if pair.best is rate:
+        marks.append("best")
+    elif pair.safe and pair.safe[0] <= rate.learning_rate <= pair.safe[1]:
+        marks.append("safe")
+    if pair.stable_limit and rate.learning_rate > pair.stable_limit:
+        marks.append("above the stable limit")
+    return {
+        "problem": pair.problem,
+        "optimizer": pair.optimizer,
+        "learning_rate": rate.learning_rate,
+        "verdict": rate.verdict,
+        "seeds": rate.seeds,
+        "gap_median": rate.gap_median,
+        "gap_low": rate.gap_low,
+        "gap_high": rate.gap_high,
+        "steps_to_target": rate.steps_to_target,
+        "time_to_target_s": rate.time_to_target_s,
+        "mark": ", ".join(marks),
+    }
+
+
+def run_table(run: Run, output_format: str) -> str:
+    """The table at the end of a run: a line a pair."""
+    rows = [summary_row(pair) for pair in summarise(run)]
+    if not rows:
+        return "no trial has finished yet"
+    narrow = [c for c in SUMMARY if c.key not in ("safe_decades", "edge", "stable_limit")]
+    return render(rows, narrow, output_format)
+
+
+def pair_sentence(pair: PairSummary) -> str:
+    """What is to be said of a pair as soon as it is done."""
+    name = f"{pair.problem} × {pair.optimizer}: "
+    if pair.best is None:
+        return f"{name}every learning rate diverges"
+    if pair.best.steps_to_target is None:
+        reached = f"ends at {number(pair.best.gap_median)} of the first gap ({pair.best.verdict})"
+    else:
+        reached = f"reaches the target in {number(pair.best.steps_to_target)} steps"
+        if pair.best.time_to_target_s is not None:
+            reached += f", {seconds(pair.best.time_to_target_s)}"
+    text = f"{name}best at learning rate {number(pair.best.learning_rate)}, where it {reached}"
+    return f"{text}; {percent(pair.diverged_share)} diverge" if pair.diverged_share else text
+
+
+def compare_text(
+    run: Run,
+    output_format: str,
+    factor: float,
+    problems: Sequence[str] = (),
+    optimizers: Sequence[str] = (),
+    summary_only: bool = False,
+) -> str:
+    """Every pair's learning rates side by side, then a line a pair. json has both; csv the learning rates, or with
+    `summary_only` the pairs."""
+    check_format(output_format)
+    for given, known, what in (
+        (problems, run.plan.problems, "problem"),
+        (optimizers, run.plan.optimizers, "optimizer"),
+    ):
+        for name in given:
+            if name not in known:
+                raise PlanError(f"no {what} {name!r} in this record{nearest(name, known)} ({', '.join(known)})")
+    pairs = [
+        pair
+        for pair in summarise(run, factor)
+        if (not problems or pair.problem in problems) and (not optimizers or pair.optimizer in optimizers)
+    ]
+    summaries = [summary_row(pair) for pair in pairs]
+    rates = [[rate_row(rate, pair) for rate in pair.rates] for pair in pairs]
+    if output_format == "json":
+        merged = [s if summary_only else s | {"rates": r} for s, r in zip(summaries, rates)]
+        return to_json({"record": run.id, "state": run.info["state"], "factor": factor, "pairs": merged})
+    if output_format == "csv":
+        return render(summaries if summary_only else [row for rows in rates for row in rows], (), "csv")
+    blocks = []
+    if not summary_only:
+        for pair, rows in zip(pairs, rates):
+            blocks.append(render(rows, RATES, output_format, f"{pair.problem} × {pair.optimizer}"))
+    title = f"{run.id} ({run.info['state']}): safe is every seed within {factor:g}× of the best"
+    blocks.append(render(summaries, SUMMARY, output_format, title))
+    return "\n\n".join(blocks)

@@ -1,0 +1,240 @@
+"""The command line: one function a verb. Each parses, calls the library and prints; JAX loads only where needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from gradbench import __version__
+from gradbench.errors import GradbenchError, PlanError, one_line
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+app = App(
+    name="gradbench",
+    help="How optimizers converge over learning rates and seeds, what it costs, and whether gradients are right.",
+    version=__version__,
+    help_format="plaintext",
+)
+Format = Annotated[str, Parameter(name=["--format", "-f"])]
+
+
+def note(text: str) -> None:
+    """Progress and notes go to stderr; stdout is for data."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@app.command
+def run(
+    *problems: str,
+    optimizer: Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"], negative="")] = (),
+    lr: str | None = None,
+    seeds: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    dtype: str | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    target: float | None = None,
+    stop_at_target: Annotated[bool | None, Parameter(negative="")] = None,
+    record_points: int | None = None,
+    retire: Annotated[bool | None, Parameter(name="--retire", negative="--no-retire")] = None,
+    config: Path | None = None,
+    resume: str | None = None,
+    out: Path = Path("results"),
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+    format: Format = "table",
+) -> int:
+    """Sweep learning rates and seeds, and record convergence and timing.
+
+    With no problem: quadratic_bowl, linear_regression, logistic_regression and mlp, with sgd, momentum and adam.
+
+    Parameters
+    ----------
+    problems
+        Names with settings, such as "mlp[hidden=64]", or files, such as ./mine.py; see gradbench list.
+    optimizer
+        An optimizer of optax or optax.contrib, such as "adam[b1=0.8]", or ./mine.py:make; repeat for more.
+    lr
+        Learning rates: low:high:count, log-spaced, or values with commas. [default: 1e-4:10:25]
+    seeds
+        Trials of each learning rate, from seeds 0, 1, ... [default: 3]
+    steps
+        Updates of a trial. [default: 400]
+    batch_size
+        Rows of a minibatch; all the data if not given.
+    dtype
+        float32, float64, bfloat16 or float16. [default: float32]
+    precision
+        Of matrix products: highest, tf32 or default (the device's). [default: highest]
+    device
+        cpu, gpu or tpu; JAX's choice if not given.
+    target
+        The loss gap, relative to the first, that counts as converged. [default: 1e-4]
+    stop_at_target
+        A trial is finished when it reaches the target.
+    record_points
+        Points of a trial's curve at most. [default: 200]
+    retire
+        Finished trials make room for waiting ones. [default: yes]
+    config
+        A TOML file with these settings, by the names that run.json uses; options given here win.
+    resume
+        Go on with an interrupted run: its folder, its id, or latest.
+    out
+        Where records are kept.
+    quiet
+        No progress and no notes.
+    format
+        Of the closing table: table, json, csv or markdown.
+    """
+    from gradbench.plan import SweepPlan, parse_rates, read_config
+    from gradbench.tables import check_format
+
+    check_format(format)
+    options = {
+        "problems": problems or None,
+        "optimizers": optimizer or None,
+        "learning_rates": None if lr is None else parse_rates(lr),
+        "seeds": seeds,
+        "steps": steps,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "precision": precision,
+        "device": device,
+        "target": target,
+        "stop_at_target": stop_at_target,
+        "record_points": record_points,
+        "retire": retire,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    if resume is not None and (given or config):
+        raise PlanError("--resume goes on with a run's own plan; give no problem or option beside it")
+    from gradbench.progress import watching
+
+    with watching(quiet, resume_with=f"gradbench run --resume {{path}}{_out_option(out)}") as watcher:
+        if resume is not None:
+            from gradbench.runner import resume as go_on
+
+            record = go_on(resume, results=out, watcher=watcher)
+        else:
+            settings = read_config(config) if config else {}
+            plan = SweepPlan.from_dict(settings | given, where=str(config) if config and not given else "run")
+            from gradbench.runner import run_plan
+
+            record = run_plan(plan, out=out, watcher=watcher)
+    from gradbench.answers import run_table
+
+    print(run_table(record, format))
+    if record.info["state"] != "complete":
+        return INTERRUPTED
+    if not quiet:
+        note(f"record: {record.path}")
+    return 0
+
+
+def _out_option(out: Path) -> str:
+    return "" if out == Path("results") else f" --out {out}"
+
+
+@app.command
+def compare(
+    record: str = "latest",
+    *,
+    problem: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    optimizer: Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"], negative="")] = (),
+    factor: float = 2.0,
+    summary: Annotated[bool, Parameter(negative="")] = False,
+    results: Path = Path("results"),
+    format: Format = "table",
+) -> int:
+    """Learning rates side by side: verdicts, final gaps, steps and time to target, the best, the safe range.
+
+    Parameters
+    ----------
+    record
+        A record's folder, its id, or latest.
+    problem
+        Only these problems; repeat for more.
+    optimizer
+        Only these optimizers; repeat for more.
+    factor
+        A learning rate is safe if every seed is within this factor of the best.
+    summary
+        One line a pair, not every learning rate.
+    results
+        Where records are kept.
+    format
+        table, json, csv or markdown.
+    """
+    from gradbench.answers import compare_text
+    from gradbench.record import load_run
+
+    print(compare_text(load_run(record, results), format, factor, problem, optimizer, summary))
+    return 0
+
+
+@app.command(name="list")
+def list_(*, format: Format = "table") -> int:
+    """Problems with their settings, optimizers, and devices.
+
+    Parameters
+    ----------
+    format
+        table, json, csv or markdown.
+    """
+    from gradbench.inventory import list_text
+
+    print(list_text(format))
+    return 0
+
+
+@app.command
+def doctor(*, format: Format = "table") -> int:
+    """Versions, devices, the precision in force, and canaries for known compiler faults; exit 1 if one fails.
+
+    Parameters
+    ----------
+    format
+        table, json, csv or markdown.
+    """
+    from gradbench.doctor import examine
+
+    text, healthy = examine(format)
+    print(text)
+    return 0 if healthy else 1
+
+
+def main() -> None:
+    """The `gradbench` command: every failure is one line on stderr and an exit code of the contract."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run one command line; its exit code."""
+    try:
+        result: Any = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except GradbenchError as error:
+        note(f"gradbench: {error}")
+        return error.exit_code
+    except CycloptsError as error:
+        note(f"gradbench: {' '.join(str(error).split())} (see gradbench --help)")
+        return 2
+    except BrokenPipeError:  # the reader, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        note("gradbench: interrupted")
+        return INTERRUPTED
+    except MemoryError as error:
+        note(f"gradbench: out of memory: {one_line(error)}")
+        return 3
+
+
+if __name__ == "__main__":
+    main()
