@@ -145,7 +145,9 @@ def profile_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Performance profiles over the problems that all solvers have, in steps to the plan's target at each one's best
     learning rate: rows of solver, ratio, share. None where nobody reaches a target."""
     solvers = _solvers(runs)
-    shared = set.intersection(*({pair.problem for _, pair in found} for found in solvers.values())) if solvers else set()
+    shared = (
+        set.intersection(*({pair.problem for _, pair in found} for found in solvers.values())) if solvers else set()
+    )
     costs = {
         name: [
             math.inf if pair.best is None or pair.best.steps_to_target is None else max(pair.best.steps_to_target, 1.0)

@@ -15,8 +15,9 @@ import vl_convert
 from gradbench.errors import GradbenchError, nearest
 from gradbench.record import Run
 from gradbench.report import charts
-from gradbench.report.data import answers, page_data, target_words
+from gradbench.report.data import answers, labels, page_data, target_words
 from gradbench.report.figures import FORMATS, figure_specs
+from gradbench.report.scenery import landscapes
 from gradbench.tables import number, seconds
 
 __all__ = ["FORMATS", "write_figures", "write_report"]
@@ -30,7 +31,9 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
     out = Path(out).expanduser()
     data = page_data(runs)
     profile, ecdf = charts.overall_rows(runs)
-    data |= {"profile": profile, "ecdf": ecdf, "landscapes": []}
+    data |= {"profile": profile, "ecdf": ecdf}
+    scenes = landscapes(runs)
+    data["landscapes"] = list(scenes.values())
     several = len(runs) > 1
     data["charts"] = {
         "sensitivity": charts.spec(charts.sensitivity(several)),
@@ -47,7 +50,7 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
     page = template.substitute(
         header=_header(runs, data),
         answers=_answers(runs),
-        landscapes="",
+        landscapes=_landscapes(list(scenes)),
         hide_profiles="" if profile else " hidden",
         timings=_timings(data["timings"]),
         checks=_checks(data["runs"]),
@@ -113,18 +116,25 @@ def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:
 def _answers(runs: Sequence[Run]) -> str:
     made = []
     for run, problem, best, others in answers(runs):
-        of = next(r for r, name in zip(runs, _names(runs)) if name == run)
+        of = next(r for r, name in zip(runs, labels(runs)) if name == run)
         title = html.escape(problem) + (f" <span class='soft'>{html.escape(run)}</span>" if len(runs) > 1 else "")
         rest = "".join(f"<li>{html.escape(text)}</li>" for text in others)
-        target = f"<p class='soft' style='font-weight:400'>The target is {html.escape(target_words(of, problem))}.</p>"
+        target = f"<p class='soft' style='font-weight:400'>{html.escape(target_words(of, problem)[1])}</p>"
         made.append(f"<article><h3>{title}</h3><p>{html.escape(best)}</p><ul>{rest}</ul>{target}</article>")
     return "".join(made)
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-    from gradbench.report.data import labels
-
-    return labels(runs)
+def _landscapes(titles: Sequence[str]) -> str:
+    if not titles:
+        return ""
+    panels = "".join(
+        f"<div class='panel'><div id='landscape-{i}' class='chart'></div></div>" for i in range(len(titles))
+    )
+    lesson = (
+        "Darker is lower; arrows point downhill, against the gradient. The black square is the start. "
+        "Too small crawls, right arrives, too large jumps across, diverging leaves the picture."
+    )
+    return f"<section><h2>Landscape</h2><p class='soft'>{lesson}</p><div class='views'>{panels}</div></section>"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

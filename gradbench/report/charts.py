@@ -13,7 +13,7 @@ import altair as alt
 COLOURS = ["#3a8fd1", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8a7fdb", "#7f7f7f"]
 VERDICTS = ["converged", "slow", "stalled", "overshoots", "diverged"]
 SHAPES = ["circle", "triangle-down", "square", "diamond", "cross"]
-DIVERGED = "datum.verdict == 'diverged'"
+POWERS = [0, *(10.0**k for k in range(-7, 8))]  # ticks of an axis that begins at 0 and is logarithmic further on
 
 
 def spec(chart: alt.TopLevelMixin, datasets: dict[str, list[dict[str, Any]]] | None = None) -> dict[str, Any]:
@@ -23,7 +23,12 @@ def spec(chart: alt.TopLevelMixin, datasets: dict[str, list[dict[str, Any]]] | N
 
 
 def _colour() -> alt.Color:
-    return alt.Color("optimizer:N", scale=alt.Scale(range=COLOURS), title="optimizer", legend=alt.Legend(orient="top"))
+    return alt.Color(
+        "optimizer:N",
+        scale=alt.Scale(range=COLOURS),
+        title="optimizer",
+        legend=alt.Legend(orient="top", symbolOpacity=1),
+    )
 
 
 def _dash() -> alt.StrokeDash:
@@ -32,12 +37,14 @@ def _dash() -> alt.StrokeDash:
 
 def _shape() -> alt.Shape:
     scale = alt.Scale(domain=VERDICTS, range=SHAPES)
-    return alt.Shape("verdict:N", scale=scale, title="verdict", legend=alt.Legend(orient="top", columns=5))
+    return alt.Shape("verdict:N", scale=scale, title="verdict", legend=alt.Legend(orient="bottom", columns=3))
 
 
 def _rate_axis() -> alt.X:
     axis = alt.Axis(format="~g", labelOverlap=True)
-    return alt.X("learning_rate:Q", scale=alt.Scale(type="log", nice=False, padding=8), title="learning rate", axis=axis)
+    return alt.X(
+        "learning_rate:Q", scale=alt.Scale(type="log", nice=False, padding=8), title="learning rate", axis=axis
+    )
 
 
 def sensitivity(several_runs: bool = False, height: int = 300) -> alt.LayerChart:
@@ -69,7 +76,9 @@ def sensitivity(several_runs: bool = False, height: int = 300) -> alt.LayerChart
             text="label:N", y=alt.value(height - 6)
         ),
         lines.mark_line(strokeWidth=2).encode(y=y, **detail),
-        marks.transform_filter("isValid(datum.gap)").mark_point(size=70, filled=True, opacity=1, cursor="pointer").encode(y=y),
+        marks.transform_filter("isValid(datum.gap)")
+        .mark_point(size=70, filled=True, opacity=1, cursor="pointer")
+        .encode(y=y),
         marks.transform_filter("!isValid(datum.gap)")
         .mark_point(size=70, filled=True, opacity=1, cursor="pointer")
         .encode(y=alt.value(5)),
@@ -85,12 +94,25 @@ def convergence(seconds: bool = False, height: int = 300) -> alt.LayerChart:
     Data: curves (trial, learning_rate, x, gap), front (the chosen rate's trials), ends (x, gap of diverged trials).
     """
     title = "seconds (steps × solo step time)" if seconds else "step"
-    x = alt.X("x:Q", title=title, scale=alt.Scale(type="symlog", constant=1e-5 if seconds else 1), axis=alt.Axis(format="~g", labelOverlap=True))
+    x = alt.X(
+        "x:Q",
+        title=title,
+        scale=alt.Scale(type="symlog", constant=1e-6 if seconds else 1),
+        axis=alt.Axis(format="~s", values=POWERS, labelOverlap=True),
+    )
     y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="loss gap / first", axis=alt.Axis(format="~g"))
     scale = alt.Scale(type="log", scheme="viridis")
-    colour = alt.Color("learning_rate:Q", scale=scale, title="learning rate", legend=alt.Legend(orient="top", format="~g"))
+    colour = alt.Color(
+        "learning_rate:Q", scale=scale, title="learning rate", legend=alt.Legend(orient="top", format="~g")
+    )
     back = alt.Chart(alt.NamedData(name="curves")).encode(x=x, y=y, color=colour, detail="trial:N")
-    tooltip = [alt.Tooltip("learning_rate:Q", format=".4g"), "seed:N", "verdict:N", "x:Q", alt.Tooltip("gap:Q", format=".3g")]
+    tooltip = [
+        alt.Tooltip("learning_rate:Q", format=".4g"),
+        "seed:N",
+        "verdict:N",
+        "x:Q",
+        alt.Tooltip("gap:Q", format=".3g"),
+    ]
     front = alt.Chart(alt.NamedData(name="front")).encode(x=x, y=y, detail="trial:N", tooltip=tooltip)
     ends = alt.Chart(alt.NamedData(name="ends")).encode(x=x, y=y, color=colour, tooltip=tooltip)
     return alt.layer(
@@ -106,12 +128,29 @@ def step_cost() -> alt.LayerChart:
     Data: timings (run, problem, optimizer, mode, what, median, p25, p75).
     """
     shown = alt.Chart(alt.NamedData(name="timings")).encode(y=alt.Y("what:N", title=None, sort=None))
-    x = alt.X("median:Q", scale=alt.Scale(type="log"), title="seconds of one trial's step", axis=alt.Axis(format="~s", labelOverlap=True))
+    x = alt.X(
+        "median:Q",
+        scale=alt.Scale(type="log"),
+        title="seconds of one trial's step",
+        axis=alt.Axis(format="~s", labelOverlap=True),
+    )
     modes = ["value", "value_and_grad", "solo", "batched"]
-    shape = alt.Shape("mode:N", scale=alt.Scale(domain=modes, range=["square", "diamond", "circle", "triangle-up"]), legend=alt.Legend(orient="top", columns=2))
-    colour = alt.Color("mode:N", scale=alt.Scale(domain=modes, range=[COLOURS[7], COLOURS[3], COLOURS[0], COLOURS[1]]), legend=alt.Legend(orient="top", columns=2))
-    dots = shown.mark_point(filled=True, size=80, opacity=1).encode(x=x, shape=shape, color=colour, tooltip=["run:N", "mode:N", "median:Q", "trials:Q", "trusted:N"])
-    return alt.layer(shown.mark_rule(strokeWidth=2).encode(x="p25:Q", x2="p75:Q", color=colour), dots).properties(width=560, height={"step": 20})
+    shape = alt.Shape(
+        "mode:N",
+        scale=alt.Scale(domain=modes, range=["square", "diamond", "circle", "triangle-up"]),
+        legend=alt.Legend(orient="top", columns=2),
+    )
+    colour = alt.Color(
+        "mode:N",
+        scale=alt.Scale(domain=modes, range=[COLOURS[7], COLOURS[3], COLOURS[0], COLOURS[1]]),
+        legend=alt.Legend(orient="top", columns=2),
+    )
+    dots = shown.mark_point(filled=True, size=80, opacity=1).encode(
+        x=x, shape=shape, color=colour, tooltip=["run:N", "mode:N", "median:Q", "trials:Q", "trusted:N"]
+    )
+    return alt.layer(shown.mark_rule(strokeWidth=2).encode(x="p25:Q", x2="p75:Q", color=colour), dots).properties(
+        width=560, height={"step": 20}
+    )
 
 
 def sharpness() -> alt.LayerChart:
@@ -121,8 +160,14 @@ def sharpness() -> alt.LayerChart:
     """
     rows = alt.Chart(alt.NamedData(name="sharpness"))
     colour = alt.Color("learning_rate:N", scale=alt.Scale(range=COLOURS), title="learning rate")
-    line = rows.mark_line(point=True).encode(x="step:Q", y=alt.Y("sharpness:Q", title="top Hessian eigenvalue"), color=colour)
-    edge = rows.transform_filter("isValid(datum.edge)").mark_line(strokeDash=[4, 3]).encode(x="step:Q", y="edge:Q", color=colour)
+    line = rows.mark_line(point=True).encode(
+        x="step:Q", y=alt.Y("sharpness:Q", title="top Hessian eigenvalue"), color=colour
+    )
+    edge = (
+        rows.transform_filter("isValid(datum.edge)")
+        .mark_line(strokeDash=[4, 3])
+        .encode(x="step:Q", y="edge:Q", color=colour)
+    )
     return alt.layer(line, edge).properties(width=560, height=260)
 
 
@@ -141,7 +186,12 @@ def profile() -> alt.Chart:
 
 def ecdf() -> alt.Chart:
     """The share of targets reached within a number of steps. Data: ecdf (solver, steps, share)."""
-    x = alt.X("steps:Q", scale=alt.Scale(type="symlog"), title="steps", axis=alt.Axis(format="~s", labelOverlap=True))
+    x = alt.X(
+        "steps:Q",
+        scale=alt.Scale(type="symlog"),
+        title="steps",
+        axis=alt.Axis(format="~s", values=POWERS, labelOverlap=True),
+    )
     return _steps_up("ecdf", x, "share of targets reached")
 
 

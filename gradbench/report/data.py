@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from gradbench.analysis import PairSummary, RateSummary, summarise
 from gradbench.errors import GradbenchError
 from gradbench.record import Run
-from gradbench.tables import number, percent, seconds
+from gradbench.tables import number, seconds
 
 CURVE_VALUES = 120_000  # of all curves on a page: about 8 bytes each
 CURVE_POINTS = 60  # of one curve
@@ -88,7 +88,6 @@ def _pair(run: Run, name: str, pair: PairSummary, most_rates: int, values: int) 
         "rates": [rate_row(rate, pair) for rate in rates],
         "grid": grid,
         "curves": curves,
-        "sentence": sentence(pair),
     }
 
 
@@ -105,7 +104,9 @@ def _curves(run: Run, pair: PairSummary, rates: list[float], values: int) -> tup
     chosen = trials.filter((pc.field("seed") < seeds) & pc.field("learning_rate").isin(rates))
     chosen = chosen.select(["trial", "learning_rate", "seed", "verdict", "initial_loss", "minimum", "diverged_at"])
     rows = {row["trial"]: row for row in chosen.slice(0, max(1, values // points)).to_pylist()}
-    table = run.curves.filter(pc.field("trial").isin(list(rows))).sort_by([("trial", "ascending"), ("step", "ascending")])
+    table = run.curves.filter(pc.field("trial").isin(list(rows))).sort_by(
+        [("trial", "ascending"), ("step", "ascending")]
+    )
     trial, step, loss = (table[name].to_numpy() for name in ("trial", "step", "loss"))
     grid = np.unique(step)
     grid = grid[_spread(len(grid), points)] if len(grid) else grid
@@ -142,8 +143,8 @@ def timing_rows(run: Run, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def sentence(pair: PairSummary) -> str:
-    """The pair's answer in one sentence."""
+def sentence(pair: PairSummary, target: str = "the target") -> str:
+    """The pair's answer in one sentence; `target` is what its target is called."""
     if pair.best is None:
         return f"{pair.optimizer} diverges at every learning rate tried."
     best = pair.best
@@ -151,7 +152,7 @@ def sentence(pair: PairSummary) -> str:
     if best.steps_to_target is None:
         text = f"{at} does best, but ends {best.verdict}, at {number(best.gap_median)} of the first gap"
     else:
-        text = f"{at} reaches the target in {best.steps_to_target:.0f} steps"
+        text = f"{at} reaches {target} in {best.steps_to_target:.0f} steps"
         if best.time_to_target_s is not None:
             text += f", {seconds(best.time_to_target_s)}"
     if pair.safe and pair.safe[0] < pair.safe[1]:
@@ -182,15 +183,13 @@ def answers(runs: Sequence[Run]) -> list[tuple[str, str, str, list[str]]]:
         pairs = summarise(run)
         for problem in dict.fromkeys(pair.problem for pair in pairs):
             ranked = sorted((pair for pair in pairs if pair.problem == problem), key=quickest)
-            found.append((name, problem, sentence(ranked[0]), [sentence(pair) for pair in ranked[1:]]))
+            said = [sentence(pair, target_words(run, problem)[0]) for pair in ranked]
+            found.append((name, problem, said[0], said[1:]))
     return found
 
 
-def target_words(run: Run, problem: str) -> str:
-    """What `the target` means for a problem of this run."""
+def target_words(run: Run, problem: str) -> tuple[str, str]:
+    """What a problem's target is called in this run, in short, and what it is."""
     if run.trials.filter(pc.field("problem") == problem)["minimum"].null_count:
-        return "the loss that its problem counts as solved"
-    return f"a loss gap of {run.plan.target:g} of the first"
-
-
-__all__ = ["answers", "labels", "page_data", "percent", "rate_row", "sentence", "target_words", "timing_rows"]
+        return "its target", "Its target is the loss that the problem counts as solved."
+    return f"{run.plan.target:g}", f"{run.plan.target:g} is a loss gap, relative to the first."

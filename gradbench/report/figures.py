@@ -9,6 +9,7 @@ from typing import Any
 from gradbench.record import Run
 from gradbench.report import charts
 from gradbench.report.data import page_data
+from gradbench.report.scenery import landscapes
 from gradbench.tables import number
 
 FORMATS = ("svg", "png", "pdf")
@@ -34,6 +35,8 @@ def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         for pair in pairs:
             stem = _stem("convergence", problem, pair["optimizer"], *([pair["run"]] if several else []))
             made[stem] = charts.spec(charts.convergence(), curve_rows(pair))
+    for title, scene in landscapes(runs).items():
+        made[_stem("landscape", title)] = scene
     timings = [
         row | {"what": ", ".join(filter(None, (row["problem"], row["optimizer"], row["run"] if several else None)))}
         for row in data["timings"]

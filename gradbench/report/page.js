@@ -4,8 +4,8 @@ const find = (id) => document.getElementById(id);
 const config = {
   background: null,
   axis: { labelColor: "currentColor", titleColor: "currentColor", domainColor: "currentColor", tickColor: "currentColor", gridColor: "#8886", labelFontSize: 12, titleFontSize: 13, titleFontWeight: "normal" },
-  legend: { labelColor: "currentColor", titleColor: "currentColor", labelFontSize: 12, columns: 4, symbolFillColor: null },
-  rule: { color: "currentColor" }, text: { color: "currentColor" }, view: { stroke: null }, point: { color: "currentColor" },
+  legend: { labelColor: "currentColor", titleColor: "currentColor", labelFontSize: 12, columns: 3, symbolBaseFillColor: "currentColor", symbolBaseStrokeColor: "currentColor" },
+  title: { color: "currentColor", subtitleColor: "currentColor" }, rule: { color: "currentColor" }, text: { color: "currentColor" }, view: { stroke: null }, point: { color: "currentColor" },
 };
 const options = { actions: false, renderer: "svg", tooltip: true };
 const state = { pair: 0, rate: 0, scale: "log", time: "steps" };
@@ -30,7 +30,7 @@ function element(tag, text, parent) {
 function filled(name, datasets, scale) {
   const spec = structuredClone(page.charts[name]);
   spec.width = "container";
-  spec.autosize = { type: "fit-x", contains: "padding" };
+  if (spec.height && !spec.height.step) spec.autosize = { type: "fit-x", contains: "padding" };
   spec.datasets = datasets;
   spec.config = config;
   if (scale === "linear") {
@@ -186,7 +186,7 @@ async function start() {
     await draw("profile", "profile", { profile: page.profile });
     await draw("ecdf", "ecdf", { ecdf: page.ecdf });
   }
-  for (const [i, landscape] of page.landscapes.entries()) await vegaEmbed(find(`landscape-${i}`), { ...landscape, config }, options);
+  for (const [i, landscape] of page.landscapes.entries()) await vegaEmbed(find(`landscape-${i}`), { ...landscape, width: "container", autosize: { type: "fit-x", contains: "padding" }, config }, options);
   if (page.sharpness.length) {
     find("sharpness-section").hidden = false;
     await draw("sharpness", "sharpness", { sharpness: page.sharpness });
