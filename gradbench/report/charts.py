@@ -103,7 +103,10 @@ def convergence(seconds: bool = False, height: int = 300) -> alt.LayerChart:
     y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="loss gap / first", axis=alt.Axis(format="~g"))
     scale = alt.Scale(type="log", scheme="viridis")
     colour = alt.Color(
-        "learning_rate:Q", scale=scale, title="learning rate", legend=alt.Legend(orient="top", format="~g")
+        "learning_rate:Q",
+        scale=scale,
+        title="learning rate",
+        legend=alt.Legend(orient="top", format="~g", type="gradient", gradientLength=220),
     )
     back = alt.Chart(alt.NamedData(name="curves")).encode(x=x, y=y, color=colour, detail="trial:N")
     tooltip = [

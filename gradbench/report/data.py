@@ -26,11 +26,11 @@ def short(value: float | None) -> float | None:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run, that tells them apart: the device where those differ, else the id."""
+    """A name for each run, that tells them apart: the device where those differ, else the end of the id."""
     if not runs:
         raise GradbenchError("report: no record given")
     devices = [f"{run.info['environment'].get('platform', '?')}" for run in runs]
-    names = devices if len(set(devices)) == len(runs) else [run.id for run in runs]
+    names = devices if len(set(devices)) == len(runs) else [run.id.rpartition("-")[2] for run in runs]
     return names if len(set(names)) == len(runs) else [f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 

@@ -7,7 +7,7 @@ const config = {
   legend: { labelColor: "currentColor", titleColor: "currentColor", labelFontSize: 12, columns: 3, symbolBaseFillColor: "currentColor", symbolBaseStrokeColor: "currentColor" },
   title: { color: "currentColor", subtitleColor: "currentColor" }, rule: { color: "currentColor" }, text: { color: "currentColor" }, view: { stroke: null }, point: { color: "currentColor" },
 };
-const options = { actions: false, renderer: "svg", tooltip: true };
+const options = { actions: false, renderer: "svg", tooltip: true, logLevel: 1 };
 const state = { pair: 0, rate: 0, scale: "log", time: "steps" };
 const views = {};
 const number = (x) => (x === null ? "–" : Number(x.toPrecision(3)).toString());

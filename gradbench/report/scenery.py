@@ -99,7 +99,7 @@ def _layers(seen: Landscape, width: int) -> alt.LayerChart:
     cells = (
         alt.Chart(alt.NamedData(name="cells")).mark_rect(clip=True).encode(x=x, x2="x2:Q", y=y, y2="y2:Q", color=band)
     )
-    arrow = {"shape": "arrow", "filled": True, "size": 45, "color": "#777", "opacity": 0.9}
+    arrow = {"shape": "arrow", "filled": True, "size": 130, "color": "#222", "opacity": 0.6}
     field = (
         alt.Chart(alt.NamedData(name="arrows"))
         .mark_point(**arrow)
@@ -113,8 +113,10 @@ def _layers(seen: Landscape, width: int) -> alt.LayerChart:
         alt.layer(
             cells,
             field,
-            paths.mark_line(strokeWidth=2.5, clip=True),
-            paths.mark_point(filled=True, size=22, opacity=1, clip=True),
+            alt.layer(
+                paths.mark_line(strokeWidth=2.5, clip=True),
+                paths.mark_point(filled=True, size=22, opacity=1, clip=True),
+            ),
             start.mark_point(shape="square", filled=True, size=90, color="black", opacity=1),
         )
         .resolve_scale(color="independent")
