@@ -44,7 +44,7 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
         "ecdf": charts.spec(charts.ecdf()),
         "sharpness": charts.spec(charts.sharpness()),
     }
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     folder = Path(__file__).parent
     template = Template((folder / "page.html").read_text(encoding="utf-8"))
     page = template.substitute(
