@@ -98,14 +98,19 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     near = max(near, min(CHUNK_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near
     lanes = int(max(1, min(needed, near, fits, 65536)))
 
-    stride = 1
-    if plan.batch_size is not None and problem.examples is not None:
-        stride = min(problem.examples // plan.batch_size, plan.steps)
+    stride = observation_stride(problem, plan)
     total_rows = math.ceil(plan.steps / stride) + 1
     rows = CHUNK_SECONDS / (stride * (machine.step_s + lanes * seconds))
     rows = max(1.0, min(rows, total_rows, ROW_BYTES / (16 * lanes * count)))
     chunks = math.ceil(total_rows / rows)
     return Block(count, lanes, math.ceil(total_rows / chunks), stride)
+
+
+def observation_stride(problem: Problem, plan: SweepPlan) -> int:
+    """Steps between two observations: 1, or with minibatches an epoch, since each observation takes all the data."""
+    if plan.batch_size is None or problem.examples is None:
+        return 1
+    return min(problem.examples // plan.batch_size, plan.steps)
 
 
 def solo_block(block: Block) -> Block:

@@ -22,7 +22,7 @@ def find_devices(platform: str | None) -> list[jax.Device]:
     Raises PlanError where there is no such device.
     """
     with contextlib.suppress(RuntimeError):  # JAX has started
-        if jax.config.jax_num_cpu_devices < 1:
+        if jax.config.values["jax_num_cpu_devices"] < 1:
             jax.config.update("jax_num_cpu_devices", cores())
     try:
         return jax.local_devices(backend=platform)

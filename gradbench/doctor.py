@@ -92,7 +92,7 @@ def examine(output_format: str) -> tuple[str, bool]:
         {"what": "driver", "found": found["driver"]},
         {"what": "cpu", "found": f"{found['cpu_cores']} cores of {found['cpu_model']}"},
         {"what": "flags", "found": ", ".join(f"{k}={v}" for k, v in found["flags"].items()) or "none"},
-        {"what": "compilation cache", "found": jax.config.jax_compilation_cache_dir or "off"},
+        {"what": "compilation cache", "found": jax.config.values["jax_compilation_cache_dir"] or "off"},
     ]
     for name, precision in (("highest", "highest"), ("tf32", "tensorfloat32"), ("default", None)):
         rows.append({"what": f"float32 product, {name}", "found": f"relative error {product_error(precision):.1e}"})

@@ -38,7 +38,9 @@ class Progress:
 
 
 def recorded_rows(total_rows: int, points: int) -> np.ndarray:
-    """The rows of a curve that are kept: both ends and log-spaced between, at most `points`, int64 and sorted."""
+    """The rows of a curve that are kept: all, or both ends and log-spaced between, at most `points`; int64, sorted."""
+    if points >= total_rows:
+        return np.arange(total_rows)
     last = total_rows - 1
     spaced = np.geomspace(1, max(last, 1), max(points - 1, 1)).round().astype(np.int64)
     return np.unique([0, *np.minimum(spaced, last), last]) if points > 2 else np.unique([0, last])

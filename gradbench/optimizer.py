@@ -28,6 +28,7 @@ REFUSED = {
     "scale_by_rprop": "it is a part of optimizers, not one; use rprop",
     "scale_by_madgrad": "it is a part of optimizers, not one; use madgrad",
     "dpsgd": "it needs a gradient for every example, which a loss that is a mean does not give",
+    "optimistic_adam": "optax has replaced it; use optimistic_adam_v2",
     "schedule_free": "it wraps another optimizer; use schedule_free_sgd or schedule_free_adamw",
     "polyak_sgd": "it sets its own learning rate, so there is none to sweep",
 }

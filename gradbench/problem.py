@@ -90,7 +90,7 @@ def load_problem(spec: str | Problem) -> Problem:
         problem = function(**parsed.settings)
     except GradbenchError as error:
         raise type(error)(f"{parsed.text}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ProblemError(f"{parsed.text}: problem() raised {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(problem, Problem):
         raise ProblemError(f"{parsed.text}: problem() returned {type(problem).__name__}, not a gradbench.Problem")

@@ -172,6 +172,7 @@ class RunWriter:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self._lock.close()
             raise RecordError(f"{path}: another process is writing this run") from None
 
     @classmethod
@@ -197,6 +198,12 @@ class RunWriter:
     @classmethod
     def resume(cls, path: Path) -> RunWriter:
         return cls(path, read_info(path))
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def save_info(self) -> None:
         write_json(self.info, self.path / "run.json")

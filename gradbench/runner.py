@@ -83,7 +83,8 @@ def run_plan(
     writer.info["curve_points"] = curve_points(plan)
     writer.info["problems"] = {trial.problem.name: _facts(trial.problem) for trial in trials}
     writer.save_info()
-    return _run(plan, writer, trials, devices, watcher or Watcher())
+    with writer:
+        return _run(plan, writer, trials, devices, watcher or Watcher())
 
 
 def resume(name: str | Path, *, results: str | Path = "results", watcher: Watcher | None = None) -> Run:
@@ -93,10 +94,15 @@ def resume(name: str | Path, *, results: str | Path = "results", watcher: Watche
     that cannot be: other versions, or other devices, than the run began with.
     """
     path = find_run(name, results)
-    writer = RunWriter.resume(path)
-    if writer.info["state"] == "complete":
-        return load_run(path)
-    plan = load_run(path).plan
+    run = load_run(path)
+    if run.info["state"] == "complete":
+        return run
+    with RunWriter.resume(path) as writer:
+        return _go_on(run.plan, writer, watcher or Watcher())
+
+
+def _go_on(plan: SweepPlan, writer: RunWriter, watcher: Watcher) -> Run:
+    path = writer.path
     trials, devices = _prepare(plan, {})
     began, now = writer.info["environment"], environment(devices, plan.precision)
     for key in ("platform", "device_kind", "device_count", "precision", "flags"):
@@ -107,7 +113,7 @@ def resume(name: str | Path, *, results: str | Path = "results", watcher: Watche
         if before != now["versions"][package]:
             raise RecordError(f"{path}: began with {package} {before}, here it is {now['versions'][package]}")
     writer.info["state"] = "running"
-    return _run(plan, writer, trials, devices, watcher or Watcher())
+    return _run(plan, writer, trials, devices, watcher)
 
 
 def _prepare(plan: SweepPlan, objects: dict[str, Problem]) -> tuple[list[Trial], list[jax.Device]]:
@@ -180,17 +186,21 @@ def _block(writer: RunWriter, trial: Trial, devices: list[jax.Device]) -> Block:
 
 def _run_pair(plan: SweepPlan, number: int, program: Program, store: Any, watcher: Watcher, time_problem: bool) -> bool:
     """Compile and time one pair, then sweep it. A function of (plan, pair): other pairs do not enter it."""
-    trial, block = program.trial, program.block
-    rates = np.resize(np.repeat(plan.rates, plan.seeds), block.slots)
+    rates = np.resize(np.repeat(plan.rates, plan.seeds), program.block.slots)
     advance, batched = time_program(program, "batched", rates)
     if not store.timed:
-        middle = math.exp(sum(map(math.log, plan.rates)) / len(plan.rates))
-        alone = Program(trial, solo_block(block), program.devices)
-        _, solo = time_program(alone, "solo", np.array([middle]))
-        evaluations = time_evaluations(alone, plan) if time_problem else []
-        store.save_timings([*evaluations, solo, batched])
+        store.save_timings([*_time_alone(program, time_problem), batched])
     pair = PairSweep(program, advance, plan, number, store)
     finished = pair.run(watcher.chunk, watcher.should_stop)
     if finished:
         store.finish()
     return finished
+
+
+def _time_alone(program: Program, time_problem: bool) -> list[dict[str, Any]]:
+    """Timings rows of one trial alone, at the middle learning rate, and of the problem's loss and gradient."""
+    plan = program.trial.plan
+    middle = math.exp(sum(map(math.log, plan.rates)) / len(plan.rates))
+    alone = Program(program.trial, solo_block(program.block), program.devices)
+    _, solo = time_program(alone, "solo", np.array([middle]))
+    return [*(time_evaluations(alone, plan) if time_problem else []), solo]

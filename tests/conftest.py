@@ -1,0 +1,51 @@
+"""Shared by the tests: two CPU devices, small blocks on demand, and runs kept out of the checkout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gradbench import runner, timing
+from gradbench.cost import observation_stride
+from gradbench.devices import find_devices
+from gradbench.program import Block
+
+find_devices("cpu")  # before any test starts JAX with a single CPU device
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import jax
+
+    if jax.default_backend() != "gpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch) -> Callable[..., Any]:
+    """gradbench.sweep into this test's own folder, with the least of timing: that has tests of its own."""
+    monkeypatch.setattr(runner, "_time_alone", lambda program, time_problem: [])
+    monkeypatch.setattr(timing, "SAMPLES", 3)
+    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.0)
+
+    def run(*arguments: Any, **settings: Any) -> Any:
+        return runner.sweep(*arguments, out=tmp_path / "results", **settings)
+
+    return run
+
+
+@pytest.fixture
+def small_blocks(monkeypatch) -> Callable[..., None]:
+    """Force the block shape, so that a few trials already queue, retire and refill."""
+
+    def force(lanes: int = 3, rows: int = 16, devices: int = 2) -> None:
+        def block(trial: Any, found: list, trials: int) -> Block:
+            count = min(devices, len(found))
+            return Block(count, lanes, rows, observation_stride(trial.problem, trial.plan))
+
+        monkeypatch.setattr(runner, "choose_block", block)
+
+    return force

@@ -1,0 +1,118 @@
+"""Answers from records whose answer is known: built by hand, and the bowl's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from gradbench.analysis import relative_gaps, stable_limit, summarise_tables
+from gradbench.errors import GradbenchError
+from gradbench.events import Events, Facts, verdict
+from gradbench.record import TIMINGS, TRIALS
+
+
+def trials(rows) -> pa.Table:
+    """Trials of one pair from (learning rate, seed, verdict, final loss, steps to target)."""
+    base = dict.fromkeys(TRIALS.names) | {"problem": "p", "optimizer": "sgd", "initial_loss": 2.0}
+    base |= {"minimum": 1.0}
+    keys = ("learning_rate", "seed", "verdict", "final_loss", "steps_to_target")
+    return pa.Table.from_pylist([base | dict(zip(keys, row)) for row in rows], schema=TRIALS)
+
+
+def summary(rows, factor=2.0):
+    solo = dict.fromkeys(TIMINGS.names) | {"problem": "p", "optimizer": "sgd", "mode": "solo", "step_s_median": 1e-3}
+    timings = pa.Table.from_pylist([solo], schema=TIMINGS)
+    return next(summarise_tables([("p", "sgd")], trials(rows), timings, {"p": {"curvature": [0.1, 4.0]}}, factor))
+
+
+def converged(rate, *steps):
+    return [(rate, seed, "converged", 1.00001, s) for seed, s in enumerate(steps)]
+
+
+def test_the_best_rate_has_all_seeds_and_the_fewest_steps():
+    rows = [*converged(0.1, 40, 50, 60), *converged(0.2, 20, 30, 40), *converged(0.4, 10, 10, None)]
+    found = summary(rows)
+    assert found.best.learning_rate == 0.2
+    assert found.best.steps_to_target == 30
+    assert found.best.time_to_target_s == pytest.approx(0.030)
+    assert found.safe == (0.1, 0.2)
+    assert found.safe_decades == pytest.approx(math.log10(2))
+    assert summary(rows, factor=1.5).safe == (0.2, 0.2)
+
+
+def test_the_safe_range_does_not_jump_a_gap():
+    rows = [*converged(0.1, 20), *converged(0.2, 500), *converged(0.4, 10), *converged(0.8, 19)]
+    assert summary(rows).safe == (0.4, 0.8)
+
+
+def test_without_the_target_the_lowest_gap_is_best():
+    rows = [(0.1, 0, "slow", 1.5, None), (0.2, 0, "slow", 1.2, None), (0.4, 0, "diverged", 9e9, None)]
+    found = summary(rows)
+    assert found.best.learning_rate == 0.2
+    assert found.best.gap_median == pytest.approx(0.2)
+    assert found.edge == (0.2, 0.4)
+    assert found.diverged_share == pytest.approx(1 / 3)
+    assert found.stable_limit == 0.5
+
+
+def test_where_all_diverge_there_is_no_best():
+    found = summary([(0.1, 0, "diverged", math.inf, None), (0.2, 0, "diverged", math.nan, None)])
+    assert found.best is None
+    assert found.safe is None
+    assert found.edge == (None, 0.1)
+
+
+def test_rates_come_ascending_whatever_the_plan_s_order():
+    found = summary([*converged(0.4, 10), *converged(0.1, 30), *converged(0.2, 20)])
+    assert [rate.learning_rate for rate in found.rates] == [0.1, 0.2, 0.4]
+
+
+def test_gaps_are_relative_and_infinite_where_diverged():
+    rows = [(0.1, 0, "slow", 1.25, None), (0.1, 1, "diverged", 1.0, None), (0.1, 2, "slow", 0.999, None)]
+    assert relative_gaps(trials(rows)).tolist() == [0.25, math.inf, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "limit"),
+    [
+        ("sgd", 0.5),
+        ("momentum", 0.95),
+        ("sgd[momentum=0.5]", 0.75),
+        ("nesterov", 2 * 1.9 / (2.8 * 4)),
+        ("adam", None),
+        ("sgd[schedule=cosine]", None),
+    ],
+)
+def test_stable_limits(spec, limit):
+    assert stable_limit(spec, 4.0) == (limit if limit is None else pytest.approx(limit))
+
+
+def test_a_factor_below_one_is_refused():
+    with pytest.raises(GradbenchError, match="factor"):
+        summary(converged(0.1, 5), factor=0.5)
+
+
+def test_verdicts_by_their_numbers():
+    def events(**values):
+        fields = dict(zip(Events._fields, [np.zeros(1)] * len(Events._fields)))
+        fields |= {"initial_loss": 1.0, "best_loss": 0.5, "tail_start": 0.5, "tail_rows": 100.0, "tail_turned": 0.0}
+        fields |= {"diverged_at": -1, "hits": -np.ones((1, 7))} | values
+        return Events(**{name: np.atleast_1d(value) for name, value in fields.items()})
+
+    def word(minimum=0.0, **values):
+        return verdict(events(**values), Facts(100, 1, minimum, math.nan, 1e-4, False)).tolist()
+
+    hit = -np.ones((1, 7))
+    hit[0, -1] = 30
+    assert word(hits=hit) == ["converged"]
+    assert word(hits=hit, diverged_at=50) == ["diverged"]
+    assert word(tail_turned=40.0) == ["overshoots"]
+    assert word(tail_turned=39.0) == ["stalled"]
+    assert word(tail_start=0.506) == ["slow"]  # 1.2 % of what is left
+    assert word(tail_start=0.502) == ["stalled"]
+    assert word(tail_start=0.502, minimum=0.4999) == ["slow"]  # nearly all of what is left
+    assert word(best_loss=0.9999999, tail_start=0.99999992) == ["slow"]  # tiny, but as fast as ever
+    assert word(best_loss=1.0, tail_start=1.0) == ["stalled"]

@@ -1,0 +1,168 @@
+"""The command line: every verb, its help, its exit codes, and one line for every bad input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import gradbench
+from gradbench.cli import app, invoke
+
+ROOT = Path(__file__).parent.parent
+VERBS = [name for name in app if not name.startswith("-")]
+QUICK = ["--lr", "0.01,0.1", "--seeds", "1", "--steps", "5"]
+
+
+@pytest.fixture
+def command(sweep, tmp_path, monkeypatch, capsys):
+    """Run one command line in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = invoke(list(arguments))
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def test_every_verb_has_help_and_is_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for verb in VERBS:
+        assert f"gradbench {verb}" in readme, verb
+        text = subprocess.run([sys.executable, "-m", "gradbench", verb, "--help"], capture_output=True, text=True)
+        assert text.returncode == 0
+        assert "Usage: gradbench" in text.stdout
+
+
+def test_neither_import_nor_help_loads_jax():
+    code = "import sys, gradbench, gradbench.cli; gradbench.cli.invoke(['--help']); print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_the_public_names():
+    for name in gradbench.__all__:
+        assert getattr(gradbench, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'swep'"):
+        gradbench.swep  # noqa: B018
+    assert callable(gradbench.sweep)
+    assert gradbench.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_run_and_compare(command):
+    code, out, err = command("run", "quadratic_bowl", "-o", "sgd", "-o", "adam", *QUICK)
+    assert code == 0
+    assert "quadratic_bowl" in out
+    assert "record: results/" in err
+    code, out, err = command("compare", "latest", "--format", "json")
+    assert code == 0
+    assert err == ""
+    found = json.loads(out)
+    assert [(p["problem"], p["optimizer"]) for p in found["pairs"]] == [
+        ("quadratic_bowl", "sgd"),
+        ("quadratic_bowl", "adam"),
+    ]
+    assert [rate["learning_rate"] for rate in found["pairs"][0]["rates"]] == [0.01, 0.1]
+    assert found["pairs"][0]["stable_limit"] == 1.0
+    code, out, _ = command("compare", "--format", "csv", "-o", "adam")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["optimizer"] for row in rows] == ["adam", "adam"]
+    code, out, _ = command("compare", "--format", "markdown", "--summary")
+    assert out.count("| quadratic_bowl |") == 2
+    assert command("compare")[0] == 0
+
+
+def test_options_win_over_the_config_file(command, tmp_path):
+    (tmp_path / "plan.toml").write_text(
+        'problems = ["beale"]\noptimizers = ["sgd"]\nlearning_rates = "1e-3:1e-2:3"\nsteps = 5\n'
+    )
+    code, _, _ = command("run", "--config", "plan.toml", "--seeds", "2", "--quiet")
+    assert code == 0
+    plan = gradbench.load_run("latest").plan
+    assert (plan.problems, plan.seeds, plan.steps, len(plan.rates)) == (("beale",), 2, 5, 3)
+
+
+def test_list_names_everything(command):
+    code, out, _ = command("list", "--format", "json")
+    found = json.loads(out)
+    assert code == 0
+    assert {row["problem"] for row in found["problems"]} >= {"quadratic_bowl", "mlp", "himmelblau"}
+    assert {row["optimizer"] for row in found["optimizers"]} >= {"adam", "lion", "momentum"}
+    assert found["devices"][0]["device"] == "cpu"
+    for output_format in ("table", "csv", "markdown"):
+        assert "quadratic_bowl" in command("list", "--format", output_format)[1]
+
+
+def test_doctor_is_healthy_here(command):
+    code, out, _ = command("doctor", "--format", "json")
+    assert code == 0
+    assert json.loads(out)["healthy"]
+
+
+def test_quiet_runs_print_data_only(command):
+    _, out, err = command("run", "beale", "-o", "sgd", *QUICK, "--quiet", "--format", "csv")
+    assert err == ""
+    assert len(list(csv.DictReader(io.StringIO(out)))) == 1
+
+
+BAD = [
+    (["run", "quadratic_bowel"], "did you mean 'quadratic_bowl'"),
+    (["run", "mlp[hidden"], "brackets do not match"),
+    (["run", "-o", "adm"], "did you mean 'adam'"),
+    (["run", "--lr", "10:1:5"], "1:10:5"),
+    (["run", "--lr", "0:1:5"], "above 0"),
+    (["run", "--lr", "nan:1:5"], "above 0"),
+    (["run", "--lr=-1:1:5"], "above 0"),
+    (["run", "--steps", "0"], "steps"),
+    (["run", "--steps", "many"], "steps"),
+    (["run", "--seeds", "-1"], "seeds"),
+    (["run", "--batch-size", "100000"], "batch_size: quadratic_bowl has no examples"),
+    (["run", "mlp", "--batch-size", "100000"], "more than the 1797 examples"),
+    (["run", "--dtype", "float23"], "did you mean 'float32'"),
+    (["run", "--device", "tpu"], "no tpu on this machine"),
+    (["run", "--stepz", "3"], "--stepz"),
+    (["run", "--config", "none.toml"], "none.toml"),
+    (["run", "--resume", "latest"], "no records here"),
+    (["run", "mlp", "--resume", "latest"], "own plan"),
+    (["run", "--out", "/dev/null/x"], "cannot make a results folder"),
+    (["run", "--format", "yaml"], "--format"),
+    (["compare", "nothing"], "no such record"),
+    (["compare", "/"], "not a record"),
+    (["list", "--format", "jsn"], "did you mean 'json'"),
+    (["rnu"], "rnu"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, arguments, words):
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert words in err
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(tmp_path):
+    line = [sys.executable, "-m", "gradbench", "run", "mlp", "-o", "adam", "--steps", "100000", "--lr", "1e-3,1e-2"]
+    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("results/*/parts/0000/timings.parquet")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: gradbench run --resume results/" in err
+    assert list(tmp_path.glob("results/*/parts/0000/checkpoint.npz"))
+    assert "Traceback" not in out + err

@@ -1,0 +1,225 @@
+"""The engine against plain loops and against itself: blocks, queues, retirement and minibatches change nothing."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradbench
+from gradbench import runner
+from gradbench.engine import recorded_rows
+from gradbench.events import observe
+from gradbench.minibatch import batch_rows, permuted
+from gradbench.problem import cast
+from gradbench.program import order_key
+
+
+def table(run, name="trials"):
+    return getattr(run, name).to_pydict()
+
+
+def plain_loop(problem, transformation, steps, seed, dtype, batch_size=None):
+    """The losses of an ordinary Optax loop, one jitted step at a time."""
+    params = cast(problem.init(jax.random.key(seed)), dtype)
+    data, opt_state, losses = cast(problem.data, dtype), transformation.init(params), []
+
+    @jax.jit
+    def step(params, opt_state, rows):
+        batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
+        grads = jax.grad(problem.loss)(params, batch)
+        updates, opt_state = transformation.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    for n in range(steps + 1):
+        losses.append(float(jax.jit(problem.loss)(params, data)))
+        rows = None if batch_size is None else batch_rows(n, problem.examples, batch_size, order_key(seed))
+        params, opt_state = step(params, opt_state, rows)
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum", "adamw"])
+def test_trajectories_are_those_of_a_plain_optax_loop(sweep, optimizer):
+    rates, steps = [0.003, 0.03], 30
+    run = sweep(
+        ["mlp", "linear_regression"], [optimizer], rates, seeds=2, steps=steps, dtype="float64", record_points=99
+    )
+    curves = {key: np.array(values) for key, values in table(run, "curves").items()}
+    make = {"momentum": lambda rate: optax.sgd(rate, momentum=0.9)}.get(optimizer, getattr(optax, optimizer, None))
+    for trial, (name, rate, seed) in enumerate(itertools.product(["mlp", "linear_regression"], rates, range(2))):
+        problem = gradbench.load_problem(name)
+        start = problem.init(jax.random.key(seed))  # drawn in float32, whatever the run's dtype
+        with jax.enable_x64(True):
+            drawn = jax.tree.map(np.asarray, start)
+            problem = gradbench.Problem(lambda key, drawn=drawn: drawn, problem.loss, problem.data)
+            expected = plain_loop(problem, make(rate), steps, seed, jnp.float64)
+        # float64 rounding, 1.1e-16, over 30 steps of sums of up to 1797 terms, in two orders of adding
+        np.testing.assert_allclose(curves["loss"][curves["trial"] == trial], expected, rtol=1e-11)
+
+
+def test_minibatch_trajectories_are_those_of_a_plain_loop(sweep, small_blocks):
+    small_blocks(rows=2)
+    run = sweep("linear_regression", ["sgd"], [0.01, 0.05], seeds=2, steps=40, batch_size=32, dtype="float64")
+    curves = {key: np.array(values) for key, values in table(run, "curves").items()}
+    problem = gradbench.load_problem("linear_regression")
+    epoch = 442 // 32
+    for trial, (rate, seed) in enumerate(itertools.product([0.01, 0.05], range(2))):
+        with jax.enable_x64(True):
+            expected = plain_loop(problem, optax.sgd(rate), 40, seed, jnp.float64, batch_size=32)
+        mine = curves["trial"] == trial
+        assert curves["step"][mine].tolist() == [0, epoch, 2 * epoch, 3 * epoch, 40]
+        np.testing.assert_allclose(curves["loss"][mine], expected[curves["step"][mine]], rtol=1e-12)
+
+
+def test_an_epoch_takes_every_row_once_in_an_order_of_its_own():
+    key = jnp.array([3, 14], jnp.uint32)
+    epochs = [np.concatenate([batch_rows(epoch * 10 + step, 105, 10, key) for step in range(10)]) for epoch in range(2)]
+    for rows in epochs:
+        assert len(set(rows.tolist())) == 100
+        assert rows.min() >= 0
+        assert rows.max() < 105
+    assert (epochs[0] != epochs[1]).any()
+
+
+def test_shuffled_positions_are_uniform():
+    # Chi-squared of where item 0 and the pair (0, 1) land over 4000 keys, against its 1 - 1e-6 quantile.
+    size, draws = 12, 4000
+    keys = jax.random.bits(jax.random.key(0), (draws, 2), jnp.uint32)
+    places = np.asarray(jax.vmap(lambda key: permuted(jnp.arange(size), size, key))(keys))
+    assert (np.sort(places, axis=1) == np.arange(size)).all()
+    single = np.bincount(places[:, 0], minlength=size)
+    pairs = np.bincount(places[:, 0] * size + places[:, 1], minlength=size**2).reshape(size, size)
+    pairs = pairs[~np.eye(size, dtype=bool)]
+    from scipy.stats import chi2
+
+    for counts in (single, pairs):
+        expected = draws / len(counts)
+        assert ((counts - expected) ** 2 / expected).sum() < chi2.ppf(1 - 1e-6, len(counts) - 1)
+
+
+PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": (1e-3, 10.0, 16), "seeds": 2, "steps": 60}
+
+
+def test_two_runs_of_one_plan_are_identical(sweep, small_blocks):
+    small_blocks()
+    first, second = (sweep("logistic_regression", **PLAN) for _ in range(2))
+    assert first.trials.equals(second.trials)
+    assert first.curves.equals(second.curves)
+
+
+@pytest.mark.parametrize("extra", [{}, {"stop_at_target": True, "target": 0.1}, {"batch_size": 100}])
+def test_retirement_changes_only_the_work(sweep, small_blocks, extra):
+    small_blocks()
+    with_it, without = (sweep("linear_regression", **PLAN, **extra, retire=retire) for retire in (True, False))
+    assert "diverged" in with_it.trials["verdict"].to_pylist() or extra
+    for name in ("trial", "verdict", "steps_run", "diverged_at", "steps_to_target", "best_step"):
+        assert with_it.trials[name].to_pylist() == without.trials[name].to_pylist(), name
+    # A trial may sit in another slot, where a product over the block may add in another order.
+    for name in ("final_loss", "best_loss", "final_grad_norm"):
+        np.testing.assert_allclose(with_it.trials[name], without.trials[name], rtol=1e-4)
+    assert with_it.curves["step"].to_pylist() == without.curves["step"].to_pylist()
+
+
+def test_a_sweep_equals_its_trials_alone(sweep):
+    rates = list(np.geomspace(1e-3, 1.0, 64))
+    together = sweep("linear_regression", ["momentum"], rates, seeds=1, steps=20, dtype="float64")
+    problem, plan = "linear_regression", {"seeds": 1, "steps": 20, "dtype": "float64"}
+    for trial in range(0, 64, 9):
+        alone = sweep(problem, ["momentum"], [rates[trial]], **plan)
+        np.testing.assert_allclose(
+            together.trials["final_loss"][trial].as_py(), alone.trials["final_loss"][0].as_py(), 1e-12
+        )
+
+
+def compilations(action) -> int:
+    counted = []
+
+    def listen(event: str, seconds: float, **_) -> None:
+        counted.append(event == "/jax/core/compile/backend_compile_duration")
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        action()
+    finally:
+        jax.monitoring.clear_event_listeners()
+    return sum(counted)
+
+
+def test_compilations_do_not_grow_with_trials(sweep, small_blocks):
+    small_blocks()
+    sweep("himmelblau", ["sgd"], (1e-3, 1.0, 5), seeds=1, steps=50)  # the shared programs of this block shape
+    few = compilations(lambda: sweep("himmelblau", ["sgd"], (1e-3, 1.0, 10), seeds=2, steps=50))
+    many = compilations(lambda: sweep("himmelblau", ["sgd"], (1e-4, 10.0, 60), seeds=5, steps=50))
+    assert few == many
+    assert 0 < few <= 12
+
+
+def test_the_engine_compiles_each_block_program_once(sweep, small_blocks, monkeypatch):
+    small_blocks()
+    observe.clear_cache()
+    sweep("beale", ["sgd", "adam"], (1e-4, 1.0, 40), seeds=2, steps=50)
+    assert observe._cache_size() == 1  # shared by both pairs
+
+
+def test_float16_and_bfloat16_runs_are_in_their_dtype(sweep):
+    # 1 - 2 * 0.001 rounds to 1 - 2**-9 in float16 and bfloat16 cannot move from 1 by it at all.
+    losses = {}
+    for dtype in ("float16", "bfloat16", "float32"):
+        run = sweep("quadratic_bowl[dim=1]", ["sgd"], [0.0005], seeds=1, steps=10, dtype=dtype)
+        losses[dtype] = run.trials["final_loss"][0].as_py()
+    assert losses["bfloat16"] == 1.0
+    assert losses["float32"] == pytest.approx(0.999**20, rel=1e-5)
+    assert losses["float16"] == pytest.approx(0.999**20, rel=1e-2)
+    assert losses["float16"] != losses["float32"]
+
+
+def test_a_diverged_trial_ends_where_it_diverged_and_is_not_padded(sweep):
+    run = sweep("quadratic_bowl[dim=1]", ["sgd"], [2.0], seeds=1, steps=300)
+    trial = run.trials.to_pylist()[0]
+    # |1 - 2 * 2| = 3, so the loss grows ninefold a step: above 1 + 1e4 first at step 5.
+    assert trial["verdict"] == "diverged"
+    assert trial["diverged_at"] == trial["steps_run"] == 5
+    assert trial["final_loss"] == pytest.approx(9.0**5)
+    assert run.curves["step"].to_pylist()[-1] == 5
+
+
+def test_non_finite_losses_are_data(sweep, tmp_path):
+    file = tmp_path / "edge.py"
+    file.write_text(
+        "import jax.numpy as jnp\nfrom gradbench import Problem\n"
+        "def problem():\n    return Problem(lambda key: jnp.ones(2), lambda p, d: jnp.sum(jnp.log(p)))\n"
+    )
+    run = sweep(str(file), ["sgd"], [0.5], seeds=1, steps=20)
+    trial = run.trials.to_pylist()[0]
+    assert trial["verdict"] == "diverged"
+    assert not np.isfinite(trial["final_loss"])
+    assert trial["minimum"] is None
+
+
+def test_recorded_rows_hold_both_ends_and_no_more_than_asked():
+    for total, points in itertools.product((1, 2, 3, 10, 501, 10**6), (2, 3, 5, 200)):
+        rows = recorded_rows(total, points)
+        assert rows[0] == 0
+        assert rows[-1] == total - 1
+        assert len(rows) <= points
+        assert (np.diff(rows) > 0).all()
+
+
+def test_a_thousand_trials_stream_through_a_small_block(sweep, small_blocks):
+    small_blocks(lanes=8, rows=11)
+    run = sweep("quadratic_bowl[dim=2]", ["sgd"], (1e-3, 4.0, 500), seeds=2, steps=20, record_points=3)
+    assert run.trials["trial"].to_pylist() == list(range(1000))
+    assert run.trials["learning_rate"].to_pylist() == np.repeat(run.plan.rates, 2).tolist()
+    assert run.curves.num_rows <= 3000
+
+
+def test_every_seed_starts_at_its_own_point(sweep):
+    run = sweep("himmelblau", ["sgd"], [1e-3], seeds=4, steps=2)
+    problem = gradbench.load_problem("himmelblau")
+    expected = [float(problem.loss(problem.init(jax.random.key(seed)), ())) for seed in range(4)]
+    np.testing.assert_allclose(run.trials["initial_loss"].to_pylist(), expected, rtol=1e-5)
+    assert runner.sweep is gradbench.sweep

@@ -1,0 +1,114 @@
+"""Optimizer specs: every name of optax works or is refused with a reason."""
+
+from __future__ import annotations
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+from gradbench.errors import OptimizerError
+from gradbench.optimizer import REFUSED, load_optimizer, optimizer_functions
+
+TAKING_A_RATE = sorted(
+    name
+    for module in (optax, optax.contrib)
+    for name, function in inspect.getmembers(module, inspect.isfunction)
+    if not name.startswith("_") and "learning_rate" in inspect.signature(function).parameters
+)
+
+
+def test_every_optimizer_of_optax_is_offered_or_refused():
+    assert set(TAKING_A_RATE) <= set(optimizer_functions()) | set(REFUSED)
+    for name in REFUSED:
+        with pytest.raises(OptimizerError, match="cannot be swept"):
+            load_optimizer(name)
+
+
+def test_every_optimizer_sweeps(sweep, small_blocks):
+    small_blocks(lanes=2, rows=4, devices=1)
+    names = list(optimizer_functions())
+    run = sweep("linear_regression[examples=12,features=3]", names, [1e-3, 1e-1], seeds=1, steps=6)
+    initial, best = (np.array(run.trials[column]) for column in ("initial_loss", "best_loss"))
+    moved = (best < initial).reshape(len(names), 2).any(axis=1)
+    still = [name for name, m in zip(names, moved) if not m]
+    assert still == []
+
+
+def rate_of(spec: str, steps: int) -> list[float]:
+    """The learning rates an sgd spec uses: its updates for a gradient of -1."""
+    transformation = load_optimizer(spec).build(jnp.float32(0.5), steps)
+    state, rates = transformation.init(jnp.zeros(())), []
+    for _ in range(steps + 1):
+        update, state = transformation.update(jnp.asarray(-1.0), state, jnp.zeros(()))
+        rates.append(float(update))
+    return rates
+
+
+def test_schedules_rise_to_the_swept_learning_rate_and_fall():
+    cosine = rate_of("sgd[schedule=cosine,warmup=4]", 12)
+    assert cosine[:5] == pytest.approx([0.0, 0.125, 0.25, 0.375, 0.5])
+    assert cosine[8] == pytest.approx(0.25)
+    assert cosine[12] == pytest.approx(0.0, abs=1e-7)
+    assert rate_of("sgd[schedule=linear,end=0.5]", 10)[10] == pytest.approx(0.25)
+    assert rate_of("sgd[schedule=exponential,end=0.1]", 10)[10] == pytest.approx(0.05)
+    assert rate_of("sgd[warmup=2]", 4) == pytest.approx([0.0, 0.25, 0.5, 0.5, 0.5])
+
+
+def test_settings_reach_the_optimizer():
+    grads = [jnp.asarray(v) for v in (1.0, -2.0, 0.5)]
+    for spec, expected in (
+        ("sgd[momentum=0.5,nesterov=true]", optax.sgd(0.1, momentum=0.5, nesterov=True)),
+        ("momentum", optax.sgd(0.1, momentum=0.9)),
+        ("adam[b1=0.8]", optax.adam(0.1, b1=0.8)),
+        ("optax:adamw[weight_decay=0.1]", optax.adamw(0.1, weight_decay=0.1)),
+    ):
+        mine = load_optimizer(spec).build(0.1, 10)
+        params = jnp.asarray(1.0)
+        state, known = mine.init(params), expected.init(params)
+        for grad in grads:
+            got, state = mine.update(grad, state, params)
+            want, known = expected.update(grad, known, params)
+            assert float(got) == float(want)
+
+
+def test_a_users_optimizer_from_a_file(sweep, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import optax\ndef make(learning_rate, scale=1.0):\n    return optax.sgd(learning_rate * scale)\n")
+    run = sweep("quadratic_bowl", [f"{file}:make[scale=2.0]"], [0.1], seeds=1, steps=10)
+    plain = sweep("quadratic_bowl", ["sgd"], [0.2], seeds=1, steps=10)
+    assert run.trials["final_loss"].to_pylist() == plain.trials["final_loss"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("adm", "did you mean 'adam'"),
+        ("adam[b3=1]", "did you mean 'b"),
+        ("adam[b1=true]", "should be a number"),
+        ("adam[schedule=cosin]", "did you mean 'cosine'"),
+        ("adam[warmup=-1]", "number of steps"),
+        ("adam[learning_rate=1]", "no setting 'learning_rate'"),
+        ("./none.py:make", "no such file"),
+        ("optax:nothing", "no function 'nothing'"),
+        ("no.such.module:make", "cannot import"),
+    ],
+)
+def test_bad_specs_are_refused_in_one_line(spec, words):
+    with pytest.raises(OptimizerError, match=words) as caught:
+        load_optimizer(spec)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("body", ["return 3", "raise ValueError('lost')", "return optax.sgd('fast')"])
+def test_a_users_optimizer_that_does_not_work_is_refused_before_anything_is_written(sweep, tmp_path, body):
+    file = tmp_path / "mine.py"
+    file.write_text(f"import optax\ndef make(learning_rate):\n    {body}\n")
+    with pytest.raises(OptimizerError):
+        sweep("quadratic_bowl", [f"{file}:make"], [0.1])
+    assert not (tmp_path / "results").exists()
+    assert jax.default_backend()

@@ -1,0 +1,86 @@
+"""The plan: one dataclass from the command line, TOML, Python and run.json, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from gradbench.errors import PlanError
+from gradbench.plan import SweepPlan, parse_rates, read_config
+
+
+def test_a_plan_survives_json_and_toml(tmp_path):
+    plan = SweepPlan(("mlp[hidden=8]",), ("adam",), [0.1, 0.3], seeds=2, batch_size=16, dtype="float64", retire=False)
+    assert SweepPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    file = tmp_path / "plan.toml"
+    file.write_text('problems = ["mlp[hidden=8]"]\noptimizers = ["adam"]\nlearning_rates = [0.1, 0.3]\n')
+    with file.open("a") as out:
+        out.write('seeds = 2\nbatch_size = 16\ndtype = "float64"\nretire = false\n')
+    assert SweepPlan.from_dict(read_config(file)) == plan
+
+
+@pytest.mark.parametrize("rates", ["1e-4:10:25", (1e-4, 10.0, 25), (1e-4, 10, 25)])
+def test_a_range_is_log_spaced_with_both_ends(rates):
+    values = SweepPlan(learning_rates=rates).rates
+    assert values[0] == 1e-4
+    assert values[-1] == 10
+    np.testing.assert_allclose(values, np.geomspace(1e-4, 10, 25), rtol=1e-13)
+
+
+def test_values_keep_their_order():
+    assert SweepPlan(learning_rates=parse_rates("0.3,0.1,1")).rates == [0.3, 0.1, 1.0]
+    assert SweepPlan(learning_rates=np.array([0.5, 0.25])).rates == [0.5, 0.25]
+    assert SweepPlan(learning_rates=[0.1, 1, 5]).rates == [0.1, 1.0, 5.0]
+    assert SweepPlan(learning_rates=0.5).rates == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learning_rates": "10:1:5"}, "1:10:5"),
+        ({"learning_rates": "0:1:5"}, "above 0"),
+        ({"learning_rates": "-1:1:5"}, "above 0"),
+        ({"learning_rates": "nan:1:5"}, "above 0"),
+        ({"learning_rates": "1:inf:5"}, "finite"),
+        ({"learning_rates": "1:2"}, "low:high:count"),
+        ({"learning_rates": "1:2:x"}, "low:high:count"),
+        ({"learning_rates": "1:2:0"}, "count of at least 2"),
+        ({"learning_rates": "a,b"}, "numbers with commas"),
+        ({"learning_rates": ","}, "none given"),
+        ({"learning_rates": [0.0]}, "above 0"),
+        ({"learning_rates": [float("nan")]}, "above 0"),
+        ({"learning_rates": [0.1, 0.1]}, "twice"),
+        ({"learning_rates": {}}, "got dict"),
+        ({"seeds": -1}, "seeds: need a whole number from 1"),
+        ({"seeds": True}, "whole number"),
+        ({"steps": 0}, "steps: need a whole number from 1"),
+        ({"steps": 1.5}, "whole number"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"record_points": 1}, "record_points"),
+        ({"dtype": "float23"}, "did you mean 'float32'"),
+        ({"precision": "hihgest"}, "did you mean 'highest'"),
+        ({"device": "gpus"}, "did you mean 'gpu'"),
+        ({"target": 0.0}, "between 0 and 1"),
+        ({"target": float("nan")}, "between 0 and 1"),
+        ({"retire": "yes"}, "true or false"),
+        ({"problems": []}, "at least one problem"),
+        ({"problems": ["mlp", "mlp"]}, "named twice"),
+        ({"seeds": 2**31 - 1}, "trials"),
+        ({"stepz": 3}, "did you mean 'steps'"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(settings, words):
+    with pytest.raises(PlanError, match=words) as caught:
+        SweepPlan.from_dict(settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"a = ", "not TOML"), (b"\xff\xfe", "not TOML")])
+def test_a_bad_config_file_is_refused(tmp_path, content, words):
+    (tmp_path / "bad.toml").write_bytes(content)
+    with pytest.raises(PlanError, match=words):
+        read_config(tmp_path / "bad.toml")
+    with pytest.raises(PlanError, match="No such file"):
+        read_config(tmp_path / "none.toml")

@@ -1,0 +1,207 @@
+"""One contract for every problem file, its facts against other libraries, and what the loader refuses."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradbench
+from gradbench.datasets import load_table
+from gradbench.errors import ProblemError
+from gradbench.problem import cast, load_problem, problem_names, problems_folder
+
+SPECS = [
+    *problem_names(),
+    "quadratic_bowl[dim=1]",
+    "quadratic_bowl[dim=2,condition=1]",
+    "linear_regression[examples=60,features=5]",
+    "logistic_regression[examples=60,features=5,l2=0.1]",
+    "mlp[hidden=(8,4),activation=relu]",
+    "rosenbrock[dim=5]",
+    "rastrigin[dim=3,amplitude=1]",
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_problem_keeps_the_contract(spec):
+    problem = load_problem(spec)
+    assert problem.name == spec
+    with jax.enable_x64(True):
+        for seed in range(3):
+            params = cast(problem.init(jax.random.key(seed)), jnp.float64)
+            value, grads = jax.value_and_grad(problem.loss)(params, problem.data)
+            if problem.minimum is not None:
+                assert value >= problem.minimum
+            if problem.gradient is not None:
+                # float64 sums in another order, of under 600 terms of mixed sign
+                for got, known in zip(jax.tree.leaves(problem.gradient(params, problem.data)), jax.tree.leaves(grads)):
+                    np.testing.assert_allclose(got, known, rtol=1e-12, atol=1e-12 * float(jnp.abs(known).max()))
+
+
+@pytest.mark.parametrize("name", problem_names())
+def test_a_problem_file_is_short_and_says_its_source(name):
+    text = (problems_folder() / f"{name}.py").read_text()
+    assert "Source" in text or "Data:" in text or "data:" in text
+    assert len(text.splitlines()) <= 60
+
+
+def test_the_lesson_gradients():
+    one, two = load_problem("quadratic_bowl[dim=1]"), load_problem("quadratic_bowl[dim=2,condition=1]")
+    assert jax.grad(one.loss)(jnp.array([3.0]), one.data).tolist() == [6.0]
+    assert jax.grad(two.loss)(jnp.array([1.0, -2.0]), cast(two.data, jnp.float32)).tolist() == [2.0, -4.0]
+
+
+@pytest.mark.parametrize("spec", ["linear_regression", "linear_regression[examples=200,features=7]"])
+def test_linear_regression_minimum_is_scikit_learns(spec):
+    from sklearn.linear_model import LinearRegression
+
+    problem = load_problem(spec)
+    design, target = problem.data["X"], problem.data["y"]
+    fitted = LinearRegression(fit_intercept=False).fit(design, target)
+    expected = 0.5 * np.mean((fitted.predict(design) - target) ** 2)
+    assert problem.minimum == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("spec", ["logistic_regression", "logistic_regression[l2=0.1]", "logistic_regression[l2=1e-6]"])
+def test_logistic_regression_minimum_is_scipys(spec):
+    from scipy.optimize import minimize
+
+    problem = load_problem(spec)
+    with jax.enable_x64(True):
+        both = jax.jit(jax.value_and_grad(problem.loss))
+        hessian = jax.jit(jax.hessian(problem.loss))
+
+        def of(function):
+            return lambda w: jax.tree.map(np.asarray, function(jnp.asarray(w), problem.data))
+
+        start = np.zeros(problem.data["X"].shape[1])
+        solved = minimize(of(both), start, jac=True, hess=of(hessian), method="trust-exact", options={"gtol": 1e-11})
+    assert problem.minimum == pytest.approx(solved.fun, rel=1e-8)
+
+
+@pytest.mark.parametrize("spec", ["quadratic_bowl", "linear_regression", "logistic_regression"])
+def test_stated_curvature_bounds_the_hessian(spec):
+    problem = load_problem(spec)
+    with jax.enable_x64(True):
+        params = cast(problem.init(jax.random.key(0)), jnp.float64)
+        eigenvalues = np.linalg.eigvalsh(np.asarray(jax.hessian(problem.loss)(params, problem.data)))
+    low, high = problem.curvature
+    slack = 1e-12 * high
+    assert low - slack <= eigenvalues[0]
+    assert eigenvalues[-1] <= high + slack
+    if spec != "logistic_regression":  # whose bounds are reached at some other point, if anywhere
+        assert high == pytest.approx(eigenvalues[-1], rel=1e-9)
+
+
+def write_tables(folder, features, target):
+    np.savetxt(folder / "a.csv", np.column_stack([features, target]), delimiter=",", header="a,b,y", comments="")
+    np.savetxt(folder / "b.txt", np.column_stack([features, target]))
+    np.savez(folder / "c.npz", X=features, y=target)
+    lines = [f"{y} " + " ".join(f"{i + 1}:{x}" for i, x in enumerate(row)) for row, y in zip(features, target)]
+    (folder / "d.svm").write_text("\n".join(lines) + "\n")
+    return ["a.csv", "b.txt", "c.npz", "d.svm"]
+
+
+def test_every_file_format_gives_the_same_data(tmp_path):
+    generator = np.random.default_rng(0)
+    features, target = generator.normal(size=(20, 2)), generator.normal(size=20)
+    for name in write_tables(tmp_path, features, target):
+        read_features, read_target = load_table(tmp_path / name)
+        np.testing.assert_allclose(read_features, features, rtol=1e-15)
+        np.testing.assert_allclose(read_target, target, rtol=1e-15)
+        assert load_problem(f"linear_regression[data={tmp_path / name}]").examples == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.csv", "", "at least one feature column"),
+        ("ragged.csv", "1,2,3\n4,5\n", "columns"),
+        ("nan.csv", "1,2\nnan,4\n", "example 2, column 1"),
+        ("words.csv", "1,2\nred,4\n", "red"),
+        ("narrow.csv", "1\n2\n", "at least one feature column"),
+        ("table.xls", "1,2\n", "cannot tell the format"),
+        ("broken.npz", "not a zip", "npz"),
+    ],
+)
+def test_bad_data_files_are_refused_with_their_place(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ProblemError, match=words) as caught:
+        load_problem(f"linear_regression[data={tmp_path / name}]")
+    assert "\n" not in str(caught.value)
+
+
+GOOD = "import jax.numpy as jnp\nimport numpy as np\nfrom gradbench import Problem\ndef problem(width=2):\n    "
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: p)", r"must be a scalar, got shape \(2,\)"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p > 0))", "must be a float, got int32"),
+        ("return Problem(lambda k: jnp.ones(2, int), lambda p, d: jnp.sum(p) * 1.0)", "parameters must be floats"),
+        ("return Problem(lambda k: {}, lambda p, d: 0.0)", "no parameters"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: p @ jnp.ones(3))", "loss.* raised TypeError"),
+        ("return Problem(lambda k: 1 / 0, lambda p, d: 0.0)", "init.* raised ZeroDivisionError"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), [1.0, np.nan])", "not finite"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), 'text')", "must be arrays of numbers"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), np.ones(3), examples=5)", "examples=5"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), minimum=np.nan)", "minimum is nan"),
+        ("return 3", "returned int"),
+        ("raise KeyError('lost')", "raised KeyError"),
+        ("raise SystemExit(3)", "raised SystemExit"),
+    ],
+)
+def test_a_bad_problem_file_is_refused_in_one_line(tmp_path, body, words):
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD + body + "\n")
+    with pytest.raises(ProblemError, match=words) as caught:
+        load_problem(str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("x = 1", "has no function problem"), ("import nothing_at_all", "No module named"), ("def (", "SyntaxError")],
+)
+def test_a_file_that_is_no_problem_is_refused(tmp_path, text, words):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ProblemError, match=words):
+        load_problem(str(tmp_path / "mine.py"))
+
+
+def test_a_users_file_takes_settings_like_a_built_in_one(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        GOOD + "return Problem(lambda k: jnp.ones(width), lambda p, d: jnp.sum(p * p), minimum=0.0)\n"
+    )
+    problem = load_problem(f"{tmp_path / 'mine.py'}[width=8]")
+    assert problem.init(jax.random.key(0)).shape == (8,)
+    assert isinstance(problem, gradbench.Problem)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("quadratic_bowel", "did you mean 'quadratic_bowl'"),
+        ("mlp[hiden=3]", "did you mean 'hidden'"),
+        ("mlp[hidden]", "not key=value"),
+        ("mlp[hidden=3", "brackets do not match"),
+        ("mlp[hidden=(3]", "brackets do not match"),
+        ("mlp]", "brackets do not match"),
+        ("mlp[hidden=3,hidden=4]", "given twice"),
+        ("[hidden=3]", "name is missing"),
+        ("quadratic_bowl[dim=0]", "need dim >= 1"),
+        ("quadratic_bowl[dim=2.5]", "should be a whole number"),
+        ("quadratic_bowl[condition=nan]", "should be a number"),
+        ("quadratic_bowl[condition=0.5]", "condition >= 1"),
+        ("mlp[activation=step]", "need one of tanh"),
+        ("linear_regression[examples=5]", "needs both"),
+        ("./nowhere.py", "no such file"),
+    ],
+)
+def test_bad_specs_are_refused_in_one_line(spec, words):
+    with pytest.raises(ProblemError, match=words) as caught:
+        load_problem(spec)
+    assert "\n" not in str(caught.value)

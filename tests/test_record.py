@@ -1,0 +1,219 @@
+"""Records: atomic, validated, resumable after any kill, and equal to the uninterrupted run's."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import gradbench
+from gradbench import engine, runner
+from gradbench.errors import RecordError, RunError
+from gradbench.record import SCHEMAS, find_run, load_run, write_json
+
+PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": (1e-3, 1.0, 12), "seeds": 2, "steps": 60}
+
+
+def same(left, right) -> bool:
+    return left.trials.equals(right.trials) and left.curves.equals(right.curves)
+
+
+class StopAfter(runner.Watcher):
+    """Asks for a stop at the n-th question; the engine asks before every chunk and pair."""
+
+    def __init__(self, questions: int):
+        self.questions = questions
+
+    def should_stop(self) -> bool:
+        self.questions -= 1
+        return self.questions < 0
+
+
+def test_a_record_has_every_table_with_its_schema(sweep):
+    run = sweep("himmelblau", ["sgd"], [1e-3], seeds=2, steps=10)
+    for name, schema in SCHEMAS.items():
+        assert pq.read_schema(run.path / f"{name}.parquet").equals(schema, check_metadata=False)
+    info = json.loads((run.path / "run.json").read_text())
+    assert info["state"] == "complete"
+    assert info["plan"] == json.loads(json.dumps(run.plan.to_dict()))
+    assert info["environment"]["versions"]["jax"]
+    assert sorted(p.name for p in run.path.iterdir()) == [
+        "curves.parquet",
+        "run.json",
+        "timings.parquet",
+        "trials.parquet",
+    ]
+    assert same(run, load_run(run.path))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("questions", [0, 1, 3, 5, 8])
+def test_an_interrupted_run_resumes_to_the_same_record(sweep, small_blocks, tmp_path, questions, dtype):
+    small_blocks()
+    plan = gradbench.SweepPlan(("linear_regression",), batch_size=None, dtype=dtype, **PLAN)
+    whole = runner.run_plan(plan, out=tmp_path / "whole")
+    stopped = runner.run_plan(plan, out=tmp_path / "stopped", watcher=StopAfter(questions))
+    assert stopped.info["state"] == "interrupted"
+    assert stopped.trials.num_rows < whole.trials.num_rows
+    resumed = gradbench.resume(stopped.path)
+    assert resumed.info["state"] == "complete"
+    assert same(resumed, whole)
+    assert not (resumed.path / "parts").exists()
+
+
+def test_an_optimizer_with_a_random_key_resumes(sweep, small_blocks, tmp_path):
+    small_blocks()
+    plan = gradbench.SweepPlan(("himmelblau",), ("noisy_sgd",), (1e-3, 1e-2, 12), steps=60)
+    whole = runner.run_plan(plan, out=tmp_path)
+    stopped = runner.run_plan(plan, out=tmp_path, watcher=StopAfter(4))
+    assert same(gradbench.resume(stopped.path), whole)
+
+
+def test_rows_written_after_the_last_checkpoint_are_not_counted_twice(sweep, small_blocks, tmp_path, monkeypatch):
+    small_blocks()
+    plan = gradbench.SweepPlan(("himmelblau",), **PLAN)
+    whole = runner.run_plan(plan, out=tmp_path)
+    stopped = runner.run_plan(plan, out=tmp_path, watcher=StopAfter(4))
+    checkpoint = stopped.path / "parts" / "0000" / "checkpoint.npz"
+    kept = checkpoint.read_bytes()
+    again = StopAfter(3)
+    gradbench.resume(stopped.path, watcher=again)
+    checkpoint.write_bytes(kept)  # as if the kill came between the rows and the checkpoint
+    assert same(gradbench.resume(stopped.path), whole)
+
+
+KILLED = """
+import sys
+from gradbench import engine, runner, SweepPlan
+engine.CHECKPOINT_SECONDS = 0.05
+runner._time_alone = lambda program, time_problem: []
+plan = SweepPlan(("logistic_regression",), ("sgd", "adam"), (1e-3, 1.0, 40), steps=3000)
+if sys.argv[2] == "run":
+    runner.run_plan(plan, out=sys.argv[1])
+else:
+    runner.resume("latest", results=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("kills", [3])
+def test_killed_runs_resume_to_the_same_record(tmp_path, kills):
+    def start(folder, how):
+        return subprocess.Popen([sys.executable, "-c", KILLED, str(folder), how], stderr=subprocess.PIPE, text=True)
+
+    whole = start(tmp_path / "whole", "run")
+    assert whole.wait() == 0, whole.stderr.read()
+    generator, out = random.Random(), tmp_path / "killed"
+    process, survived = start(out, "run"), 0
+    for _ in range(kills):
+        while not list(out.glob("*/run.json")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0.5, 6))
+        os.kill(process.pid, signal.SIGKILL)
+        survived += process.wait() == 0
+        process.stderr.close()
+        process = start(out, "resume")
+    _, errors = process.communicate()
+    whole.stderr.close()
+    assert process.returncode == 0, errors
+    assert survived < kills
+    assert same(load_run("latest", out), load_run("latest", tmp_path / "whole"))
+
+
+def test_resume_refuses_another_machine_or_version(sweep, small_blocks, tmp_path):
+    small_blocks()
+    stopped = runner.run_plan(gradbench.SweepPlan(("beale",), **PLAN), out=tmp_path, watcher=StopAfter(1))
+    info = json.loads((stopped.path / "run.json").read_text())
+    info["environment"]["versions"]["jax"] = "0.0.1"
+    write_json(info, stopped.path / "run.json")
+    with pytest.raises(RecordError, match=r"began with jax 0\.0\.1"):
+        gradbench.resume(stopped.path)
+
+
+def test_two_processes_cannot_write_one_run(sweep, small_blocks, tmp_path):
+    small_blocks()
+    stopped = runner.run_plan(gradbench.SweepPlan(("beale",), **PLAN), out=tmp_path, watcher=StopAfter(1))
+    with runner.RunWriter.resume(stopped.path), pytest.raises(RecordError, match="another process"):
+        gradbench.resume(stopped.path)
+
+
+@pytest.fixture
+def record(sweep):
+    return sweep("beale", ["sgd"], [1e-3], seeds=1, steps=5)
+
+
+def damage(record, name, table) -> None:
+    pq.write_table(table, record.path / name)
+
+
+def test_damaged_records_are_refused_in_one_line(record):
+    trials = record.path / "trials.parquet"
+    original = trials.read_bytes()
+    wrong_type = record.trials.set_column(4, "seed", record.trials["seed"].cast(pa.int32()))
+    for content, words in (
+        (original[: len(original) // 2], "damaged"),
+        (b"", "damaged"),
+        (None, "missing or damaged"),
+        (record.trials.drop_columns(["verdict"]), "no column 'verdict'"),
+        (wrong_type, "column 'seed' is int32, should be int64"),
+    ):
+        if content is None:
+            trials.unlink()
+        elif isinstance(content, bytes):
+            trials.write_bytes(content)
+        else:
+            damage(record, "trials.parquet", content)
+        with pytest.raises(RecordError, match=words) as caught:
+            load_run(record.path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "damaged"),
+        ("{", "damaged"),
+        ("[]", "no schema_version"),
+        ('{"schema_version": 99}', "newer gradbench"),
+        ('{"schema_version": 1}', "'id' is missing"),
+    ],
+)
+def test_damaged_run_json_is_refused(record, text, words):
+    (record.path / "run.json").write_text(text)
+    with pytest.raises(RecordError, match=words):
+        load_run(record.path)
+
+
+def test_records_are_found_by_path_id_and_latest(record):
+    results = record.path.parent
+    for name in (record.path, record.id, record.id[:18], record.id[-6:], "latest"):
+        assert find_run(name, results) == record.path
+    with pytest.raises(RecordError, match="no such record"):
+        find_run("20200101T000000Z-000000", results)
+    with pytest.raises(RecordError, match="no records here"):
+        find_run("latest", results / "nothing")
+
+
+def test_a_full_disk_leaves_no_half_written_table(tmp_path, monkeypatch):
+    from gradbench import record as module
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.pq, "write_table", full)
+    with pytest.raises(RunError, match="No space left"):
+        module.write_table(SCHEMAS["curves"].empty_table(), tmp_path / "curves.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_of_a_huge_sweep_keep_fewer_points():
+    plan = gradbench.SweepPlan(("beale",), ("sgd",), (1e-3, 1.0, 10_000), seeds=100)
+    assert engine.curve_points(plan) == 5
+    assert engine.curve_points(gradbench.SweepPlan()) == 200

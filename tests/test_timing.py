@@ -1,0 +1,78 @@
+"""Timing: every mode and stage is there, waits for the work, and scales with it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from gradbench import runner, timing
+
+
+def test_a_run_times_every_mode_and_stage(tmp_path):
+    run = runner.sweep("linear_regression", ["sgd", "adam"], (0.01, 0.1, 4), seeds=1, steps=50, out=tmp_path)
+    rows = run.timings.to_pylist()
+    modes = [(row["optimizer"], row["mode"]) for row in rows]
+    assert modes == [
+        (None, "value"),
+        (None, "value_and_grad"),
+        *[(optimizer, mode) for optimizer in ("sgd", "adam") for mode in ("solo", "batched")],
+    ]
+    for row in rows:
+        stages = [row[f"{stage}_s"] for stage in ("trace", "lower", "compile", "first_run")]
+        assert all(seconds > 0 for seconds in stages)
+        assert 0 < row["step_s_min"] <= row["step_s_p25"] <= row["step_s_median"] <= row["step_s_p75"]
+        assert row["samples"] == len(row["step_s_samples"]) >= timing.SAMPLES
+        assert row["trusted"] == (1.9 <= row["doubling"] <= 2.1)
+        assert row["flops_per_s"] == pytest.approx(row["flops_per_step"] / row["step_s_median"])
+    # Two products of 442 x 11 a gradient and one a value, 2 FLOP a term; XLA counts the smaller operations too.
+    product = 2 * 442 * 11
+    flops = {(row["optimizer"], row["mode"]): row["flops_per_step"] / row["trials"] for row in rows}
+    assert product <= flops[None, "value"] <= 1.3 * product
+    assert 2 * product <= flops["sgd", "solo"] <= 1.5 * 2 * product
+    assert 2 * product <= flops["sgd", "batched"] <= 1.5 * 2 * product
+
+
+def test_measure_reports_seconds_a_step_and_checks_the_clock():
+    calls = []
+
+    def once(repeats: int) -> float:
+        calls.append(repeats)
+        return 0.01 * repeats  # ten steps of a millisecond each
+
+    found = timing.measure(once, steps=10)
+    assert found["step_s_median"] == pytest.approx(1e-3)
+    assert found["doubling"] == pytest.approx(2.0)
+    assert found["trusted"]
+    assert found["samples"] == timing.SAMPLES
+    assert calls.count(2) >= timing.SAMPLES // 2
+
+
+def test_a_clock_that_does_not_scale_is_not_trusted():
+    found = timing.measure(lambda repeats: 0.01, steps=1)
+    assert found["doubling"] == pytest.approx(1.0)
+    assert not found["trusted"]
+
+
+def test_slow_steps_get_fewer_samples():
+    spent = []
+
+    def once(repeats: int) -> float:
+        spent.append(5.0 * repeats)
+        return spent[-1]
+
+    assert timing.measure(once, steps=1)["samples"] == 3
+    assert sum(spent) < 4 * timing.BUDGET_SECONDS
+
+
+def test_compile_stages_counts_a_loop_body_once():
+    import jax
+    import jax.numpy as jnp
+
+    def loop(x):
+        return jax.lax.scan(lambda c, _: (c @ c, None), x, length=50)[0]
+
+    began = time.perf_counter()
+    compiled = timing.compile_stages(jax.jit(loop), jnp.eye(16))
+    assert compiled.trace_s + compiled.lower_s + compiled.compile_s <= time.perf_counter() - began
+    assert 2 * 16**3 <= compiled.flops < 2 * 2 * 16**3
