@@ -174,7 +174,7 @@ def ecdf_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
         known = [_steps_at_best(run, pair) for run, pair in found if _minimum_known(run, pair)]
         if not known:
             continue
-        steps, shares = ecdf_over_targets(np.concatenate(known))
+        steps, shares = ecdf_over_targets(np.concatenate(known).tolist())
         end = float(max(run.plan.steps for run, _ in found))
         ends = [0.0, *steps.tolist(), end], [0.0, *shares.tolist(), float(shares[-1]) if len(shares) else 0.0]
         rows += [{"solver": name, "steps": at, "share": share} for at, share in zip(*ends)]

@@ -20,6 +20,7 @@ import numpy as np
 import scipy.linalg
 from jax.flatten_util import ravel_pytree
 
+from gradbench.analysis import stable_limit
 from gradbench.errors import OptimizerError
 from gradbench.optimizer import ALIASES
 from gradbench.plan import SweepPlan
@@ -62,19 +63,6 @@ def momentum_of(optimizer: str) -> Momentum | None:
     if settings.keys() - {"momentum", "nesterov"}:
         return None
     return Momentum(settings.get("momentum") or 0.0, settings.get("nesterov", False))
-
-
-def stable_limit(optimizer: str, largest: float) -> float | None:
-    """The learning rate above which the steepest direction, of curvature L = `largest`, diverges; None where unknown.
-
-    Gradient descent 2/L, heavy ball 2(1 + beta)/L, Nesterov's form 2(1 + beta)/((1 + 2 beta) L): where a root of the
-    recurrence's characteristic polynomial leaves the unit circle at -1.
-    """
-    momentum = momentum_of(optimizer)
-    if momentum is None or not largest > 0:
-        return None
-    beta = momentum.beta
-    return 2 * (1 + beta) / ((1 + 2 * beta) * largest) if momentum.nesterov else 2 * (1 + beta) / largest
 
 
 def best_fixed_step(mu: float, largest: float) -> float:

@@ -61,7 +61,7 @@ def test_momentum_of(optimizer, expected):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "momentum[momentum=0.5]"])
 def test_the_bowl_diverges_just_above_the_stable_limit_and_not_below(optimizer):
-    limit = theory.stable_limit(optimizer, largest=2.0)
+    limit = theory.stable_limit(optimizer, 2.0)
     plan = SweepPlan(dtype="float64", steps=3000)
     problem = gradbench.load_problem("quadratic_bowl[dim=2,condition=10]")
     below, above = replay(problem, optimizer, plan, [(limit * 0.99, 0), (limit * 1.01, 0)], [0, 3000]).losses

@@ -56,7 +56,7 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
         checks=_checks(data["runs"]),
         environment="".join(_environment(run) for run in data["runs"]),
         data=text,
-        bundle=vl_convert.javascript_bundle().replace("</script", "<\\/script"),
+        bundle=_bundle(),
         script=(folder / "page.js").read_text(encoding="utf-8"),
     )
     _write(out, page.encode())
@@ -82,6 +82,12 @@ def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg") -> 
         paths.append(folder / f"{name}.{fmt}")
         _write(paths[-1], content)
     return paths
+
+
+def _bundle() -> str:
+    """vega, vega-lite and vega-embed, as globals, for a script element."""
+    code = vl_convert.javascript_bundle()  # ty: ignore[missing-argument]  # its stub forgets the default
+    return code.replace("</script", "<\\/script")
 
 
 def _write(path: Path, content: bytes) -> None:

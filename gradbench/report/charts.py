@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import altair as alt
+import altair
+
+alt: Any = altair  # its decorated methods have types that no checker can follow
 
 COLOURS = ["#3a8fd1", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8a7fdb", "#7f7f7f"]
 VERDICTS = ["converged", "slow", "stalled", "overshoots", "diverged"]
@@ -16,13 +18,13 @@ SHAPES = ["circle", "triangle-down", "square", "diamond", "cross"]
 POWERS = [0, *(10.0**k for k in range(-7, 8))]  # ticks of an axis that begins at 0 and is logarithmic further on
 
 
-def spec(chart: alt.TopLevelMixin, datasets: dict[str, list[dict[str, Any]]] | None = None) -> dict[str, Any]:
+def spec(chart: Any, datasets: dict[str, list[dict[str, Any]]] | None = None) -> dict[str, Any]:
     """The chart as Vega-Lite, with `datasets` filled in where given."""
     made = chart.to_dict()
     return made | {"datasets": datasets} if datasets is not None else made
 
 
-def _colour() -> alt.Color:
+def _colour() -> Any:
     return alt.Color(
         "optimizer:N",
         scale=alt.Scale(range=COLOURS),
@@ -31,23 +33,23 @@ def _colour() -> alt.Color:
     )
 
 
-def _dash() -> alt.StrokeDash:
+def _dash() -> Any:
     return alt.StrokeDash("run:N", title="run", legend=alt.Legend(orient="top"))
 
 
-def _shape() -> alt.Shape:
+def _shape() -> Any:
     scale = alt.Scale(domain=VERDICTS, range=SHAPES)
     return alt.Shape("verdict:N", scale=scale, title="verdict", legend=alt.Legend(orient="bottom", columns=3))
 
 
-def _rate_axis() -> alt.X:
+def _rate_axis() -> Any:
     axis = alt.Axis(format="~g", labelOverlap=True)
     return alt.X(
         "learning_rate:Q", scale=alt.Scale(type="log", nice=False, padding=8), title="learning rate", axis=axis
     )
 
 
-def sensitivity(several_runs: bool = False, height: int = 300) -> alt.LayerChart:
+def sensitivity(several_runs: bool = False, height: int = 300) -> Any:
     """Final gap against learning rate: median line, spread of the seeds, verdict by shape, stable limit as a rule.
 
     Data: rates (run, optimizer, learning_rate, verdict, verdicts, gap, low, high, steps, best), limits (run,
@@ -64,7 +66,8 @@ def sensitivity(several_runs: bool = False, height: int = 300) -> alt.LayerChart
         alt.Tooltip("steps:Q", format=".4g", title="steps to target"),
         alt.Tooltip("run:N"),
     ]
-    lines = rates.encode(x=x, color=_colour(), **({"strokeDash": _dash()} if several_runs else {}))
+    lines = rates.encode(x=x, color=_colour())
+    lines = lines.encode(strokeDash=_dash()) if several_runs else lines
     spread = lines.transform_filter("isValid(datum.high) && isValid(datum.low)")
     detail = {"detail": "run:N"}
     marks = rates.encode(x=x, color=_colour(), shape=_shape(), tooltip=tooltip)
@@ -88,7 +91,7 @@ def sensitivity(several_runs: bool = False, height: int = 300) -> alt.LayerChart
     return alt.layer(*layers).properties(height=height, width=560)
 
 
-def convergence(seconds: bool = False, height: int = 300) -> alt.LayerChart:
+def convergence(seconds: bool = False, height: int = 300) -> Any:
     """Gap against step for every learning rate of one pair, the chosen one in front; a cross ends a diverged one.
 
     Data: curves (trial, learning_rate, x, gap), front (the chosen rate's trials), ends (x, gap of diverged trials).
@@ -125,7 +128,7 @@ def convergence(seconds: bool = False, height: int = 300) -> alt.LayerChart:
     ).properties(height=height, width=560)
 
 
-def step_cost() -> alt.LayerChart:
+def step_cost() -> Any:
     """Seconds of one trial's step, solo and batched, and of a loss and its gradient alone: median and quartiles.
 
     Data: timings (run, problem, optimizer, mode, what, median, p25, p75).
@@ -156,7 +159,7 @@ def step_cost() -> alt.LayerChart:
     )
 
 
-def sharpness() -> alt.LayerChart:
+def sharpness() -> Any:
     """The Hessian's top eigenvalue along a path against the edge of stability (Cohen et al. 2021).
 
     Data: sharpness, the rows of theory.sharpness_along.
@@ -181,13 +184,13 @@ def overall_rows(runs: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     return profiles.profile_rows(runs), profiles.ecdf_rows(runs)
 
 
-def profile() -> alt.Chart:
+def profile() -> Any:
     """Dolan and Moré's performance profiles. Data: profile (solver, ratio, share)."""
     x = alt.X("ratio:Q", scale=alt.Scale(type="log"), title="within this factor of the fewest steps")
     return _steps_up("profile", x, "share of problems solved")
 
 
-def ecdf() -> alt.Chart:
+def ecdf() -> Any:
     """The share of targets reached within a number of steps. Data: ecdf (solver, steps, share)."""
     x = alt.X(
         "steps:Q",
@@ -198,7 +201,7 @@ def ecdf() -> alt.Chart:
     return _steps_up("ecdf", x, "share of targets reached")
 
 
-def _steps_up(name: str, x: alt.X, title: str) -> alt.Chart:
+def _steps_up(name: str, x: Any, title: str) -> Any:
     colour = alt.Color("solver:N", scale=alt.Scale(range=COLOURS), title="optimizer", legend=alt.Legend(orient="top"))
     dash = alt.StrokeDash("solver:N", title="optimizer")
     chart = alt.Chart(alt.NamedData(name=name)).mark_line(interpolate="step-after", strokeWidth=2.5)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
 import numpy as np
 
 from gradbench.analysis import summarise
 from gradbench.landscape import Landscape, landscape, telling_rates
 from gradbench.problem import load_problem, problem_names
 from gradbench.record import Run
-from gradbench.report.charts import COLOURS, spec
+from gradbench.report.charts import COLOURS, alt, spec
 from gradbench.report.data import short
 
 WORDS = ["too small", "right", "too large", "diverging"]
@@ -79,7 +78,7 @@ def _angle(seen: Landscape, i: int, j: int) -> float:
     return float(np.degrees(np.arctan2(across, up)))
 
 
-def _layers(seen: Landscape, width: int) -> alt.LayerChart:
+def _layers(seen: Landscape, width: int) -> Any:
     def axis(name: str, values: np.ndarray, title: str) -> dict[str, Any]:
         edge = (values[1] - values[0]) / 2
         scale = alt.Scale(domain=[float(values[0] - edge), float(values[-1] + edge)], nice=False, zero=False)
