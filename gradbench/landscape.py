@@ -1,0 +1,182 @@
+"""The loss as a landscape with the paths of chosen learning rates on it, for two parameters or a plane of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from gradbench.analysis import PairSummary
+from gradbench.errors import PlanError
+from gradbench.plan import SweepPlan
+from gradbench.problem import Problem, cast
+from gradbench.program import numerics
+from gradbench.replay import flat_loss, replay
+
+GRID = 61  # points of a side
+PATH_BYTES = 2**28  # of the params kept along the paths: fewer points where the parameters are many
+FAR = 3.0  # a path is followed this many times the picture's reach, then it has left
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """A plane of parameters and what is on it.
+
+    x, y (G,): coordinates of the grid; loss (G, G), rows by y; slope (G, G, 2): the loss' gradient within the plane.
+    paths: a dict a learning rate: learning_rate, word, steps, x, y, loss (lists), left (whether it leaves the picture).
+    axes: what x and y are; note: how the plane was chosen.
+    """
+
+    problem: str
+    optimizer: str
+    x: np.ndarray
+    y: np.ndarray
+    loss: np.ndarray
+    slope: np.ndarray
+    paths: list[dict[str, Any]]
+    axes: tuple[str, str]
+    note: str
+
+
+def telling_rates(pair: PairSummary) -> dict[float, str]:
+    """Learning rates that teach: too small, right, too large, diverging, as far as the pair has them."""
+    if pair.best is None:
+        return {pair.rates[0].learning_rate: "diverging"}
+    chosen = {pair.best.learning_rate: "right"}
+    small = pair.best.learning_rate / 30
+    below = [rate for rate in pair.rates if rate.learning_rate < pair.best.learning_rate]
+    if below:
+        chosen[min(below, key=lambda rate: abs(np.log(rate.learning_rate / small))).learning_rate] = "too small"
+    above = [rate for rate in pair.rates if rate.learning_rate > pair.best.learning_rate]
+    staying = [rate for rate in above if "diverged" not in rate.verdicts]
+    blown = [rate for rate in above if rate.verdicts.get("diverged", 0) == rate.seeds]
+    if staying:
+        chosen[staying[-1].learning_rate] = "too large"
+    if blown:
+        chosen[blown[0].learning_rate] = "diverging"
+    return dict(sorted(chosen.items()))
+
+
+def landscape(
+    problem: Problem, optimizer: str, rates: dict[float, str], plan: SweepPlan, seed: int = 0, grid: int = GRID
+) -> Landscape:
+    """Run the learning rates `rates` (rate -> a word for it, such as "right") again and put their paths on a plane.
+
+    With two parameters the plane is all there is. With more it holds the start, the end of the path that gets lowest,
+    and the direction in which the paths stray most from the line between them (their principal direction), and the
+    paths are projected on it. Raises PlanError for a problem of one parameter.
+    """
+    size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(jax.eval_shape(problem.init, jax.random.key(0))))
+    if size < 2:
+        raise PlanError(f"{problem.name}: a landscape needs two parameters at least, and it has one")
+    points = int(np.clip(PATH_BYTES // (8 * size * len(rates)), 8, 200))
+    steps = np.unique([0, *np.geomspace(1, plan.steps, points - 1).round().astype(int)])
+    seen = replay(problem, optimizer, plan, [(rate, seed) for rate in rates], steps.tolist())
+    origin, axes, names, note = _plane(seen.params.astype(np.float64), seen.losses, size)
+    flat = np.nan_to_num(seen.params.astype(np.float64) - origin, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    with np.errstate(invalid="ignore", over="ignore"):
+        places = flat @ axes.T  # (T, K, 2)
+    centre, reach = _picture(places, seen.losses)
+    inside = np.isfinite(places).all(axis=2) & (np.abs(places - centre) <= FAR * reach).all(axis=2)
+    x, y = (np.linspace(c - r, c + r, grid) for c, r in zip(centre, reach))
+    loss, slope = _surface(problem, plan, origin, axes, x, y)
+    paths = []
+    for (rate, word), place, stays, losses in zip(rates.items(), places, inside, seen.losses):
+        end = len(stays) if stays.all() else int(np.argmin(stays))
+        path = {"learning_rate": rate, "word": word, "steps": steps[:end].tolist(), "left": end < len(stays)}
+        paths.append(path | {"x": place[:end, 0].tolist(), "y": place[:end, 1].tolist(), "loss": losses[:end].tolist()})
+    return Landscape(problem.name, optimizer, x, y, loss, slope, paths, names, note)
+
+
+def _plane(params: np.ndarray, losses: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, str], str]:
+    """(origin (P,), two orthonormal axes (2, P), their names, a note) for paths (T, K, P)."""
+    if size == 2:
+        return np.zeros(2), np.eye(2), ("first parameter", "second parameter"), "the whole of a two-parameter problem"
+    fine = np.isfinite(params).all(axis=2) & np.isfinite(losses) & (losses <= losses[:, :1])
+    start, best = params[0, 0], params[np.unravel_index(np.argmin(np.where(fine, losses, np.inf)), losses.shape)]
+    first = start - best
+    length = np.linalg.norm(first)
+    first = first / length if length > 0 else np.eye(1, size)[0]
+    aside = params[fine] - best
+    aside = aside - np.outer(aside @ first, first)
+    # The top right singular vector of (points × P), through the small points × points matrix.
+    values, vectors = np.linalg.eigh(aside @ aside.T)
+    second = vectors[:, -1] @ aside
+    if values[-1] <= 1e-24 * max(length, 1.0) ** 2:  # the paths are straight: any other direction will do
+        second = np.random.default_rng(0).standard_normal(size)
+    second = second - (second @ first) * first
+    second = second / np.linalg.norm(second)
+    note = "the plane through the start, the best point and the paths' principal direction; paths are projected on it"
+    return best, np.stack([first, second]), ("from the best point to the start", "principal direction"), note
+
+
+def _picture(places: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(centre, half width) of the picture: all points no higher than the start, and some room around."""
+    shown = np.isfinite(places).all(axis=2) & (losses <= losses[:, :1])
+    points = places[shown]
+    low, high = points.min(axis=0), points.max(axis=0)
+    reach = 0.65 * (high - low)
+    widest = reach.max() if reach.max() > 0 else 1.0
+    return (low + high) / 2, np.maximum(reach, 0.3 * widest)
+
+
+def _surface(
+    problem: Problem, plan: SweepPlan, origin: np.ndarray, axes: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Losses (G, G) and in-plane gradients (G, G, 2) at the grid's points."""
+    loss = flat_loss(problem, plan.dtype)
+    with numerics(plan.dtype, plan.precision):
+        base, along = jnp.asarray(origin, plan.dtype), jnp.asarray(axes, plan.dtype)
+        data = cast(problem.data, plan.dtype)
+        points = jnp.asarray(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2), plan.dtype)
+
+        @jax.jit
+        def heights(points: jax.Array, base: jax.Array, along: jax.Array, data: Any) -> Any:
+            at = jax.value_and_grad(lambda point: loss(base + point @ along, data))
+            return jax.lax.map(at, points)
+
+        values, slopes = heights(points, base, along, data)
+    shape = (len(y), len(x))
+    return np.asarray(values, float).reshape(shape), np.asarray(slopes, float).reshape(*shape, 2)
+
+
+def valleys(
+    problem: Problem, optimizer: str, plan: SweepPlan, trials: Sequence[tuple[float, int]]
+) -> list[dict[str, Any]]:
+    """Which valley each trial (learning_rate, seed) ends in: rows of learning_rate, seed, valley, x, y, loss.
+
+    A valley is named by its lowest point, found by BFGS from where the trial ended; ends that lead within 1e-3 to one
+    point share a valley, numbered from the lowest. valley is None (with no x, y, loss) for a diverged trial.
+    """
+    ends = replay(problem, optimizer, plan, trials, [plan.steps]).params[:, 0].astype(np.float64)
+    loss = flat_loss(problem, "float64")
+    with numerics("float64", "highest"):
+        data = cast(problem.data, "float64")
+        value_and_grad = jax.jit(jax.value_and_grad(loss))
+
+        def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+            value, grads = value_and_grad(point, data)
+            return float(value), np.asarray(grads)
+
+        found = [
+            scipy.optimize.minimize(objective, end, jac=True, method="BFGS") if np.isfinite(end).all() else None
+            for end in ends
+        ]
+    lowest: list[Any] = []
+    for result in sorted((r for r in found if r is not None), key=lambda r: r.fun):
+        if not any(np.abs(result.x - known.x).max() < 1e-3 for known in lowest):
+            lowest.append(result)
+    rows = []
+    for (rate, seed), result in zip(trials, found):
+        row: dict[str, Any] = {"learning_rate": rate, "seed": seed, "valley": None, "x": None, "y": None, "loss": None}
+        if result is not None:
+            number = next(i for i, known in enumerate(lowest) if np.abs(result.x - known.x).max() < 1e-3)
+            floor = lowest[number]
+            row |= {"valley": number, "x": float(floor.x[0]), "y": float(floor.x[1]), "loss": float(floor.fun)}
+        rows.append(row)
+    return rows

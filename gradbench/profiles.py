@@ -1,0 +1,185 @@
+"""Across seeds, targets and problems: how sure the best learning rate is, profiles over optimizers, measured rates.
+
+Sources: Efron and Tibshirani, An Introduction to the Bootstrap (1993), for the interval; Dolan and Moré, Benchmarking
+optimization software with performance profiles, Mathematical Programming 91 (2002); Hansen, Auger, Ros, Mersmann, Tušar
+and Brockhoff, COCO (Optimization Methods and Software 36, 2021), for runtime distributions over targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gradbench.analysis import PairSummary, relative_gaps, summarise
+from gradbench.errors import GradbenchError
+from gradbench.events import TARGET_COLUMNS
+from gradbench.record import Run
+
+
+def pair_trials(run: Run, problem: str, optimizer: str) -> pa.Table:
+    """The trials of one pair."""
+    return run.trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
+
+
+def gap_matrix(trials: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """(learning rates (R,), final gaps (R, S) over the seeds that every learning rate has)."""
+    rates, row = np.unique(trials["learning_rate"].to_numpy(), return_inverse=True)
+    seeds, column = np.unique(trials["seed"].to_numpy(), return_inverse=True)
+    gaps = np.full((len(rates), len(seeds)), np.nan)
+    gaps[row, column] = relative_gaps(trials)
+    complete = ~np.isnan(gaps).any(axis=0)
+    return rates, gaps[:, complete]
+
+
+class Interval(NamedTuple):
+    """A value and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def best_rate_interval(
+    trials: pa.Table, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval | None:
+    """The learning rate with the lowest median final gap, with a percentile bootstrap interval over seeds.
+
+    Seeds are drawn with replacement, the same for every learning rate, as seeds share their starting points; equal
+    medians go to the smaller learning rate. With one seed the interval is that point alone. None where every learning
+    rate diverges. Efron and Tibshirani 1993, chapter 13.
+    """
+    rates, gaps = gap_matrix(trials)
+    count = gaps.shape[1]
+    if count == 0 or np.isinf(np.median(gaps, axis=1)).all():
+        return None
+    drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    best = [int(np.argmin(np.median(gaps[:, take], axis=1))) for take in drawn]
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(best, [tail, 100 - tail], method="inverted_cdf").astype(int)
+    return Interval(float(rates[np.argmin(np.median(gaps, axis=1))]), float(rates[low]), float(rates[high]))
+
+
+def robustness_decades(trials: pa.Table, factor: float = 2.0) -> float:
+    """Decades of learning rates, over the whole grid, whose median final gap is within `factor` of the lowest.
+
+    Each learning rate stands for half the way to its neighbours on a log axis, and those at the ends for half of one
+    side, so a finer grid gives the same width. NaN where all diverge. After Choi et al., On Empirical Comparisons of
+    Optimizers for Deep Learning (2019), and the sensitivity of Wilson et al. (2017).
+    """
+    rates, gaps = gap_matrix(trials)
+    middle = np.median(gaps, axis=1)
+    if not np.isfinite(middle).any():
+        return math.nan
+    if len(rates) == 1:
+        return 0.0
+    width = np.gradient(np.log10(rates))
+    width[[0, -1]] /= 2
+    return float(width[middle <= factor * middle.min()].sum())
+
+
+def performance_profile(costs: Mapping[str, Sequence[float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Dolan and Moré's profiles: solver -> (ratios, shares), shares[i] of problems solved within ratios[i] × the best.
+
+    `costs` holds each solver's cost of every problem, in the same order, infinite where not solved. A problem that
+    nobody solves counts in no solver's favour but stays in the share.
+    """
+    table = np.array([list(values) for values in costs.values()], float)
+    if table.ndim != 2 or table.size == 0:
+        raise GradbenchError("performance profile: every optimizer needs a cost for the same problems")
+    least = table.min(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(np.isfinite(table), np.where(table == least, 1.0, table / least), np.inf)
+    steps = np.unique(np.append(ratio[np.isfinite(ratio)], 1.0))
+    return {name: (steps, (row[:, None] <= steps).mean(axis=0)) for name, row in zip(costs, ratio)}
+
+
+def ecdf_over_targets(costs: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """(costs sorted, share reached at each): the empirical distribution of the costs, those never reached (infinite)
+    counting below the line. Hansen et al. 2021."""
+    values = np.asarray(costs, float)
+    reached = np.sort(values[np.isfinite(values)])
+    at, last = np.unique(reached, return_counts=True)
+    return at, np.cumsum(last) / max(len(values), 1)
+
+
+def measured_rate(steps: Sequence[float], gaps: Sequence[float], tail: float = 0.5) -> float:
+    """The factor by which a step multiplies the loss gap: exp of the least-squares slope of log gap against step.
+
+    Over the last `tail` of the steps, where the slowest direction is what is left. NaN with fewer than two positive
+    gaps there. The distance to the minimum contracts by its square root.
+    """
+    x, y = np.asarray(steps, float), np.asarray(gaps, float)
+    use = (x >= x.max() * (1 - tail)) & (y > 0) & np.isfinite(y)
+    if use.sum() < 2 or np.ptp(x[use]) == 0:
+        return math.nan
+    return float(np.exp(np.polyfit(x[use], np.log(y[use]), 1)[0]))
+
+
+def _steps_at_best(run: Run, pair: PairSummary) -> np.ndarray:
+    """Steps to each of the six targets, (targets × seeds,), at the pair's best learning rate; infinite for never."""
+    trials = pair_trials(run, pair.problem, pair.optimizer)
+    seeds = max(trials["seed"].to_pylist()) + 1
+    if pair.best is None:
+        return np.full(len(TARGET_COLUMNS) * seeds, np.inf)
+    at = trials.filter(pc.field("learning_rate") == pair.best.learning_rate)
+    columns = [at[name].to_numpy(zero_copy_only=False).astype(float) for name in TARGET_COLUMNS]
+    values = np.concatenate(columns)
+    return np.where(np.isnan(values), np.inf, values)
+
+
+def _solvers(runs: Sequence[Run]) -> dict[str, list[tuple[Run, PairSummary]]]:
+    solvers: dict[str, list[tuple[Run, PairSummary]]] = {}
+    for number, run in enumerate(runs):
+        for pair in summarise(run):
+            name = pair.optimizer if len(runs) == 1 else f"{pair.optimizer} (run {number + 1})"
+            solvers.setdefault(name, []).append((run, pair))
+    return solvers
+
+
+def profile_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Performance profiles over the problems that all solvers have, in steps to the plan's target at each one's best
+    learning rate: rows of solver, ratio, share. None where nobody reaches a target."""
+    solvers = _solvers(runs)
+    shared = (
+        set.intersection(*({pair.problem for _, pair in found} for found in solvers.values())) if solvers else set()
+    )
+    costs = {
+        name: [
+            math.inf if pair.best is None or pair.best.steps_to_target is None else max(pair.best.steps_to_target, 1.0)
+            for _, pair in sorted(found, key=lambda item: item[1].problem)
+            if pair.problem in shared
+        ]
+        for name, found in solvers.items()
+    }
+    if not any(math.isfinite(cost) for values in costs.values() for cost in values):
+        return []
+    rows = []
+    for name, (ratios, shares) in performance_profile(costs).items():
+        end = max(float(ratios[-1]) * 1.5, 2.0)
+        rows += [{"solver": name, "ratio": float(r), "share": float(s)} for r, s in zip(ratios, shares)]
+        rows.append({"solver": name, "ratio": end, "share": float(shares[-1])})
+    return rows
+
+
+def ecdf_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The share of (problem, seed, target) reached within a number of steps, at each pair's best learning rate, over
+    the problems whose minimum is known: rows of solver, steps, share."""
+    rows = []
+    for name, found in _solvers(runs).items():
+        known = [_steps_at_best(run, pair) for run, pair in found if _minimum_known(run, pair)]
+        if not known:
+            continue
+        steps, shares = ecdf_over_targets(np.concatenate(known).tolist())
+        end = float(max(run.plan.steps for run, _ in found))
+        ends = [0.0, *steps.tolist(), end], [0.0, *shares.tolist(), float(shares[-1]) if len(shares) else 0.0]
+        rows += [{"solver": name, "steps": at, "share": share} for at, share in zip(*ends)]
+    return rows
+
+
+def _minimum_known(run: Run, pair: PairSummary) -> bool:
+    return pair_trials(run, pair.problem, pair.optimizer)["minimum"].null_count == 0

@@ -1,0 +1,95 @@
+"""Runs chosen trials again, alone and short, and keeps their params: what a record of losses cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from gradbench.minibatch import batch_rows, cut
+from gradbench.optimizer import load_optimizer
+from gradbench.plan import SweepPlan
+from gradbench.problem import Data, Params, Problem, cast
+from gradbench.program import Trial, numerics, order_key
+
+
+class Replay(NamedTuple):
+    """Trials run again: `steps` (K,) int, `params` (T, K, P) flattened as ravel_pytree does, `losses` (T, K) of all
+    the data. Once params are not finite the trial has diverged and stays so."""
+
+    steps: np.ndarray
+    params: np.ndarray
+    losses: np.ndarray
+
+
+def start(problem: Problem, seed: int, dtype: str) -> np.ndarray:
+    """Where a seed's trial starts, flattened (P,). Starts are drawn in float32, as in a sweep."""
+    with jax.enable_x64(False):
+        params = problem.init(jax.random.key(seed))
+    with jax.enable_x64(dtype == "float64"):
+        return np.asarray(ravel_pytree(cast(params, dtype))[0])
+
+
+def flat_loss(problem: Problem, dtype: str):
+    """`loss(flat params (P,), data) -> scalar`: the problem's loss as a function of one vector."""
+    with jax.enable_x64(False):
+        shapes = jax.eval_shape(lambda: problem.init(jax.random.key(0)))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    with jax.enable_x64(dtype == "float64"):
+        _, unravel = ravel_pytree(cast(zeros, dtype))
+    return lambda flat, data: problem.loss(unravel(flat), data)
+
+
+def replay(
+    problem: Problem, optimizer: str, plan: SweepPlan, trials: Sequence[tuple[float, int]], steps: Sequence[int]
+) -> Replay:
+    """Run `trials`, each (learning_rate, seed), again with the plan's arithmetic, keeping params at `steps`.
+
+    One compiled scan up to the last of `steps` (sorted, without repeats); the memory is trials × steps × parameters.
+    Raises OptimizerError as a sweep does.
+    """
+    wanted = np.asarray(steps, np.int32)
+    with numerics(plan.dtype, plan.precision):
+        trial = Trial.of(problem, load_optimizer(optimizer), plan)
+    loss = flat_loss(problem, plan.dtype)
+
+    def one(rate: jax.Array, seed: jax.Array, params: Params, data: Data) -> tuple[jax.Array, jax.Array]:
+        key = order_key(seed)
+
+        def update(carry, step):
+            state, kept, losses, slot = carry
+            position = ravel_pytree(state.params)[0]
+            here = jnp.where(step == jnp.asarray(wanted)[slot], slot, len(wanted))  # the last row is thrown away
+            kept = kept.at[here].set(position)
+            losses = losses.at[here].set(loss(position, data).astype(losses.dtype))
+            if plan.batch_size is None:
+                batch = data
+            else:
+                assert problem.examples is not None
+                batch = cut(data, batch_rows(step, problem.examples, plan.batch_size, key), problem.examples)
+            state, _ = trial.step(state, rate, batch)
+            slot = jnp.minimum(slot + (here < len(wanted)), len(wanted) - 1)
+            return (state, kept, losses, slot), None
+
+        state = trial.start(params, rate)
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        kept = jnp.zeros((len(wanted) + 1, size), plan.dtype)
+        losses = jnp.zeros(len(wanted) + 1, rate.dtype)
+        carry = (state, kept, losses, jnp.zeros((), jnp.int32))
+        (_, kept, losses, _), _ = jax.lax.scan(update, carry, jnp.arange(int(wanted[-1]) + 1, dtype=jnp.int32))
+        return kept[:-1], losses[:-1]
+
+    with jax.enable_x64(False):
+        starts = jax.vmap(lambda seed: problem.init(jax.random.key(seed)))(
+            jnp.asarray([seed for _, seed in trials], jnp.uint32)
+        )
+    with numerics(plan.dtype, plan.precision):
+        rates = jnp.asarray([rate for rate, _ in trials], jnp.promote_types(jnp.float32, plan.dtype))
+        seeds = jnp.asarray([seed for _, seed in trials], jnp.uint32)
+        many = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None)))
+        params, losses = many(rates, seeds, cast(starts, plan.dtype), cast(problem.data, plan.dtype))
+        return Replay(wanted, np.asarray(params), np.asarray(losses))

@@ -1,0 +1,188 @@
+"""The report: one page that works offline, and the same charts as files."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import vl_convert
+
+from gradbench.errors import GradbenchError, nearest
+from gradbench.record import Run
+from gradbench.report import charts
+from gradbench.report.data import answers, labels, page_data, target_words
+from gradbench.report.figures import FORMATS, figure_specs
+from gradbench.report.scenery import landscapes
+from gradbench.tables import number, seconds
+
+__all__ = ["FORMATS", "write_figures", "write_report"]
+
+
+def write_report(runs: Sequence[Run], out: str | Path) -> Path:
+    """Write one self-contained HTML file about the runs, and return its path. Needs no network, here or there.
+
+    Raises GradbenchError where there is no run, no finished trial, or `out` cannot be written.
+    """
+    out = Path(out).expanduser()
+    data = page_data(runs)
+    profile, ecdf = charts.overall_rows(runs)
+    data |= {"profile": profile, "ecdf": ecdf}
+    scenes = landscapes(runs)
+    data["landscapes"] = list(scenes.values())
+    several = len(runs) > 1
+    data["charts"] = {
+        "sensitivity": charts.spec(charts.sensitivity(several)),
+        "convergence": charts.spec(charts.convergence()),
+        "convergence_seconds": charts.spec(charts.convergence(seconds=True)),
+        "step_cost": charts.spec(charts.step_cost()),
+        "profile": charts.spec(charts.profile()),
+        "ecdf": charts.spec(charts.ecdf()),
+        "sharpness": charts.spec(charts.sharpness()),
+    }
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    folder = Path(__file__).parent
+    template = Template((folder / "page.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        header=_header(runs, data),
+        answers=_answers(runs),
+        landscapes=_landscapes(list(scenes)),
+        hide_profiles="" if profile else " hidden",
+        timings=_timings(data["timings"]),
+        checks=_checks(data["runs"]),
+        environment="".join(_environment(run) for run in data["runs"]),
+        data=text,
+        bundle=_bundle(),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+    )
+    _write(out, page.encode())
+    return out
+
+
+def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg") -> list[Path]:
+    """Write every view as a file (svg, png or pdf) in `folder`, without a browser; returns the paths.
+
+    Raises GradbenchError for an unknown format, no finished trial, or a folder that cannot be written.
+    """
+    if fmt not in FORMATS:
+        raise GradbenchError(f"--format: no {fmt!r}{nearest(fmt, FORMATS)} ({', '.join(FORMATS)})")
+    folder = Path(folder).expanduser()
+    paths = []
+    for name, spec in figure_specs(runs).items():
+        if fmt == "svg":
+            content = vl_convert.vegalite_to_svg(spec).encode()
+        elif fmt == "png":
+            content = vl_convert.vegalite_to_png(spec, scale=2)
+        else:
+            content = vl_convert.vegalite_to_pdf(spec)
+        paths.append(folder / f"{name}.{fmt}")
+        _write(paths[-1], content)
+    return paths
+
+
+def _bundle() -> str:
+    """vega, vega-lite and vega-embed, as globals, for a script element."""
+    code = vl_convert.javascript_bundle()  # ty: ignore[missing-argument]  # its stub forgets the default
+    return code.replace("</script", "<\\/script")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """The whole file or nothing: a temporary name first."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise GradbenchError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        if temporary.is_file():
+            temporary.unlink()
+
+
+def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:
+    lines = []
+    for run, shown in zip(runs, data["runs"]):
+        plan, place = run.plan, shown["environment"]
+        ran = f"{len(plan.problems)} problems × {len(plan.optimizers)} optimizers × {len(plan.rates)} learning rates"
+        device = f"{place.get('device_count')} × {place.get('device_kind')}"
+        state = "" if shown["state"] == "complete" else f" <strong>({html.escape(shown['state'])})</strong>"
+        lines.append(
+            f"<p>{html.escape(shown['name'])}: {ran} × {plan.seeds} seeds, {plan.steps} steps, {plan.dtype}, on "
+            f"{html.escape(device)}; {shown['trials']:,} trials{state} "
+            f"<span class='soft'>{html.escape(run.id)}, {html.escape(str(shown['started']))}</span></p>"
+        )
+    return "".join(lines)
+
+
+def _answers(runs: Sequence[Run]) -> str:
+    made = []
+    for run, problem, best, others in answers(runs):
+        of = next(r for r, name in zip(runs, labels(runs)) if name == run)
+        title = html.escape(problem) + (f" <span class='soft'>{html.escape(run)}</span>" if len(runs) > 1 else "")
+        rest = "".join(f"<li>{html.escape(text)}</li>" for text in others)
+        target = f"<p class='soft' style='font-weight:400'>{html.escape(target_words(of, problem)[1])}</p>"
+        made.append(f"<article><h3>{title}</h3><p>{html.escape(best)}</p><ul>{rest}</ul>{target}</article>")
+    return "".join(made)
+
+
+def _landscapes(titles: Sequence[str]) -> str:
+    if not titles:
+        return ""
+    panels = "".join(
+        f"<div class='panel'><div id='landscape-{i}' class='chart'></div></div>" for i in range(len(titles))
+    )
+    lesson = (
+        "Darker is lower; arrows point downhill, against the gradient. The black square is the start. "
+        "Too small crawls, right arrives, too large jumps across, diverging leaves the picture."
+    )
+    return f"<section><h2>Landscape</h2><p class='soft'>{lesson}</p><div class='views'>{panels}</div></section>"
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th scope='col'>{html.escape(heading)}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _timings(rows: Sequence[dict[str, Any]]) -> str:
+    headings = ("what", "mode", "trials", "a trial's step", "quartiles", "trace", "lower", "compile", "first run")
+    cells = []
+    for row in rows:
+        what = " × ".join(part for part in (row["problem"], row["optimizer"], row["run"]) if part)
+        spread = f"{seconds(row['p25'])} – {seconds(row['p75'])}" + ("" if row["trusted"] else " (not trusted)")
+        stages = [seconds(row[name]) for name in ("trace_s", "lower_s", "compile_s", "first_run_s")]
+        cells.append((what, row["mode"], row["trials"], seconds(row["median"]), spread, *stages))
+    return _table(headings, cells) + _gradient_cost(rows)
+
+
+def _gradient_cost(rows: Sequence[dict[str, Any]]) -> str:
+    """The cost of a gradient against its loss, which theory bounds by a small constant (Baur and Strassen 1983)."""
+    times = {(row["run"], row["problem"], row["mode"]): row["median"] for row in rows}
+    cells = [
+        (f"{problem} × {run}", number(times[run, problem, "value_and_grad"] / value))
+        for (run, problem, mode), value in times.items()
+        if mode == "value" and (run, problem, "value_and_grad") in times
+    ]
+    return _table(("what", "loss with gradient / loss alone"), cells) if cells else ""
+
+
+def _checks(runs: Sequence[dict[str, Any]]) -> str:
+    rows = [{"run": run["name"]} | check for run in runs for check in run["checks"]]
+    if not rows:
+        return ""
+    table = _table(list(rows[0]), [[row.get(key, "") for key in rows[0]] for row in rows])
+    return f"<section><h2>Gradient check</h2><div class='scroll'>{table}</div></section>"
+
+
+def _environment(run: dict[str, Any]) -> str:
+    place = run["environment"]
+    facts = {key: value for key, value in place.items() if key not in ("versions", "flags") and value is not None}
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in place.get("versions", {}).items())
+    facts["flags"] = " ".join(f"{name}={value}" for name, value in place.get("flags", {}).items()) or "none"
+    rows = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd>" for key, value in facts.items())
+    return f"<h3>{html.escape(run['name'])}</h3><dl>{rows}</dl>"

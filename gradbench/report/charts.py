@@ -1,0 +1,209 @@
+"""The charts, in Altair. Data has names and comes apart from the chart: the page swaps it, a figure inlines it.
+
+Colours tell optimizers apart (Okabe and Ito's palette, which colour-blind people can read, without its black); shapes
+tell verdicts apart, so nothing rests on colour alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair
+
+alt: Any = altair  # its decorated methods have types that no checker can follow
+
+COLOURS = ["#3a8fd1", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8a7fdb", "#7f7f7f"]
+VERDICTS = ["converged", "slow", "stalled", "overshoots", "diverged"]
+SHAPES = ["circle", "triangle-down", "square", "diamond", "cross"]
+POWERS = [0, *(10.0**k for k in range(-7, 8))]  # ticks of an axis that begins at 0 and is logarithmic further on
+
+
+def spec(chart: Any, datasets: dict[str, list[dict[str, Any]]] | None = None) -> dict[str, Any]:
+    """The chart as Vega-Lite, with `datasets` filled in where given."""
+    made = chart.to_dict()
+    return made | {"datasets": datasets} if datasets is not None else made
+
+
+def _colour() -> Any:
+    return alt.Color(
+        "optimizer:N",
+        scale=alt.Scale(range=COLOURS),
+        title="optimizer",
+        legend=alt.Legend(orient="top", symbolOpacity=1),
+    )
+
+
+def _dash() -> Any:
+    return alt.StrokeDash("run:N", title="run", legend=alt.Legend(orient="top"))
+
+
+def _shape() -> Any:
+    scale = alt.Scale(domain=VERDICTS, range=SHAPES)
+    return alt.Shape("verdict:N", scale=scale, title="verdict", legend=alt.Legend(orient="bottom", columns=3))
+
+
+def _rate_axis() -> Any:
+    axis = alt.Axis(format="~g", labelOverlap=True)
+    return alt.X(
+        "learning_rate:Q", scale=alt.Scale(type="log", nice=False, padding=8), title="learning rate", axis=axis
+    )
+
+
+def sensitivity(several_runs: bool = False, height: int = 300) -> Any:
+    """Final gap against learning rate: median line, spread of the seeds, verdict by shape, stable limit as a rule.
+
+    Data: rates (run, optimizer, learning_rate, verdict, verdicts, gap, low, high, steps, best), limits (run,
+    optimizer, limit), chosen (a rate). Diverged learning rates stand along the top.
+    """
+    x = _rate_axis()
+    y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="final loss gap / first", axis=alt.Axis(format="~g"))
+    rates = alt.Chart(alt.NamedData(name="rates"))
+    tooltip = [
+        alt.Tooltip("optimizer:N"),
+        alt.Tooltip("learning_rate:Q", format=".4g", title="learning rate"),
+        alt.Tooltip("verdicts:N", title="verdict"),
+        alt.Tooltip("gap:Q", format=".3g", title="final gap (median)"),
+        alt.Tooltip("steps:Q", format=".4g", title="steps to target"),
+        alt.Tooltip("run:N"),
+    ]
+    lines = rates.encode(x=x, color=_colour())
+    lines = lines.encode(strokeDash=_dash()) if several_runs else lines
+    spread = lines.transform_filter("isValid(datum.high) && isValid(datum.low)")
+    detail = {"detail": "run:N"}
+    marks = rates.encode(x=x, color=_colour(), shape=_shape(), tooltip=tooltip)
+    limits = alt.Chart(alt.NamedData(name="limits")).encode(x=alt.X("limit:Q"), color=_colour())
+    layers = [
+        spread.mark_area(opacity=0.18).encode(y="low:Q", y2="high:Q", **detail),
+        limits.mark_rule(strokeDash=[2, 3], strokeWidth=2).encode(tooltip=["optimizer:N", "limit:Q"]),
+        limits.mark_text(angle=270, dx=4, dy=-5, align="left", baseline="bottom").encode(
+            text="label:N", y=alt.value(height - 6)
+        ),
+        lines.mark_line(strokeWidth=2).encode(y=y, **detail),
+        marks.transform_filter("isValid(datum.gap)")
+        .mark_point(size=70, filled=True, opacity=1, cursor="pointer")
+        .encode(y=y),
+        marks.transform_filter("!isValid(datum.gap)")
+        .mark_point(size=70, filled=True, opacity=1, cursor="pointer")
+        .encode(y=alt.value(5)),
+        rates.transform_filter("datum.best").mark_point(size=260, strokeWidth=2).encode(x=x, y=y, color=_colour()),
+        alt.Chart(alt.NamedData(name="chosen")).mark_rule(strokeWidth=7, opacity=0.25).encode(x="learning_rate:Q"),
+    ]
+    return alt.layer(*layers).properties(height=height, width=560)
+
+
+def convergence(seconds: bool = False, height: int = 300) -> Any:
+    """Gap against step for every learning rate of one pair, the chosen one in front; a cross ends a diverged one.
+
+    Data: curves (trial, learning_rate, x, gap), front (the chosen rate's trials), ends (x, gap of diverged trials).
+    """
+    title = "seconds (steps × solo step time)" if seconds else "step"
+    x = alt.X(
+        "x:Q",
+        title=title,
+        scale=alt.Scale(type="symlog", constant=1e-6 if seconds else 1),
+        axis=alt.Axis(format="~s", values=POWERS, labelOverlap=True),
+    )
+    y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="loss gap / first", axis=alt.Axis(format="~g"))
+    scale = alt.Scale(type="log", scheme="viridis")
+    colour = alt.Color(
+        "learning_rate:Q",
+        scale=scale,
+        title="learning rate",
+        legend=alt.Legend(orient="top", format="~g", type="gradient", gradientLength=220),
+    )
+    back = alt.Chart(alt.NamedData(name="curves")).encode(x=x, y=y, color=colour, detail="trial:N")
+    tooltip = [
+        alt.Tooltip("learning_rate:Q", format=".4g"),
+        "seed:N",
+        "verdict:N",
+        "x:Q",
+        alt.Tooltip("gap:Q", format=".3g"),
+    ]
+    front = alt.Chart(alt.NamedData(name="front")).encode(x=x, y=y, detail="trial:N", tooltip=tooltip)
+    ends = alt.Chart(alt.NamedData(name="ends")).encode(x=x, y=y, color=colour, tooltip=tooltip)
+    return alt.layer(
+        back.mark_line(strokeWidth=1.2, opacity=0.6),
+        ends.mark_point(shape="cross", filled=True, size=50, opacity=1),
+        front.mark_line(strokeWidth=3.5, color="#e69f00"),
+    ).properties(height=height, width=560)
+
+
+def step_cost() -> Any:
+    """Seconds of one trial's step, solo and batched, and of a loss and its gradient alone: median and quartiles.
+
+    Data: timings (run, problem, optimizer, mode, what, median, p25, p75).
+    """
+    shown = alt.Chart(alt.NamedData(name="timings")).encode(y=alt.Y("what:N", title=None, sort=None))
+    x = alt.X(
+        "median:Q",
+        scale=alt.Scale(type="log"),
+        title="seconds of one trial's step",
+        axis=alt.Axis(format="~s", labelOverlap=True),
+    )
+    modes = ["value", "value_and_grad", "solo", "batched"]
+    shape = alt.Shape(
+        "mode:N",
+        scale=alt.Scale(domain=modes, range=["square", "diamond", "circle", "triangle-up"]),
+        legend=alt.Legend(orient="top", columns=2),
+    )
+    colour = alt.Color(
+        "mode:N",
+        scale=alt.Scale(domain=modes, range=[COLOURS[7], COLOURS[3], COLOURS[0], COLOURS[1]]),
+        legend=alt.Legend(orient="top", columns=2),
+    )
+    dots = shown.mark_point(filled=True, size=80, opacity=1).encode(
+        x=x, shape=shape, color=colour, tooltip=["run:N", "mode:N", "median:Q", "trials:Q", "trusted:N"]
+    )
+    return alt.layer(shown.mark_rule(strokeWidth=2).encode(x="p25:Q", x2="p75:Q", color=colour), dots).properties(
+        width=560, height={"step": 20}
+    )
+
+
+def sharpness() -> Any:
+    """The Hessian's top eigenvalue along a path against the edge of stability (Cohen et al. 2021).
+
+    Data: sharpness, the rows of theory.sharpness_along.
+    """
+    rows = alt.Chart(alt.NamedData(name="sharpness"))
+    colour = alt.Color("learning_rate:N", scale=alt.Scale(range=COLOURS), title="learning rate")
+    line = rows.mark_line(point=True).encode(
+        x="step:Q", y=alt.Y("sharpness:Q", title="top Hessian eigenvalue"), color=colour
+    )
+    edge = (
+        rows.transform_filter("isValid(datum.edge)")
+        .mark_line(strokeDash=[4, 3])
+        .encode(x="step:Q", y="edge:Q", color=colour)
+    )
+    return alt.layer(line, edge).properties(width=560, height=260)
+
+
+def overall_rows(runs: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of `profile` and of `ecdf`, over the runs' problems; none where there are no targets reached."""
+    from gradbench import profiles
+
+    return profiles.profile_rows(runs), profiles.ecdf_rows(runs)
+
+
+def profile() -> Any:
+    """Dolan and Moré's performance profiles. Data: profile (solver, ratio, share)."""
+    x = alt.X("ratio:Q", scale=alt.Scale(type="log"), title="within this factor of the fewest steps")
+    return _steps_up("profile", x, "share of problems solved")
+
+
+def ecdf() -> Any:
+    """The share of targets reached within a number of steps. Data: ecdf (solver, steps, share)."""
+    x = alt.X(
+        "steps:Q",
+        scale=alt.Scale(type="symlog"),
+        title="steps",
+        axis=alt.Axis(format="~s", values=POWERS, labelOverlap=True),
+    )
+    return _steps_up("ecdf", x, "share of targets reached")
+
+
+def _steps_up(name: str, x: Any, title: str) -> Any:
+    colour = alt.Color("solver:N", scale=alt.Scale(range=COLOURS), title="optimizer", legend=alt.Legend(orient="top"))
+    dash = alt.StrokeDash("solver:N", title="optimizer")
+    chart = alt.Chart(alt.NamedData(name=name)).mark_line(interpolate="step-after", strokeWidth=2.5)
+    y = alt.Y("share:Q", scale=alt.Scale(domain=[0, 1]), title=title, axis=alt.Axis(format="%"))
+    return chart.encode(x=x, y=y, color=colour, strokeDash=dash).properties(width=560, height=240)

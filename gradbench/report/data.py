@@ -1,0 +1,195 @@
+"""What the page and the figures draw, as plain rows: a record's answers and its curves, thinned to fit a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from gradbench.analysis import PairSummary, RateSummary, summarise
+from gradbench.errors import GradbenchError
+from gradbench.record import Run
+from gradbench.tables import number, seconds
+
+CURVE_VALUES = 120_000  # of all curves on a page: about 8 bytes each
+CURVE_POINTS = 60  # of one curve
+RATE_ROWS = 6_000  # learning rates on a page, over all pairs
+FLOOR = 1e-16  # a gap of 0 has no place on a log axis
+
+
+def short(value: float | None) -> float | None:
+    """Four significant digits, and None for what JSON has no number for."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run, that tells them apart: the device where those differ, else the end of the id."""
+    if not runs:
+        raise GradbenchError("report: no record given")
+    devices = [f"{run.info['environment'].get('platform', '?')}" for run in runs]
+    names = devices if len(set(devices)) == len(runs) else [run.id.rpartition("-")[2] for run in runs]
+    return names if len(set(names)) == len(runs) else [f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def page_data(runs: Sequence[Run]) -> dict[str, Any]:
+    """Everything the page shows: `runs`, `pairs` with their rates and curves, `timings`, `sharpness`."""
+    names = labels(runs)
+    summaries = [(run, name, pair) for run, name in zip(runs, names) for pair in summarise(run)]
+    if not summaries:
+        raise GradbenchError(f"{', '.join(names)}: no trial has finished yet, so there is nothing to report")
+    rates = max(2, RATE_ROWS // len(summaries))
+    values = CURVE_VALUES // len(summaries)
+    return {
+        "runs": [_run(run, name) for run, name in zip(runs, names)],
+        "pairs": [_pair(run, name, pair, rates, values) for run, name, pair in summaries],
+        "timings": [row for run, name in zip(runs, names) for row in timing_rows(run, name)],
+        "sharpness": [row for run in runs for row in getattr(run, "sharpness", None) or []],
+    }
+
+
+def _run(run: Run, name: str) -> dict[str, Any]:
+    keys = ("id", "state", "started", "ended", "environment", "plan")
+    checks = run.info.get("gradient_checks") or []
+    return {"name": name, "trials": run.trials.num_rows, "checks": checks} | {key: run.info.get(key) for key in keys}
+
+
+def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
+    """A learning rate as the charts take it. Gaps of 0 are drawn at the floor; a gap is null where it diverged."""
+    finite = math.isfinite(rate.gap_median)
+    return {
+        "learning_rate": short(rate.learning_rate),
+        "verdict": next(iter(rate.verdicts)),
+        "verdicts": rate.verdict,
+        "gap": short(max(rate.gap_median, FLOOR)) if finite else None,
+        "low": short(max(rate.gap_low, FLOOR)) if finite else None,
+        "high": short(max(rate.gap_high, FLOOR)) if math.isfinite(rate.gap_high) else None,
+        "steps": short(rate.steps_to_target),
+        "seconds": short(rate.time_to_target_s),
+        "best": pair.best is rate,
+    }
+
+
+def _pair(run: Run, name: str, pair: PairSummary, most_rates: int, values: int) -> dict[str, Any]:
+    kept = _spread(len(pair.rates), most_rates)
+    rates = [pair.rates[i] for i in kept]
+    if pair.best is not None and pair.best not in rates:
+        rates = sorted([*rates, pair.best], key=lambda rate: rate.learning_rate)
+    grid, curves = _curves(run, pair, [rate.learning_rate for rate in rates], values)
+    return {
+        "run": name,
+        "problem": pair.problem,
+        "optimizer": pair.optimizer,
+        "limit": short(pair.stable_limit),
+        "step_s": short(pair.solo_step_s),
+        "all_rates": len(pair.rates),
+        "rates": [rate_row(rate, pair) for rate in rates],
+        "grid": grid,
+        "curves": curves,
+    }
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of 0..count-1, evenly, with both ends."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
+
+
+def _curves(run: Run, pair: PairSummary, rates: list[float], values: int) -> tuple[list[int], list[dict[str, Any]]]:
+    """(steps, curves): a curve is a trial's gap at the first of those steps, ending where the trial did."""
+    trials = run.trials.filter((pc.field("problem") == pair.problem) & (pc.field("optimizer") == pair.optimizer))
+    points = min(CURVE_POINTS, max(8, values // len(rates)))
+    seeds = max(1, values // (points * len(rates)))
+    chosen = trials.filter((pc.field("seed") < seeds) & pc.field("learning_rate").isin(rates))
+    chosen = chosen.select(["trial", "learning_rate", "seed", "verdict", "initial_loss", "minimum", "diverged_at"])
+    rows = {row["trial"]: row for row in chosen.slice(0, max(1, values // points)).to_pylist()}
+    table = run.curves.filter(pc.field("trial").isin(list(rows))).sort_by(
+        [("trial", "ascending"), ("step", "ascending")]
+    )
+    trial, step, loss = (table[name].to_numpy() for name in ("trial", "step", "loss"))
+    grid = np.unique(step)
+    grid = grid[_spread(len(grid), points)] if len(grid) else grid
+    keep = np.isin(step, grid)
+    trial, loss = trial[keep], loss[keep]
+    ids, starts = np.unique(trial, return_index=True)
+    place = {short(rate): i for i, rate in enumerate(rates)}
+    curves = []
+    for number_, start, end in zip(ids.tolist(), starts, [*starts[1:], len(trial)]):
+        row = rows[number_]
+        lowest = row["minimum"] or 0.0
+        gaps = np.maximum((loss[start:end] - lowest) / (row["initial_loss"] - lowest), FLOOR)
+        curves.append(
+            {
+                "rate": place[short(row["learning_rate"])],
+                "seed": row["seed"],
+                "verdict": row["verdict"],
+                "diverged_at": row["diverged_at"],
+                "gaps": [short(gap) for gap in gaps.tolist()],
+            }
+        )
+    return grid.tolist(), curves
+
+
+def timing_rows(run: Run, name: str) -> list[dict[str, Any]]:
+    """A record's timings with the seconds of one trial's step, and without the samples."""
+    rows = []
+    for row in run.timings.to_pylist():
+        each = {key: row[key] for key in ("problem", "optimizer", "mode", "trials", "trusted", "samples")}
+        for key in ("step_s_median", "step_s_p25", "step_s_p75"):
+            each[key.replace("step_s_", "")] = row[key] / row["trials"]
+        each |= {key: row[key] for key in ("trace_s", "lower_s", "compile_s", "first_run_s", "flops_per_s")}
+        rows.append(each | {"run": name})
+    return rows
+
+
+def sentence(pair: PairSummary, target: str = "the target") -> str:
+    """The pair's answer in one sentence; `target` is what its target is called."""
+    if pair.best is None:
+        return f"{pair.optimizer} diverges at every learning rate tried."
+    best = pair.best
+    at = f"{pair.optimizer} at {number(best.learning_rate)}"
+    if best.steps_to_target is None:
+        text = f"{at} does best, but ends {best.verdict}, at {number(best.gap_median)} of the first gap"
+    else:
+        text = f"{at} reaches {target} in {best.steps_to_target:.0f} steps"
+        if best.time_to_target_s is not None:
+            text += f", {seconds(best.time_to_target_s)}"
+    if pair.safe and pair.safe[0] < pair.safe[1]:
+        text += f"; safe from {number(pair.safe[0])} to {number(pair.safe[1])}"
+    else:
+        text += "; no neighbour on the grid is safe"
+    below, above = pair.edge
+    if above is None:
+        text += "; no learning rate tried diverges"
+    elif below is None:
+        text += "; even the smallest diverges"
+    else:
+        text += f"; diverges above {number(below)}"
+    return f"{text}."
+
+
+def answers(runs: Sequence[Run]) -> list[tuple[str, str, str, list[str]]]:
+    """(run, problem, the best pair's sentence, the others') for each problem, the quickest to the target first."""
+
+    def quickest(pair: PairSummary) -> tuple[float, float, float]:
+        if pair.best is None:
+            return math.inf, math.inf, math.inf
+        time, steps = pair.best.time_to_target_s, pair.best.steps_to_target
+        return time or math.inf, math.inf if steps is None else steps, pair.best.gap_median
+
+    found = []
+    for run, name in zip(runs, labels(runs)):
+        pairs = summarise(run)
+        for problem in dict.fromkeys(pair.problem for pair in pairs):
+            ranked = sorted((pair for pair in pairs if pair.problem == problem), key=quickest)
+            said = [sentence(pair, target_words(run, problem)[0]) for pair in ranked]
+            found.append((name, problem, said[0], said[1:]))
+    return found
+
+
+def target_words(run: Run, problem: str) -> tuple[str, str]:
+    """What a problem's target is called in this run, in short, and what it is."""
+    if run.trials.filter(pc.field("problem") == problem)["minimum"].null_count:
+        return "its target", "Its target is the loss that the problem counts as solved."
+    return f"{run.plan.target:g}", f"{run.plan.target:g} is a loss gap, relative to the first."

@@ -1,0 +1,196 @@
+"use strict";
+const page = JSON.parse(document.getElementById("data").textContent);
+const find = (id) => document.getElementById(id);
+const config = {
+  background: null,
+  axis: { labelColor: "currentColor", titleColor: "currentColor", domainColor: "currentColor", tickColor: "currentColor", gridColor: "#8886", labelFontSize: 12, titleFontSize: 13, titleFontWeight: "normal" },
+  legend: { labelColor: "currentColor", titleColor: "currentColor", labelFontSize: 12, columns: 3, symbolBaseFillColor: "currentColor", symbolBaseStrokeColor: "currentColor" },
+  title: { color: "currentColor", subtitleColor: "currentColor" }, rule: { color: "currentColor" }, text: { color: "currentColor" }, view: { stroke: null }, point: { color: "currentColor" },
+};
+const options = { actions: false, renderer: "svg", tooltip: true, logLevel: 1 };
+const state = { pair: 0, rate: 0, scale: "log", time: "steps" };
+const views = {};
+const number = (x) => (x === null ? "–" : Number(x.toPrecision(3)).toString());
+const duration = (x) => {
+  if (x === null) return "–";
+  const unit = [[1, "s"], [1e-3, "ms"], [1e-6, "µs"]].find(([size]) => x >= size) || [1e-9, "ns"];
+  return `${number(x / unit[0])} ${unit[1]}`;
+};
+const severalRuns = page.runs.length > 1;
+const pairName = (pair) => (severalRuns ? `${pair.optimizer} (${pair.run})` : pair.optimizer);
+
+function element(tag, text, parent) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  if (parent) parent.append(made);
+  return made;
+}
+
+// A copy of a chart with its data in, as wide as its place, and its y axis log or linear.
+function filled(name, datasets, scale) {
+  const spec = structuredClone(page.charts[name]);
+  spec.width = "container";
+  if (spec.height && !spec.height.step) spec.autosize = { type: "fit-x", contains: "padding" };
+  spec.datasets = datasets;
+  spec.config = config;
+  if (scale === "linear") {
+    for (const layer of spec.layer || [spec]) {
+      const y = layer.encoding && layer.encoding.y;
+      if (y && y.field === "gap") y.scale = { type: "linear", domain: [0, 1.2], clamp: true };
+    }
+  }
+  return spec;
+}
+
+async function draw(place, name, datasets, scale) {
+  const made = await vegaEmbed(find(place), filled(name, datasets, scale), options);
+  if (views[place]) views[place].finalize();
+  views[place] = made.view;
+  return made.view;
+}
+
+function pairsOfProblem() {
+  const problem = page.pairs[state.pair].problem;
+  return page.pairs.filter((pair) => pair.problem === problem);
+}
+
+function frontCurves() {
+  const pair = page.pairs[state.pair];
+  const unit = state.time === "seconds" && pair.step_s ? pair.step_s : 1;
+  const rows = { curves: [], front: [], ends: [] };
+  pair.curves.forEach((curve, trial) => {
+    const chosen = curve.rate === state.rate;
+    if (curve.seed > 0 && !chosen) return;
+    const fixed = { trial, learning_rate: pair.rates[curve.rate].learning_rate, seed: curve.seed, verdict: curve.verdict };
+    const points = curve.gaps.map((gap, i) => ({ ...fixed, x: pair.grid[i] * unit, gap })).filter((row) => row.gap !== null);
+    rows.curves.push(...points);
+    if (chosen) rows.front.push(...points);
+    if (curve.verdict === "diverged" && points.length) rows.ends.push(points[points.length - 1]);
+  });
+  return rows;
+}
+
+async function drawConvergence() {
+  await draw("convergence", state.time === "seconds" ? "convergence_seconds" : "convergence", frontCurves(), state.scale);
+}
+
+async function drawSensitivity() {
+  const pairs = pairsOfProblem();
+  const rates = pairs.flatMap((pair) => pair.rates.map((rate, index) => ({ ...rate, index, run: pair.run, optimizer: pair.optimizer, pair: page.pairs.indexOf(pair) })));
+  const limits = pairs.filter((pair) => pair.limit !== null && pair.run === pairs[0].run)
+    .map((pair) => ({ run: pair.run, optimizer: pair.optimizer, limit: pair.limit, label: `stable limit ${number(pair.limit)}` }))
+    .filter((row) => row.limit <= Math.max(...rates.map((rate) => rate.learning_rate)));
+  const view = await draw("sensitivity", "sensitivity", { rates, limits, chosen: chosenRows() }, state.scale);
+  view.addEventListener("click", (_, item) => {
+    if (item && item.datum && item.datum.index !== undefined) choose(item.datum.pair, item.datum.index);
+  });
+}
+
+function chosenRows() {
+  const rate = page.pairs[state.pair].rates[state.rate];
+  return [{ learning_rate: rate.learning_rate }];
+}
+
+function describe() {
+  const pair = page.pairs[state.pair], rate = pair.rates[state.rate];
+  const detail = find("detail");
+  detail.replaceChildren();
+  element("span", `${pair.problem}, ${pairName(pair)}, learning rate ${number(rate.learning_rate)}: `, detail);
+  element("span", rate.verdicts, detail).className = "verdict";
+  const gap = rate.gap === null ? "" : `; final gap ${number(rate.gap)} of the first (median of seeds)`;
+  const steps = rate.steps === null ? "; the target is not reached by most seeds" : `; target reached in ${number(rate.steps)} steps, ${duration(rate.seconds)}`;
+  const when = pair.curves.filter((curve) => curve.rate === state.rate && curve.diverged_at !== null).map((curve) => curve.diverged_at);
+  const blown = when.length ? `; diverges at step ${Math.min(...when)}` : "";
+  const limit = pair.limit === null ? "" : `; the stable limit is ${number(pair.limit)}`;
+  element("span", `${gap}${rate.gap === null ? "" : steps}${blown}${limit}.`, detail);
+  find("rate-name").textContent = number(rate.learning_rate);
+  find("rate").max = pair.rates.length - 1;
+  find("rate").value = state.rate;
+  find("rate").setAttribute("aria-valuetext", `${number(rate.learning_rate)}, ${rate.verdicts}`);
+  const left = pair.all_rates - pair.rates.length;
+  find("pair-name").textContent = `${pair.problem}, ${pairName(pair)}` + (left > 0 ? ` (${pair.rates.length} of ${pair.all_rates} learning rates drawn)` : "");
+  for (const row of find("rates").querySelectorAll("tr[data-rate]")) row.setAttribute("aria-selected", String(Number(row.dataset.rate) === state.rate));
+}
+
+function table() {
+  const pair = page.pairs[state.pair], made = find("rates");
+  made.replaceChildren();
+  const head = element("tr", undefined, element("thead", undefined, made));
+  for (const name of ["learning rate", "verdict", "final gap", "lowest", "highest", "steps to target", "time to target"]) element("th", name, head).scope = "col";
+  const body = element("tbody", undefined, made);
+  pair.rates.forEach((rate, index) => {
+    const row = element("tr", undefined, body);
+    row.dataset.rate = index;
+    const button = element("button", number(rate.learning_rate) + (rate.best ? " best" : ""), element("td", undefined, row));
+    button.addEventListener("click", () => choose(state.pair, index));
+    element("td", rate.verdicts, row).className = "word";
+    for (const value of [rate.gap, rate.low, rate.high, rate.steps]) element("td", number(value), row);
+    element("td", duration(rate.seconds), row);
+  });
+}
+
+// The one way the chosen trial changes: every view follows from here.
+async function choose(pairIndex, rateIndex) {
+  const before = page.pairs[state.pair], pair = page.pairs[pairIndex];
+  Object.assign(state, { pair: pairIndex, rate: rateIndex });
+  if (pair !== before) {
+    find("problem").value = pair.problem;
+    optimizers();
+    table();
+  }
+  describe();
+  if (pair.problem !== before.problem) await drawSensitivity();
+  else await views.sensitivity.data("chosen", chosenRows()).runAsync();
+  if (pair !== before) await drawConvergence();
+  else {
+    const rows = frontCurves();
+    for (const name of ["curves", "front", "ends"]) views.convergence.data(name, rows[name]);
+    await views.convergence.runAsync();
+  }
+}
+
+function bestIndex(pair) {
+  const best = pair.rates.findIndex((rate) => rate.best);
+  return best < 0 ? 0 : best;
+}
+
+function optimizers() {
+  const select = find("optimizer");
+  select.replaceChildren();
+  for (const pair of pairsOfProblem()) {
+    const option = element("option", pairName(pair), select);
+    option.value = page.pairs.indexOf(pair);
+    option.selected = page.pairs.indexOf(pair) === state.pair;
+  }
+}
+
+async function start() {
+  for (const problem of new Set(page.pairs.map((pair) => pair.problem))) element("option", problem, find("problem"));
+  state.rate = bestIndex(page.pairs[0]);
+  optimizers();
+  table();
+  describe();
+  find("problem").addEventListener("change", (event) => {
+    const index = page.pairs.findIndex((pair) => pair.problem === event.target.value);
+    choose(index, bestIndex(page.pairs[index]));
+  });
+  find("optimizer").addEventListener("change", (event) => choose(Number(event.target.value), bestIndex(page.pairs[event.target.value])));
+  find("rate").addEventListener("input", (event) => choose(state.pair, Number(event.target.value)));
+  find("scale").addEventListener("change", async (event) => { state.scale = event.target.value; await drawSensitivity(); await drawConvergence(); });
+  find("time").addEventListener("change", async (event) => { state.time = event.target.value; await drawConvergence(); });
+  await drawSensitivity();
+  await drawConvergence();
+  const what = (row) => [row.problem, row.optimizer, severalRuns ? row.run : null].filter(Boolean).join(", ");
+  await draw("timing", "step_cost", { timings: page.timings.map((row) => ({ ...row, what: what(row) })) });
+  if (page.profile.length) {
+    await draw("profile", "profile", { profile: page.profile });
+    await draw("ecdf", "ecdf", { ecdf: page.ecdf });
+  }
+  for (const [i, landscape] of page.landscapes.entries()) await vegaEmbed(find(`landscape-${i}`), { ...landscape, width: "container", autosize: { type: "fit-x", contains: "padding" }, config }, options);
+  if (page.sharpness.length) {
+    find("sharpness-section").hidden = false;
+    await draw("sharpness", "sharpness", { sharpness: page.sharpness });
+  }
+  document.body.dataset.ready = "yes";
+}
+start();

@@ -1,0 +1,77 @@
+"""Records whose answers are known, made in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from gradbench.events import TARGET_COLUMNS, TARGETS
+from gradbench.plan import SweepPlan
+from gradbench.record import CURVES, TIMINGS, TRIALS, Run
+
+ENVIRONMENT = {"platform": "cpu", "device_kind": "a chip", "device_count": 1, "cpu_model": "a chip", "cpu_cores": 1}
+
+
+def make_run(
+    rates: Sequence[float] = (0.01, 0.1, 1.0),
+    seeds: int = 3,
+    optimizers: Sequence[str] = ("sgd", "adam"),
+    problems: Sequence[str] = ("quadratic_bowl",),
+    decay=lambda optimizer, rate: rate,  # the gap is exp(-decay × step); a negative decay diverges
+    step_seconds: Sequence[float] = tuple(1e-3 * (1 + 0.01 * k) for k in range(9)),
+    steps: int = 100,
+    identifier: str = "20260101T000000Z-abcdef",
+    curve_steps: Sequence[int] = (0, 1, 10, 100),
+) -> Run:
+    """A record in which trial (optimizer, rate, seed) has the gap exp(-decay(optimizer, rate) (1 + seed/100) step)."""
+    plan = SweepPlan(
+        problems=tuple(problems),
+        optimizers=tuple(optimizers),
+        learning_rates=tuple(rates),
+        seeds=seeds,
+        steps=steps,
+    )
+    trials, curves, number = [], [], 0
+    for problem, optimizer in plan.pairs:
+        for rate in plan.rates:
+            for seed in range(seeds):
+                speed = decay(optimizer, rate) * (1 + seed / 100)
+                final = math.exp(min(-speed * steps, 600))
+
+                def first(gap, speed=speed):
+                    step = math.ceil(-math.log(gap) / speed) if speed > 0 else steps + 1
+                    return step if step <= steps else None
+
+                hit = first(plan.target)
+                row = {"trial": number, "problem": problem, "optimizer": optimizer, "learning_rate": rate, "seed": seed}
+                row |= {"verdict": "diverged" if speed < 0 else "converged" if hit is not None else "slow"}
+                row |= {"steps_run": steps, "initial_loss": 1.0, "final_loss": final, "best_loss": min(final, 1.0)}
+                row |= {"best_step": steps, "final_grad_norm": final, "minimum": 0.0, "steps_to_target": hit}
+                row |= {"diverged_at": 7 if speed < 0 else None}
+                trials.append(row | {name: first(gap) for name, gap in zip(TARGET_COLUMNS, TARGETS)})
+                for step in curve_steps:
+                    loss = math.exp(min(-speed * step, 600))
+                    curves.append({"trial": number, "step": step, "loss": loss, "grad_norm": loss})
+                number += 1
+    samples = np.asarray(step_seconds, float)
+    timings = []
+    for problem, optimizer in plan.pairs:
+        for mode in ("solo", "batched"):
+            row = {"problem": problem, "optimizer": optimizer, "mode": mode, "trials": 1, "trusted": True}
+            row |= dict.fromkeys(("trace_s", "lower_s", "compile_s", "first_run_s"), 0.1)
+            row |= {"step_s_median": float(np.median(samples)), "step_s_min": float(samples.min()), "doubling": 2.0}
+            row |= {"step_s_p25": float(samples.min()), "step_s_p75": float(samples.max()), "samples": len(samples)}
+            row |= {"flops_per_step": 1.0, "bytes_per_step": 1.0, "flops_per_s": 1.0}
+            timings.append(row | {"step_s_samples": samples.tolist()})
+    facts = {problem: {"parameters": 100, "curvature": [0.02, 2.0], "minimum": 0.0} for problem in plan.problems}
+    info = {"id": identifier, "state": "complete", "plan": plan.to_dict(), "environment": ENVIRONMENT}
+    info |= {"started": "2026-01-01T00:00:00Z", "ended": "2026-01-01T00:01:00Z", "problems": facts}
+    tables = [
+        pa.Table.from_pylist(rows, schema=schema)
+        for rows, schema in ((trials, TRIALS), (curves, CURVES), (timings, TIMINGS))
+    ]
+    return Run(Path(identifier), plan, info, *tables)

@@ -1,0 +1,179 @@
+"""The page: what it says, how large it is, that it works in a browser; and the figures."""
+
+import html
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+import vl_convert
+from synthetic import make_run
+
+from gradbench.errors import GradbenchError
+from gradbench.report import write_figures, write_report
+from gradbench.report.data import answers, page_data
+
+CHROMIUM = shutil.which("chromium")
+
+
+def diverging(optimizer, rate):
+    return -0.1 if optimizer == "sgd" and rate >= 1 else rate
+
+
+def page_json(path):
+    return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL).group(1))
+
+
+def test_the_answer_is_one_sentence_with_its_numbers():
+    [(_, problem, best, others)] = answers([make_run(decay=diverging)])
+    assert problem == "quadratic_bowl"
+    # exp(-1 × step) = 1e-4 at step 9.2, so 10 of them (and the slower seed as well), at 1.04 ms
+    assert best == "adam at 1 reaches 0.0001 in 10 steps, 10.4 ms; no neighbour on the grid is safe; " + (
+        "no learning rate tried diverges."
+    )
+    assert others == [
+        "sgd at 0.1 reaches 0.0001 in 92 steps, 95.7 ms; no neighbour on the grid is safe; diverges above 0.1."
+    ]
+
+
+def test_diverged_trials_are_on_the_page_as_diverged(tmp_path):
+    page = page_json(write_report([make_run(decay=diverging)], tmp_path / "page.html"))
+    rates = {rate["learning_rate"]: rate for rate in page["pairs"][0]["rates"]}
+    assert rates[1.0]["verdict"] == "diverged"
+    assert rates[1.0]["gap"] is None
+    assert [curve["diverged_at"] for curve in page["pairs"][0]["curves"] if curve["verdict"] == "diverged"] == [7] * 3
+
+
+def test_the_page_asks_nothing_of_the_network_and_escapes_names(tmp_path):
+    run = make_run(problems=["./<script>alert(1)</script>.py"])
+    text = write_report([run], tmp_path / "page.html").read_text()
+    text = text.replace(vl_convert.javascript_bundle(), "")
+    assert not re.search(r"<(script|iframe)[^>]+src=|<link[^>]+href=\"(?!data:)", text)
+    assert "<script>alert" not in text
+    assert html.escape("<script>alert(1)</script>") in text
+
+
+def test_several_runs_overlay(tmp_path):
+    runs = [make_run(), make_run(identifier="20260102T000000Z-fedcba")]
+    page = page_json(write_report(runs, tmp_path / "page.html"))
+    assert {pair["run"] for pair in page["pairs"]} == {"abcdef", "fedcba"}
+    assert page["charts"]["sensitivity"]["layer"][3]["encoding"]["strokeDash"]["field"] == "run"
+
+
+def test_two_parameter_problems_have_a_landscape_and_a_records_own_files_are_not_run(tmp_path):
+    run = make_run(problems=["rosenbrock", "./mine.py"], optimizers=["sgd"], rates=(1e-4, 1e-3))
+    for facts in run.info["problems"].values():
+        facts["parameters"] = 2
+    page = page_json(write_report([run], tmp_path / "page.html"))
+    assert [scene["title"]["text"] for scene in page["landscapes"]] == ["rosenbrock, sgd"]
+
+
+@pytest.mark.parametrize("runs", [[], [make_run(rates=(0.1,), seeds=1)]])
+def test_nothing_to_report_is_an_error(runs, tmp_path):
+    import dataclasses
+
+    runs = [dataclasses.replace(run, trials=run.trials.slice(0, 0)) for run in runs]
+    with pytest.raises(GradbenchError):
+        write_report(runs, tmp_path / "page.html")
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(GradbenchError, match="cannot be written"):
+        write_report([make_run()], tmp_path / "file" / "page.html")
+
+
+def test_a_record_of_100_000_trials_stays_under_20_seconds_and_5_megabytes(tmp_path):
+    rates = tuple(10 ** (-4 + 5 * k / 9999) for k in range(10_000))
+    run = make_run(rates, seeds=5, decay=lambda optimizer, rate: rate / 10, curve_steps=(0, 50, 100))
+    assert run.trials.num_rows == 100_000
+    began = time.perf_counter()
+    path = write_report([run], tmp_path / "page.html")
+    assert time.perf_counter() - began < 20
+    assert path.stat().st_size < 5e6
+    pair = page_data([run])["pairs"][0]
+    assert pair["all_rates"] == 10_000  # and the page says how many of them it draws
+    assert any(rate["best"] for rate in pair["rates"])
+
+
+@pytest.mark.parametrize(("fmt", "start"), [("svg", b"<svg"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_figures_are_files_of_their_format(fmt, start, tmp_path):
+    paths = write_figures([make_run(optimizers=["sgd"], decay=diverging)], tmp_path, fmt)
+    names = {path.stem for path in paths}
+    assert names >= {"sensitivity-quadratic-bowl", "convergence-quadratic-bowl-sgd", "step-cost"}
+    assert all(path.read_bytes().startswith(start) for path in paths)
+
+
+def test_an_unknown_figure_format_names_the_nearest(tmp_path):
+    with pytest.raises(GradbenchError, match="did you mean 'svg'"):
+        write_figures([make_run()], tmp_path, "svgz")
+
+
+PROBE = """<script>
+const faults = []; const before = console.error;
+console.error = (...words) => { faults.push(words.join(" ")); before(...words); };
+window.onerror = (text) => { faults.push(text); };
+const said = () => document.getElementById("detail").textContent;
+const front = () => views.convergence.data("front").map((row) => row.learning_rate)[0];
+const pause = (ms) => new Promise((next) => setTimeout(next, ms));
+async function until(test) { for (let i = 0; i < 200 && !test(); i++) await pause(25); }
+async function probe() {
+  await until(() => document.body.dataset.ready);
+  const result = { ready_ms: performance.now(), before: [said(), front()] };
+  const marks = [...document.querySelectorAll("#sensitivity .mark-symbol path")];
+  const mark = marks.find((m) => m.__data__.datum.index === 0 && m.__data__.datum.optimizer === "sgd");
+  const box = mark.getBoundingClientRect();
+  const where = { bubbles: true, clientX: box.x + box.width / 2, clientY: box.y + box.height / 2 };
+  for (const kind of ["mousedown", "mouseup", "click"]) mark.dispatchEvent(new MouseEvent(kind, where));
+  await until(() => said() !== result.before[0]);
+  await pause(100);
+  result.clicked = [said(), front()];
+  const slider = document.getElementById("rate");
+  slider.value = 2; slider.dispatchEvent(new Event("input"));
+  await pause(100);
+  result.slid = [said(), front()];
+  const scale = document.getElementById("scale");
+  scale.value = "linear"; scale.dispatchEvent(new Event("change"));
+  await pause(300);
+  result.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  result.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
+  result.faults = faults;
+  const made = document.createElement("pre"); made.id = "result"; made.textContent = JSON.stringify(result);
+  document.body.append(made);
+}
+probe();
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
+@pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_in_chromium_a_click_on_a_learning_rate_changes_the_linked_views(width, tmp_path):
+    path = write_report([make_run(optimizers=["sgd"], decay=diverging)], tmp_path / "page.html")
+    before, _, after = path.read_text().rpartition("</body>")
+    path.write_text(before + PROBE + "</body>" + after)
+    assert CHROMIUM is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += [
+        "--disable-background-networking",
+        "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},900", "--virtual-time-budget=20000"]
+    page = subprocess.run([CHROMIUM, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=90)
+    found = re.search(r'<pre id="result">(.*?)</pre>', page.stdout)
+    assert found, page.stderr[-2000:]
+    result = json.loads(html.unescape(found.group(1)))
+    assert result["faults"] == []
+    assert result["requests"] == []
+    assert result["wide"] <= 0  # nothing sticks out at the side
+    assert "learning rate 0.1: converged" in result["before"][0]
+    assert "learning rate 0.01: slow" in result["clicked"][0]
+    assert "learning rate 1: diverged" in result["slid"][0]
+    assert "diverges at step 7" in result["slid"][0]
+    assert [result[key][1] for key in ("before", "clicked", "slid")] == [0.1, 0.01, 1.0]
+    assert math.isfinite(result["ready_ms"])

@@ -1,0 +1,131 @@
+"""Curvature against numpy's eigenvalues, and limits and rates against what the bowl does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradbench
+from gradbench import theory
+from gradbench.plan import SweepPlan
+from gradbench.problem import cast
+from gradbench.replay import flat_loss, replay, start
+
+
+@pytest.mark.parametrize("name", ["quadratic_bowl", "linear_regression", "logistic_regression", "mlp"])
+def test_lanczos_agrees_with_numpys_eigenvalues(name):
+    problem = gradbench.load_problem(name)
+    with jax.enable_x64(True):
+        gradient, point = jax.grad(flat_loss(problem, "float64")), start(problem, 0, "float64")
+        data = cast(problem.data, "float64")
+        column = lambda data, v: jax.jvp(lambda p: gradient(p, data), (point,), (v,))[1]  # noqa: E731
+        hessian = jax.jit(lambda data: jax.lax.map(lambda v: column(data, v), jnp.eye(point.size), batch_size=16))
+        eigenvalues = np.linalg.eigvalsh(hessian(data))
+    measured = theory.measured_curvature(problem)
+    np.testing.assert_allclose((measured.mu, measured.largest), eigenvalues[[0, -1]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["quadratic_bowl[dim=8]", "linear_regression"])
+def test_measured_curvature_of_a_quadratic_is_the_stated_one(name):
+    problem = gradbench.load_problem(name)
+    assert theory.curvature(problem).source == "stated"
+    np.testing.assert_allclose(theory.measured_curvature(problem)[:2], problem.curvature, rtol=1e-4)
+
+
+def test_lanczos_error_bounds_the_distance_to_an_eigenvalue():
+    random = np.random.default_rng(1)
+    matrix = random.standard_normal((60, 60))
+    matrix += matrix.T
+    eigenvalues = np.linalg.eigvalsh(matrix)
+    low, high, error = theory.lanczos(lambda v: matrix @ v, 60, products=12)
+    assert abs(eigenvalues - low).min() <= error
+    assert abs(eigenvalues - high).min() <= error
+    assert error > 1e-3  # twelve products are too few, and the bound says so
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ("sgd", theory.Momentum(0.0, False)),
+        ("momentum", theory.Momentum(0.9, False)),
+        ("nesterov", theory.Momentum(0.9, True)),
+        ("momentum[momentum=0.5]", theory.Momentum(0.5, False)),
+        ("sgd[momentum=0.8,nesterov=true]", theory.Momentum(0.8, True)),
+        ("sgd[schedule=cosine]", None),
+        ("adam", None),
+    ],
+)
+def test_momentum_of(optimizer, expected):
+    assert theory.momentum_of(optimizer) == expected
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "momentum[momentum=0.5]"])
+def test_the_bowl_diverges_just_above_the_stable_limit_and_not_below(optimizer):
+    limit = theory.stable_limit(optimizer, 2.0)
+    plan = SweepPlan(dtype="float64", steps=3000)
+    problem = gradbench.load_problem("quadratic_bowl[dim=2,condition=10]")
+    below, above = replay(problem, optimizer, plan, [(limit * 0.99, 0), (limit * 1.01, 0)], [0, 3000]).losses
+    assert below[1] < below[0] < above[1]
+
+
+def test_gradient_descents_measured_rate_is_the_predicted_one_at_every_converging_learning_rate():
+    """After the other coordinate has died out, the loss contracts by the squared rate, within 1 % of its decay."""
+    problem = gradbench.load_problem("quadratic_bowl[dim=2,condition=10]")
+    mu, largest = problem.curvature
+    # From 0.0092 the slow coordinate, of curvature 0.2, falls by 1e-4 in 2500 steps; by step 400 the other one is
+    # e^-13 of it. At the best step both decay alike: keep off it. By step 500 the smallest loss is 1e-180.
+    rates = [rate for rate in np.geomspace(0.0092, 0.97, 20) if abs(np.log(rate * (mu + largest) / 2)) > 0.1]
+    steps = [400, 500]
+    losses = replay(problem, "sgd", SweepPlan(dtype="float64", steps=500), [(r, 0) for r in rates], steps).losses
+    measured = np.log(losses[:, 0] / losses[:, 1]) / 100
+    predicted = [-2 * np.log(theory.predicted_rate("sgd", rate, mu, largest)) for rate in rates]
+    np.testing.assert_allclose(measured, predicted, rtol=0.01)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "nesterov"])
+def test_momentums_predicted_rate_is_the_spectral_radius_of_its_step(optimizer):
+    """The matrix that one step of optax multiplies (x, m) by, from running it on unit vectors, has that radius."""
+    mu, largest, learning_rate = 0.2, 2.0, 0.3
+    radii = []
+    for curvature in (mu, largest):
+        columns = []
+        for x, m in ((1.0, 0.0), (0.0, 1.0)):
+            transformation = gradbench.load_optimizer(optimizer).build(learning_rate, 1)
+            state = jax.tree.map(lambda leaf, m=m: np.float64(m), transformation.init(np.float64(0.0)))
+            with jax.enable_x64(True):
+                update, state = transformation.update(np.float64(curvature * x), state, np.float64(x))
+            columns.append([x + float(update), float(jax.tree.leaves(state)[0])])
+        radii.append(abs(np.linalg.eigvals(np.array(columns).T)).max())
+    assert theory.predicted_rate(optimizer, learning_rate, mu, largest) == pytest.approx(max(radii), rel=1e-6)
+
+
+def test_best_fixed_step_beats_its_neighbours():
+    mu, largest = 0.1, 3.0
+    best = theory.best_fixed_step(mu, largest)
+    rate = [theory.predicted_rate("sgd", best * scale, mu, largest) for scale in (0.99, 1.0, 1.01)]
+    assert rate[1] == min(rate)
+    assert rate[1] == pytest.approx((largest - mu) / (largest + mu))
+
+
+def test_sharpness_along_a_bowl_is_its_curvature_everywhere():
+    plan = SweepPlan(steps=20)
+    rows = theory.sharpness_along("quadratic_bowl[dim=6]", "momentum", 0.5, points=3, plan=plan)
+    assert [row["step"] for row in rows] == [0, 10, 20]
+    np.testing.assert_allclose([row["sharpness"] for row in rows], 2.0, rtol=1e-3)
+    assert rows[0]["edge"] == pytest.approx(2 * 1.9 / 0.5)
+
+
+def test_sharpness_along_ends_where_the_trial_diverged():
+    rows = theory.sharpness_along("rosenbrock", "sgd", 1.0, points=5, plan=SweepPlan(steps=40))
+    assert [row["step"] for row in rows] == [0]
+
+
+def test_a_replay_repeats_the_sweeps_losses(tmp_path):
+    name = "logistic_regression[examples=64,features=4]"
+    run = gradbench.sweep(name, ["adam"], (0.01, 0.1), seeds=2, steps=12, out=tmp_path, batch_size=16)
+    problem = gradbench.load_problem(name)
+    trials = [(0.01, 0), (0.01, 1), (0.1, 0), (0.1, 1)]
+    again = replay(problem, "adam", run.plan, trials, [0, 12]).losses
+    rows = run.trials.sort_by("trial").select(["initial_loss", "final_loss"]).to_pydict()
+    # 12 steps of float32 in another order of summation: rounding of 2^-24 in sums over 64 examples, times 12
+    np.testing.assert_allclose(again, np.array(list(rows.values())).T, rtol=64**0.5 * 12 * 2**-24)
