@@ -93,7 +93,10 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     state_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     # The state is held twice where it is replaced, beside the values one step makes.
     fits = device_memory(devices[0]) / 4 / (2 * state_bytes + whole.bytes)
-    near = machine.near_bytes / max(step.bytes, 1)
+    # Data larger than the cache is read from memory at every step: more lanes share that reading.
+    data_bytes = jnp.dtype(plan.dtype).itemsize * sum(np.size(leaf) for leaf in jax.tree.leaves(problem.data))
+    shared = data_bytes if plan.batch_size is None else 0
+    near = max(machine.near_bytes, shared) / max(step.bytes, 1)
     # Where a whole trial is over in an instant, more lanes hide the host's work between blocks.
     near = max(near, min(CHUNK_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near
     lanes = int(max(1, min(needed, near, fits, 65536)))

@@ -20,7 +20,6 @@ from gradbench.program import Program, State, inner, numerics
 SAMPLES = 9
 SAMPLE_SECONDS = 0.005  # of one sample at least: the clock and a thread's wake-up cost microseconds
 BUDGET_SECONDS = 20.0  # of one measurement; slow steps get fewer samples, and the record says how many
-CHAIN_ROWS = 64  # evaluations in one call of the value and value_and_grad loops
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _costs(compiled: Compiled, first_run_s: float, steady: dict[str, Any], scale
 
 def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
     """Timings rows of the problem's loss alone (mode value) and with its gradient (value_and_grad), one trial."""
-    problem, rows = program.trial.problem, []
+    problem, rows, length = program.trial.problem, [], program.block.rows
     with jax.enable_x64(False):
         start = problem.init(jax.random.key(0))
     with numerics(plan.dtype, plan.precision):
@@ -156,13 +155,13 @@ def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
         for step in (value, value_and_grad):
 
             def chain(params: Any, nothing: jax.Array, data: Any, step: Callable[..., Any] = step) -> jax.Array:
-                after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=CHAIN_ROWS)
+                after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=length)
                 return inner(after, after)
 
             compiled = compile_stages(jax.jit(chain), params, nothing, data)
             once = partial(_call_often, compiled.call, params, nothing, data)
             first_run_s = once(1)
-            steady = measure(once, CHAIN_ROWS)
+            steady = measure(once, length)
             names = {"problem": problem.name, "optimizer": None, "mode": step.__name__, "trials": 1}
             rows.append(names | _costs(compiled, first_run_s, steady, 1.0))
     return rows

@@ -76,3 +76,25 @@ def test_compile_stages_counts_a_loop_body_once():
     compiled = timing.compile_stages(jax.jit(loop), jnp.eye(16))
     assert compiled.trace_s + compiled.lower_s + compiled.compile_s <= time.perf_counter() - began
     assert 2 * 16**3 <= compiled.flops < 2 * 2 * 16**3
+
+
+def test_blocks_fit_the_cache_and_share_large_data():
+    from gradbench.cost import choose_block
+    from gradbench.devices import find_devices
+    from gradbench.optimizer import load_optimizer
+    from gradbench.plan import SweepPlan
+    from gradbench.problem import load_problem
+    from gradbench.program import Trial
+
+    def lanes(name, count=64, steps=400):
+        plan = SweepPlan((name,), ("sgd",), (1e-3, 1.0, count), seeds=1, steps=steps)
+        trial = Trial.of(load_problem(name), load_optimizer("sgd"), plan)
+        return choose_block(trial, find_devices("cpu")[:1], count)
+
+    assert lanes("mlp").lanes == 1  # 1797 rows of activations fill a core's cache
+    assert lanes("quadratic_bowl").lanes == 64
+    assert lanes("quadratic_bowl", count=10**6, steps=10).lanes > 1000
+    large = lanes("linear_regression[examples=20000,features=100]")
+    assert 4 <= large.lanes <= 64  # 8 MB of data are read once for all of them
+    slow = lanes("mlp[hidden=(512,256)]")
+    assert (slow.lanes, slow.rows) == (1, 1)
