@@ -120,10 +120,12 @@ def convergence(seconds: bool = False, height: int = 300) -> Any:
         alt.Tooltip("gap:Q", format=".3g"),
     ]
     front = alt.Chart(alt.NamedData(name="front")).encode(x=x, y=y, detail="trial:N", tooltip=tooltip)
-    ends = alt.Chart(alt.NamedData(name="ends")).encode(x=x, y=y, color=colour, tooltip=tooltip)
+    # Its own channel: points that shared the lines' colour would turn its legend into one of symbols.
+    fill = alt.Fill("learning_rate:Q", scale=scale, legend=None)
+    ends = alt.Chart(alt.NamedData(name="ends")).encode(x=x, y=y, fill=fill, tooltip=tooltip)
     return alt.layer(
         back.mark_line(strokeWidth=1.2, opacity=0.6),
-        ends.mark_point(shape="cross", filled=True, size=50, opacity=1),
+        ends.mark_point(shape="cross", strokeWidth=0, size=60, opacity=1),
         front.mark_line(strokeWidth=3.5, color="#e69f00"),
     ).properties(height=height, width=560)
 

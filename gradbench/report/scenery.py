@@ -45,12 +45,12 @@ def chart(seen: Landscape, width: int = 420) -> dict[str, Any]:
     band = np.floor(BANDS * (height - height.min()) / max(float(np.ptp(height)), 1e-30)).clip(0, BANDS - 1)
     dx, dy = seen.x[1] - seen.x[0], seen.y[1] - seen.y[0]
     cells = []
-    for row, y in enumerate(seen.y):  # neighbours of one band in a row are one rectangle
+    for row, y in enumerate(seen.y):  # neighbours of one band are one rectangle; rows overlap: no seams
         start = 0
         for column in range(1, len(seen.x) + 1):
             if column == len(seen.x) or band[row, column] != band[row, start]:
                 left, right = seen.x[start] - dx / 2, seen.x[column - 1] + dx / 2
-                cells.append([short(float(v)) for v in (left, right, y - dy / 2, y + dy / 2, band[row, start])])
+                cells.append([short(float(v)) for v in (left, right, y - dy / 2, y + 0.6 * dy, band[row, start])])
                 start = column
     every = max(1, len(seen.x) // ARROWS)
     arrows = [
