@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint bench gpu clean
+.PHONY: run test lint bench bench-peers gpu clean
 
 run: $(STAMP)
 	$(BIN)/gradbench run
@@ -19,6 +19,25 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -o addopts="--strict-markers"
+
+bench-peers: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch
+	$(BIN)/python tests/benchmarks/peers.py
+
+# On a machine with a GPU: its tests, the gradients, the default run, more and more trials, and the peers. Uses the
+# packages that are there (GPU_PYTHON), since such machines seldom reach a registry.
+GPU_PYTHON ?= $(BIN)/python
+GPU_OUT ?= results
+gpu:
+	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider
+	$(GPU_PYTHON) -m gradbench doctor
+	-$(GPU_PYTHON) -m gradbench check --device gpu --dtype float32 --dtype bfloat16 --out $(GPU_OUT)
+	-$(GPU_PYTHON) -m gradbench check --device gpu --precision tf32 --fast --out $(GPU_OUT)
+	$(GPU_PYTHON) -m gradbench run --device gpu --out $(GPU_OUT)
+	for trials in 64 1024 16384 65536; do \
+	  $(GPU_PYTHON) -m gradbench run quadratic_bowl logistic_regression -o sgd --lr 1e-4:1:$$trials --seeds 1 \
+	    --device gpu --out $(GPU_OUT) || exit 1; done
+	-$(GPU_PYTHON) tests/benchmarks/peers.py --json $(GPU_OUT)/peers.json
 
 # The stamp is written last, so a half-made .venv is made again; it is older than pyproject.toml after a change there.
 $(STAMP): pyproject.toml

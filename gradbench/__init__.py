@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradbench import datasets as datasets
     from gradbench.errors import GradbenchError as GradbenchError
+    from gradbench.gradients import assert_gradient as assert_gradient
+    from gradbench.gradients import check_gradient as check_gradient
     from gradbench.optimizer import load_optimizer as load_optimizer
     from gradbench.plan import SweepPlan as SweepPlan
     from gradbench.problem import Problem as Problem
@@ -34,6 +36,8 @@ _PUBLIC = {
     "resume": "runner",
     "run_plan": "runner",
     "sweep": "runner",
+    "assert_gradient": "gradients",
+    "check_gradient": "gradients",
 }
 __all__ = ["__version__", *_PUBLIC]
 

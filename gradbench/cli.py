@@ -177,6 +177,132 @@ def compare(
     return 0
 
 
+@app.command
+def report(
+    *records: str,
+    out: Path = Path("report.html"),
+    figures: Path | None = None,
+    results: Path = Path("results"),
+    format: Format = "svg",
+) -> int:
+    """One HTML file about one or more records that works offline; or figures for a paper.
+
+    Parameters
+    ----------
+    records
+        Folders, ids or latest (the default); several are laid over one another.
+    out
+        The page to write.
+    figures
+        Write each view as a file into this folder instead.
+    results
+        Where records are kept.
+    format
+        Of the figures: svg, png or pdf.
+    """
+    from gradbench.record import load_run
+    from gradbench.report import write_figures, write_report
+
+    runs = [load_run(name, results) for name in records or ("latest",)]
+    written = [write_report(runs, out)] if figures is None else write_figures(runs, figures, format)
+    print("\n".join(map(str, written)))
+    return 0
+
+
+@app.command
+def regress(
+    old: str,
+    new: str = "latest",
+    *,
+    max_slowdown: float = 1.10,
+    results: Path = Path("results"),
+    format: Format = "table",
+) -> int:
+    """Is the new record slower, or does it converge worse, than the old one? Exit 1 if so, by a statistical test.
+
+    Parameters
+    ----------
+    old
+        The record before: its folder, its id, or latest.
+    new
+        The record after.
+    max_slowdown
+        The factor from which slower or worse counts.
+    results
+        Where records are kept.
+    format
+        table, json, csv or markdown.
+    """
+    from gradbench.answers import regress_text
+    from gradbench.record import load_run
+    from gradbench.regress import compare_runs
+    from gradbench.tables import check_format
+
+    check_format(format)
+    comparison = compare_runs(load_run(old, results), load_run(new, results), max_slowdown)
+    print(regress_text(comparison.rows, comparison.regressed, format))
+    for text in comparison.notes:
+        note(text)
+    return 1 if comparison.regressed else 0
+
+
+@app.command
+def check(
+    *problems: str,
+    dtype: Annotated[tuple[str, ...], Parameter(negative="")] = ("float32",),
+    precision: str = "highest",
+    device: str | None = None,
+    fast: Annotated[bool, Parameter(negative="")] = False,
+    strict: Annotated[bool, Parameter(negative="")] = False,
+    self_test: Annotated[bool, Parameter(negative="")] = False,
+    seed: int = 0,
+    out: Path = Path("results"),
+    format: Format = "table",
+) -> int:
+    """Is the gradient that this device computes right? Exit 1 on a wrong one.
+
+    With no problem: quadratic_bowl, linear_regression, logistic_regression and mlp.
+
+    Parameters
+    ----------
+    problems
+        Names with settings, or files; see gradbench list.
+    dtype
+        float32, float64, bfloat16 or float16; repeat for more.
+    precision
+        Of matrix products: highest, tf32 or default (the device's).
+    device
+        cpu, gpu or tpu; all that are here if not given.
+    fast
+        Fewer samples, points and programs; a coarser answer in seconds.
+    strict
+        Exit 1 also where the answer is INCONCLUSIVE.
+    self_test
+        Plant faults, and print which are caught and which right gradients are accused.
+    seed
+        Of the points, directions and noise.
+    out
+        Where records are kept.
+    format
+        table, json, csv or markdown.
+    """
+    from gradbench.gradients.command import run_check
+
+    return run_check(
+        problems,
+        dtypes=dtype,
+        precision=precision,
+        device=device,
+        fast=fast,
+        strict=strict,
+        seed=seed,
+        self_test=self_test,
+        output_format=format,
+        out=out,
+        note=note,
+    )
+
+
 @app.command(name="list")
 def list_(*, format: Format = "table") -> int:
     """Problems with their settings, optimizers, and devices.

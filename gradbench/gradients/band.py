@@ -1,0 +1,152 @@
+"""The band: how far rounding alone may take each number of a gradient, sampled and turned into tolerances.
+
+The noise samples of `interpreter` give, for each entry, a standard deviation sigma with as many degrees of freedom as
+samples (the mean is known: the exact interpretation). A right gradient's error, in units of sigma, then follows
+Student's t law; the tolerance is its quantile at FALSE_ALARM shared among all the numbers judged together (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.gradients.formats import flushes_subnormals, format_of, precision_context, x64_context
+from gradbench.gradients.interpreter import Interpreter, Pair, is_float, open_jaxpr, wide
+
+SAMPLES = 32  # sigma is then known to 1/sqrt(2*32) = 12 %
+FALSE_ALARM = 1e-6  # the probability, under the model, that one right gradient is called wrong anywhere
+_LARGE = 2**22  # entries; above it the samples are taken one at a time, so that memory stays that of a few gradients
+
+
+@functools.cache
+def quantile(numbers: int, samples: int = SAMPLES) -> float:
+    """How many sigma a right number may be off when `numbers` of them are judged together (two-sided Student t)."""
+    from scipy.stats import t  # scikit-learn brings scipy; loading it takes 0.3 s
+
+    return float(t.isf(FALSE_ALARM / (2 * max(numbers, 1)), samples))
+
+
+@dataclasses.dataclass
+class Spread:
+    """Standard deviations from rounding alone, one array or number a leaf of what the program returns.
+
+    Attributes:
+        exact: what the trace computes without rounding, flat leaves, float64.
+        sigma: per entry.
+        norm: per leaf, of the Euclidean norm of the error.
+        along: per leaf, of the error's component along the leaf, divided by the leaf's norm: the spread of beta.
+        overflow, tie: whether a value left the format's range; whether rounding can turn a decision.
+        unknown, stagnating: primitives without a rule; sums with k u >= 1.
+    """
+
+    exact: list[np.ndarray]
+    sigma: list[np.ndarray]
+    norm: list[float]
+    along: list[float]
+    overflow: bool
+    tie: bool
+    unknown: tuple[str, ...]
+    stagnating: tuple[str, ...]
+
+
+class Band:
+    """The compiled sampler for one function of (params, data), one dtype, precision class and device.
+
+    Args:
+        function: `function(params, data)` -> a pytree of float arrays, traced in `dtype`.
+        dtype: one of formats.DTYPES. precision: one of formats.PRECISIONS. device: whose rounding is modelled.
+        assume, worst_case: see Interpreter.
+
+    Tracing happens at once and raises what the function raises; shapes of later calls must be the same.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any, Any], Any],
+        params: Any,
+        data: Any,
+        dtype: str,
+        precision: str,
+        device: jax.Device,
+        assume: str | None = None,
+        worst_case: bool = False,
+    ):
+        with x64_context(dtype), precision_context(precision):
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (params, data))
+            trace = jax.make_jaxpr(function)(*shapes)
+        self._jaxpr, self._consts = open_jaxpr(trace)
+        self._consts = [np.asarray(c) if _is_plain(c) else c for c in self._consts]
+        unit = format_of(dtype).unit
+        # Deviations of 2^-40 stand 12 bits above the rounding of the interpretation itself (2^-53).
+        self.scale = max(1.0, 2.0**-40 / unit)
+        # The reference is a float64 computation with rounding of its own, in proportion of the units.
+        self.reference_share = 1.0 + format_of(jnp.float64).unit / unit
+        self.size = sum(math.prod(v.aval.shape) for v in self._jaxpr.outvars)
+        self.unknown: set[str] = set()
+        self.stagnating: set[str] = set()
+        flushes = functools.partial(flushes_subnormals, device=device)
+        for name in ("float64", "float32", "bfloat16", "float16"):
+            flushes(name)  # measured before tracing starts
+
+        def sample(seed, arguments):
+            interpreter = Interpreter(seed, device, flushes, self.scale, assume, worst_case)
+            outputs, flags = interpreter.run(self._jaxpr, self._consts, [Pair(x, x) for x in arguments])
+            self.unknown |= interpreter.unknown
+            self.stagnating |= interpreter.stagnating
+            return [p.exact for p in outputs], [p.noisy for p in outputs], flags
+
+        def moments(seeds, arguments):
+            exact, noisy, flags = jax.vmap(sample, in_axes=(0, None), out_axes=(None, 0, 0))(seeds, arguments)
+            squares, norms, along = [], [], []
+            for e, n in zip(exact, noisy):
+                deviation = n - e
+                squares.append(jnp.sum(deviation * deviation, axis=0))
+                axes = tuple(range(1, deviation.ndim))
+                norms.append(jnp.sum(deviation * deviation))
+                total = jnp.sum(e * e)
+                along.append(jnp.sum((jnp.sum(deviation * e, axis=axes) / jnp.where(total > 0, total, 1.0)) ** 2))
+            return exact, squares, norms, along, flags.overflow.any(), flags.tie.any()
+
+        self._moments = jax.jit(moments)
+
+    def sample(self, params: Any, data: Any) -> Spread:
+        """The spread at a point. `params` and `data` have the band's dtype; the result is float64 NumPy."""
+        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+            leaves = [np.asarray(x) for x in jax.tree.leaves((params, data))]
+            arguments = [jnp.asarray(x.astype(wide(x.dtype)) if is_float(x) else x) for x in leaves]
+            chunk = SAMPLES if self.size + sum(x.size for x in arguments) <= _LARGE // SAMPLES else 4
+            chunk = 1 if self.size > _LARGE else chunk
+            sums: Any = None
+            for start in range(0, SAMPLES, chunk):
+                seeds = jnp.arange(start + 1, start + chunk + 1, dtype=jnp.uint32)
+                part = jax.device_get(self._moments(seeds, arguments))
+                if sums is None:
+                    exact, sums = part[0], part[1:]
+                else:
+                    sums = jax.tree.map(lambda a, b: a | b if np.asarray(a).dtype == bool else a + b, sums, part[1:])
+        squares, norms, along, overflow, tie = sums
+
+        def deviation(total: Any) -> Any:
+            return np.sqrt(np.asarray(total) / SAMPLES) / self.scale * self.reference_share
+
+        return Spread(
+            exact=[np.asarray(e) for e in exact],
+            sigma=[deviation(s) for s in squares],
+            norm=[float(deviation(n)) for n in norms],
+            along=[float(deviation(a)) for a in along],
+            overflow=bool(overflow),
+            tie=bool(tie),
+            unknown=tuple(sorted(self.unknown)),
+            stagnating=tuple(sorted(self.stagnating)),
+        )
+
+
+def _is_plain(constant: Any) -> bool:
+    return not jax.dtypes.issubdtype(getattr(constant, "dtype", np.dtype(float)), jax.dtypes.extended)

@@ -1,0 +1,141 @@
+"""check_gradient and assert_gradient: the whole battery on one problem."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from gradbench.errors import PlanError, one_line
+from gradbench.gradients import formats, formula, oracle
+from gradbench.gradients import programs as program_table
+from gradbench.gradients.band import Spread
+from gradbench.gradients.execution import Execution, Row
+from gradbench.gradients.lesson import lesson
+from gradbench.gradients.report import CheckReport
+from gradbench.problem import Problem, load_problem
+
+
+def devices_for(device: str | None) -> list[jax.Device]:
+    """The devices to check: JAX's default one; every one of a platform ("cpu", "gpu", "tpu"); or "all" present."""
+    if device is None:
+        return [jax.devices()[0]]
+    present: dict[str, list[jax.Device]] = {}
+    for platform in ("cpu", "gpu", "tpu"):
+        try:
+            present[platform] = jax.devices(platform)
+        except RuntimeError:
+            continue
+    if device == "all":
+        return [d for group in present.values() for d in group]
+    if device not in present:
+        formats.known("device", device, ("cpu", "gpu", "tpu", "all"))
+        raise PlanError(f"device={device}: JAX finds none here, only {', '.join(present)}")
+    return present[device]
+
+
+def check_gradient(
+    problem: str | Problem,
+    *,
+    dtype: str | Sequence[str] = "float32",
+    precision: str | Sequence[str] = "highest",
+    device: str | None = None,
+    fast: bool = False,
+    programs: Sequence[str] | None = None,
+    seed: int = 0,
+) -> CheckReport:
+    """Check a problem's gradient and loss: the formula in float64, and every program against a rounding band.
+
+    Args:
+        problem: a spec, a path, or a Problem.
+        dtype: one or more of float64, float32, bfloat16, float16.
+        precision: one or more of highest, tf32, default; how float32 matrix products may be computed.
+        device: None for JAX's default device, "cpu", "gpu", "tpu", or "all"; on the second and later devices of a
+            platform one program is run.
+        fast: one point, one program (the training step's value_and_grad), fewer differences.
+        programs: names out of eager, jit, value_and_grad, has_aux, vmap, remat, batched, microbatches, forward.
+        seed: of the starting point and the random step away from it.
+
+    Returns a CheckReport; nothing is printed. Raises ProblemError for a bad problem and PlanError for a bad choice.
+    """
+    started = time.perf_counter()
+    problem = load_problem(problem)
+    dtypes = [formats.known("dtype", d, formats.DTYPES) for d in ([dtype] if isinstance(dtype, str) else dtype)]
+    classes = [precision] if isinstance(precision, str) else list(precision)
+    classes = [formats.known("precision", p, formats.PRECISIONS) for p in classes]
+    names = _select(programs, fast)
+    targets = devices_for(device)
+    rows: list[Row] = []
+    skipped: dict[str, str] = {}
+    spread, share = None, 1.0
+    for one in dtypes:
+        points = oracle.points(problem, one, 1 if fast else 2, seed)
+        for kind in classes if one == "float32" else classes[:1]:  # only float32 products have a choice of precision
+            first: set[str] = set()
+            for target in targets:
+                execution = Execution(problem, one, kind, target)
+                asked = names if target.platform not in first else _one(names)
+                first.add(target.platform)
+                try:
+                    found, left_out = execution.check(points, asked)
+                except Exception as error:
+                    rows.append(_unable(one, kind, target, error))
+                    continue
+                rows += found
+                skipped |= left_out
+                if spread is None and one in ("float64", "float32"):
+                    spread, share = _spread(execution, points[0])
+    reference = oracle.points(problem, "float64", 1, seed)[0]
+    if spread is None:
+        spread, share = _fallback_spread(problem, seed)
+    tests, gradient = formula.check(problem, reference, spread, share, fast)
+    return CheckReport(
+        problem=problem.name,
+        formula=tests,
+        rows=rows,
+        skipped=skipped,
+        lesson=lesson(problem, reference, gradient),
+        examples=reference.examples,
+        parameters=sum(g.size for g in gradient),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def assert_gradient(problem: str | Problem, *, strict: bool = False, **options) -> None:
+    """Raise AssertionError with the report's text if `check_gradient(problem, **options)` finds a wrong gradient.
+
+    With `strict` an INCONCLUSIVE verdict raises too. For a test: `assert_gradient(my_problem, dtype="float32")`.
+    """
+    report = check_gradient(problem, **options)
+    if report.verdict == "FAIL" or (strict and report.verdict != "PASS"):
+        raise AssertionError(f"\n{report}")
+
+
+def _select(names: Sequence[str] | None, fast: bool) -> list[str]:
+    return program_table.select(None if names is None else tuple(names), fast)
+
+
+def _one(names: list[str]) -> list[str]:
+    return ["value_and_grad"] if "value_and_grad" in names else names[:1]
+
+
+def _spread(execution: Execution, point: oracle.Point) -> tuple[Spread, float]:
+    """The spread of (value, gradient), and its dtype's unit over float64's."""
+    share = execution.form.unit / formats.format_of(np.dtype(np.float64)).unit
+    return execution.band(point).sample(point.params, point.data), share
+
+
+def _fallback_spread(problem: Problem, seed: int) -> tuple[Spread | None, float]:
+    point = oracle.points(problem, "float32", 1, seed)[0]
+    try:
+        return _spread(Execution(problem, "float32", "highest", jax.devices("cpu")[0]), point)
+    except Exception:
+        return None, 1.0
+
+
+def _unable(dtype: str, precision: str, device: jax.Device, error: Exception) -> Row:
+    reason = f"no band: {type(error).__name__}: {one_line(error)}"
+    where = f"{device.platform}:{device.id}"
+    return Row("all", dtype, precision, where, "INCONCLUSIVE", reason, 0.0, float("inf"), 0, "", [])

@@ -1,0 +1,96 @@
+"""Floating-point formats and precision classes: the units every tolerance of the check is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.errors import PlanError, nearest
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+PRECISIONS = ("highest", "tf32", "default")
+
+# What a precision class is called by jax.default_matmul_precision.
+_JAX_NAMES = {"highest": "highest", "tf32": "tensorfloat32", "default": "default"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A floating-point format by its numbers.
+
+    Attributes:
+        unit: the unit roundoff, the largest relative error of one rounding to nearest (2^-24 for float32).
+        tiny: the smallest normal number.
+        spacing: the distance between subnormal numbers.
+        largest: the largest finite number.
+        digits: significant bits, the hidden one included.
+    """
+
+    name: str
+    unit: float
+    tiny: float
+    spacing: float
+    largest: float
+    digits: int
+
+
+@functools.cache
+def format_of(dtype: Any) -> Format:
+    """The Format of a real or complex dtype (a complex one has the format of its parts)."""
+    info = jnp.finfo(dtype)
+    digits = int(info.nmant) + 1
+    tiny = float(info.tiny)
+    return Format(str(info.dtype), 2.0**-digits, tiny, tiny * 2.0 ** (1 - digits), float(info.max), digits)
+
+
+# 10 explicit bits of significand and a hidden one (NVIDIA A100 white paper, 2020); bfloat16: 7 and a hidden one.
+INPUT_UNIT = {"tf32": 2.0**-11, "bf16": 2.0**-8, "full": 0.0}
+
+
+def input_class(precision: str, device: jax.Device) -> str:
+    """How matrix products of float32 on `device` may round their inputs: "full", "tf32" or "bf16".
+
+    A CPU multiplies in full float32 whatever is asked. A GPU may use TF32 for `tf32` and for `default` (it does from
+    compute capability 8.0 on; before, it computes in full and is held to the wider band). A TPU's default is one
+    bfloat16 pass, and its three-pass mode is at least as fine as TF32.
+    """
+    if precision == "highest" or device.platform == "cpu":
+        return "full"
+    if precision == "default" and device.platform == "tpu":
+        return "bf16"
+    return "tf32"
+
+
+def precision_context(precision: str):
+    """A context in which programs are traced with this precision class for matrix products."""
+    return jax.default_matmul_precision(_JAX_NAMES[precision])
+
+
+def x64_context(dtype: str):
+    """float64 exists only where JAX's x64 mode is on; the other dtypes are traced as a user meets them."""
+    return jax.enable_x64(dtype == "float64")
+
+
+@functools.cache
+def flushes_subnormals(dtype: str, device: jax.Device) -> bool:
+    """True where `device` turns subnormal results of `dtype` into zero (XLA's CPU backend does for float32)."""
+    with x64_context(dtype), jax.default_device(device):
+        smallest = jnp.asarray(format_of(dtype).tiny, dtype)
+        return not float(smallest * jnp.asarray(0.5, dtype)) > 0
+
+
+def known(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """`value` if it is one of `choices`, else PlanError with the nearest one."""
+    if value not in choices:
+        raise PlanError(f"{name}={value}: need one of {', '.join(choices)}{nearest(str(value), choices)}")
+    return value
+
+
+def round_to(array: Any, dtype: str) -> np.ndarray:
+    """`array` rounded to `dtype`, as a NumPy array of that dtype (float64 never passes through float32)."""
+    return np.asarray(array).astype(jnp.dtype(dtype))

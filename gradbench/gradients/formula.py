@@ -1,0 +1,294 @@
+"""Is the derivative the derivative of the loss? Float64, op by op, against finite differences and other roads.
+
+A finite difference has two errors: truncation, which the difference between two step sizes shows, and rounding, the
+spread of the loss over the step. The step is the one where the two together are least; its tolerance is their sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.gradients import oracle
+from gradbench.gradients.band import Spread, quantile
+from gradbench.gradients.formats import format_of
+from gradbench.problem import Problem
+
+UNIT = format_of(jnp.float64).unit
+# A fault smaller than this is not resolved by differences and the direction is INCONCLUSIVE: half of a leaf's slope
+# is the coarsest fault (a factor 2) that must be seen.
+COARSEST = 0.5
+
+
+@dataclasses.dataclass
+class Test:
+    """One test: its name, PASS / FAIL / INCONCLUSIVE, one line of finding, and the smallest fault it could see."""
+
+    name: str
+    verdict: str
+    finding: str
+    resolves: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Slope:
+    """The slope of the loss along a direction from differences: a value, or an interval at a kink, +- tolerance."""
+
+    low: float
+    high: float
+    tolerance: float
+    kink: bool
+
+    def off(self, slope: float) -> float:
+        """How far `slope` lies outside."""
+        return max(self.low - slope, slope - self.high, 0.0)
+
+
+class Loss:
+    """The loss at a point as a function of one number, the step along a direction; float64, op by op."""
+
+    def __init__(self, problem: Problem, point: oracle.Point, noise: float | None):
+        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+            params, data = oracle.float64(point.params), oracle.float64(point.data)
+            self.leaves, self._tree = jax.tree.flatten(params)
+            self.leaves = [np.asarray(x) for x in self.leaves]
+            self.trace = jax.make_jaxpr(problem.loss)(params, data)
+        self._narrow = oracle.rounds_on_purpose(self.trace)
+        self._loss, self._data = problem.loss, data
+        self.value = self.at(0.0, [np.zeros(())] * len(self.leaves))
+        # Without a band a thousand roundings are assumed.
+        self.noise = max(UNIT * abs(self.value), 1000 * UNIT * abs(self.value) if noise is None else noise)
+
+    def at(self, step: float, direction: list[np.ndarray]) -> float:
+        with oracle.op_by_op():
+            params = self._tree.unflatten([jnp.asarray(x + step * v) for x, v in zip(self.leaves, direction)])
+            if self._narrow:
+                return float(oracle.widened(self.trace, (params, self._data))[0])
+            return float(self._loss(params, self._data))
+
+    def slope(self, direction: list[np.ndarray], scale: float) -> Slope | None:
+        """From central differences at steps scale/4, scale/16, ...; None where the loss is not finite there."""
+        known = []
+        factor = quantile(1)
+        for power in range(1, 14):
+            step = scale * 4.0**-power
+            ahead, behind = self.at(step, direction), self.at(-step, direction)
+            if not (math.isfinite(ahead) and math.isfinite(behind)):
+                continue
+            rounding = factor * self.noise / (math.sqrt(2) * step)
+            known.append(((ahead - self.value) / step, (self.value - behind) / step, rounding))
+            if len(known) < 2:
+                continue
+            truncation = abs(sum(known[-2][:2]) - sum(known[-1][:2])) / 2
+            if rounding > 4 * truncation and len(known) > 3:
+                break  # smaller steps only add rounding
+        if len(known) < 2:
+            return None
+        candidates = []
+        for (plus, minus, _), (finer_plus, finer_minus, rounding) in itertools.pairwise(known):
+            gap = abs((plus + minus) - (finer_plus + finer_minus)) / 2
+            candidates.append((gap + rounding, finer_plus, finer_minus, abs(plus - minus), rounding))
+        tolerance, plus, minus, wider, rounding = min(candidates)
+        # The gap between the one-sided slopes shrinks with the step where the loss is smooth, and stays at a kink.
+        jump = abs(plus - minus)
+        if jump > 0.5 * wider and jump > 4 * rounding:
+            return Slope(min(plus, minus), max(plus, minus), tolerance + rounding, True)
+        centre = (plus + minus) / 2
+        return Slope(centre, centre, tolerance, False)
+
+
+def check(
+    problem: Problem, point: oracle.Point, spread: Spread | None, share: float, fast: bool
+) -> tuple[list[Test], list[np.ndarray]]:
+    """Every test of the derivative at a float64 point, and the gradient's flat leaves (float64).
+
+    `spread` is the rounding spread of (value, gradient) in some dtype and `share` its unit over float64's.
+    """
+    value, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), point.params, point.data)
+    loss = Loss(problem, point, None if spread is None else float(spread.sigma[0]) / share)
+    # x + hv is rounded to float64 too, which moves the loss by g times that.
+    inputs = sum(float(np.nansum((x * g) ** 2)) for x, g in zip(loss.leaves, gradient) if np.isfinite(g).all())
+    loss.noise += UNIT * math.sqrt(inputs)
+    names = leaf_names(point.params)
+    if not math.isfinite(float(value)):
+        return [Test("loss", "INCONCLUSIVE", f"the loss is {float(value)} at this point")], gradient
+    generator = np.random.default_rng(1)
+    norms = [0.0] * len(gradient) if spread is None else [n / share for n in spread.norm[1:]]
+    tests = [_differences(loss, gradient, names, generator, fast, problem)]
+    if tests[0].verdict != "FAIL" or all(np.isfinite(g).all() for g in gradient):
+        tests.append(_taylor(loss, gradient, generator))
+        if not fast:
+            tests.append(_forward_against_reverse(problem, point, gradient, norms, generator))
+        if problem.gradient is not None:
+            tests.append(_analytic(problem.gradient, point, gradient, norms, names))
+    if tests[0].verdict == "FAIL":
+        tests.append(_suspects(loss, point, gradient, names))
+    return tests, gradient
+
+
+def leaf_names(params: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) or "params" for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def _differences(loss: Loss, gradient, names, generator, fast: bool, problem: Problem) -> Test:
+    """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones."""
+    faults, unclear, seen, kinks, tried = [], [], 0.0, 0, 0
+    large = sum(g.size for g in gradient) > 10**5
+    for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
+        scale = max(1.0, float(np.sqrt(np.mean(leaf**2))))
+        entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
+        entries += [int(i) for i in np.flatnonzero(~np.isfinite(g))[:1]]
+        if not (fast or large):
+            entries += [int(i) for i in generator.integers(g.size, size=2)]
+        directions = [(np.where(generator.random(g.shape) < 0.5, -1.0, 1.0) / math.sqrt(g.size), None)]
+        if g.size == 1:
+            directions = []
+        elif not (fast or large):
+            directions.append((np.where(generator.random(g.shape) < 0.5, -1.0, 1.0) / math.sqrt(g.size), None))
+        directions += [(_unit(g.shape, i), i) for i in dict.fromkeys(entries)]
+        norm = float(np.linalg.norm(g))
+        for direction, entry in directions:
+            tried += 1
+            whole = [np.zeros(())] * len(gradient)
+            whole[number] = direction
+            # A direction of +-1/sqrt(n) moves every entry 1/sqrt(n); steps start where each moves by its leaf's size.
+            reach = scale * (math.sqrt(g.size) if entry is None else 1.0)
+            slope = loss.slope(whole, min(reach, 16 * scale))
+            where = name if entry is None else f"{name}{list(map(int, np.unravel_index(entry, g.shape)))}"
+            if slope is None:
+                unclear.append(f"{where}: the loss is not finite nearby")
+                continue
+            along = float(np.sum(g * direction)) if entry is None else float(g.reshape(-1)[entry])
+            middle = (slope.low + slope.high) / 2
+            if not math.isfinite(along):
+                faults.append(
+                    (math.inf, f"{where}: the gradient is {along}, differences give {middle:.6g}{_where(loss)}")
+                )
+                continue
+            kinks += slope.kink
+            slack = slope.tolerance + UNIT * (norm * 8 + abs(along))
+            off = slope.off(along)
+            reference = max(abs(along), norm / math.sqrt(g.size), abs(middle))
+            if off > slack:
+                ratio = f", {along / middle:.4g} times" if abs(middle) > slack else ""
+                kind = "between one-sided slopes" if slope.kink else "differences give"
+                got = f"{slope.low:.7g} and {slope.high:.7g}" if slope.kink else f"{middle:.7g}"
+                faults.append((off / slack, f"{where}: slope {along:.7g}, {kind} {got} +- {slack:.1e}{ratio}"))
+            elif slack > COARSEST * reference and slack > 1000 * UNIT * max(abs(loss.value), norm):
+                unclear.append(f"{where}: differences are only good to {slack:.1e}")
+            elif reference > 0:
+                seen = max(seen, slack / reference)
+    if faults:
+        return Test("finite differences", "FAIL", max(faults)[1] + f" ({len(faults)} of {tried} directions)")
+    if unclear:
+        return Test("finite differences", "INCONCLUSIVE", unclear[0] + f" ({len(unclear)} of {tried})")
+    finding = f"{tried} directions agree" + (f", {kinks} at kinks, between the one-sided slopes" if kinks else "")
+    return Test("finite differences", "PASS", finding, seen)
+
+
+def _unit(shape: tuple[int, ...], entry: int) -> np.ndarray:
+    direction = np.zeros(shape)
+    direction.reshape(-1)[entry] = 1.0
+    return direction
+
+
+def _where(loss: Loss) -> str:
+    if "select_n" not in oracle.primitives(loss.trace):
+        return ""
+    return " (the loss has a `where`: its unused branch has an infinite derivative; guard the argument too)"
+
+
+def _taylor(loss: Loss, gradient, generator) -> Test:
+    """The remainder f(x+hv) - f(x) - h<g,v> falls like h^2, and like h^3 in the central form, down to the noise."""
+    name = "Taylor remainder"
+    direction = [generator.standard_normal(g.shape) / math.sqrt(g.size) for g in gradient]
+    along = float(sum(np.sum(g * v) for g, v in zip(gradient, direction)))
+    floor = 10 * quantile(1) * loss.noise
+    rows = []
+    for power in range(2, 16):
+        step = 2.0**-power
+        ahead, behind = loss.at(step, direction), loss.at(-step, direction)
+        rows.append((step, abs(ahead - loss.value - step * along), abs(ahead - behind - 2 * step * along)))
+    text, verdict = [], "PASS"
+    for label, column, order in (("slope", 1, 2), ("central", 2, 3)):
+        usable = [(math.log(r[0]), math.log(r[column])) for r in rows if math.isfinite(r[column]) and r[column] > floor]
+        if len(usable) < 3:
+            text.append(f"{label} at the noise floor")
+            continue
+        slope = float(np.polyfit([x for x, _ in usable[-4:]], [y for _, y in usable[-4:]], 1)[0])
+        text.append(f"{label} {slope:.2f}")
+        if slope < (1 + order) / 2:  # a wrong gradient leaves a remainder of order 1
+            verdict = "INCONCLUSIVE"
+    if verdict != "PASS":
+        text.append("wants 2 and 3: a wrong gradient, or a loss that is not smooth here")
+    return Test(name, verdict, ", ".join(text))
+
+
+def _forward_against_reverse(problem: Problem, point, gradient, norms, generator) -> Test:
+    """<w, Jv> = <J'w, v>: for a scalar loss the forward derivative along v against <g, v>."""
+    name = "forward against reverse"
+    worst, slack = 0.0, 0.0
+    for _ in range(2):
+        direction = [generator.choice([-1.0, 1.0], size=g.shape) for g in gradient]
+        tangent = jax.tree.structure(point.params).unflatten(direction)
+
+        def along(params, data, tangent=tangent):
+            return jax.jvp(lambda p: problem.loss(p, data), (params,), (oracle.float64(tangent),))[1]
+
+        try:
+            forward = float(oracle.evaluate(along, point.params, point.data)[0])
+        except TypeError:
+            return Test(name, "PASS", "not asked: a custom_vjp has no forward derivative")
+        reverse = float(sum(np.sum(g * v) for g, v in zip(gradient, direction)))
+        worst = max(worst, abs(forward - reverse))
+        # Two roads (sqrt 2); an error of norm s moves <., v> by at most s sqrt(n); the sum itself rounds n times.
+        slack = max(
+            slack,
+            sum(
+                quantile(1) * math.sqrt(2 * g.size) * s + math.sqrt(g.size) * UNIT * float(np.sum(np.abs(g)))
+                for g, s in zip(gradient, norms)
+            ),
+        )
+    size = math.sqrt(sum(float(np.sum(g * g)) for g in gradient))
+    verdict = "PASS" if worst <= slack + 16 * UNIT * size else "FAIL"
+    return Test(name, verdict, f"they differ by {worst:.1e}, rounding allows {slack:.1e}")
+
+
+def _analytic(function: Callable, point, gradient, norms, names) -> Test:
+    known = oracle.evaluate(function, point.params, point.data)
+    worst = []
+    for g, a, s, name in zip(gradient, known, norms, names):
+        off = float(np.linalg.norm(g - a))
+        # The formula's own rounding is taken to be that of the derivative: twice the spread.
+        slack = 2 * quantile(len(gradient)) * s + 16 * UNIT * float(np.linalg.norm(g))
+        worst.append((off / slack if slack else (math.inf if off else 0.0), name, off))
+    ratio, name, off = max(worst)
+    size = float(np.sqrt(sum(np.sum(g * g) for g in gradient)))
+    relative = off / size if size else off
+    return Test("analytic gradient", "PASS" if ratio <= 1 else "FAIL", f"{name} differs by {relative:.1e} of the norm")
+
+
+def _suspects(loss: Loss, point, gradient, names) -> Test:
+    """What could be at fault: custom rules (stripped and differentiated natively) and stop_gradients."""
+    rules = oracle.custom_rules(loss.trace)
+    found = []
+    if "stop_gradient" in oracle.primitives(loss.trace):
+        found.append("the loss has a stop_gradient")
+    if rules:
+        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+            data = oracle.float64(point.data)
+            native = jax.grad(lambda p: oracle.widened(loss.trace, (p, data))[0])(oracle.float64(point.params))
+        native = [np.asarray(x) for x in jax.tree.leaves(native)]
+        differing = [n for n, a, b in zip(names, native, gradient) if not np.allclose(a, b, rtol=1e-9, equal_nan=True)]
+        if differing:
+            found.append(
+                f"without its custom rules ({'; '.join(rules)}) the gradient of {', '.join(differing)} differs"
+            )
+    return Test("suspects", "INCONCLUSIVE", "; ".join(found) or "no custom rule and no stop_gradient in the loss")

@@ -1,0 +1,165 @@
+"""The reference: float64 on the CPU, one primitive at a time, at inputs already rounded to the dtype under test.
+
+Nothing of it is compiled as a program, so a fault of the compiler, of another device or of a narrower format cannot
+reach it. Whether the derivative itself is right is the business of `formula`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.gradients.formats import format_of, round_to
+from gradbench.gradients.interpreter import CALLS, Interpreter, Pair, open_jaxpr
+from gradbench.problem import Problem
+
+_WORK = 2**28  # parameters x examples; a problem beyond it is checked on fewer of its examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Where a gradient is checked: NumPy pytrees, floats rounded to `dtype`; `examples` rows of data, if cut."""
+
+    label: str
+    params: Any
+    data: Any
+    examples: int | None
+    dtype: str
+
+
+def points(problem: Problem, dtype: str, count: int = 2, seed: int = 0) -> list[Point]:
+    """`count` points: a random one near the start first (a start such as 0 hides terms), then the start itself.
+
+    Near means a normal step of a tenth of the leaf's root mean square, or of 1 where that is smaller.
+    """
+    with jax.enable_x64(False), jax.default_device(jax.devices("cpu")[0]):
+        start = jax.tree.map(lambda x: np.asarray(x, np.float64), problem.init(jax.random.key(seed)))
+    data, examples = cut_examples(problem, sum(x.size for x in jax.tree.leaves(start)), seed)
+    found = []
+    for number in range(count):
+        generator = np.random.default_rng([seed, number])
+        moved = jax.tree.map(lambda x, g=generator: _near(x, g), start)
+        label = f"near the start (seed {seed}, {number})" if number != 1 else f"the start (seed {seed})"
+        params = start if number == 1 else moved
+        found.append(Point(label, rounded(params, dtype), rounded(data, dtype), examples, dtype))
+    return found
+
+
+def _near(start: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    size = 0.1 * max(1.0, float(np.sqrt(np.mean(start**2))))
+    return start + size * generator.standard_normal(start.shape)
+
+
+def cut_examples(problem: Problem, parameters: int, seed: int) -> tuple[Any, int | None]:
+    """The problem's data, or a random part of its examples where parameters x examples is beyond _WORK."""
+    total = problem.examples
+    if total is None or parameters * total <= _WORK:
+        return problem.data, total
+    keep = max(8, _WORK // parameters)
+    if keep >= total:
+        return problem.data, total
+    rows = np.sort(np.random.default_rng(seed).choice(total, keep, replace=False))
+    return take_rows(problem.data, total, rows), keep
+
+
+def take_rows(data: Any, examples: int, rows: Any) -> Any:
+    """The given rows of every leaf whose first dimension is `examples`; other leaves whole."""
+    return jax.tree.map(lambda x: x[rows] if np.ndim(x) > 0 and np.shape(x)[0] == examples else x, data)
+
+
+def rounded(tree: Any, dtype: str) -> Any:
+    """Every float leaf rounded to `dtype`; whole numbers as int32, as they are without x64."""
+
+    def leaf(x: Any) -> np.ndarray:
+        array = np.asarray(x)
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            return round_to(array, dtype)
+        return array.astype(np.int32) if array.dtype == np.int64 else array
+
+    return jax.tree.map(leaf, tree)
+
+
+def float64(tree: Any) -> Any:
+    """The same numbers as float64 JAX arrays (call it under x64)."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(np.asarray(x).astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x), tree
+    )
+
+
+class op_by_op:
+    """Float64 on the CPU, nothing jitted."""
+
+    def __enter__(self):
+        self._contexts = [jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]), jax.disable_jit()]
+        for context in self._contexts:
+            context.__enter__()
+
+    def __exit__(self, *exception):
+        for context in reversed(self._contexts):
+            context.__exit__(*exception)
+
+
+def evaluate(function: Callable[[Any, Any], Any], params: Any, data: Any) -> list[np.ndarray]:
+    """The flat leaves of `function(params, data)` in float64, one primitive at a time, on the CPU.
+
+    Where the function itself rounds to a narrower format (mixed precision), its trace is run with every float
+    widened instead, as the exact function that it approximates.
+    """
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        arguments = float64(params), float64(data)
+        trace = jax.make_jaxpr(function)(*arguments)
+        if rounds_on_purpose(trace):
+            return [np.asarray(x) for x in widened(trace, arguments)]
+        with jax.disable_jit():
+            return [np.asarray(x) for x in jax.tree.leaves(function(*arguments))]
+
+
+def widened(trace: Any, arguments: Any) -> list[Any]:
+    """The outputs of a trace with every float in float64, calls (custom rules too) inlined; no noise."""
+    jaxpr, consts = open_jaxpr(trace)
+    leaves = [Pair(x, x) for x in jax.tree.leaves(arguments)]
+    outputs, _ = Interpreter(None, jax.devices("cpu")[0], lambda dtype: False).run(jaxpr, consts, leaves)
+    return [p.exact for p in outputs]
+
+
+def equations(trace: Any):
+    """Every equation of a jaxpr, nested ones included."""
+    for equation in open_jaxpr(trace)[0].eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                yield from equations(value)
+
+
+def rounds_on_purpose(trace: Any) -> bool:
+    """True where a trace made in float64 converts a float to a narrower one."""
+    for equation in equations(trace):
+        if equation.primitive.name == "reduce_precision":
+            return True
+        if equation.primitive.name == "convert_element_type":
+            before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
+            floats = jnp.issubdtype(before, jnp.floating) and jnp.issubdtype(after, jnp.floating)
+            if floats and format_of(after).digits < format_of(before).digits:
+                return True
+    return False
+
+
+def custom_rules(trace: Any) -> list[str]:
+    """The names of functions with a custom derivative in a trace of a loss."""
+    names = []
+    for equation in equations(trace):
+        if equation.primitive.name in CALLS and equation.primitive.name.startswith("custom"):
+            inner = open_jaxpr(equation.params.get("call_jaxpr", equation.params.get("fun_jaxpr")))[0]
+            info = getattr(inner, "debug_info", None)
+            name = equation.params.get("name") or getattr(info, "func_name", None) or "a function"
+            names.append(f"{equation.primitive.name.split('_call')[0]} of {name}")
+    return sorted(set(names))
+
+
+def primitives(trace: Any) -> set[str]:
+    return {equation.primitive.name for equation in equations(trace)}

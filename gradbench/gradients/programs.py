@@ -1,0 +1,172 @@
+"""The programs a gradient is computed by. Each takes a loss and returns `run(params, data) -> (value, gradient)`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gradbench.errors import PlanError, nearest
+from gradbench.gradients.oracle import take_rows
+
+LossFunction = Callable[[Any, Any], jax.Array]
+Runner = Callable[[Any, Any], tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A way to compute a gradient. `build(loss, examples)` makes the runner; its value is None where it has none."""
+
+    name: str
+    build: Callable[[LossFunction, int | None], Runner]
+    fast: bool = False
+
+
+def _eager(loss: LossFunction, examples: int | None) -> Runner:
+    return jax.value_and_grad(loss)
+
+
+def _jit(loss: LossFunction, examples: int | None) -> Runner:
+    gradient = jax.jit(jax.grad(loss))
+    return lambda params, data: (None, gradient(params, data))
+
+
+def _value_and_grad(loss: LossFunction, examples: int | None) -> Runner:
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def _has_aux(loss: LossFunction, examples: int | None) -> Runner:
+    def with_aux(params, data):
+        value = loss(params, data)
+        return value, {"loss": value}
+
+    def run(params, data):
+        (_, aux), gradient = jax.value_and_grad(with_aux, has_aux=True)(params, data)
+        return aux["loss"], gradient
+
+    return jax.jit(run)
+
+
+def _lanes(params: Any) -> Any:
+    """Three trials along a leading axis: half the params, the params, the params turned round."""
+    return jax.tree.map(lambda x: jnp.stack([x * jnp.asarray(0.5, x.dtype), x, -x]), params)
+
+
+def _lane(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[1], tree)
+
+
+def _vmap(loss: LossFunction, examples: int | None) -> Runner:
+    @jax.jit
+    def run(lanes, data):
+        return jax.vmap(jax.value_and_grad(loss), in_axes=(0, None))(lanes, data)
+
+    return lambda params, data: _lane(run(_lanes(params), data))
+
+
+def _remat(loss: LossFunction, examples: int | None) -> Runner:
+    return jax.jit(jax.value_and_grad(jax.checkpoint(loss)))
+
+
+def _batched(loss: LossFunction, examples: int | None) -> Runner:
+    # THE ENGINE'S PROGRAM: trials on one leading axis, vmapped, inside a scan over steps, under jit. The sweep's own
+    # builder belongs here; the learning rates are 0, so that the gradient stays that of the given point.
+    @jax.jit
+    def run(lanes, data, learning_rates):
+        def step(state, _):
+            value, gradient = jax.vmap(jax.value_and_grad(loss), in_axes=(0, None))(state[0], data)
+            moved = jax.tree.map(
+                lambda p, g: p - learning_rates.reshape(-1, *[1] * (g.ndim - 1)) * g, state[0], gradient
+            )
+            return (moved, value, gradient), value
+
+        shapes = jax.eval_shape(jax.vmap(jax.value_and_grad(loss), in_axes=(0, None)), lanes, data)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (_, value, gradient), _ = lax.scan(step, (lanes, *zeros), length=2)
+        return value, gradient
+
+    def runner(params, data):
+        dtype = jax.tree.leaves(params)[0].dtype
+        return _lane(run(_lanes(params), data, jnp.zeros(3, dtype)))
+
+    return runner
+
+
+MICROBATCHES = 4
+
+
+def pieces(examples: int) -> list[tuple[float, slice]]:
+    """MICROBATCHES parts of the rows, with their weights; fewer where there are not as many rows."""
+    edges = np.unique(np.linspace(0, examples, MICROBATCHES + 1).astype(int))
+    return [((stop - start) / examples, slice(int(start), int(stop))) for start, stop in itertools.pairwise(edges)]
+
+
+def microbatches(loss: LossFunction, examples: int | None, transform: Callable = jax.jit) -> Runner:
+    """The mean over parts of the examples of their gradients, each weighted by its rows."""
+    piece = transform(jax.value_and_grad(loss))
+
+    def run(params, data):
+        total = None
+        for weight, rows in pieces(examples or 1):
+            part = jax.tree.map(lambda x, w=weight: w * x, piece(params, take_rows(data, examples or 1, rows)))
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+        return total
+
+    return run
+
+
+FORWARD_DIRECTIONS = 4
+
+
+def directions(params: Any) -> list[Any]:
+    """FORWARD_DIRECTIONS pytrees of +-1 (NumPy, the leaves' dtypes), exact in every format."""
+    generator = np.random.default_rng(7)
+    return [
+        jax.tree.map(lambda x: np.where(generator.random(np.shape(x)) < 0.5, -1, 1).astype(x.dtype), params)
+        for _ in range(FORWARD_DIRECTIONS)
+    ]
+
+
+def forward(loss: LossFunction, tangents: list[Any]) -> Callable[[Any, Any], jax.Array]:
+    """`run(params, data)` -> the forward-mode derivatives along each tangent, shape (len(tangents),)."""
+
+    def run(params, data):
+        def along(tangent):
+            return jax.jvp(lambda p: loss(p, data), (params,), (tangent,))[1]
+
+        return jax.vmap(along)(jax.tree.map(lambda *v: jnp.stack(v), *tangents))
+
+    return run
+
+
+PROGRAMS = {
+    program.name: program
+    for program in (
+        Program("eager", _eager),
+        Program("jit", _jit),
+        Program("value_and_grad", _value_and_grad, fast=True),
+        Program("has_aux", _has_aux),
+        Program("vmap", _vmap),
+        Program("remat", _remat),
+        Program("batched", _batched),
+        Program("microbatches", microbatches),
+    )
+}
+FORWARD = "forward"
+NAMES = (*PROGRAMS, FORWARD)
+
+
+def select(names: tuple[str, ...] | None, fast: bool) -> list[str]:
+    """The programs to check: the named ones, or all, or with `fast` the one a training step uses."""
+    if names is None:
+        return [name for name in NAMES if not fast or (name in PROGRAMS and PROGRAMS[name].fast)]
+    for name in names:
+        if name not in NAMES:
+            raise PlanError(f"program={name}: need one of {', '.join(NAMES)}{nearest(name, NAMES)}")
+    return list(names)

@@ -1,0 +1,152 @@
+"""What a check found: text for a person, a dict for a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from gradbench.gradients.band import FALSE_ALARM, SAMPLES
+from gradbench.gradients.execution import ORDER, Row
+from gradbench.gradients.formula import Test
+from gradbench.gradients.judge import LeafFinding
+
+
+@dataclasses.dataclass
+class CheckReport:
+    """The findings on one problem.
+
+    Attributes:
+        problem: its spec. formula: tests of the derivative in float64. rows: a line for each program, dtype,
+            precision and device. skipped: programs not asked, with the reason. lesson: lines on what a gradient is.
+        examples: rows of data used, if the problem has examples. parameters: how many numbers the gradient has.
+        seconds: how long it took.
+    """
+
+    problem: str
+    formula: list[Test]
+    rows: list[Row]
+    skipped: dict[str, str]
+    lesson: list[str]
+    examples: int | None
+    parameters: int
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """The worst of all verdicts: FAIL, else INCONCLUSIVE, else PASS. Suspects only explain another test's FAIL."""
+        verdicts = [t.verdict for t in self.formula if t.name != "suspects"] + [r.verdict for r in self.rows]
+        return max(verdicts, key=ORDER.__getitem__, default="INCONCLUSIVE")
+
+    @property
+    def passed(self) -> bool:
+        """True unless something failed; INCONCLUSIVE is not a failure (see `verdict`)."""
+        return self.verdict != "FAIL"
+
+    @property
+    def leaves(self) -> dict[str, LeafFinding]:
+        """Per parameter leaf the finding of the program where it is furthest off."""
+        worst: dict[str, LeafFinding] = {}
+        for leaf in (leaf for row in self.rows for leaf in row.leaves if row.program != "forward"):
+            if leaf.path != "value" and (leaf.path not in worst or leaf.off > worst[leaf.path].off):
+                worst[leaf.path] = leaf
+        return worst
+
+    def command(self, row: Row | None = None) -> str:
+        """The smallest command that shows the finding again."""
+        text = f"gradbench check '{self.problem}'"
+        if row is None:
+            return f"{text} --dtype float64 --program value_and_grad"
+        device = row.device.split(":")[0]
+        return f"{text} --dtype {row.dtype} --precision {row.precision} --device {device} --program {row.program}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """One dict a line: problem, test or program, dtype, precision, device, verdict, off, resolves, finding."""
+        lines = []
+        for test in self.formula:
+            lines.append(
+                self._line(test.name, "float64", "", "formula", test.verdict, None, test.resolves, test.finding)
+            )
+        for row in self.rows:
+            finding = "; ".join([row.reason, *row.notes]).strip("; ")
+            lines.append(
+                self._line(
+                    row.program, row.dtype, row.precision, row.device, row.verdict, row.off, row.resolves, finding
+                )
+            )
+        return lines
+
+    def _line(self, name, dtype, precision, device, verdict, off, resolves, finding) -> dict[str, Any]:
+        return {
+            "problem": self.problem,
+            "program": name,
+            "dtype": dtype,
+            "precision": precision,
+            "device": device,
+            "verdict": verdict,
+            "error_in_bands": off,
+            "would_have_caught": resolves,
+            "finding": finding,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in numbers, strings, lists and dicts; what is not finite as a string."""
+        return _plain(
+            {
+                "problem": self.problem,
+                "verdict": self.verdict,
+                "parameters": self.parameters,
+                "examples": self.examples,
+                "seconds": self.seconds,
+                "false_alarm_probability": FALSE_ALARM,
+                "noise_samples": SAMPLES,
+                "formula": [dataclasses.asdict(t) for t in self.formula],
+                "programs": [dataclasses.asdict(r) for r in self.rows],
+                "skipped": self.skipped,
+                "lesson": self.lesson,
+            }
+        )
+
+    def __str__(self) -> str:
+        rows = f", {self.examples} examples" if self.examples else ""
+        lines = [f"{self.problem}: {self.verdict}   ({self.parameters} parameters{rows}, {self.seconds:.1f} s)"]
+        lines.append("  the formula, in float64")
+        for test in self.formula:
+            sees = f"; would have caught {test.resolves:.1e}" if test.resolves else ""
+            lines.append(f"    {test.name:24} {test.verdict:12} {test.finding}{sees}")
+        lines.append("  the execution                                                error   would have")
+        lines.append("    program        dtype    precision device verdict       of band  caught")
+        for row in self.rows:
+            lines.append(
+                f"    {row.program:14} {row.dtype:8} {row.precision:9} {row.device:6} {row.verdict:12} "
+                f"{row.off:8.3g}  {row.resolves:.1e}"
+            )
+            lines += [f"        {text}" for text in (row.reason, *row.notes) if text]
+            if row.verdict == "FAIL":
+                lines += [f"        {text}" for text in self._evidence(row)]
+        lines += [f"    {name:14} not asked: {why}" for name, why in self.skipped.items()]
+        if any(t.verdict == "FAIL" for t in self.formula):
+            lines.append(f"  again: {self.command()}")
+        lines += [f"  {text}" for text in self.lesson]
+        return "\n".join(lines)
+
+    def _evidence(self, row: Row) -> list[str]:
+        lines = [f"at {row.point}"]
+        leaf = max(row.leaves, key=lambda f: math.inf if f.fault else f.off)
+        for entry in leaf.worst:
+            index = entry["index"] or ""
+            lines.append(
+                f"{leaf.path}{index}: got {entry['got']:.9g}, expected {entry['expected']:.9g}, "
+                f"off by {entry['bands']:.3g} bands"
+            )
+        return [*lines, f"again: {self.command(row)}"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,162 @@
+"""What each primitive may do to its result by rounding: the one place that knows.
+
+A result `y` computed in a format of unit roundoff u and smallest spacing s is modelled as y + e, where e is uniform in
+[-a, a] and a is, by class of primitive:
+
+- exact (copies, selections, comparisons, negation, integers): 0;
+- one correctly rounded operation (add, sub, mul, a narrowing conversion): u|y| + s/2 (Higham, Accuracy and Stability of
+  Numerical Algorithms, 2002, section 2.2), where s/2 is the underflow term, the smallest normal number on a device
+  that flushes subnormals;
+- two roundings (div, sqrt: a compiler may turn them into a reciprocal or an estimate and a multiplication): 2u|y|;
+- a power by a whole number p: p multiplications, pu|y|;
+- an elementary function: 8u|y|, that is 4 units in the last place, the largest error in the table of the CUDA C++
+  Programming Guide (Mathematical Functions) over the single-precision functions used here;
+- a sum S of k terms x_i: u sqrt(k (M + Q/6) + Q) + u|S|. Addition i rounds the partial sum S_i, so the error is
+  sum_i d_i S_i with independent d_i of unit u (Higham and Mary, A new approach to probabilistic rounding error
+  analysis, 2019) and its square is u^2 sum_i S_i^2. M is the mean of S_i^2 over a few partial sums taken in the order
+  of the array, which sees a drift; kQ/6, with Q = sum_i x_i^2, is what a sequence in random order adds to it; the last
+  Q is the rounding of each term.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+EXACT = names(
+    "neg abs sign copy copy_p reshape squeeze expand_dims broadcast_in_dim transpose slice dynamic_slice "
+    "dynamic_update_slice concatenate pad rev select_n gather iota max min reduce_max reduce_min clamp stop_gradient "
+    "real imag conj complex is_finite split sort argmax argmin and or not xor floor ceil round eq ne lt le gt ge "
+    "eq_to le_to lt_to scatter reduce_and reduce_or reduce_xor population_count clz top_k device_put cummax cummin "
+    "optimization_barrier name pvary reduce_precision reduce_window_max reduce_window_min shift_left "
+    "shift_right_logical shift_right_arithmetic select_and_gather_add scatter_max scatter_min empty full "
+    "random_bits random_wrap random_unwrap random_seed random_fold_in random_split random_clone threefry2x32 "
+    "dynamic_gather tile nextafter lu_pivots_to_permutation sharding_constraint mesh_cast reshard "
+    "convert_element_type bitcast_convert_type empty2 dce_sink create_token copysign unstack stack"
+)
+ONE_ROUNDING = frozenset(["add", "sub", "mul", "add_any", "square", "rem"])
+TWO_ROUNDINGS = frozenset(["div", "sqrt"])
+ELEMENTARY = names(
+    "exp exp2 log log2 log1p expm1 tanh logistic sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc "
+    "erf_inv pow rsqrt cbrt"
+)
+SUMS = names(
+    "reduce_sum dot_general conv_general_dilated scatter-add scatter_add cumsum reduce_window_sum "
+    "select_and_scatter_add"
+)
+PRODUCTS = frozenset(["reduce_prod", "cumprod", "scatter_mul", "scatter-mul", "cumlogsumexp"])
+# Backward stable: the result is exact for an input changed normwise by about sqrt(n) u (Higham 2002, chapters 8 to 10
+# and 19). `fft` is stable normwise too (section 24.1), with log2(n) in place of sqrt(n), which is smaller.
+BACKWARD_STABLE = names(
+    "cholesky triangular_solve lu qr geqrf householder_product eigh svd eig schur tridiagonal_solve hessenberg "
+    "tridiagonal fft"
+)
+DECISIONS = frozenset(["lt", "le", "gt", "ge", "sign", "floor", "ceil", "round", "eq", "ne"])
+SELECTIONS = frozenset(["sort", "argmax", "argmin", "top_k"])  # their whole-number results tell what was picked
+
+ELEMENTARY_UNITS = 8.0
+PARTIAL_SUMS = 4
+
+
+def units(name: str, params: dict[str, Any]) -> float | None:
+    """How many units of roundoff of its own result an elementwise primitive may be off, or None if not elementwise."""
+    if name in ONE_ROUNDING:
+        return 1.0
+    if name in TWO_ROUNDINGS:
+        return 2.0
+    if name == "integer_pow":
+        return float(abs(params["y"]))
+    return ELEMENTARY_UNITS if name in ELEMENTARY else None
+
+
+def sum_terms(name: str, params: dict[str, Any], operands: list[Any]) -> float | None:
+    """k: how many terms one entry of a sum adds up; None where it differs from entry to entry (scatter)."""
+    if name == "reduce_sum":
+        return float(math.prod(operands[0].shape[axis] for axis in params["axes"]))
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return float(math.prod(operands[0].shape[axis] for axis in contracted))
+    if name == "conv_general_dilated":
+        kernel = operands[1].shape
+        return float(math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]])
+    if name == "cumsum":
+        return float(operands[0].shape[params["axis"]])
+    if name in ("reduce_window_sum", "select_and_scatter_add"):
+        return float(math.prod(params["window_dimensions"]))
+    return None
+
+
+def sum_amplitude(name: str, bind: Any, params: dict[str, Any], operands: list[Any], total: Any) -> Any:
+    """sqrt(k (M + Q/6) + Q) of the module's docstring, in the shape of `total`; to be multiplied by u.
+
+    `bind(operands)` runs the primitive itself; `operands` and `total` are float64 arrays without noise.
+    """
+    if name in ("scatter-add", "scatter_add"):
+        operand, indices, updates = operands
+        squares = bind([operand * operand, indices, updates * updates])
+        k = bind([jnp.zeros_like(operand), indices, jnp.ones_like(updates)])
+        # Where the terms land is data, so no order is known: random order, M = S^2/3.
+        return jnp.sqrt(k * (total * total / 3 + operand * operand + squares / 6) + jnp.where(k > 0, squares, 0.0))
+    if name == "select_and_scatter_add":
+        k = sum_terms(name, params, operands) or 1.0
+        squares = bind([operands[0] * operands[0], operands[1]])
+        return jnp.sqrt(k * (total * total / 3 + squares / 6) + squares)
+    if name == "cumsum":
+        return jnp.sqrt(bind([total * total]) + bind([operands[0] * operands[0]]))
+    k = sum_terms(name, params, operands) or 1.0
+    squares = bind([jnp.real(x * jnp.conj(x)) for x in operands])
+    if k <= 1:
+        return jnp.zeros_like(jnp.abs(total))
+    mean = _mean_square_of_partial_sums(name, bind, params, operands)
+    if mean is None:
+        mean = jnp.abs(total) ** 2 / 3
+    return jnp.sqrt((k - 1) * (mean + squares / 6) + squares)
+
+
+def _mean_square_of_partial_sums(name: str, bind: Any, params: dict[str, Any], operands: list[Any]) -> Any:
+    """M: the mean square of PARTIAL_SUMS partial sums in the order of the first summed axis, or None if not cut."""
+    if name == "reduce_sum":
+        axes = [params["axes"][0]] if params["axes"] else []
+    elif name == "dot_general":
+        (left, right), _ = params["dimension_numbers"]
+        axes = [left[0], right[0]] if left else []
+    else:
+        return None
+    if not axes or operands[0].shape[axes[0]] < PARTIAL_SUMS:
+        return None
+    size = operands[0].shape[axes[0]]
+    edges = [round(i * size / PARTIAL_SUMS) for i in range(PARTIAL_SUMS + 1)]
+    running, squares = 0.0, 0.0
+    for start, stop in itertools.pairwise(edges):
+        part = [lax.slice_in_dim(x, start, stop, axis=axis) for x, axis in zip(operands, axes)]
+        running = running + bind(part)
+        squares = squares + jnp.abs(running) ** 2
+    return squares / PARTIAL_SUMS
+
+
+def signs(value: jax.Array, seed: jax.Array, salt: int) -> jax.Array:
+    """Noise uniform in [-1, 1], a function of the value: equal values in one operation round alike.
+
+    Rounding is a function of the operands, so a batch of equal rows errs coherently; noise drawn entry by entry would
+    miss it. `value` is float64, `seed` a uint32 scalar; the mixing is the 32-bit finaliser of MurmurHash3.
+    """
+    words = lax.bitcast_convert_type(value, jnp.uint32)
+    folded = words[..., 0] ^ (words[..., 1] * jnp.uint32(0x9E3779B9))
+    mixed = _mix(folded ^ _mix(seed * jnp.uint32(0x85EBCA77) + jnp.uint32(salt)))
+    return mixed.astype(jnp.float64) * 2.0**-31 - 1.0
+
+
+def _mix(bits: jax.Array) -> jax.Array:
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)

@@ -1,0 +1,151 @@
+"""Who catches what: this check, jax.test_util.check_grads, torch.autograd.gradcheck and a plain central difference.
+
+    python tests/benchmarks/check_peers.py [--out results/reference/check/peers.json]
+
+The formula faults of gradbench.gradients.faults, each in float64, float32 and bfloat16 inputs, all tools at their
+defaults; and the right losses, where an objection is a false alarm. torch is asked where it is installed: it gets the
+same function and the same gradient through an autograd.Function that calls JAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.test_util import check_grads
+
+from gradbench.gradients import check_gradient, faults, oracle
+from gradbench.gradients.command import environment
+from gradbench.gradients.formats import x64_context
+
+DTYPES = ("float64", "float32", "bfloat16")
+
+
+def arguments(problem, dtype):
+    point = oracle.points(problem, dtype, 1)[0]
+    return jax.device_put((point.params, point.data))
+
+
+def ours(problem, dtype) -> bool:
+    """True if it objects."""
+    return check_gradient(problem, dtype=dtype, fast=True).verdict == "FAIL"
+
+
+def jax_check_grads(problem, dtype) -> bool:
+    with x64_context(dtype):
+        params, data = arguments(problem, dtype)
+        try:
+            check_grads(lambda p: problem.loss(p, data), (params,), order=1, modes=["rev"])
+        except AssertionError:
+            return True
+    return False
+
+
+def central_difference(problem, dtype) -> bool:
+    """Along one random direction, step 1e-6 in float64 and 1e-3 below, relative tolerance 1e-3."""
+    with x64_context(dtype):
+        params, data = arguments(problem, dtype)
+        generator = np.random.default_rng(0)
+        direction = jax.tree.map(lambda x: jnp.asarray(generator.standard_normal(x.shape), x.dtype), params)
+        step = jnp.asarray(1e-6 if dtype == "float64" else 1e-3, dtype)
+
+        def at(sign):
+            return problem.loss(jax.tree.map(lambda x, v: x + sign * step * v, params, direction), data)
+
+        slope = float(at(1) - at(-1)) / (2 * float(step))
+        gradient = jax.grad(problem.loss)(params, data)
+        pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction))
+        along = sum(float(np.sum(np.asarray(g, np.float64) * np.asarray(v, np.float64))) for g, v in pairs)
+    return not abs(slope - along) <= 1e-3 * max(abs(slope), abs(along))
+
+
+def torch_gradcheck(problem, dtype) -> bool | None:
+    try:
+        import torch
+    except ImportError:
+        return None
+    with x64_context(dtype), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        params, data = arguments(problem, dtype)
+        leaves, tree = jax.tree.flatten(params)
+        if sum(x.size for x in leaves) > 10_000:
+            return None  # one column a parameter: hours
+        both = jax.jit(jax.value_and_grad(lambda flat: problem.loss(tree.unflatten(flat), data)))
+        kind = getattr(torch, dtype)
+
+        def run(tensors):
+            numbers = [t.detach().to(torch.float64).numpy() for t in tensors]
+            value, gradient = both([jnp.asarray(n, dtype) for n in numbers])
+            back = [torch.tensor(np.asarray(g, np.float64)).to(kind) for g in gradient]
+            return torch.tensor(float(value)).to(kind), back
+
+        class Loss(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, *tensors):
+                value, ctx.gradient = run(tensors)
+                return value
+
+            @staticmethod
+            def backward(ctx, ct):
+                return tuple(ct * g for g in ctx.gradient)
+
+        tensors = [torch.tensor(np.asarray(x, np.float64)).to(kind).requires_grad_() for x in leaves]
+        try:
+            return not torch.autograd.gradcheck(Loss.apply, tensors)
+        except Exception:  # it raises GradcheckError, and RuntimeError where it refuses a dtype
+            return True
+
+
+TOOLS = {
+    "gradbench check --fast": ours,
+    "jax.test_util.check_grads": jax_check_grads,
+    "torch.autograd.gradcheck": torch_gradcheck,
+    "central difference": central_difference,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    out = parser.parse_args().out
+    right = {"right: network": faults.planted(), "right: one of 10^6": faults.million()}
+    rows = []
+    for name, problem in {**faults.formula_faults(), **right}.items():
+        for dtype in DTYPES:
+            row = {"fault": name, "dtype": dtype}
+            for tool, objects in TOOLS.items():
+                answer = objects(problem, dtype)
+                row[tool] = "not run" if answer is None else ("objects" if answer else "passes")
+            rows.append(row)
+            print(row, flush=True)
+    summary = []
+    for dtype in DTYPES:
+        for kind, wanted in (("faults caught", False), ("false alarms", True)):
+            mine = [r for r in rows if r["dtype"] == dtype and r["fault"].startswith("right") == wanted]
+            line = {"dtype": dtype, "": kind}
+            for tool in TOOLS:
+                asked = [r for r in mine if r[tool] != "not run"]
+                line[tool] = f"{sum(r[tool] == 'objects' for r in asked)}/{len(asked)}"
+            summary.append(line)
+    print(markdown(summary))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        command = "python tests/benchmarks/check_peers.py"
+        out.write_text(
+            json.dumps({"command": command, **environment(), "summary": summary, "rows": rows}, indent=1) + "\n"
+        )
+
+
+def markdown(rows) -> str:
+    header = list(rows[0])
+    lines = [header, ["---"] * len(header), *[[str(r[k]) for k in header] for r in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

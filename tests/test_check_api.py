@@ -1,0 +1,147 @@
+"""check_gradient, assert_gradient and the command: what a user sees."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradbench
+from gradbench.errors import GradbenchError, ProblemError
+from gradbench.gradients import faults, formula, oracle
+from gradbench.gradients.command import run_check
+
+ONE = {"fast": True, "programs": ["jit"]}
+
+
+def test_importing_gradbench_does_not_import_jax():
+    code = "import sys, gradbench; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_program_agrees_on_a_regression():
+    report = gradbench.check_gradient("linear_regression[examples=40,features=3]")
+    assert report.verdict == "PASS"
+    assert len(report.rows) == 9
+    assert set(report.leaves) == {"params"}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_the_bowl_passes_in_every_dtype(dtype):
+    assert gradbench.check_gradient("quadratic_bowl", dtype=dtype, **ONE).verdict == "PASS"
+
+
+@pytest.mark.parametrize("name", ["beale", "himmelblau", "rastrigin", "rosenbrock"])
+def test_analytic_gradients_agree_to_rounding(name):
+    report = gradbench.check_gradient(name, **ONE)
+    assert {t.name: t.verdict for t in report.formula}["analytic gradient"] == "PASS"
+
+
+@pytest.mark.parametrize(("spec", "rule"), [("dim=1", "f'(x) = 2x"), ("dim=2,condition=1", "gradient is (2x, 2y)")])
+def test_the_lesson(spec, rule):
+    text = str(gradbench.check_gradient(f"quadratic_bowl[{spec}]", **ONE))
+    assert rule in text
+    assert "= its norm" in text
+
+
+def test_assert_gradient_raises_with_the_report():
+    with pytest.raises(AssertionError, match=r"-1 times") as caught:
+        gradbench.assert_gradient(faults.formula_faults()["sign flip in one leaf"], **ONE)
+    assert "['b1']" in str(caught.value)
+
+
+def test_assert_gradient_is_silent_on_a_right_one(capsys):
+    gradbench.assert_gradient("quadratic_bowl[dim=3]", **ONE)
+    assert capsys.readouterr().out == ""
+
+
+def at_zero(loss):
+    return gradbench.Problem(init=lambda key: jnp.zeros(2), loss=lambda p, d: loss(p))
+
+
+def test_at_a_kink_the_derivative_may_lie_between_the_slopes():
+    problem = at_zero(lambda p: jnp.sum(jnp.abs(p)))
+    tests, _ = formula.check(problem, oracle.points(problem, "float64", 2)[1], None, 1.0, True)
+    assert tests[0].verdict == "PASS"
+    assert "kinks" in tests[0].finding
+
+
+def test_a_derivative_outside_the_one_sided_slopes_fails():
+    problem = at_zero(lambda p: faults.with_backward(lambda g: g + 3, _absolute)(p, ()))
+    tests, _ = formula.check(problem, oracle.points(problem, "float64", 2)[1], None, 1.0, True)
+    assert tests[0].verdict == "FAIL"
+
+
+def _absolute(params, data):
+    return jnp.sum(jnp.abs(params))
+
+
+def test_a_primitive_without_a_rule_is_inconclusive():
+    problem = gradbench.Problem(init=lambda key: jnp.ones(2) * 3, loss=lambda p, d: jnp.sum(jax.lax.lgamma(p)))
+    report = gradbench.check_gradient(problem, **ONE)
+    assert report.rows[0].verdict == "INCONCLUSIVE"
+    assert "lgamma" in report.rows[0].reason
+
+
+def test_random_numbers_in_the_loss_are_inconclusive():
+    def loss(p, d):
+        return jnp.sum((p - jax.random.normal(jax.random.key(0), (2,))) ** 2)
+
+    report = gradbench.check_gradient(gradbench.Problem(init=lambda key: jnp.ones(2), loss=loss), **ONE)
+    assert report.rows[0].verdict == "INCONCLUSIVE"
+
+
+def test_a_loss_that_is_not_a_mean_is_not_cut_into_microbatches():
+    data = np.random.default_rng(0).standard_normal((8, 3))
+    problem = gradbench.Problem(
+        init=lambda key: jnp.ones(3), loss=lambda p, d: jnp.sum((d @ p) ** 2), data=data, examples=8
+    )
+    assert "not the mean" in gradbench.check_gradient(problem, programs=["microbatches"]).skipped["microbatches"]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"dtype": "float23"}, {"precision": "high"}, {"device": "abacus"}, {"programs": ["jitt"]}]
+)
+def test_bad_choices_raise_one_line(bad):
+    with pytest.raises(GradbenchError) as caught:
+        gradbench.check_gradient("quadratic_bowl", **bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_problem_raises():
+    with pytest.raises(ProblemError, match="did you mean"):
+        gradbench.check_gradient("quadratic_bowll")
+
+
+def test_the_command_prints_data_and_writes_a_record(tmp_path, capsys):
+    code = run_check(["quadratic_bowl[dim=2]"], fast=True, output_format="json", out=tmp_path)
+    captured = capsys.readouterr()
+    assert code == 0
+    assert json.loads(captured.out)[0]["verdict"] == "PASS"
+    assert "record" in captured.err
+    record = json.loads(next((tmp_path / "check").glob("*.json")).read_text())
+    assert record["checks"][0]["problem"] == "quadratic_bowl[dim=2]"
+
+
+def test_the_command_exits_1_on_a_wrong_gradient(capsys):
+    problem = faults.formula_faults()["factor 2"]
+    assert run_check([problem], fast=True, programs=["jit"], out=None) == 1
+    assert "2 times" in capsys.readouterr().out
+
+
+def test_strict_counts_inconclusive(capsys):
+    problem = gradbench.Problem(init=lambda key: jnp.ones(2) * 3, loss=lambda p, d: jnp.sum(jax.lax.lgamma(p)))
+    options = {"fast": True, "programs": ["jit"], "out": None}
+    assert run_check([problem], **options) == 0
+    assert run_check([problem], strict=True, **options) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU")
+def test_tf32_is_seen_in_force_on_a_gpu():
+    report = gradbench.check_gradient("mlp", precision="tf32", device="gpu", programs=["value_and_grad"])
+    assert report.verdict == "PASS"
+    assert any("in force" in note for note in report.rows[0].notes)

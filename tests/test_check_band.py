@@ -1,0 +1,153 @@
+"""The rounding band: rules against real arithmetic, and the interpreter against JAX itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from gradbench.gradients import oracle, rounding
+from gradbench.gradients.band import Band, quantile
+from gradbench.gradients.formats import flushes_subnormals, format_of, input_class
+from gradbench.gradients.interpreter import Interpreter, Pair, open_jaxpr
+
+CPU = jax.devices("cpu")[0]
+GENERATOR = np.random.default_rng(11)
+MATRIX = GENERATOR.standard_normal((12, 6))
+VECTOR = GENERATOR.standard_normal(6)
+
+
+def band(function, *arguments, dtype="float32", **options):
+    arguments = [oracle.rounded(x, dtype) for x in arguments]
+    made = Band(lambda params, data: function(*params), tuple(arguments), (), dtype, "highest", CPU, **options)
+    return made.sample(tuple(arguments), ())
+
+
+def scan(w):
+    return lax.scan(lambda c, x: (jnp.tanh(c * w + x), jnp.sum(c)), jnp.zeros_like(w), jnp.asarray(MATRIX, w.dtype))[1]
+
+
+FUNCTIONS = {
+    "nested calls": lambda w: jax.jit(lambda v: jax.nn.softplus(jax.checkpoint(jnp.sin)(v)))(w),
+    "scan": scan,
+    "while": lambda w: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 1.5), (0, w))[1],
+    "cond": lambda w: lax.cond(w[0] < 1e6, lambda v: v * v, lambda v: v, w),
+    "scatter add": lambda w: jnp.zeros(3, w.dtype).at[jnp.array([0, 1, 1, 2, 0, 0])].add(w),
+    "gather and sort": lambda w: jnp.sort(w)[jnp.array([3, 1])],
+    "cumulative": lambda w: jnp.cumsum(w) + jnp.cumprod(w),
+    "convolution": lambda w: jnp.convolve(w, w),
+    "window": lambda w: lax.reduce_window(w, -jnp.inf, lax.max, (2,), (2,), "VALID"),
+    "factorisation": lambda w: jnp.linalg.solve(jnp.outer(w, w) + jnp.eye(6, dtype=w.dtype), w),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_without_noise_the_interpreter_computes_what_jax_computes(name):
+    function = FUNCTIONS[name]
+    with jax.enable_x64(True):
+        w = jnp.asarray(VECTOR)
+        jaxpr, consts = open_jaxpr(jax.make_jaxpr(function)(w))
+        outputs, _ = Interpreter(None, CPU, lambda dtype: False).run(jaxpr, consts, [Pair(w, w)])
+        np.testing.assert_allclose(outputs[0].exact, function(w), rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_float32_errors_lie_within_the_tolerance(name):
+    function = FUNCTIONS[name]
+    spread = band(function, VECTOR)
+    assert not spread.unknown
+    got = np.asarray(jax.jit(function)(jnp.asarray(VECTOR, jnp.float32))).astype(np.float64)
+    allowed = quantile(got.size) * spread.sigma[0] + format_of(np.float32).tiny
+    assert (np.abs(got - spread.exact[0]) <= allowed).all()
+
+
+def test_one_addition_has_the_spread_of_a_uniform_rounding_error():
+    numbers = 1 + GENERATOR.random(4000)
+    spread = band(lambda a: a + jnp.float32(0.5), numbers)
+    expected = 2.0**-24 * (numbers + 0.5) / np.sqrt(3)  # a uniform law on [-a, a] has deviation a / sqrt 3
+    assert np.sqrt(np.mean((spread.sigma[0] / expected) ** 2)) == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_sum_of_equal_terms_spreads_like_sequential_addition():
+    terms = 1024
+    numbers = np.ones(terms)
+    sigma = float(band(jnp.sum, numbers).sigma[0])
+    # sequential: partial sums 1..k with independent roundings, u sqrt(sum i^2) / sqrt 3 = u k^1.5 / 3
+    assert sigma == pytest.approx(2.0**-24 * terms**1.5 / 3, rel=0.6)
+
+
+def test_equal_rows_round_alike():
+    row = np.full((500, 1), 0.3)
+    together = float(band(lambda a: jnp.sum(jnp.exp(a)), row).sigma[0])
+    one = float(band(lambda a: jnp.sum(jnp.exp(a)), row[:1]).sigma[0])
+    # a coherent error grows like n = 500; independent ones would grow like sqrt(500) = 22
+    assert together > 200 * one
+
+
+def test_copies_selections_and_signs_do_not_round():
+    spread = band(lambda a: -jnp.where(a > 0, a, 0.0)[::-1].reshape(2, 3), VECTOR)
+    assert (spread.sigma[0] == 0).all()
+
+
+def test_tf32_inputs_widen_the_band_and_highest_does_not():
+    def product(a, b):
+        return a @ b
+
+    full, tf32 = band(product, MATRIX, VECTOR), band(product, MATRIX, VECTOR, assume="tf32")
+    assert tf32.norm[0] > 300 * full.norm[0]
+
+
+def test_mixed_precision_rounds_where_the_loss_says_so():
+    narrow = band(lambda a: (a.astype(jnp.bfloat16) * jnp.bfloat16(1.5)).astype(jnp.float32), VECTOR)
+    # two roundings of bfloat16: at most 2 u |y|, uniform each
+    expected = 2.0**-8 * np.sqrt(2 / 3) * np.abs(1.5 * VECTOR)
+    assert np.median(narrow.sigma[0] / expected) == pytest.approx(1.0, rel=0.3)
+
+
+def test_a_sum_that_may_stagnate_is_named():
+    ones = np.ones(600)
+    spread = band(lambda a: lax.reduce(a, jnp.bfloat16(0), lax.add, (0,)), ones, dtype="bfloat16")
+    assert "600 terms" in spread.stagnating[0]
+
+
+def test_a_primitive_without_a_rule_is_named():
+    assert "lgamma" in band(lax.lgamma, np.abs(VECTOR)).unknown
+
+
+def test_an_overflow_on_the_way_is_flagged_in_float16():
+    assert band(lambda a: (a * 300) * 300 / 1e4, np.ones(3) * 2, dtype="float16").overflow
+
+
+def test_a_choice_that_rounding_can_turn_is_flagged():
+    close = np.array([1.0, 1.0 + 2.0**-23, 0.5])
+    assert band(lambda a: jnp.argmax(jnp.exp(a)) * 1.0, close).tie
+    assert not band(lambda a: jnp.argmax(jnp.exp(a)) * 1.0, np.array([1.0, 2.0, 0.5])).tie
+
+
+def test_float64_noise_is_not_lost_in_the_interpretation_itself():
+    wide, narrow = band(jnp.sum, MATRIX, dtype="float64"), band(jnp.sum, MATRIX)
+    # the same rule at 2^-53 for 2^-24, doubled because the reference is a float64 computation too
+    assert wide.sigma[0] == pytest.approx(2 * 2.0**-29 * narrow.sigma[0], rel=0.3)
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [("float64", 53), ("float32", 24), ("bfloat16", 8), ("float16", 11)])
+def test_formats_have_the_units_of_ieee_754_and_bfloat16(dtype, digits):
+    form = format_of(jnp.dtype(dtype))
+    assert form.unit == 2.0**-digits
+    assert form.spacing == pytest.approx(float(jnp.finfo(dtype).smallest_subnormal))
+
+
+def test_a_cpu_has_one_precision():
+    assert {input_class(p, CPU) for p in ("highest", "tf32", "default")} == {"full"}
+
+
+def test_flushing_is_measured():
+    with jax.default_device(CPU):
+        half = float(jnp.float32(2.0**-126) * jnp.float32(0.5))
+    assert flushes_subnormals("float32", CPU) == (half == 0)
+
+
+def test_no_primitive_is_in_two_classes():
+    classes = [rounding.EXACT, rounding.ONE_ROUNDING, rounding.TWO_ROUNDINGS, rounding.ELEMENTARY]
+    classes += [rounding.SUMS, rounding.PRODUCTS, rounding.BACKWARD_STABLE]
+    assert sum(map(len, classes)) == len(frozenset.union(*classes))

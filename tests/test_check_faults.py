@@ -1,0 +1,113 @@
+"""Planted faults: each must be caught, for the right reason, and right gradients left alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gradbench.gradients import faults, formula, oracle, programs
+from gradbench.gradients.execution import MANY_REPEATS, Execution
+from gradbench.gradients.judge import meaning
+
+CPU = jax.devices("cpu")[0]
+
+
+def check_formula(problem):
+    tests, _ = formula.check(problem, oracle.points(problem, "float64", 1)[0], None, 1.0, True)
+    return {t.name: t for t in tests}
+
+
+@pytest.mark.parametrize("name", [n for n in faults.formula_faults() if "10^6" not in n])
+def test_formula_faults_are_caught_by_differences(name):
+    assert check_formula(faults.formula_faults()[name])["finite differences"].verdict == "FAIL"
+
+
+def test_one_wrong_entry_among_a_million_is_caught():
+    problem = faults.formula_faults()["one wrong entry among 10^6"]
+    assert check_formula(problem)["finite differences"].verdict == "FAIL"
+
+
+@pytest.mark.parametrize("problem", [faults.planted(), faults.million()], ids=["network", "million"])
+def test_a_right_formula_passes(problem):
+    assert {t.verdict for t in check_formula(problem).values()} == {"PASS"}
+
+
+def test_a_nan_from_where_is_named():
+    test = check_formula(faults.formula_faults()["NaN from the double-where trap"])["finite differences"]
+    assert "nan" in test.finding
+    assert "`where`" in test.finding
+
+
+def test_a_wrong_custom_rule_is_named():
+    assert "tanh" in check_formula(faults.formula_faults()["wrong custom_vjp"])["suspects"].finding
+
+
+def test_a_stop_gradient_is_named():
+    assert "stop_gradient" in check_formula(faults.formula_faults()["stray stop_gradient"])["suspects"].finding
+
+
+@pytest.fixture(scope="module")
+def network():
+    execution = Execution(faults.planted(), "float32", "highest", CPU)
+    return execution, execution.reference(oracle.points(execution.problem, "float32", 1)[0])
+
+
+def runner(loss):
+    return programs.PROGRAMS["value_and_grad"].build(loss, None)
+
+
+@pytest.mark.parametrize("name", faults.execution_faults())
+def test_execution_faults_are_caught_in_float32(network, name):
+    execution, reference = network
+    assert execution.run(name, runner(faults.execution_faults()[name]), reference).verdict == "FAIL"
+
+
+def test_the_right_program_passes_and_sees_faults_of_1e_4(network):
+    execution, reference = network
+    row = execution.run("right", runner(faults.network), reference)
+    assert row.verdict == "PASS"
+    assert row.resolves < 1e-4
+
+
+def test_tf32_is_recognised(network):
+    execution, reference = network
+    row = execution.run("tf32", runner(faults.execution_faults()["TF32 inputs"]), reference)
+    assert any("TF32" in note for note in row.notes)
+
+
+def test_a_wrong_value_is_caught_though_the_gradient_is_right(network):
+    execution, reference = network
+    right = runner(faults.network)
+    row = execution.run("value", lambda p, d: (right(p, d)[0] * 1.001, right(p, d)[1]), reference)
+    assert row.verdict == "FAIL"
+    assert "the loss is" in row.reason
+
+
+def test_a_fault_that_comes_and_goes_is_caught_by_repeats(network):
+    execution, reference = network
+    row = execution.run("sometimes", faults.every(20, runner(faults.network)), reference, repeats=20, most=MANY_REPEATS)
+    assert row.verdict == "FAIL"
+    assert any("different answers" in note for note in row.notes)
+
+
+def test_a_finite_number_where_float32_overflows_is_caught():
+    execution = Execution(faults.scaled_bowl(3e38 / 2.5), "float32", "highest", CPU)
+    reference = execution.reference(oracle.points(execution.problem, "float32", 2)[1])
+    right = runner(execution.problem.loss)
+
+    def wrong(params, data):
+        value, gradient = right(params, data)
+        return value, jnp.where(jnp.isinf(gradient), 0, gradient)
+
+    assert np.isinf(np.asarray(right(*execution.place(reference.point))[1])).any()
+    assert execution.run("wrong", wrong, reference).verdict == "FAIL"
+    assert execution.run("right", right, reference).verdict != "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("beta", "words"),
+    [(-1.0, "sign"), (2.0, "factor"), (0.0, "blocked"), (96.0, "sum over the 96"), (96 / 95, "n-1"), (1.0, "")],
+)
+def test_beta_is_explained(beta, words):
+    told = meaning(beta, 96, 1e-6)
+    assert words in told if words else told == ""
