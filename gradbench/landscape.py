@@ -18,7 +18,7 @@ from gradbench.problem import Problem, cast
 from gradbench.program import numerics
 from gradbench.replay import flat_loss, replay
 
-GRID = 61  # points of a side
+GRID = 81  # points of a side
 PATH_BYTES = 2**28  # of the params kept along the paths: fewer points where the parameters are many
 FAR = 3.0  # a path is followed this many times the picture's reach, then it has left
 

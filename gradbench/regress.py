@@ -14,6 +14,7 @@ import scipy.stats
 from gradbench.analysis import relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record import Run
+from gradbench.tables import Column, check_format, render, to_json
 
 CHANCE = 0.05  # of one row by chance alone, before the floor, which lets far less through
 SAME_PLACE = ("platform", "device_kind", "device_count", "cpu_model", "cpu_cores")
@@ -185,3 +186,31 @@ def _paired(problem: str, optimizer: str, what: str, before: np.ndarray, after: 
     row = _row(problem, optimizer, what, float(np.median(before)), float(np.median(after)), len(change))
     tests = {"worse_p": worse, "better_p": better, "least_ratio": ratio, "most_ratio": ratio}
     return row | {"ratio": math.inf if ratio > 1e200 else ratio} | tests
+
+
+COLUMNS = (
+    Column("problem", "problem", str),
+    Column("optimizer", "optimizer", lambda name: name or "–"),
+    Column("what", "what", str),
+    Column("old", "old"),
+    Column("new", "new"),
+    Column("ratio", "new/old"),
+    Column("p_value", "p"),
+    Column("samples", "samples"),
+    Column("verdict", "verdict", str),
+)
+
+
+def regress_text(comparison: Comparison, output_format: str) -> str:
+    """A comparison for people or machines: table and markdown end with the notes and the answer, json has it all."""
+    check_format(output_format)
+    if output_format == "json":
+        answer = {"regressed": comparison.regressed, "max_slowdown": comparison.max_slowdown}
+        return to_json(answer | {"rows": comparison.rows, "notes": comparison.notes})
+    text = render(comparison.rows, COLUMNS, output_format)
+    if output_format == "csv":
+        return text
+    worse = sum(row["verdict"] in ("slower", "worse") for row in comparison.rows)
+    answer = f"{worse} regressed" if worse else "no regression"
+    answer += f" of {len(comparison.rows)} compared, where {comparison.max_slowdown:g}× is allowed"
+    return "\n".join([text, "", *comparison.notes, answer])

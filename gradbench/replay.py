@@ -61,11 +61,10 @@ def replay(
         key = order_key(seed)
 
         def update(carry, step):
-            state, kept, losses, slot = carry
+            state, kept, slot = carry
             position = ravel_pytree(state.params)[0]
             here = jnp.where(step == jnp.asarray(wanted)[slot], slot, len(wanted))  # the last row is thrown away
             kept = kept.at[here].set(position)
-            losses = losses.at[here].set(loss(position, data).astype(losses.dtype))
             if plan.batch_size is None:
                 batch = data
             else:
@@ -73,15 +72,14 @@ def replay(
                 batch = cut(data, batch_rows(step, problem.examples, plan.batch_size, key), problem.examples)
             state, _ = trial.step(state, rate, batch)
             slot = jnp.minimum(slot + (here < len(wanted)), len(wanted) - 1)
-            return (state, kept, losses, slot), None
+            return (state, kept, slot), None
 
         state = trial.start(params, rate)
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         kept = jnp.zeros((len(wanted) + 1, size), plan.dtype)
-        losses = jnp.zeros(len(wanted) + 1, rate.dtype)
-        carry = (state, kept, losses, jnp.zeros((), jnp.int32))
-        (_, kept, losses, _), _ = jax.lax.scan(update, carry, jnp.arange(int(wanted[-1]) + 1, dtype=jnp.int32))
-        return kept[:-1], losses[:-1]
+        carry = (state, kept, jnp.zeros((), jnp.int32))
+        (_, kept, _), _ = jax.lax.scan(update, carry, jnp.arange(int(wanted[-1]) + 1, dtype=jnp.int32))
+        return kept[:-1], jax.lax.map(lambda position: loss(position, data).astype(rate.dtype), kept[:-1])
 
     with jax.enable_x64(False):
         starts = jax.vmap(lambda seed: problem.init(jax.random.key(seed)))(

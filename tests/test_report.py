@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+import zlib
 
 import pytest
 import vl_convert
@@ -16,6 +17,7 @@ from synthetic import make_run
 from gradbench.errors import GradbenchError
 from gradbench.report import write_figures, write_report
 from gradbench.report.data import answers, page_data
+from gradbench.report.figures import squeezed
 
 CHROMIUM = shutil.which("chromium")
 
@@ -64,12 +66,27 @@ def test_several_runs_overlay(tmp_path):
     assert page["charts"]["sensitivity"]["layer"][3]["encoding"]["strokeDash"]["field"] == "run"
 
 
-def test_two_parameter_problems_have_a_landscape_and_a_records_own_files_are_not_run(tmp_path):
+def test_problems_have_a_landscape_and_a_records_own_files_are_not_run(tmp_path):
     run = make_run(problems=["rosenbrock", "./mine.py"], optimizers=["sgd"], rates=(1e-4, 1e-3))
     for facts in run.info["problems"].values():
         facts["parameters"] = 2
     page = page_json(write_report([run], tmp_path / "page.html"))
     assert [scene["title"]["text"] for scene in page["landscapes"]] == ["rosenbrock, sgd"]
+
+
+def test_a_squeezed_png_has_the_same_pixels():
+    def pixels(png):
+        chunks, at = b"", 8
+        while at < len(png):
+            length = int.from_bytes(png[at : at + 4], "big")
+            body = png[at + 4 : at + 8 + length]
+            assert zlib.crc32(body).to_bytes(4, "big") == png[at + 8 + length : at + 12 + length]
+            chunks += body[4:] if body[:4] == b"IDAT" else b""
+            at += 12 + length
+        return zlib.decompress(chunks)
+
+    png = vl_convert.vegalite_to_png({"mark": "bar", "data": {"values": [{}]}, "encoding": {}})
+    assert pixels(squeezed(png)) == pixels(png)
 
 
 @pytest.mark.parametrize("runs", [[], [make_run(rates=(0.1,), seeds=1)]])

@@ -120,9 +120,9 @@ def test_sharpness_along_ends_where_the_trial_diverged():
     assert [row["step"] for row in rows] == [0]
 
 
-def test_a_replay_repeats_the_sweeps_losses(tmp_path):
+def test_a_replay_repeats_the_sweeps_losses(sweep):
     name = "logistic_regression[examples=64,features=4]"
-    run = gradbench.sweep(name, ["adam"], (0.01, 0.1), seeds=2, steps=12, out=tmp_path, batch_size=16)
+    run = sweep(name, ["adam"], (0.01, 0.1), seeds=2, steps=12, batch_size=16)
     problem = gradbench.load_problem(name)
     trials = [(0.01, 0), (0.01, 1), (0.1, 0), (0.1, 1)]
     again = replay(problem, "adam", run.plan, trials, [0, 12]).losses

@@ -16,7 +16,7 @@ from gradbench.errors import GradbenchError, nearest
 from gradbench.record import Run
 from gradbench.report import charts
 from gradbench.report.data import answers, labels, page_data, target_words
-from gradbench.report.figures import FORMATS, figure_specs
+from gradbench.report.figures import FORMATS, figure_specs, squeezed
 from gradbench.report.scenery import landscapes
 from gradbench.tables import number, seconds
 
@@ -76,7 +76,7 @@ def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg") -> 
         if fmt == "svg":
             content = vl_convert.vegalite_to_svg(spec).encode()
         elif fmt == "png":
-            content = vl_convert.vegalite_to_png(spec, scale=2)
+            content = squeezed(vl_convert.vegalite_to_png(spec, scale=2))
         else:
             content = vl_convert.vegalite_to_pdf(spec)
         paths.append(folder / f"{name}.{fmt}")

@@ -101,7 +101,7 @@ def convergence(seconds: bool = False, height: int = 300) -> Any:
         "x:Q",
         title=title,
         scale=alt.Scale(type="symlog", constant=1e-6 if seconds else 1),
-        axis=alt.Axis(format="~s", values=POWERS, labelOverlap=True),
+        axis=alt.Axis(format="~s", values=POWERS, labelOverlap="greedy"),
     )
     y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="loss gap / first", axis=alt.Axis(format="~g"))
     scale = alt.Scale(type="log", scheme="viridis")
@@ -120,10 +120,10 @@ def convergence(seconds: bool = False, height: int = 300) -> Any:
         alt.Tooltip("gap:Q", format=".3g"),
     ]
     front = alt.Chart(alt.NamedData(name="front")).encode(x=x, y=y, detail="trial:N", tooltip=tooltip)
-    ends = alt.Chart(alt.NamedData(name="ends")).encode(x=x, y=y, color=colour, tooltip=tooltip)
+    ends = alt.Chart(alt.NamedData(name="ends")).encode(x=x, y=y, tooltip=tooltip)
     return alt.layer(
         back.mark_line(strokeWidth=1.2, opacity=0.6),
-        ends.mark_point(shape="cross", filled=True, size=50, opacity=1),
+        ends.mark_point(shape="cross", filled=True, color="#888", size=60, opacity=1),
         front.mark_line(strokeWidth=3.5, color="#e69f00"),
     ).properties(height=height, width=560)
 
@@ -196,7 +196,7 @@ def ecdf() -> Any:
         "steps:Q",
         scale=alt.Scale(type="symlog"),
         title="steps",
-        axis=alt.Axis(format="~s", values=POWERS, labelOverlap=True),
+        axis=alt.Axis(format="~s", values=POWERS, labelOverlap="greedy"),
     )
     return _steps_up("ecdf", x, "share of targets reached")
 

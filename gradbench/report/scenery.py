@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 
 from gradbench.analysis import summarise
-from gradbench.landscape import Landscape, landscape, telling_rates
+from gradbench.landscape import GRID, Landscape, landscape, telling_rates
 from gradbench.problem import load_problem, problem_names
 from gradbench.record import Run
 from gradbench.report.charts import COLOURS, alt, spec
 from gradbench.report.data import short
+from gradbench.theory import momentum_of
 
 WORDS = ["too small", "right", "too large", "diverging"]
+COARSE = 41  # points of a side where a loss costs more
+MOST_PARAMETERS = 1_000_000
 BANDS = 14  # of the contours
 ARROWS = 10  # of a side of the gradient field
 
@@ -25,15 +28,20 @@ def built_in(spec_text: str) -> bool:
 
 
 def landscapes(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Title -> chart, for the two-parameter problems of the first run that has them: its simplest optimizer."""
+    """Title -> chart, a problem of ours each: of the first run that has it, an optimizer with theory if any.
+
+    Problems of one parameter have no plane, and of more than a million none that is quick.
+    """
     made: dict[str, dict[str, Any]] = {}
     for run in runs:
         facts = run.info.get("problems", {})
-        for pair in summarise(run):
+        for pair in sorted(summarise(run), key=lambda pair: momentum_of(pair.optimizer) is None):
             name = pair.problem
             known = built_in(name) and name.partition("[")[0] in problem_names() and built_in(pair.optimizer)
-            if known and facts.get(name, {}).get("parameters") == 2 and not any(t.startswith(name) for t in made):
-                seen = landscape(load_problem(name), pair.optimizer, telling_rates(pair), run.plan)
+            size = facts.get(name, {}).get("parameters", 0)
+            if known and 2 <= size <= MOST_PARAMETERS and not any(title.startswith(f"{name}, ") for title in made):
+                grid = GRID if size == 2 else COARSE
+                seen = landscape(load_problem(name), pair.optimizer, telling_rates(pair), run.plan, grid=grid)
                 made[f"{name}, {pair.optimizer}"] = chart(seen)
     return made
 
@@ -45,12 +53,12 @@ def chart(seen: Landscape, width: int = 420) -> dict[str, Any]:
     band = np.floor(BANDS * (height - height.min()) / max(float(np.ptp(height)), 1e-30)).clip(0, BANDS - 1)
     dx, dy = seen.x[1] - seen.x[0], seen.y[1] - seen.y[0]
     cells = []
-    for row, y in enumerate(seen.y):  # neighbours of one band in a row are one rectangle
+    for row, y in enumerate(seen.y):  # neighbours of one band are one rectangle; rows overlap: no seams
         start = 0
         for column in range(1, len(seen.x) + 1):
             if column == len(seen.x) or band[row, column] != band[row, start]:
                 left, right = seen.x[start] - dx / 2, seen.x[column - 1] + dx / 2
-                cells.append([short(float(v)) for v in (left, right, y - dy / 2, y + dy / 2, band[row, start])])
+                cells.append([short(float(v)) for v in (left, right, y - dy / 2, y + 0.6 * dy, band[row, start])])
                 start = column
     every = max(1, len(seen.x) // ARROWS)
     arrows = [

@@ -1,0 +1,34 @@
+"""Every command of the guide runs, and every picture it shows is one that its commands make."""
+
+import re
+import shlex
+from pathlib import Path
+
+from gradbench import cli, runner, timing
+from gradbench.report import scenery
+
+GUIDE = Path(__file__).parent.parent / "docs" / "guide.md"
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    for line in block.strip().splitlines()
+]
+PICTURES = re.findall(r"!\[[^\]]*\]\(pictures/([^)]*)\)", GUIDE.read_text())
+
+
+def test_every_command_of_the_guide_runs_and_makes_its_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "_time_alone", lambda program, time_problem: [])  # timing has tests of its own
+    monkeypatch.setattr(timing, "SAMPLES", 3)
+    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(scenery, "COARSE", 5)  # a network's landscape at 41 × 41 points costs seconds
+    for command in COMMANDS:
+        words = shlex.split(command)
+        assert words[0] == "gradbench"
+        assert cli.invoke(words[1:]) == 0, command
+    assert {path.name for path in (tmp_path / "pictures").glob("*")} >= set(PICTURES)
+
+
+def test_the_guides_pictures_are_in_the_repository_and_small():
+    for name in PICTURES:
+        assert (GUIDE.parent / "pictures" / name).stat().st_size < 150_000
