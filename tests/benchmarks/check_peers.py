@@ -136,7 +136,9 @@ def main() -> None:
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         command = "python tests/benchmarks/check_peers.py"
-        out.write_text(json.dumps({"command": command, **environment(), "summary": summary, "rows": rows}, indent=1) + "\n")
+        out.write_text(
+            json.dumps({"command": command, **environment(), "summary": summary, "rows": rows}, indent=1) + "\n"
+        )
 
 
 def markdown(rows) -> str:
