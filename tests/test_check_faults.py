@@ -1,12 +1,14 @@
 """Planted faults: each must be caught, for the right reason, and right gradients left alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gradbench.gradients import faults, formula, oracle, programs
-from gradbench.gradients.execution import MANY_REPEATS, Execution
+from gradbench.gradients.execution import MANY_REPEATS, Execution, compare_centre
 from gradbench.gradients.judge import meaning
 
 CPU = jax.devices("cpu")[0]
@@ -102,6 +104,15 @@ def test_a_finite_number_where_float32_overflows_is_caught():
     assert np.isinf(np.asarray(right(*execution.place(reference.point))[1])).any()
     assert execution.run("wrong", wrong, reference).verdict == "FAIL"
     assert execution.run("right", right, reference).verdict != "FAIL"
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_band_that_is_not_finite_never_passes_in_silence(network, broken):
+    execution, reference = network
+    spread = dataclasses.replace(reference.spread, sigma=[np.full_like(s, broken) for s in reference.spread.sigma])
+    doubt = compare_centre(spread, reference.expected, "float32")
+    row = execution.run("right", runner(faults.network), dataclasses.replace(reference, spread=spread, doubt=doubt))
+    assert row.verdict == "INCONCLUSIVE"
 
 
 @pytest.mark.parametrize(

@@ -158,10 +158,14 @@ def _leaf(g, e, spread, position, name, form, more, entry_factor, leaf_factor, g
     size = float(np.linalg.norm(relative))
     added = np.broadcast_to(np.asarray(more + grains) / unit, e.shape)
     slack = float(np.linalg.norm(added))
-    norm_allowed = leaf_factor * spread.norm[position] / unit + slack
+    norm_sigma, along = spread.norm[position], spread.along[position]
+    if not (np.isfinite(norm_sigma) and np.isfinite(along)):  # some entries overflow: the others are judged alone
+        norm_sigma = float(np.linalg.norm(sigma[usable]))
+        along = norm_sigma / (unit * size) if size > 0 else 0.0
+    norm_allowed = leaf_factor * norm_sigma / unit + slack
     beta = float(np.sum(g[usable] / unit * relative) / size**2) if size > 0 else 1.0
     # 2^-49: the sums made here are float64 too.
-    beta_allowed = leaf_factor * spread.along[position] + 2.0**-49 + (slack / size if size > 0 else 0.0)
+    beta_allowed = leaf_factor * along + 2.0**-49 + (slack / size if size > 0 else 0.0)
     order = np.argsort(units, axis=None)[::-1][:3]
     worst = []
     for flat in order:

@@ -42,6 +42,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=25)
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long, whole seeds only")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="problems whose name holds one of these words")
     parser.add_argument("--out", type=Path)
     choice = parser.parse_args()
     started = time.perf_counter()
@@ -49,8 +51,10 @@ def main() -> int:
     totals = {d: {"gradients": 0, "false_alarms": 0, "inconclusive": 0, "largest_error_in_bands": 0.0} for d in DTYPES}
     alarms, executions, runners = [], {}, {}
     problems = {name: load_problem(name) for name in PROBLEMS} | {"planted": faults.planted()}
+    if choice.only:
+        problems = {name: p for name, p in problems.items() if any(word in name for word in choice.only)}
     seeds = 0
-    for seed in range(choice.seeds):
+    for seed in range(choice.first_seed, choice.first_seed + choice.seeds):
         for name, problem in problems.items():
             for dtype in DTYPES:
                 key = name, dtype
@@ -72,7 +76,8 @@ def main() -> int:
             break
     count = sum(t["gradients"] for t in totals.values())
     result = {
-        "command": f"python tests/benchmarks/check_false_alarms.py --seeds {seeds}",
+        "command": f"python tests/benchmarks/check_false_alarms.py --first-seed {choice.first_seed} --seeds {seeds}"
+        + (f" --only {' '.join(choice.only)}" if choice.only else ""),
         **environment(),
         "gradients": count,
         "problems": list(problems),
