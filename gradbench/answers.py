@@ -110,26 +110,6 @@ def pair_sentence(pair: PairSummary) -> str:
     return f"{text}; {percent(pair.diverged_share)} diverge" if pair.diverged_share else text
 
 
-REGRESSION = (
-    Column("problem", "problem", str),
-    Column("optimizer", "optimizer", lambda name: name or "–"),
-    Column("what", "what", str),
-    Column("old", "old"),
-    Column("new", "new"),
-    Column("ratio", "new/old"),
-    Column("p_value", "p"),
-    Column("samples", "samples"),
-    Column("verdict", "verdict", str),
-)
-
-
-def regress_text(rows: Sequence[dict[str, Any]], regressed: bool, output_format: str) -> str:
-    """What moved between two records, and how sure that is."""
-    if output_format == "json":
-        return to_json({"regressed": regressed, "rows": list(rows)})
-    return render(rows, REGRESSION, output_format, "REGRESSED" if regressed else "no regression")
-
-
 def compare_text(
     run: Run,
     output_format: str,

@@ -233,16 +233,13 @@ def regress(
     format
         table, json, csv or markdown.
     """
-    from gradbench.answers import regress_text
     from gradbench.record import load_run
-    from gradbench.regress import compare_runs
+    from gradbench.regress import compare_runs, regress_text
     from gradbench.tables import check_format
 
     check_format(format)
     comparison = compare_runs(load_run(old, results), load_run(new, results), max_slowdown)
-    print(regress_text(comparison.rows, comparison.regressed, format))
-    for text in comparison.notes:
-        note(text)
+    print(regress_text(comparison, format))
     return 1 if comparison.regressed else 0
 
 
