@@ -106,12 +106,16 @@ class Band:
             exact, noisy, flags = jax.vmap(sample, in_axes=(0, None), out_axes=(None, 0, 0))(seeds, arguments)
             squares, norms, along = [], [], []
             for e, n in zip(exact, noisy):
-                deviation = n - e
+                # In units of the leaf's largest entry, so that squares stay inside float64's range.
+                finite, unit = jnp.isfinite(e), _largest(e, jnp)
+                relative = jnp.where(finite, e, 0.0) / unit
+                deviation = jnp.where(finite, n - e, 0.0) / unit
                 squares.append(jnp.sum(deviation * deviation, axis=0))
                 axes = tuple(range(1, deviation.ndim))
                 norms.append(jnp.sum(deviation * deviation))
-                total = jnp.sum(e * e)
-                along.append(jnp.sum((jnp.sum(deviation * e, axis=axes) / jnp.where(total > 0, total, 1.0)) ** 2))
+                total = jnp.sum(relative * relative)
+                product = jnp.sum(deviation * relative, axis=axes)
+                along.append(jnp.sum((product / jnp.where(total > 0, total, 1.0)) ** 2))
             return exact, squares, norms, along, flags.overflow.any(), flags.tie.any()
 
         self._moments = jax.jit(moments)
@@ -136,10 +140,11 @@ class Band:
         def deviation(total: Any) -> Any:
             return np.sqrt(np.asarray(total) / SAMPLES) / self.scale * self.reference_share
 
+        units = [_largest(e, np) for e in exact]
         return Spread(
             exact=[np.asarray(e) for e in exact],
-            sigma=[deviation(s) for s in squares],
-            norm=[float(deviation(n)) for n in norms],
+            sigma=[deviation(s) * u for s, u in zip(squares, units)],
+            norm=[float(deviation(n) * u) for n, u in zip(norms, units)],
             along=[float(deviation(a)) for a in along],
             overflow=bool(overflow),
             tie=bool(tie),
@@ -150,3 +155,9 @@ class Band:
 
 def _is_plain(constant: Any) -> bool:
     return not jax.dtypes.issubdtype(getattr(constant, "dtype", np.dtype(float)), jax.dtypes.extended)
+
+
+def _largest(array: Any, numpy: Any) -> Any:
+    """The largest finite magnitude in `array`, or 1 where all is 0 (`numpy` is NumPy or jax.numpy)."""
+    largest = numpy.max(numpy.where(numpy.isfinite(array), numpy.abs(array), 0.0))
+    return numpy.where(largest > 0, largest, 1.0)

@@ -166,7 +166,7 @@ def _special_findings(execution: Execution, reference: Reference, device: jax.De
     ]
     form = format_of(execution.dtype)
     small = Execution(faults.scaled_bowl(form.tiny / 8), execution.dtype, "highest", device)
-    large = Execution(faults.scaled_bowl(form.largest / 2.5), execution.dtype, "highest", device)
+    large = Execution(faults.scaled_bowl(form.largest / 2.7), execution.dtype, "highest", device)
 
     def zero(params, data):
         value, gradient = _program(small.problem.loss)(params, data)
