@@ -63,7 +63,7 @@ def run(
     seeds
         Trials of each learning rate, from seeds 0, 1, ... [default: 3]
     steps
-        Updates of a trial. [default: 400]
+        Updates of a trial. [default: 300]
     batch_size
         Rows of a minibatch; all the data if not given.
     dtype

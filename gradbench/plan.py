@@ -46,7 +46,7 @@ class SweepPlan:
     optimizers: tuple[str, ...] = DEFAULT_OPTIMIZERS
     learning_rates: str | tuple[float, ...] = "1e-4:10:25"
     seeds: int = 3
-    steps: int = 400
+    steps: int = 300
     batch_size: int | None = None
     dtype: str = "float32"
     precision: str = "highest"

@@ -145,11 +145,9 @@ def _facts(problem: Problem) -> dict[str, Any]:
 
 def _run(plan: SweepPlan, writer: RunWriter, trials: list[Trial], devices: list[jax.Device], watcher: Watcher) -> Run:
     watcher.started(writer.path)
-    timed: set[str] = set()
     for number, (trial, (problem, optimizer)) in enumerate(zip(trials, plan.pairs, strict=True)):
         store = writer.pair(number)
         if store.complete:
-            timed.add(problem)
             continue
         if watcher.should_stop():
             writer.interrupt()
@@ -157,14 +155,13 @@ def _run(plan: SweepPlan, writer: RunWriter, trials: list[Trial], devices: list[
         watcher.pair_started(number, problem, optimizer)
         try:
             program = Program(trial, _block(writer, trial, devices), devices)
-            finished = _run_pair(plan, number, program, store, watcher, time_problem=problem not in timed)
+            finished = _run_pair(plan, number, program, store, watcher, time_problem=optimizer == plan.optimizers[-1])
         except GradbenchError:
             writer.interrupt()
             raise
         except jax.errors.JaxRuntimeError as error:
             writer.interrupt()
             raise RunError(f"{problem} × {optimizer}: {one_line(error)}") from error
-        timed.add(problem)
         if not finished:
             writer.interrupt()
             return load_run(writer.path)
@@ -198,7 +195,8 @@ def _run_pair(plan: SweepPlan, number: int, program: Program, store: Any, watche
 
 
 def _time_alone(program: Program, time_problem: bool) -> list[dict[str, Any]]:
-    """Timings rows of one trial alone, at the middle learning rate, and of the problem's loss and gradient."""
+    """Timings rows of one trial alone, at the middle learning rate, and of the problem's loss and gradient (once a
+    problem, with its last optimizer: the first answer should not wait for them)."""
     plan = program.trial.plan
     middle = math.exp(sum(map(math.log, plan.rates)) / len(plan.rates))
     alone = Program(program.trial, solo_block(program.block), program.devices)

@@ -59,9 +59,9 @@ def measure(once: Callable[[int], float], steps: int) -> dict[str, Any]:
     count = int(min(SAMPLES, max(3, BUDGET_SECONDS / (max(seconds, 1e-7) * repeats * 3))))
     single, double, ratio = [], [], 0.0
     for _ in range(2):  # again once if something disturbed the first round
-        for _ in range(count):
+        for sample in range(count):
             single.append(once(repeats))
-            if len(single) % 2:
+            if sample % 3 == 0:
                 double.append(once(2 * repeats))
         ratio = statistics.median(double) / statistics.median(single)
         if 1.9 <= ratio <= 2.1 or sum(single) + sum(double) > BUDGET_SECONDS / 2:

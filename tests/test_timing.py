@@ -14,9 +14,12 @@ def test_a_run_times_every_mode_and_stage(tmp_path):
     rows = run.timings.to_pylist()
     modes = [(row["optimizer"], row["mode"]) for row in rows]
     assert modes == [
+        ("sgd", "solo"),
+        ("sgd", "batched"),
         (None, "value"),
         (None, "value_and_grad"),
-        *[(optimizer, mode) for optimizer in ("sgd", "adam") for mode in ("solo", "batched")],
+        ("adam", "solo"),
+        ("adam", "batched"),
     ]
     for row in rows:
         stages = [row[f"{stage}_s"] for stage in ("trace", "lower", "compile", "first_run")]
@@ -45,7 +48,7 @@ def test_measure_reports_seconds_a_step_and_checks_the_clock():
     assert found["doubling"] == pytest.approx(2.0)
     assert found["trusted"]
     assert found["samples"] == timing.SAMPLES
-    assert calls.count(2) >= timing.SAMPLES // 2
+    assert calls.count(2) >= timing.SAMPLES // 3
 
 
 def test_a_clock_that_does_not_scale_is_not_trusted():
