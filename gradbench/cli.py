@@ -246,9 +246,10 @@ def regress(
 @app.command
 def check(
     *problems: str,
-    dtype: Annotated[tuple[str, ...], Parameter(negative="")] = ("float32",),
+    dtype: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     precision: str = "highest",
     device: str | None = None,
+    program: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     fast: Annotated[bool, Parameter(negative="")] = False,
     strict: Annotated[bool, Parameter(negative="")] = False,
     self_test: Annotated[bool, Parameter(negative="")] = False,
@@ -265,11 +266,13 @@ def check(
     problems
         Names with settings, or files; see gradbench list.
     dtype
-        float32, float64, bfloat16 or float16; repeat for more.
+        float32 (if not given), float64, bfloat16 or float16; repeat for more. A self-test takes all four.
     precision
         Of matrix products: highest, tf32 or default (the device's).
     device
         cpu, gpu or tpu; all that are here if not given.
+    program
+        Only these of the programs that a report names; repeat for more.
     fast
         Fewer samples, points and programs; a coarser answer in seconds.
     strict
@@ -287,9 +290,10 @@ def check(
 
     return run_check(
         problems,
-        dtypes=dtype,
+        dtypes=dtype or (() if self_test else ("float32",)),
         precision=precision,
         device=device,
+        programs=program or None,
         fast=fast,
         strict=strict,
         seed=seed,

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import datetime
-import io
 import json
-import os
-import platform
 import secrets
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradbench.errors import PlanError, nearest
+import jax
+
+from gradbench.environment import environment
+from gradbench.errors import PlanError
 from gradbench.gradients import self_test as planted
 from gradbench.gradients.check import check_gradient
 from gradbench.gradients.formats import DTYPES
 from gradbench.gradients.report import CheckReport
-
-DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression", "mlp")
-FORMATS = ("table", "json", "csv", "markdown")
+from gradbench.plan import DEFAULT_PROBLEMS
+from gradbench.record import utc_now, write_json
+from gradbench.tables import Column, check_format, render, to_json
 
 
 def run_check(
@@ -46,9 +45,7 @@ def run_check(
     Raises GradbenchError for bad input.
     """
     tell = note or (lambda text: print(text, file=sys.stderr, flush=True))
-    if output_format not in FORMATS:
-        close = nearest(output_format, FORMATS)
-        raise PlanError(f"format={output_format}: need one of {', '.join(FORMATS)}{close}")
+    check_format(output_format)
     if self_test:
         return _run_self_test(dtypes, device, fast, output_format, out, tell)
     reports = []
@@ -84,66 +81,20 @@ def _run_self_test(dtypes, device, fast, output_format, out, tell) -> int:
 
 def _render(rows: list[dict[str, Any]], output_format: str, document: Any) -> str:
     if output_format == "json":
-        return json.dumps(_finite(document), indent=2)
-    header = list(rows[0])
-    if output_format == "csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, header, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue().rstrip("\n")
-    cells = [[_cell(row[key]) for key in header] for row in rows]
-    lines = [header, ["---"] * len(header), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: those become strings."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and value - value != 0 else value
-
-
-def environment() -> dict[str, Any]:
-    """Versions and devices, for a record."""
-    import jax
-    import jaxlib
-    import numpy
-
-    import gradbench
-
-    return {
-        "gradbench": gradbench.__version__,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "numpy": numpy.__version__,
-        "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
-        "cores": os.cpu_count(),
-    }
+        return to_json(document)
+    return render(rows, [Column(key, key) for key in rows[0]], output_format)
 
 
 def _write(out: str | Path | None, document: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """Written under a temporary name and renamed, never over an older record."""
+    """Written whole or not at all, under a name of its own."""
     if out is None:
         return
-    now = datetime.datetime.now(datetime.UTC)
     folder = Path(out) / "check"
-    path = folder / f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}.json"
-    text = json.dumps(_finite({"schema": 1, "written": now.isoformat(), **environment(), **document}), indent=1)
+    path = folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}.json"
+    head = {"schema": 1, "written": utc_now(), "environment": environment(jax.devices(), "of each check")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.rename(path)
     except OSError as error:
         raise PlanError(f"out={out}: cannot write the record: {error.strerror}") from error
+    write_json(json.loads(to_json(head | document)), path)
     tell(f"record: {path}")

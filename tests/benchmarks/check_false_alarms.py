@@ -16,8 +16,8 @@ from pathlib import Path
 import jax
 
 from gradbench import load_problem
+from gradbench.environment import environment
 from gradbench.gradients import faults, oracle, programs
-from gradbench.gradients.command import environment
 from gradbench.gradients.execution import Execution
 from gradbench.gradients.formats import DTYPES
 
@@ -78,7 +78,7 @@ def main() -> int:
     result = {
         "command": f"python tests/benchmarks/check_false_alarms.py --first-seed {choice.first_seed} --seeds {seeds}"
         + (f" --only {' '.join(choice.only)}" if choice.only else ""),
-        **environment(),
+        **environment(jax.devices(), "of each check"),
         "gradients": count,
         "problems": list(problems),
         "seeds": seeds,

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
 
+from gradbench.environment import environment
 from gradbench.gradients import check_gradient, faults, formula, oracle
-from gradbench.gradients.command import environment
 from gradbench.gradients.formats import x64_context
 
 DTYPES = ("float64", "float32", "bfloat16")
@@ -153,7 +153,11 @@ def main() -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         command = "python tests/benchmarks/check_peers.py"
         out.write_text(
-            json.dumps({"command": command, **environment(), "summary": summary, "rows": rows}, indent=1) + "\n"
+            json.dumps(
+                {"command": command, **environment(jax.devices(), "of each check"), "summary": summary, "rows": rows},
+                indent=1,
+            )
+            + "\n"
         )
 
 
