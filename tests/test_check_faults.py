@@ -122,3 +122,13 @@ def test_a_band_that_is_not_finite_never_passes_in_silence(network, broken):
 def test_beta_is_explained(beta, words):
     told = meaning(beta, 96, 1e-6)
     assert words in told if words else told == ""
+
+
+def test_a_wrong_forward_derivative_fails(network):
+    execution, reference = network
+    right = execution.forward(reference.point, reference)
+    assert right.verdict == "PASS"
+    compiled = execution._forward
+    execution._forward = lambda params, data: compiled(params, data) * 1.001
+    assert execution.forward(reference.point, reference).verdict == "FAIL"
+    execution._forward = compiled

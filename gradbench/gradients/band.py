@@ -28,9 +28,9 @@ _LARGE = 2**22  # entries; above it the samples are taken one at a time, so that
 @functools.cache
 def quantile(numbers: int, samples: int = SAMPLES) -> float:
     """How many sigma a right number may be off when `numbers` of them are judged together (two-sided Student t)."""
-    from scipy.stats import t  # scikit-learn brings scipy; loading it takes 0.3 s
+    from scipy.special import stdtrit  # scikit-learn brings scipy; scipy.stats would take a second to load
 
-    return float(t.isf(FALSE_ALARM / (2 * max(numbers, 1)), samples))
+    return -float(stdtrit(samples, FALSE_ALARM / (2 * max(numbers, 1))))
 
 
 @dataclasses.dataclass
@@ -118,14 +118,16 @@ class Band:
                 along.append(jnp.sum((product / jnp.where(total > 0, total, 1.0)) ** 2))
             return exact, squares, norms, along, flags.overflow.any(), flags.tie.any()
 
-        self._moments = jax.jit(moments)
+        # Where the samples take less time than compiling for speed, do not compile for speed.
+        self._small = self.size + sum(math.prod(v.aval.shape) for v in self._jaxpr.invars) <= _LARGE // SAMPLES
+        self._moments = jax.jit(moments, compiler_options={"xla_backend_optimization_level": 0} if self._small else {})
 
     def sample(self, params: Any, data: Any) -> Spread:
         """The spread at a point. `params` and `data` have the band's dtype; the result is float64 NumPy."""
         with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
             leaves = [np.asarray(x) for x in jax.tree.leaves((params, data))]
             arguments = [jnp.asarray(x.astype(wide(x.dtype)) if is_float(x) else x) for x in leaves]
-            chunk = SAMPLES if self.size + sum(x.size for x in arguments) <= _LARGE // SAMPLES else 4
+            chunk = SAMPLES if self._small else 4
             chunk = 1 if self.size > _LARGE else chunk
             sums: Any = None
             for start in range(0, SAMPLES, chunk):

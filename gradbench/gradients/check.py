@@ -86,7 +86,7 @@ def check_gradient(
                 rows += found
                 skipped |= left_out
                 if spread is None and one in ("float64", "float32"):
-                    spread, share = _spread(execution, points[0])
+                    spread, share = execution.first, _share(execution)
     reference = oracle.points(problem, "float64", 1, seed)[0]
     if spread is None:
         spread, share = _fallback_spread(problem, seed)
@@ -121,16 +121,17 @@ def _one(names: list[str]) -> list[str]:
     return ["value_and_grad"] if "value_and_grad" in names else names[:1]
 
 
-def _spread(execution: Execution, point: oracle.Point) -> tuple[Spread, float]:
-    """The spread of (value, gradient), and its dtype's unit over float64's."""
-    share = execution.form.unit / formats.format_of(np.dtype(np.float64)).unit
-    return execution.band(point).sample(point.params, point.data), share
+def _share(execution: Execution) -> float:
+    """The dtype's unit over float64's."""
+    return execution.form.unit / formats.format_of(np.dtype(np.float64)).unit
 
 
 def _fallback_spread(problem: Problem, seed: int) -> tuple[Spread | None, float]:
+    """The spread of (value, gradient) in float32, where no float64 or float32 program was checked."""
     point = oracle.points(problem, "float32", 1, seed)[0]
     try:
-        return _spread(Execution(problem, "float32", "highest", jax.devices("cpu")[0]), point)
+        execution = Execution(problem, "float32", "highest", jax.devices("cpu")[0])
+        return execution.band(point).sample(point.params, point.data), _share(execution)
     except Exception:
         return None, 1.0
 

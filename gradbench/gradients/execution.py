@@ -42,12 +42,16 @@ class Row:
 
 @dataclasses.dataclass
 class Reference:
-    """What is expected at a point: (value, gradient) flat in float64, the rounding spread, and a doubt if any."""
+    """What is expected at a point, flat in float64, its rounding spread, and a doubt if any.
+
+    `kind` names the band: "reverse" for (value, gradient), "forward" for slopes.
+    """
 
     point: oracle.Point
     expected: list[np.ndarray]
     spread: Spread
     doubt: str = ""
+    kind: str = "reverse"
 
 
 def compare_centre(spread: Spread, expected: list[np.ndarray], dtype: str) -> str:
@@ -73,13 +77,14 @@ class Execution:
         self.flushes = flushes_subnormals(dtype, device)
         self._bands: dict[Any, Band] = {}
         self._forward: Any = None
+        self.first: Spread | None = None  # at the first point, for the formula's tests
 
     def band(self, point: oracle.Point, kind: str = "reverse", **options: Any) -> Band:
         key = (kind, *options.items())
         if key not in self._bands:
             function: Any = jax.value_and_grad(self.problem.loss)
             if kind == "forward":
-                function = programs.forward(self.problem.loss, programs.directions(point.params))
+                function = programs.forward(self.problem.loss)
             self._bands[key] = Band(
                 function, point.params, point.data, self.dtype, self.precision, self.device, **options
             )
@@ -89,6 +94,7 @@ class Execution:
         """Raises what tracing or interpreting the loss raises."""
         expected = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, point.data)
         spread = self.band(point).sample(point.params, point.data)
+        self.first = self.first or spread
         return Reference(point, expected, spread, compare_centre(spread, expected, self.dtype))
 
     def place(self, point: oracle.Point) -> tuple[Any, Any]:
@@ -106,7 +112,7 @@ class Execution:
         verdict = judge(got, expected, spread, names, self.form, **options)
         if verdict.verdict == "FAIL" and spread.stagnating and verdict.off < np.inf:
             point = reference.point
-            worst = self.band(point, worst_case=True).sample(point.params, point.data)
+            worst = self.band(point, reference.kind, worst_case=True).sample(point.params, point.data)
             if len(got) < len(reference.expected):
                 worst = _tail(worst)
             if judge(got, expected, worst, names, self.form, **options).off <= 1:
@@ -170,7 +176,7 @@ class Execution:
             return []
         point = reference.point
         for kind, text in (("tf32", "TF32"), ("bf16", "bfloat16")):
-            spread = self.band(point, assume=kind).sample(point.params, point.data)
+            spread = self.band(point, reference.kind, assume=kind).sample(point.params, point.data)
             assumed = dataclasses.replace(reference, spread=spread)
             if max(s / n for s, n in zip(spread.norm, reference.spread.norm) if n > 0) < 2:
                 return []  # no float32 matrix product in this loss
@@ -242,13 +248,19 @@ class Execution:
     def forward(self, point: oracle.Point, reference: Reference, repeats: int = REPEATS) -> Row:
         """Forward-mode slopes along fixed directions against <g*, v>."""
         tangents = programs.directions(point.params)
+        point = dataclasses.replace(point, data=(point.data, tangents))
         if self._forward is None:
-            self._forward = jax.jit(programs.forward(self.problem.loss, tangents))
-        flat = [[np.asarray(v).astype(np.float64) for v in jax.tree.leaves(t)] for t in tangents]
-        slopes = [sum(float(np.sum(g * v)) for g, v in zip(reference.expected[1:], t)) for t in flat]
+            self._forward = jax.jit(programs.forward(self.problem.loss))
+        slopes = [
+            sum(
+                float(np.vdot(g, v[i].astype(np.float64)))
+                for g, v in zip(reference.expected[1:], jax.tree.leaves(tangents))
+            )
+            for i in range(programs.FORWARD_DIRECTIONS)
+        ]
         spread = self.band(point, "forward").sample(point.params, point.data)
         wanted = [np.asarray(slopes)]
-        along = Reference(point, wanted, spread, compare_centre(spread, wanted, self.dtype))
+        along = Reference(point, wanted, spread, compare_centre(spread, wanted, self.dtype), "forward")
         # <g*, v> inherits the float64 rounding of g*, at most sqrt(n) of its norm along +-1, and rounds itself.
         share = UNIT / self.form.unit
         slack = sum(

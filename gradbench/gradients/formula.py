@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.gradients import oracle
+from gradbench.gradients import oracle, reference
 from gradbench.gradients.band import Spread, quantile
 from gradbench.gradients.formats import format_of
 from gradbench.problem import Problem
@@ -55,25 +55,19 @@ class Loss:
     """The loss at a point as a function of one number, the step along a direction; float64, op by op."""
 
     def __init__(self, problem: Problem, point: oracle.Point, noise: float | None):
-        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-            params, data = oracle.float64(point.params), oracle.float64(point.data)
-            self.leaves, self._tree = jax.tree.flatten(params)
-            self.leaves = [np.asarray(x) for x in self.leaves]
-            self.trace = jax.make_jaxpr(problem.loss)(params, data)
-        self._narrow = oracle.rounds_on_purpose(self.trace)
-        self._loss, self._data = problem.loss, data
-        self.value = self.at(0.0, [np.zeros(())] * len(self.leaves))
+        self.trace = oracle.trace(problem.loss, point.params, point.data)
+        self.leaves = [np.asarray(x).astype(np.float64) for x in jax.tree.leaves(point.params)]
+        self._data = jax.tree.leaves(point.data)
+        self.value = self.at(0.0, [None] * len(self.leaves))
         # Without a band a thousand roundings are assumed.
         self.noise = max(UNIT * abs(self.value), 1000 * UNIT * abs(self.value) if noise is None else noise)
 
-    def at(self, step: float, direction: list[np.ndarray]) -> float:
-        with oracle.op_by_op():
-            params = self._tree.unflatten([jnp.asarray(x + step * v) for x, v in zip(self.leaves, direction)])
-            if self._narrow:
-                return float(oracle.widened(self.trace, (params, self._data))[0])
-            return float(self._loss(params, self._data))
+    def at(self, step: float, direction: Sequence[np.ndarray | None]) -> float:
+        """`direction` has an array a leaf, or None where the leaf stays."""
+        params = [x if v is None else x + step * v for x, v in zip(self.leaves, direction)]
+        return float(reference.run(self.trace, [*params, *self._data])[0])
 
-    def slope(self, direction: list[np.ndarray], scale: float) -> Slope | None:
+    def slope(self, direction: Sequence[np.ndarray | None], scale: float) -> Slope | None:
         """From central differences at steps scale/4, scale/16, ...; None where the loss is not finite there."""
         known = []
         factor = quantile(1)
@@ -156,7 +150,7 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, problem: Pr
         norm = float(np.linalg.norm(g))
         for direction, entry in directions:
             tried += 1
-            whole = [np.zeros(())] * len(gradient)
+            whole: list[np.ndarray | None] = [None] * len(gradient)
             whole[number] = direction
             # A direction of +-1/sqrt(n) moves every entry 1/sqrt(n); steps start where each moves by its leaf's size.
             reach = scale * (math.sqrt(g.size) if entry is None else 1.0)

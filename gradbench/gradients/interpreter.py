@@ -150,6 +150,8 @@ class Interpreter:
 
     def equation(self, equation: Any, ins: list[Pair]) -> tuple[list[Pair], Flags]:
         name, params = equation.primitive.name, equation.params
+        if not equation.outvars:  # jax.debug.print
+            return [], no_flags()
         if name in CALLS:
             inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params)
             return self.run(*open_jaxpr(inner), ins)
@@ -271,10 +273,7 @@ class Interpreter:
         return Pair(pair.exact, self.add(pair.noisy, pair.exact, jnp.broadcast_to(amplitude, pair.exact.shape)))
 
     def scan(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
-        if "num_consts" in params:
-            consts, carried = params["num_consts"], params["num_carry"]
-        else:  # jax 0.12 keeps the three groups as a tree
-            consts, carried = (len(part) for part in list(params["ft_in"].unpack())[:2])
+        consts, carried = scan_counts(params)
         body, body_consts = open_jaxpr(params["jaxpr"])
 
         def step(state, slices):
@@ -312,6 +311,14 @@ class Interpreter:
         branches = [lambda b=b: self.run(*open_jaxpr(b), operands) for b in params["branches"]]
         outputs, flags = lax.switch(index.exact.astype(jnp.int32), branches)
         return outputs, flags._replace(tie=flags.tie | (index.exact != index.noisy))
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """(constants, carried values) of a scan."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carried = (len(part) for part in list(params["ft_in"].unpack())[:2])  # jax 0.12 keeps the groups as a tree
+    return consts, carried
 
 
 _COMBINERS = {

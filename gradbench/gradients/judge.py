@@ -166,9 +166,10 @@ def _leaf(g, e, spread, position, name, form, more, entry_factor, leaf_factor, g
     beta = float(np.sum(g[usable] / unit * relative) / size**2) if size > 0 else 1.0
     # 2^-49: the sums made here are float64 too.
     beta_allowed = leaf_factor * along + 2.0**-49 + (slack / size if size > 0 else 0.0)
-    order = np.argsort(units, axis=None)[::-1][:3]
+    few = min(3, units.size)
+    order = np.argpartition(units, units.size - few, axis=None)[units.size - few :] if few else []
     worst = []
-    for flat in order:
+    for flat in sorted(order, key=lambda i: -units.flat[i]):
         index = np.unravel_index(flat, e.shape)
         if units[index] > 0:
             worst.append(

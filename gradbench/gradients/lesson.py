@@ -11,6 +11,8 @@ from gradbench.gradients import oracle
 from gradbench.problem import Problem
 
 _DIRECTIONS = 64
+_FEW = 4  # for more than _LARGE parameters: a random direction is then nearly level anyway
+_LARGE = 10**6
 
 
 def lesson(problem: Problem, point: oracle.Point, gradient: list[np.ndarray]) -> list[str]:
@@ -25,13 +27,13 @@ def _steepest(gradient: list[np.ndarray]) -> str:
     if not np.isfinite(norm) or norm == 0:
         return "the gradient is 0 here: no direction leads down" if norm == 0 else ""
     generator = np.random.default_rng(0)
-    slopes = []
-    for _ in range(_DIRECTIONS):
+    slopes, count = [], _DIRECTIONS if flat.size <= _LARGE else _FEW
+    for _ in range(count):
         direction = generator.standard_normal(flat.shape)
         slopes.append(float(flat @ direction) / float(np.linalg.norm(direction)))
     along = float(flat @ (flat / norm))
     return (
-        f"slope along the gradient {along:.6g} = its norm {norm:.6g}; the steepest of {_DIRECTIONS} random "
+        f"slope along the gradient {along:.6g} = its norm {norm:.6g}; the steepest of {count} random "
         f"directions: {max(slopes):.6g}. Steepest descent steps against it."
     )
 

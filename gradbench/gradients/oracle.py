@@ -1,7 +1,8 @@
 """The reference: float64 on the CPU, one primitive at a time, at inputs already rounded to the dtype under test.
 
-Nothing of it is compiled as a program, so a fault of the compiler, of another device or of a narrower format cannot
-reach it. Whether the derivative itself is right is the business of `formula`.
+Nothing of it is compiled as a program and most of it is NumPy's (see `reference`), so a fault of the compiler, of
+another device or of a narrower format cannot reach it. Whether the derivative itself is right is the business of
+`formula`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.gradients.formats import format_of, round_to
+from gradbench.gradients import reference
+from gradbench.gradients.formats import round_to
 from gradbench.gradients.interpreter import CALLS, Interpreter, Pair, open_jaxpr
 from gradbench.problem import Problem
 
@@ -38,7 +40,7 @@ def points(problem: Problem, dtype: str, count: int = 2, seed: int = 0) -> list[
     Near means a normal step of a tenth of the leaf's root mean square, or of 1 where that is smaller.
     """
     with jax.enable_x64(False), jax.default_device(jax.devices("cpu")[0]):
-        start = jax.tree.map(lambda x: np.asarray(x, np.float64), problem.init(jax.random.key(seed)))
+        start = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(problem.init)(jax.random.key(seed)))
     data, examples = cut_examples(problem, sum(x.size for x in jax.tree.leaves(start)), seed)
     found = []
     for number in range(count):
@@ -91,36 +93,26 @@ def float64(tree: Any) -> Any:
     )
 
 
-class op_by_op:
-    """Float64 on the CPU, nothing jitted."""
-
-    def __enter__(self):
-        self._contexts = [jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]), jax.disable_jit()]
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *exception):
-        for context in reversed(self._contexts):
-            context.__exit__(*exception)
-
-
 def evaluate(function: Callable[[Any, Any], Any], params: Any, data: Any) -> list[np.ndarray]:
     """The flat leaves of `function(params, data)` in float64, one primitive at a time, on the CPU.
 
-    Where the function itself rounds to a narrower format (mixed precision), its trace is run with every float
-    widened instead, as the exact function that it approximates.
+    Where the function itself rounds to a narrower format (mixed precision), that is the exact function it approximates.
     """
+    return reference.run(trace(function, params, data), jax.tree.leaves((params, data)))
+
+
+def trace(function: Callable[[Any, Any], Any], params: Any, data: Any) -> Any:
+    """The jaxpr of `function(params, data)` with every float of the arguments in float64."""
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(np.shape(x), np.float64 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        arguments = float64(params), float64(data)
-        trace = jax.make_jaxpr(function)(*arguments)
-        if rounds_on_purpose(trace):
-            return [np.asarray(x) for x in widened(trace, arguments)]
-        with jax.disable_jit():
-            return [np.asarray(x) for x in jax.tree.leaves(function(*arguments))]
+        return jax.make_jaxpr(function)(*jax.tree.map(shape, (params, data)))
 
 
 def widened(trace: Any, arguments: Any) -> list[Any]:
-    """The outputs of a trace with every float in float64, calls (custom rules too) inlined; no noise."""
+    """The outputs of a trace with every float in float64, calls (custom rules too) inlined; can be differentiated."""
     jaxpr, consts = open_jaxpr(trace)
     leaves = [Pair(x, x) for x in jax.tree.leaves(arguments)]
     outputs, _ = Interpreter(None, jax.devices("cpu")[0], lambda dtype: False).run(jaxpr, consts, leaves)
@@ -134,19 +126,6 @@ def equations(trace: Any):
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
             if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
                 yield from equations(value)
-
-
-def rounds_on_purpose(trace: Any) -> bool:
-    """True where a trace made in float64 converts a float to a narrower one."""
-    for equation in equations(trace):
-        if equation.primitive.name == "reduce_precision":
-            return True
-        if equation.primitive.name == "convert_element_type":
-            before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
-            floats = jnp.issubdtype(before, jnp.floating) and jnp.issubdtype(after, jnp.floating)
-            if floats and format_of(after).digits < format_of(before).digits:
-                return True
-    return False
 
 
 def custom_rules(trace: Any) -> list[str]:

@@ -124,23 +124,23 @@ def microbatches(loss: LossFunction, examples: int | None, transform: Callable =
 FORWARD_DIRECTIONS = 4
 
 
-def directions(params: Any) -> list[Any]:
-    """FORWARD_DIRECTIONS pytrees of +-1 (NumPy, the leaves' dtypes), exact in every format."""
+def directions(params: Any) -> Any:
+    """FORWARD_DIRECTIONS directions of +-1, exact in every format: `params` with a leading axis (NumPy)."""
     generator = np.random.default_rng(7)
-    return [
-        jax.tree.map(lambda x: np.where(generator.random(np.shape(x)) < 0.5, -1, 1).astype(x.dtype), params)
-        for _ in range(FORWARD_DIRECTIONS)
-    ]
+
+    def leaf(x: Any) -> np.ndarray:
+        shape = (FORWARD_DIRECTIONS, *np.shape(x))
+        return (2 * generator.integers(2, size=shape, dtype=np.int8) - 1).astype(x.dtype)
+
+    return jax.tree.map(leaf, params)
 
 
-def forward(loss: LossFunction, tangents: list[Any]) -> Callable[[Any, Any], jax.Array]:
-    """`run(params, data)` -> the forward-mode derivatives along each tangent, shape (len(tangents),)."""
+def forward(loss: LossFunction) -> Callable[[Any, Any], jax.Array]:
+    """`run(params, (data, directions))` -> the forward-mode derivatives along each direction, shape (directions,)."""
 
-    def run(params, data):
-        def along(tangent):
-            return jax.jvp(lambda p: loss(p, data), (params,), (tangent,))[1]
-
-        return jax.vmap(along)(jax.tree.map(lambda *v: jnp.stack(v), *tangents))
+    def run(params, both):
+        data, tangents = both
+        return jax.vmap(lambda tangent: jax.jvp(lambda p: loss(p, data), (params,), (tangent,))[1])(tangents)
 
     return run
 

@@ -1,0 +1,78 @@
+"""The oracle's NumPy road against JAX in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from gradbench.gradients import oracle
+
+GENERATOR = np.random.default_rng(11)
+MATRIX = GENERATOR.standard_normal((12, 6))
+VECTOR = GENERATOR.standard_normal(6)
+
+
+def evaluated(function, *arguments):
+    return oracle.evaluate(lambda params, data: function(*params), arguments, ())
+
+
+def loop(w):
+    return lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 1.5), (0, w))[1]
+
+
+def recurrence(w, reverse=False):
+    return lax.scan(lambda c, x: (jnp.tanh(c * w + x), jnp.sum(c)), jnp.zeros_like(w), MATRIX, reverse=reverse)
+
+
+FUNCTIONS = {
+    "nested calls": lambda w: jax.jit(lambda v: jax.nn.softplus(jax.checkpoint(jnp.sin)(v)))(w),
+    "scan": recurrence,
+    "scan backwards": lambda w: recurrence(w, reverse=True),
+    "empty scan": lambda w: lax.scan(lambda c, x: (c, c + x), w, jnp.zeros((0, 6))),
+    "while": loop,
+    "cond": lambda w: lax.cond(w[0] < 1e6, lambda v: v * v, lambda v: v, w),
+    "switch": lambda w: lax.switch(7, [lambda v: v, lambda v: 2 * v, lambda v: 3 * v], w),
+    "select of three": lambda w: lax.select_n(jnp.arange(6) % 3, w, 2 * w, 3 * w),
+    "gather and scatter": lambda w: jnp.zeros(3).at[jnp.array([0, 1, 1, 2, 0, 0])].add(w)[jnp.array([2, 2, 0])],
+    "sort": jnp.sort,
+    "cumulative": lambda w: jnp.cumsum(w) + lax.cumsum(w, reverse=True) + jnp.cumprod(w),
+    "convolution": lambda w: jnp.convolve(w, w),
+    "batched product": lambda w: jnp.einsum("bij,kjb->ikb", w.reshape(1, 2, 3), w.reshape(2, 3, 1)),
+    "outer product": lambda w: jnp.tensordot(w, w, 0),
+    "solve": lambda w: jnp.linalg.solve(jnp.outer(w, w) + jnp.eye(6), w),
+    "complex": lambda w: jnp.abs(jnp.fft.fft(w)) ** 2,
+    "moves": lambda w: jnp.concatenate([w[::-1], w[1:5:2]]).reshape(2, 2, 2).transpose(2, 0, 1).squeeze(),
+    "whole numbers": lambda w: (w * 3).astype(jnp.int32) // 2 + jnp.arange(6),
+    "random keys": lambda w: w + jax.random.uniform(jax.random.key(0), (6,)),
+}
+ELEMENTARY = (
+    "exp exp2 expm1 tanh sin cos tan asin acos atan sinh cosh asinh atanh cbrt logistic abs sign floor ceil square"
+)
+POSITIVE = "log log1p sqrt rsqrt"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_it_computes_what_jax_computes(name):
+    with jax.enable_x64(True):
+        expected = [np.asarray(x) for x in jax.tree.leaves(FUNCTIONS[name](jnp.asarray(VECTOR)))]
+    for got, wanted in zip(evaluated(FUNCTIONS[name], VECTOR), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", [*ELEMENTARY.split(), *POSITIVE.split()])
+def test_elementary_functions(name):
+    numbers = np.concatenate([np.linspace(-0.95, 0.95, 20), [0.0]])
+    numbers = np.abs(numbers) + 0.1 if name in POSITIVE.split() else numbers
+    with jax.enable_x64(True):
+        expected = getattr(lax, name)(jnp.asarray(numbers))
+    np.testing.assert_allclose(evaluated(getattr(lax, name), numbers)[0], expected, rtol=8 * 2.0**-53, atol=0)
+
+
+def test_the_logistic_keeps_its_digits_far_out():
+    np.testing.assert_allclose(evaluated(lax.logistic, np.array([-700.0]))[0], np.exp(-700.0), rtol=1e-15)
+
+
+def test_a_function_that_rounds_on_purpose_is_evaluated_without_rounding():
+    got = evaluated(lambda x: (x.astype(jnp.bfloat16) * 3).astype(jnp.float32), VECTOR)[0]
+    np.testing.assert_array_equal(got, 3 * VECTOR)
