@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from gradbench.errors import PlanError, one_line
+from gradbench.errors import PlanError, ProblemError, one_line
 from gradbench.gradients import formats, formula, oracle
 from gradbench.gradients import programs as program_table
 from gradbench.gradients.band import Spread
@@ -67,6 +67,11 @@ def check_gradient(
     classes = [formats.known("precision", p, formats.PRECISIONS) for p in classes]
     names = _select(programs, fast)
     targets = devices_for(device)
+    reference = oracle.points(problem, "float64", 1, seed)[0]
+    try:
+        oracle.trace(jax.value_and_grad(problem.loss), reference.params, reference.data)
+    except Exception as error:
+        raise ProblemError(f"{problem.name}: the loss has no gradient: {one_line(error)}") from error
     rows: list[Row] = []
     skipped: dict[str, str] = {}
     spread, share = None, 1.0
@@ -87,18 +92,23 @@ def check_gradient(
                 skipped |= left_out
                 if spread is None and one in ("float64", "float32"):
                     spread, share = execution.first, _share(execution)
-    reference = oracle.points(problem, "float64", 1, seed)[0]
     if spread is None:
         spread, share = _fallback_spread(problem, seed)
-    tests, gradient = formula.check(problem, reference, spread, share, fast)
+    lines: list[str] = []
+    try:
+        tests, gradient = formula.check(problem, reference, spread, share, fast)
+        lines = lesson(problem, reference, gradient)
+    except Exception as error:  # a user's loss may hold anything: a kernel for another device, a callback that raises
+        reason = f"the loss cannot be run one primitive at a time in float64: {type(error).__name__}: {one_line(error)}"
+        tests = [formula.Test("finite differences", "INCONCLUSIVE", reason)]
     return CheckReport(
         problem=problem.name,
         formula=tests,
         rows=rows,
         skipped=skipped,
-        lesson=lesson(problem, reference, gradient),
+        lesson=lines,
         examples=reference.examples,
-        parameters=sum(g.size for g in gradient),
+        parameters=sum(x.size for x in jax.tree.leaves(reference.params)),
         seconds=time.perf_counter() - started,
     )
 
@@ -137,6 +147,6 @@ def _fallback_spread(problem: Problem, seed: int) -> tuple[Spread | None, float]
 
 
 def _unable(dtype: str, precision: str, device: jax.Device, error: Exception) -> Row:
-    reason = f"no band: {type(error).__name__}: {one_line(error)}"
+    reason = f"the program or its band cannot be run: {type(error).__name__}: {one_line(error)}"
     where = f"{device.platform}:{device.id}"
     return Row("all", dtype, precision, where, "INCONCLUSIVE", reason, 0.0, float("inf"), 0, "", [])

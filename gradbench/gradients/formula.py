@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradbench.errors import one_line
 from gradbench.gradients import oracle, reference
 from gradbench.gradients.band import Spread, quantile
 from gradbench.gradients.formats import format_of
@@ -276,13 +277,22 @@ def _suspects(loss: Loss, point, gradient, names) -> Test:
     if "stop_gradient" in oracle.primitives(loss.trace):
         found.append("the loss has a stop_gradient")
     if rules:
-        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-            data = oracle.float64(point.data)
-            native = jax.grad(lambda p: oracle.widened(loss.trace, (p, data))[0])(oracle.float64(point.params))
-        native = [np.asarray(x) for x in jax.tree.leaves(native)]
-        differing = [n for n, a, b in zip(names, native, gradient) if not np.allclose(a, b, rtol=1e-9, equal_nan=True)]
-        if differing:
-            found.append(
-                f"without its custom rules ({'; '.join(rules)}) the gradient of {', '.join(differing)} differs"
-            )
+        listed = "; ".join(rules)
+        try:
+            native = _native(loss, point)
+        except Exception as error:
+            found.append(f"without its custom rules ({listed}) the loss has no derivative: {one_line(error)}")
+        else:
+            pairs = zip(names, native, gradient)
+            differing = [n for n, a, b in pairs if not np.allclose(a, b, rtol=1e-9, equal_nan=True)]
+            if differing:
+                found.append(f"without its custom rules ({listed}) the gradient of {', '.join(differing)} differs")
     return Test("suspects", "INCONCLUSIVE", "; ".join(found) or "no custom rule and no stop_gradient in the loss")
+
+
+def _native(loss: Loss, point) -> list[np.ndarray]:
+    """The gradient with every custom rule stripped."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        data = oracle.float64(point.data)
+        native = jax.grad(lambda p: oracle.widened(loss.trace, (p, data))[0])(oracle.float64(point.params))
+        return [np.asarray(x) for x in jax.tree.leaves(native)]

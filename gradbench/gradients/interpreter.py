@@ -172,7 +172,7 @@ class Interpreter:
         units = rounding.units(name, params)
         if units is None and not (
             name in rounding.EXACT | rounding.SUMS | rounding.PRODUCTS | rounding.BACKWARD_STABLE
-            or name == "one_minus_square"
+            or name in ("one_minus_square", "polynomial")
             or not any(jnp.issubdtype(d, jnp.inexact) for d in [*dtypes, *outs])
         ):
             self.unknown.add(name)
@@ -230,6 +230,8 @@ class Interpreter:
             return units * one
         if name == "one_minus_square":  # 1 - x^2, its square rounded too
             return one + form.unit * jnp.abs(1 - exact)
+        if name == "polynomial":
+            return 2 * (len(ins) - 1) * (form.unit * bind([jnp.abs(p.exact) for p in ins]) + self.underflow(dtype))
         if name == "convert_element_type":
             if not jnp.issubdtype(dtypes[0], jnp.inexact):
                 return jnp.where(jnp.abs(exact) <= 2.0**form.digits, 0.0, form.unit * jnp.abs(exact))

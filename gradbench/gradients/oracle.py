@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.gradients import reference
-from gradbench.gradients.formats import round_to
+from gradbench.gradients.formats import round_to, x64_context
 from gradbench.gradients.interpreter import CALLS, Interpreter, Pair, open_jaxpr
 from gradbench.problem import Problem
 
@@ -102,12 +102,21 @@ def evaluate(function: Callable[[Any, Any], Any], params: Any, data: Any) -> lis
 
 
 def trace(function: Callable[[Any, Any], Any], params: Any, data: Any) -> Any:
-    """The jaxpr of `function(params, data)` with every float of the arguments in float64."""
+    """The jaxpr of `function(params, data)` in float64, or in float32 where it names float32 itself and takes no other.
 
+    `evaluate` widens either. Raises what tracing in float32 raises where neither is possible.
+    """
+    try:
+        return _traced(function, params, data, "float64")
+    except Exception:
+        return _traced(function, params, data, "float32")
+
+
+def _traced(function: Callable[[Any, Any], Any], params: Any, data: Any, dtype: str) -> Any:
     def shape(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(np.shape(x), np.float64 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+        return jax.ShapeDtypeStruct(np.shape(x), dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
 
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+    with x64_context(dtype), jax.default_device(jax.devices("cpu")[0]):
         return jax.make_jaxpr(function)(*jax.tree.map(shape, (params, data)))
 
 

@@ -11,6 +11,7 @@ A result `y` computed in a format of unit roundoff u and smallest spacing s is m
 - a power by a whole number p: p multiplications, pu|y|;
 - an elementary function: 8u|y|, that is 4 units in the last place, the largest error in the table of the CUDA C++
   Programming Guide (Mathematical Functions) over the single-precision functions used here;
+- a polynomial of degree n by Horner's rule: 2nu sum_i |c_i| |x|^i (Higham 2002, section 5.1);
 - a sum S of k terms x_i: u sqrt(k (M + Q/6) + Q) + u|S|. Addition i rounds the partial sum S_i, so the error is
   sum_i d_i S_i with independent d_i of unit u (Higham and Mary, A new approach to probabilistic rounding error
   analysis, 2019) and its square is u^2 sum_i S_i^2. M is the mean of S_i^2 over a few partial sums taken in the order
