@@ -29,10 +29,10 @@ def problem(hidden: int | tuple[int, ...] = 32, activation: str = "tanh") -> Pro
         return [{"w": weight, "b": jnp.zeros(weight.shape[1])} for weight in weights]
 
     def loss(params, data):
-        x = data["x"]
+        x = data["x"].T  # units x examples: the softmax then runs along whole rows of examples, not down columns of 10
         for layer in params[:-1]:
-            x = functions[activation](x @ layer["w"] + layer["b"])
-        logits = x @ params[-1]["w"] + params[-1]["b"]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, data["y"]).mean()
+            x = functions[activation](layer["w"].T @ x + layer["b"][:, None])
+        logits = params[-1]["w"].T @ x + params[-1]["b"][:, None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, data["y"], axis=0).mean()
 
     return Problem(init, loss, {"x": images / 16.0, "y": labels}, examples=len(labels), target=0.1)
