@@ -119,6 +119,8 @@ def validate(problem: Problem) -> Problem:
             array = np.asarray(leaf)
         except ValueError as error:
             raise fault(f"{where} is ragged: {one_line(error)}") from error
+        except TypeError as error:  # random keys
+            raise fault(f"{where} is no array of numbers: {one_line(error)}") from error
         if array.dtype.kind not in "fiub" and not jnp.issubdtype(array.dtype, jnp.floating):
             raise fault(f"{where} holds {array.dtype}; data must be arrays of numbers")
         if array.dtype.kind not in "iub" and not np.isfinite(array).all():

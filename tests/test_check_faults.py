@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gradbench import program as sweep
 from gradbench.gradients import faults, formula, oracle, programs
 from gradbench.gradients.execution import MANY_REPEATS, Execution, compare_centre
 from gradbench.gradients.judge import meaning
@@ -132,3 +133,16 @@ def test_a_wrong_forward_derivative_fails(network):
     execution._forward = lambda params, data: compiled(params, data) * 1.001
     assert execution.forward(reference.point, reference).verdict == "FAIL"
     execution._forward = compiled
+
+
+def test_the_batched_program_is_the_sweeps_own(network, monkeypatch):
+    execution, reference = network
+    step = sweep.Trial.step
+
+    def wrong(trial, state, learning_rate, data):
+        state, row = step(trial, state, learning_rate, data)
+        return state._replace(opt_state=jax.tree.map(lambda g: 1.01 * g, state.opt_state)), row
+
+    monkeypatch.setattr(sweep.Trial, "step", wrong)
+    batched = programs.PROGRAMS["batched"].build(execution.problem.loss, None)
+    assert execution.run("batched", batched, reference).verdict == "FAIL"

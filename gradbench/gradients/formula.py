@@ -26,6 +26,9 @@ UNIT = format_of(jnp.float64).unit
 # A fault smaller than this is not resolved by differences and the direction is INCONCLUSIVE: half of a leaf's slope
 # is the coarsest fault (a factor 2) that must be seen.
 COARSEST = 0.5
+# A derivative that iterates to a tolerance (an adjoint of an ODE, an implicit root) differs by that much from its
+# loss's: below the unit of float32 it is INCONCLUSIVE, not FAIL.
+NEGLIGIBLE = 2.0**-24
 
 
 @dataclasses.dataclass
@@ -171,7 +174,12 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, problem: Pr
             slack = slope.tolerance + UNIT * (norm * 8 + abs(along))
             off = slope.off(along)
             reference = max(abs(along), norm / math.sqrt(g.size), abs(middle))
-            if off > slack:
+            if slack < off <= NEGLIGIBLE * reference:
+                unclear.append(
+                    f"{where}: slope {along:.10g}, differences give {middle:.10g}, {off / reference:.0e} apart: less "
+                    "than float32 resolves, as a rule that iterates to a tolerance would be"
+                )
+            elif off > slack:
                 ratio = f", {along / middle:.4g} times" if abs(middle) > slack else ""
                 kind = "between one-sided slopes" if slope.kink else "differences give"
                 got = f"{slope.low:.7g} and {slope.high:.7g}" if slope.kink else f"{middle:.7g}"

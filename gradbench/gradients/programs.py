@@ -10,10 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+import optax
 
+from gradbench import program as sweep
 from gradbench.errors import PlanError, nearest
 from gradbench.gradients.oracle import take_rows
+from gradbench.optimizer import Optimizer
+from gradbench.plan import SweepPlan
+from gradbench.problem import Problem
 
 LossFunction = Callable[[Any, Any], jax.Array]
 Runner = Callable[[Any, Any], tuple[Any, Any]]
@@ -74,26 +78,31 @@ def _remat(loss: LossFunction, examples: int | None) -> Runner:
     return jax.jit(jax.value_and_grad(jax.checkpoint(loss)))
 
 
-def _batched(loss: LossFunction, examples: int | None) -> Runner:
-    # THE ENGINE'S PROGRAM: trials on one leading axis, vmapped, inside a scan over steps, under jit. The sweep's own
-    # builder belongs here; the learning rates are 0, so that the gradient stays that of the given point.
-    @jax.jit
-    def run(lanes, data, learning_rates):
-        def step(state, _):
-            value, gradient = jax.vmap(jax.value_and_grad(loss), in_axes=(0, None))(state[0], data)
-            moved = jax.tree.map(
-                lambda p, g: p - learning_rates.reshape(-1, *[1] * (g.ndim - 1)) * g, state[0], gradient
-            )
-            return (moved, value, gradient), value
+def _keeps_gradient(learning_rate: Any, steps: int) -> optax.GradientTransformationExtraArgs:
+    """An optimizer that does not move and whose state is the last gradient."""
 
-        shapes = jax.eval_shape(jax.vmap(jax.value_and_grad(loss), in_axes=(0, None)), lanes, data)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (_, value, gradient), _ = lax.scan(step, (lanes, *zeros), length=2)
-        return value, gradient
+    def update(updates, state, params=None, **extra):
+        return jax.tree.map(jnp.zeros_like, updates), updates
+
+    return optax.GradientTransformationExtraArgs(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+def _batched(loss: LossFunction, examples: int | None) -> Runner:
+    """The sweep's own program (gradbench.program), two steps of three trials that stay where they are."""
+    made: list[sweep.Program] = []
 
     def runner(params, data):
-        dtype = jax.tree.leaves(params)[0].dtype
-        return _lane(run(_lanes(params), data, jnp.zeros(3, dtype)))
+        one = jax.tree.leaves(params)[0]
+        if not made:
+            plan = SweepPlan(dtype=str(one.dtype), steps=2)
+            problem = Problem(init=lambda key: params, loss=loss, data=data, examples=examples)
+            trial = sweep.Trial.of(problem, Optimizer("keeps the gradient", _keeps_gradient), plan)
+            made.append(sweep.Program(trial, sweep.Block(devices=1, lanes=3, rows=2, stride=1), list(one.devices())))
+        program = made[0]
+        rates, none = program.rates(np.zeros(3)), program.place(np.zeros(3, np.int32))
+        state = program._start(_lanes(params), rates)
+        state, rows = program.advance(state, rates, none.astype(jnp.uint32), none, data)
+        return rows.loss[-1, 1], _lane(state.opt_state)
 
     return runner
 

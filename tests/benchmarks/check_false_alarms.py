@@ -1,9 +1,9 @@
 """How often the check accuses a right gradient: problems x seeds x points x dtypes x programs.
 
-    python tests/benchmarks/check_false_alarms.py [--seeds 25] [--out results/reference/check/false_alarms.json]
+    python tests/benchmarks/check_false_alarms.py [--seeds 12] [--out results/reference/check/false_alarms.json]
 
-Prints and writes, per dtype, the gradients judged, the false alarms (FAIL), the INCONCLUSIVE ones and the largest error
-in units of the band. Exits 1 if there was an alarm.
+Writes, per problem and dtype, the gradients judged, the false alarms (FAIL), the INCONCLUSIVE ones and the largest error
+in units of the band. Exits 1 if there was an alarm. With --out it can go on problem by problem, with --only.
 """
 
 from __future__ import annotations
@@ -40,57 +40,66 @@ PROBLEMS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=25)
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long, whole seeds only")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="problems whose name holds one of these words")
+    parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--only", nargs="*", help="these problems; what --out holds of the others is kept")
     parser.add_argument("--out", type=Path)
     choice = parser.parse_args()
-    started = time.perf_counter()
-    device = jax.devices()[0]
-    totals = {d: {"gradients": 0, "false_alarms": 0, "inconclusive": 0, "largest_error_in_bands": 0.0} for d in DTYPES}
-    alarms, executions, runners = [], {}, {}
-    problems = {name: load_problem(name) for name in PROBLEMS} | {"planted": faults.planted()}
-    if choice.only:
-        problems = {name: p for name, p in problems.items() if any(word in name for word in choice.only)}
-    seeds = 0
-    for seed in range(choice.first_seed, choice.first_seed + choice.seeds):
-        for name, problem in problems.items():
-            for dtype in DTYPES:
-                key = name, dtype
-                if key not in executions:
-                    executions[key] = Execution(problem, dtype, "highest", device)
-                    runners[key] = {n: p.build(problem.loss, problem.examples) for n, p in programs.PROGRAMS.items()}
-                for row in judge_all(executions[key], runners[key], oracle.points(problem, dtype, 2, seed)):
-                    total = totals[dtype]
-                    total["gradients"] += 1
-                    total["false_alarms"] += row.verdict == "FAIL"
-                    total["inconclusive"] += row.verdict == "INCONCLUSIVE"
-                    total["largest_error_in_bands"] = max(total["largest_error_in_bands"], row.off)
-                    if row.verdict == "FAIL":
-                        alarms.append(f"{name} {dtype} {row.program} seed {seed}, {row.point}: {row.reason}")
-                        print(alarms[-1], flush=True)
-        seeds += 1
-        print(f"seed {seed}: {time.perf_counter() - started:.0f} s, {totals}", flush=True)
-        if time.perf_counter() - started > 60 * choice.minutes:
-            break
-    count = sum(t["gradients"] for t in totals.values())
-    result = {
-        "command": f"python tests/benchmarks/check_false_alarms.py --first-seed {choice.first_seed} --seeds {seeds}"
-        + (f" --only {' '.join(choice.only)}" if choice.only else ""),
-        **environment(jax.devices(), "of each check"),
-        "gradients": count,
-        "problems": list(problems),
-        "seeds": seeds,
-        "by_dtype": totals,
-        "alarms": alarms,
-        "seconds": round(time.perf_counter() - started),
+    held = json.loads(choice.out.read_text()) if choice.out and choice.out.exists() else {}
+    by_problem = held.get("by_problem", {})
+    for name in choice.only or [*PROBLEMS, "planted"]:
+        by_problem[name] = judge_problem(faults.planted() if name == "planted" else load_problem(name), choice.seeds)
+        found = [line for lines in by_problem.values() for line in lines]
+        result = {
+            "command": f"python tests/benchmarks/check_false_alarms.py --seeds {choice.seeds}",
+            **environment(jax.devices(), "of each check"),
+            "gradients": sum(line["gradients"] for line in found),
+            "false_alarms": sum(line["false_alarms"] for line in found),
+            "by_dtype": {dtype: total([line for line in found if line["dtype"] == dtype]) for dtype in DTYPES},
+            "by_problem": by_problem,
+        }
+        print(name, json.dumps(total(by_problem[name])), flush=True)
+        if choice.out:
+            choice.out.parent.mkdir(parents=True, exist_ok=True)
+            choice.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: result[key] for key in ("gradients", "false_alarms", "by_dtype")}, indent=1))
+    return int(result["false_alarms"] > 0)
+
+
+def total(lines):
+    return {
+        **{key: sum(line[key] for line in lines) for key in ("gradients", "false_alarms", "inconclusive")},
+        "largest_error_in_bands": max((line["largest_error_in_bands"] for line in lines), default=0.0),
+        "seconds": sum(line["seconds"] for line in lines),
     }
-    print(json.dumps(result, indent=1))
-    if choice.out:
-        choice.out.parent.mkdir(parents=True, exist_ok=True)
-        choice.out.write_text(json.dumps(result, indent=1) + "\n")
-    return int(bool(alarms))
+
+
+def judge_problem(problem, seeds):
+    """A line for each dtype: what was judged, the alarms in words, the largest error in units of the band."""
+    lines = []
+    for dtype in DTYPES:
+        started = time.perf_counter()
+        execution = Execution(problem, dtype, "highest", jax.devices()[0])
+        runners = {n: p.build(problem.loss, problem.examples) for n, p in programs.PROGRAMS.items()}
+        rows, alarms = [], []
+        for seed in range(seeds):
+            for row in judge_all(execution, runners, oracle.points(problem, dtype, 2, seed)):
+                rows.append(row)
+                if row.verdict == "FAIL":
+                    alarms.append(f"{row.program} seed {seed}, {row.point}: {row.reason}")
+                    print(problem.name, dtype, alarms[-1], flush=True)
+        lines.append(
+            {
+                "dtype": dtype,
+                "seeds": seeds,
+                "gradients": len(rows),
+                "false_alarms": len(alarms),
+                "inconclusive": sum(row.verdict == "INCONCLUSIVE" for row in rows),
+                "largest_error_in_bands": max(row.off for row in rows),
+                "seconds": round(time.perf_counter() - started),
+                "alarms": alarms,
+            }
+        )
+    return lines
 
 
 def judge_all(execution, runners, points):
