@@ -2,8 +2,8 @@
 
     python tests/benchmarks/check_false_alarms.py [--seeds 12] [--out results/reference/check/false_alarms.json]
 
-Writes, per problem and dtype, the gradients judged, the false alarms (FAIL), the INCONCLUSIVE ones and the largest error
-in units of the band. Exits 1 if there was an alarm. With --out it can go on problem by problem, with --only.
+Writes, per problem and dtype, the gradients judged, the false alarms (FAIL), the INCONCLUSIVE ones and the largest
+error in units of the band. Exits 1 if there was an alarm. With --out it can go on problem by problem, with --only.
 """
 
 from __future__ import annotations
