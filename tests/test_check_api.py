@@ -86,6 +86,43 @@ def test_a_primitive_without_a_rule_is_inconclusive():
     assert "lgamma" in report.rows[0].reason
 
 
+def host(params):
+    return jax.pure_callback(lambda x: np.sum(x * x), jax.ShapeDtypeStruct((), params.dtype), params)
+
+
+def test_a_loss_without_a_gradient_is_one_line():
+    with pytest.raises(ProblemError, match="no gradient") as caught:
+        gradbench.check_gradient(gradbench.Problem(init=lambda key: jnp.ones(2), loss=lambda p, d: host(p)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_callback_that_raises_is_inconclusive_and_quotes_it():
+    def broken(x):
+        raise RuntimeError("the host says no")
+
+    @jax.custom_vjp
+    def loss(params, data):
+        return jax.pure_callback(broken, jax.ShapeDtypeStruct((), params.dtype), params)
+
+    loss.defvjp(lambda p, d: (loss(p, d), p), lambda p, ct: (ct * p, None))
+    report = gradbench.check_gradient(gradbench.Problem(init=lambda key: jnp.ones(2), loss=loss), **ONE)
+    assert {test.verdict for test in report.formula} == {row.verdict for row in report.rows} == {"INCONCLUSIVE"}
+    assert "the host says no" in report.formula[0].finding
+
+
+def test_a_rule_that_iterates_to_a_tolerance_is_not_accused():
+    problem = at_zero(lambda p: faults.with_backward(lambda g: g * (1 + 1e-8), _cube)(p, ()))
+    tests, _ = formula.check(problem, oracle.points(problem, "float64", 1)[0], None, 1.0, True)
+    assert tests[0].verdict in ("PASS", "INCONCLUSIVE")
+    problem = at_zero(lambda p: faults.with_backward(lambda g: g * (1 + 1e-5), _cube)(p, ()))
+    tests, _ = formula.check(problem, oracle.points(problem, "float64", 1)[0], None, 1.0, True)
+    assert tests[0].verdict == "FAIL"
+
+
+def _cube(params, data):
+    return jnp.sum((params + 1) ** 3)
+
+
 def test_random_numbers_in_the_loss_are_inconclusive():
     def loss(p, d):
         return jnp.sum((p - jax.random.normal(jax.random.key(0), (2,))) ** 2)

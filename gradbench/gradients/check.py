@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -97,9 +98,10 @@ def check_gradient(
     lines: list[str] = []
     try:
         tests, gradient = formula.check(problem, reference, spread, share, fast)
-        lines = lesson(problem, reference, gradient)
+        with contextlib.suppress(Exception):  # it leaves the point, and may leave the loss's domain
+            lines = lesson(problem, reference, gradient)
     except Exception as error:  # a user's loss may hold anything: a kernel for another device, a callback that raises
-        reason = f"the loss cannot be run one primitive at a time in float64: {type(error).__name__}: {one_line(error)}"
+        reason = f"the loss cannot be run one primitive at a time in float64: {_said(error)}"
         tests = [formula.Test("finite differences", "INCONCLUSIVE", reason)]
     return CheckReport(
         problem=problem.name,
@@ -147,6 +149,13 @@ def _fallback_spread(problem: Problem, seed: int) -> tuple[Spread | None, float]
 
 
 def _unable(dtype: str, precision: str, device: jax.Device, error: Exception) -> Row:
-    reason = f"the program or its band cannot be run: {type(error).__name__}: {one_line(error)}"
+    reason = f"the program or its band cannot be run: {_said(error)}"
     where = f"{device.platform}:{device.id}"
     return Row("all", dtype, precision, where, "INCONCLUSIVE", reason, 0.0, float("inf"), 0, "", [])
+
+
+def _said(error: Exception) -> str:
+    """The exception's type and line; of a callback's, which quotes a traceback, the last line of that."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    quoted = any("Traceback" in line for line in lines[:1])
+    return f"{type(error).__name__}: {lines[-1].strip() if quoted else one_line(error)}"

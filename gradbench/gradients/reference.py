@@ -14,6 +14,8 @@ import numpy as np
 
 from gradbench.gradients.interpreter import CALLS, Interpreter, Pair, open_jaxpr, scan_counts, wide
 
+MOST_TURNS = 10**5  # of a while loop, which may never end outside a loss's domain
+
 
 def run(trace: Any, arguments: list[Any]) -> list[np.ndarray]:
     """The outputs of a (closed) jaxpr, flat, float64. Values are dropped after their last use.
@@ -91,9 +93,11 @@ def _scan(params: dict[str, Any], ins: list[Any]) -> list[Any]:
 def _while(params: dict[str, Any], ins: list[Any]) -> list[Any]:
     tests, bodies = params["cond_nconsts"], params["body_nconsts"]
     test, body, carry = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"]), ins[tests + bodies :]
-    while bool(_run(*test, [*ins[:tests], *carry])[0]):
+    for _ in range(MOST_TURNS):
+        if not bool(_run(*test, [*ins[:tests], *carry])[0]):
+            return carry
         carry = _run(*body, [*ins[tests : tests + bodies], *carry])
-    return carry
+    raise RuntimeError(f"a while loop has not ended after {MOST_TURNS} turns")
 
 
 def _cond(params: dict[str, Any], ins: list[Any]) -> list[Any]:

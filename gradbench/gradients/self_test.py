@@ -20,8 +20,8 @@ from gradbench.gradients.formats import DTYPES, format_of
 class Finding:
     """One fault in one dtype.
 
-    `effect` is the largest relative change of a leaf or of the value that the fault makes (None where it comes and goes
-    or is judged by differences), `resolves` what the check says it can see. A miss is explained when the effect is
+    `effect` is the largest relative change of a leaf or of the value that the fault makes (None for a formula fault,
+    which is judged by differences), `resolves` what the check says it can see. A miss is explained when the effect is
     below it, or the verdict is INCONCLUSIVE.
     """
 
@@ -34,6 +34,17 @@ class Finding:
     resolves: float | None
     explained: bool
     finding: str
+
+    @property
+    def why(self) -> str:
+        """Why an explained miss is one, or the empty string."""
+        if self.caught or not self.explained:
+            return ""
+        if self.effect == 0:
+            return "no effect: this device or this dtype does the same"
+        if self.effect is not None and self.resolves is not None and self.effect <= self.resolves:
+            return f"it moves {self.effect:.1e}, {self.resolves:.1e} can be seen"
+        return self.finding
 
 
 @dataclasses.dataclass
@@ -49,7 +60,7 @@ class SelfTest:
         return all(f.caught or f.explained for f in self.findings) and not any(a for a, _ in self.right.values())
 
     def table(self) -> list[dict[str, Any]]:
-        return [dataclasses.asdict(f) for f in self.findings]
+        return [dataclasses.asdict(f) | {"why_missed": f.why} for f in self.findings]
 
     def rates(self) -> list[dict[str, Any]]:
         """Per dtype: faults caught and planted of each kind, misses explained and not, false alarms."""
@@ -71,9 +82,8 @@ class SelfTest:
         for f in self.findings:
             effect = "" if f.effect is None else f"{f.effect:.1e}"
             sees = "" if f.resolves is None else f"{f.resolves:.1e}"
-            why = "this device does the same" if f.effect == 0 else "below what it can see"
-            mark = "" if f.caught else (f"   missed: {why}" if f.explained else "   MISSED")
-            lines.append(f"{f.fault:40} {f.dtype:9} {f.verdict:13} {effect:8} {sees}{mark}")
+            mark = "" if f.caught else (f"missed: {f.why}" if f.explained else "MISSED")
+            lines.append(f"{f.fault:38} {f.dtype:9} {f.verdict:13} {effect:8} {sees:9} {mark}".rstrip())
         lines.append(f"{'dtype':9} {'formula':>8} {'execution':>10} {'explained':>10} {'MISSED':>7} false alarms")
         for r in self.rates():
             lines.append(
@@ -136,17 +146,16 @@ def _execution_finding(name: str, execution: Execution, reference: Reference, ru
     for program in (runner, _program(execution.problem.loss)):
         with jax.enable_x64(execution.dtype == "float64"), jax.default_device(execution.device):
             answers.append([np.asarray(x).astype(np.float64) for x in jax.tree.leaves(program(params, data))])
-    effect: float | None = 0.0
+    effect = 0.0
     with np.errstate(all="ignore"):
         for got, good, wanted in zip(*answers, reference.expected):
             size = float(np.linalg.norm(wanted))
             changed = float(np.linalg.norm(got - good))
             effect = max(effect, changed / size if np.isfinite(size) and size > 0 else float(np.any(got != good)))
     if effect == 0 and any("different answers" in note for note in row.notes):
-        effect = None  # it comes and goes
+        effect = faults.INTERMITTENT  # it comes and goes
     caught = row.verdict == "FAIL"
-    size = faults.INTERMITTENT if effect is None else effect
-    explained = not caught and (size <= right.resolves or row.verdict == "INCONCLUSIVE")
+    explained = not caught and (effect <= right.resolves or row.verdict == "INCONCLUSIVE")
     return Finding(
         name, "execution", execution.dtype, row.verdict, caught, effect, right.resolves, explained, row.reason
     )

@@ -2,14 +2,16 @@
 
     python tests/benchmarks/check_peers.py [--out results/reference/check/peers.json]
 
-The formula faults of gradbench.gradients.faults, each in float64, float32 and bfloat16 inputs, all tools at their
-defaults; and the right losses, where an objection is a false alarm. torch is asked where it is installed: it gets the
-same function and the same gradient through an autograd.Function that calls JAX.
+The planted faults of gradbench.gradients.faults in float64, float32 and bfloat16, all tools at their defaults, and
+right losses, where an objection is a false alarm. An execution fault is a loss that computes itself wrongly: the
+others are given that loss, this check the program made of it. torch is asked where it is installed: it gets the same
+function and the same gradient through an autograd.Function that calls JAX.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -19,11 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
 
+from gradbench import load_problem
 from gradbench.environment import environment
-from gradbench.gradients import check_gradient, faults, formula, oracle
+from gradbench.gradients import check_gradient, faults, formula, oracle, programs
+from gradbench.gradients.execution import Execution
 from gradbench.gradients.formats import x64_context
 
 DTYPES = ("float64", "float32", "bfloat16")
+FORMULA = faults.formula_faults()
+EXECUTION = {name: faults.planted(loss) for name, loss in faults.execution_faults().items()}
+BUILT_IN = ("quadratic_bowl", "rosenbrock", "linear_regression", "logistic_regression", "mlp[hidden=16]")
+RIGHT = {"network": faults.planted(), "one of 10^6": faults.million()} | {name: load_problem(name) for name in BUILT_IN}
+KINDS = {"formula faults caught": FORMULA, "execution faults caught": EXECUTION, "false alarms": RIGHT}
 
 
 def arguments(problem, dtype):
@@ -31,25 +40,28 @@ def arguments(problem, dtype):
     return jax.device_put((point.params, point.data))
 
 
-_known: dict[int, bool] = {}
-
-
-def formula_objects(problem) -> bool:
-    if id(problem) not in _known:
-        _known[id(problem)] = _formula_objects(problem)
-    return _known[id(problem)]
-
-
-def _formula_objects(problem) -> bool:
+@functools.cache
+def formula_objects(name) -> bool:
+    problem = FORMULA[name]
     tests, _ = formula.check(problem, oracle.points(problem, "float64", 1)[0], None, 1.0, True)
     return any(t.verdict == "FAIL" for t in tests)
 
 
-def ours(problem, dtype) -> bool:
-    """True if it objects. A formula fault is judged in float64, whatever the dtype; a right loss in its dtype too."""
-    if formula_objects(problem):
-        return True
-    return check_gradient(problem, dtype=dtype, fast=True).verdict == "FAIL"
+@functools.cache
+def network(dtype):
+    execution = Execution(faults.planted(), dtype, "highest", jax.devices()[0])
+    return execution, execution.reference(oracle.points(execution.problem, dtype, 1)[0])
+
+
+def ours(name, dtype) -> bool:
+    """True if it objects. A formula fault is judged in float64, whatever the dtype."""
+    if name in FORMULA:
+        return formula_objects(name)
+    if name in EXECUTION:
+        execution, reference = network(dtype)
+        program = programs.PROGRAMS["value_and_grad"].build(EXECUTION[name].loss, None)
+        return execution.run(name, program, reference).verdict == "FAIL"
+    return check_gradient(RIGHT[name], dtype=dtype, fast=True).verdict == "FAIL"
 
 
 def jax_check_grads(problem, dtype) -> bool:
@@ -98,7 +110,7 @@ def torch_gradcheck(problem, dtype) -> bool | None:
             numbers = [t.detach().to(torch.float64).numpy() for t in tensors]
             value, gradient = both([jnp.asarray(n, dtype) for n in numbers])
             back = [torch.tensor(np.asarray(g, np.float64)).to(kind) for g in gradient]
-            return torch.tensor(float(value)).to(kind), back
+            return torch.tensor(float(value), dtype=kind), back
 
         class Loss(torch.autograd.Function):
             @staticmethod
@@ -117,48 +129,49 @@ def torch_gradcheck(problem, dtype) -> bool | None:
             return True
 
 
-TOOLS = {
-    "gradbench check --fast": ours,
+PEERS = {
     "jax.test_util.check_grads": jax_check_grads,
     "torch.autograd.gradcheck": torch_gradcheck,
     "central difference": central_difference,
 }
+TOOLS = ("gradbench check", *PEERS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     out = parser.parse_args().out
-    right = {"right: network": faults.planted(), "right: one of 10^6": faults.million()}
     rows = []
-    for name, problem in {**faults.formula_faults(), **right}.items():
-        for dtype in DTYPES:
-            row = {"fault": name, "dtype": dtype}
-            for tool, objects in TOOLS.items():
-                answer = objects(problem, dtype)
-                row[tool] = "not run" if answer is None else ("objects" if answer else "passes")
+    for kind, problems in KINDS.items():
+        for name, problem in problems.items():
+            row = {"kind": kind, "name": name} | {tool: {} for tool in TOOLS}
+            for dtype in DTYPES:
+                row["gradbench check"][dtype] = ours(name, dtype)
+                for tool, objects in PEERS.items():
+                    row[tool][dtype] = objects(problem, dtype)
             rows.append(row)
             print(row, flush=True)
     summary = []
     for dtype in DTYPES:
-        for kind, wanted in (("faults caught", False), ("false alarms", True)):
-            mine = [r for r in rows if r["dtype"] == dtype and r["fault"].startswith("right") == wanted]
+        for kind in KINDS:
             line = {"dtype": dtype, "": kind}
             for tool in TOOLS:
-                asked = [r for r in mine if r[tool] != "not run"]
-                line[tool] = f"{sum(r[tool] == 'objects' for r in asked)}/{len(asked)}"
+                answers = [r[tool][dtype] for r in rows if r["kind"] == kind and r[tool][dtype] is not None]
+                line[tool] = f"{sum(answers)}/{len(answers)}"
             summary.append(line)
-    print(markdown(summary))
+    objections = [
+        {"objects in": row["name"]}
+        | {
+            tool: ", ".join(d for d in DTYPES if row[tool][d]) or ("" if row[tool][DTYPES[0]] is False else "not run")
+            for tool in TOOLS
+        }
+        for row in rows
+    ]
+    print(markdown(summary), markdown(objections), sep="\n\n")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        command = "python tests/benchmarks/check_peers.py"
-        out.write_text(
-            json.dumps(
-                {"command": command, **environment(jax.devices(), "of each check"), "summary": summary, "rows": rows},
-                indent=1,
-            )
-            + "\n"
-        )
+        head = {"command": "python tests/benchmarks/check_peers.py", **environment(jax.devices(), "of each check")}
+        out.write_text(json.dumps(head | {"summary": summary, "rows": rows}, indent=1) + "\n")
 
 
 def markdown(rows) -> str:
