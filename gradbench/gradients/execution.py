@@ -76,6 +76,7 @@ class Execution:
         self.form = format_of(dtype)
         self.flushes = flushes_subnormals(dtype, device)
         self._bands: dict[Any, Band] = {}
+        self._runners: dict[str, programs.Runner] = {}
         self._forward: Any = None
         self.first: Spread | None = None  # at the first point, for the formula's tests
 
@@ -89,6 +90,12 @@ class Execution:
                 function, point.params, point.data, self.dtype, self.precision, self.device, **options
             )
         return self._bands[key]
+
+    def runner(self, name: str, examples: int | None) -> programs.Runner:
+        """The program of that name, compiled once."""
+        if name not in self._runners:
+            self._runners[name] = programs.PROGRAMS[name].build(self.problem.loss, examples)
+        return self._runners[name]
 
     def reference(self, point: oracle.Point) -> Reference:
         """Raises what tracing or interpreting the loss raises."""
@@ -222,7 +229,7 @@ class Execution:
         rows: dict[str, Row] = {}
         skipped: dict[str, str] = {}
         examples = points[0].examples
-        runners = {n: programs.PROGRAMS[n].build(self.problem.loss, examples) for n in names if n in programs.PROGRAMS}
+        runners = {n: self.runner(n, examples) for n in names if n in programs.PROGRAMS}
         for point in points:
             reference = self.reference(point)
             for name, runner in runners.items():

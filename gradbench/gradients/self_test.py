@@ -139,11 +139,12 @@ def _program(loss: Callable) -> programs.Runner:
 
 
 def _execution_finding(name: str, execution: Execution, reference: Reference, runner: Callable) -> Finding:
+    right_runner = execution.runner("value_and_grad", None)
     row = execution.run(name, runner, reference, most=MANY_REPEATS)
-    right = execution.run("right", _program(execution.problem.loss), reference)
+    right = execution.run("right", right_runner, reference)
     params, data = execution.place(reference.point)
     answers = []
-    for program in (runner, _program(execution.problem.loss)):
+    for program in (runner, right_runner):
         with jax.enable_x64(execution.dtype == "float64"), jax.default_device(execution.device):
             answers.append([np.asarray(x).astype(np.float64) for x in jax.tree.leaves(program(params, data))])
     effect = 0.0
@@ -163,7 +164,7 @@ def _execution_finding(name: str, execution: Execution, reference: Reference, ru
 
 def _special_findings(execution: Execution, reference: Reference, device: jax.Device) -> list[Finding]:
     """Faults that need a program or a problem of their own."""
-    right = _program(execution.problem.loss)
+    right = execution.runner("value_and_grad", None)
 
     def wrong_value(params, data):
         value, gradient = right(params, data)
@@ -178,11 +179,11 @@ def _special_findings(execution: Execution, reference: Reference, device: jax.De
     large = Execution(faults.scaled_bowl(form.largest / 2.7), execution.dtype, "highest", device)
 
     def zero(params, data):
-        value, gradient = _program(small.problem.loss)(params, data)
+        value, gradient = small.runner("value_and_grad", None)(params, data)
         return value, jax.tree.map(lambda g: jnp.where(jnp.abs(g) < form.tiny, 0, g).astype(g.dtype), gradient)
 
     def finite(params, data):
-        value, gradient = _program(large.problem.loss)(params, data)
+        value, gradient = large.runner("value_and_grad", None)(params, data)
         return value, jax.tree.map(lambda g: jnp.where(jnp.isinf(g), 0, g).astype(g.dtype), gradient)
 
     for name, other, runner in (("subnormals flushed", small, zero), ("inf turned into 0", large, finite)):

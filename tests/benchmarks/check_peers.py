@@ -141,16 +141,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     out = parser.parse_args().out
-    rows = []
+    rows = json.loads(out.read_text())["rows"] if out and out.exists() else []  # goes on where it was stopped
+    done = {row["name"] for row in rows}
     for kind, problems in KINDS.items():
         for name, problem in problems.items():
-            row = {"kind": kind, "name": name} | {tool: {} for tool in TOOLS}
-            for dtype in DTYPES:
-                row["gradbench check"][dtype] = ours(name, dtype)
-                for tool, objects in PEERS.items():
-                    row[tool][dtype] = objects(problem, dtype)
-            rows.append(row)
-            print(row, flush=True)
+            if name not in done:
+                row = {"kind": kind, "name": name} | {tool: {} for tool in TOOLS}
+                for dtype in DTYPES:
+                    row["gradbench check"][dtype] = ours(name, dtype)
+                    for tool, objects in PEERS.items():
+                        row[tool][dtype] = objects(problem, dtype)
+                rows.append(row)
+                print(row, flush=True)
+                write(out, rows, [])
     summary = []
     for dtype in DTYPES:
         for kind in KINDS:
@@ -159,15 +162,18 @@ def main() -> None:
                 answers = [r[tool][dtype] for r in rows if r["kind"] == kind and r[tool][dtype] is not None]
                 line[tool] = f"{sum(answers)}/{len(answers)}"
             summary.append(line)
-    objections = [
-        {"objects in": row["name"]}
-        | {
-            tool: ", ".join(d for d in DTYPES if row[tool][d]) or ("" if row[tool][DTYPES[0]] is False else "not run")
-            for tool in TOOLS
-        }
-        for row in rows
-    ]
+    objections = []
+    for row in rows:
+        line = {"objects in": row["name"]}
+        for tool in TOOLS:
+            dtypes = ", ".join(dtype for dtype in DTYPES if row[tool][dtype])
+            line[tool] = "not run" if row[tool]["float64"] is None else dtypes
+        objections.append(line)
     print(markdown(summary), markdown(objections), sep="\n\n")
+    write(out, rows, summary)
+
+
+def write(out: Path | None, rows, summary) -> None:
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         head = {"command": "python tests/benchmarks/check_peers.py", **environment(jax.devices(), "of each check")}
