@@ -194,6 +194,25 @@ def _edge(rates: list[RateSummary]) -> tuple[float | None, float | None]:
     return below, None
 
 
+def telling_rates(pair: PairSummary) -> dict[float, str]:
+    """Learning rates that teach: too small, right, too large, diverging, as far as the pair has them."""
+    if pair.best is None:
+        return {pair.rates[0].learning_rate: "diverging"}
+    chosen = {pair.best.learning_rate: "right"}
+    small = pair.best.learning_rate / 30
+    below = [rate for rate in pair.rates if rate.learning_rate < pair.best.learning_rate]
+    if below:
+        chosen[min(below, key=lambda rate: abs(math.log(rate.learning_rate / small))).learning_rate] = "too small"
+    above = [rate for rate in pair.rates if rate.learning_rate > pair.best.learning_rate]
+    staying = [rate for rate in above if "diverged" not in rate.verdicts]
+    blown = [rate for rate in above if rate.verdicts.get("diverged", 0) == rate.seeds]
+    if staying:
+        chosen[staying[-1].learning_rate] = "too large"
+    if blown:
+        chosen[blown[0].learning_rate] = "diverging"
+    return dict(sorted(chosen.items()))
+
+
 def stable_limit(optimizer: str, largest_curvature: float) -> float | None:
     """The learning rate above which an optimizer diverges on a quadratic whose largest curvature is L.
 

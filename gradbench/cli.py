@@ -42,6 +42,7 @@ def run(
     stop_at_target: Annotated[bool | None, Parameter(negative="")] = None,
     record_points: int | None = None,
     retire: Annotated[bool | None, Parameter(name="--retire", negative="--no-retire")] = None,
+    sharpness: Annotated[bool | None, Parameter(negative="")] = None,
     config: Path | None = None,
     resume: str | None = None,
     out: Path = Path("results"),
@@ -80,6 +81,9 @@ def run(
         Points of a trial's curve at most. [default: 200]
     retire
         Finished trials make room for waiting ones. [default: yes]
+    sharpness
+        Also record the Hessian's top eigenvalue along the paths of up to four learning rates of each pair (too small,
+        right, too large, diverging), at 8 points each. Costs those trials once more and at most 2,600 gradients.
     config
         A TOML file with these settings, by the names that run.json uses; options given here win.
     resume
@@ -109,6 +113,7 @@ def run(
         "stop_at_target": stop_at_target,
         "record_points": record_points,
         "retire": retire,
+        "sharpness": sharpness,
     }
     given = {key: value for key, value in options.items() if value is not None}
     if resume is not None and (given or config):

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from gradbench.analysis import PairSummary
 from gradbench.errors import PlanError
 from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, cast
@@ -41,25 +40,6 @@ class Landscape:
     paths: list[dict[str, Any]]
     axes: tuple[str, str]
     note: str
-
-
-def telling_rates(pair: PairSummary) -> dict[float, str]:
-    """Learning rates that teach: too small, right, too large, diverging, as far as the pair has them."""
-    if pair.best is None:
-        return {pair.rates[0].learning_rate: "diverging"}
-    chosen = {pair.best.learning_rate: "right"}
-    small = pair.best.learning_rate / 30
-    below = [rate for rate in pair.rates if rate.learning_rate < pair.best.learning_rate]
-    if below:
-        chosen[min(below, key=lambda rate: abs(np.log(rate.learning_rate / small))).learning_rate] = "too small"
-    above = [rate for rate in pair.rates if rate.learning_rate > pair.best.learning_rate]
-    staying = [rate for rate in above if "diverged" not in rate.verdicts]
-    blown = [rate for rate in above if rate.verdicts.get("diverged", 0) == rate.seeds]
-    if staying:
-        chosen[staying[-1].learning_rate] = "too large"
-    if blown:
-        chosen[blown[0].learning_rate] = "diverging"
-    return dict(sorted(chosen.items()))
 
 
 def landscape(

@@ -5,9 +5,9 @@ import pytest
 from synthetic import make_run
 
 import gradbench
-from gradbench.analysis import summarise
+from gradbench.analysis import summarise, telling_rates
 from gradbench.errors import PlanError
-from gradbench.landscape import landscape, telling_rates, valleys
+from gradbench.landscape import landscape, valleys
 from gradbench.plan import SweepPlan
 
 

@@ -129,3 +129,26 @@ def test_a_replay_repeats_the_sweeps_losses(sweep):
     rows = run.trials.sort_by("trial").select(["initial_loss", "final_loss"]).to_pydict()
     # 12 steps of float32 in another order of summation: rounding of 2^-24 in sums over 64 examples, times 12
     np.testing.assert_allclose(again, np.array(list(rows.values())).T, rtol=64**0.5 * 12 * 2**-24)
+
+
+def test_a_run_records_the_sharpness_of_the_bowl(sweep):
+    run = sweep("quadratic_bowl", ["sgd"], (0.01, 0.1, 0.9, 1.5), seeds=1, steps=50, sharpness=True)
+    rows = run.sharpness.to_pylist()
+    # The bowl's Hessian is the same everywhere and its top eigenvalue L = 2; what is measured may be off by `error`
+    # and by Hessian-vector products in float32: 2^-24 in each of a few operations.
+    assert all(abs(row["sharpness"] - 2.0) <= row["error"] + 1e-6 for row in rows)
+    assert max(row["error"] for row in rows) < 0.01
+    assert {row["learning_rate"]: round(row["edge"], 6) for row in rows} == {0.01: 200.0, 0.9: 2.222222, 1.5: 1.333333}
+    assert [row["step"] for row in rows if row["learning_rate"] == 0.9] == [0, 7, 14, 21, 29, 36, 43, 50]
+
+
+def test_a_run_records_the_sharpness_of_a_network(sweep):
+    run = sweep("mlp[hidden=4]", ["sgd", "adam"], (0.01, 1.0), seeds=1, steps=20, sharpness=True)
+    rows = run.sharpness.to_pylist()
+    assert {row["optimizer"] for row in rows} == {"sgd", "adam"}
+    first = theory.measured_curvature(gradbench.load_problem("mlp[hidden=4]")).largest
+    for row in rows:
+        if row["step"] == 0:
+            assert abs(row["sharpness"] - first) <= row["error"] + 1e-4 * first
+        assert (row["edge"] is None) == (row["optimizer"] == "adam")
+    assert len({row["sharpness"] for row in rows}) > 4  # it moves along the path

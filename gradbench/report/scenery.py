@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gradbench.analysis import summarise
-from gradbench.landscape import GRID, Landscape, landscape, telling_rates
+from gradbench.analysis import summarise, telling_rates
+from gradbench.landscape import GRID, Landscape, landscape
 from gradbench.problem import load_problem, problem_names
 from gradbench.record import Run
 from gradbench.report.charts import COLOURS, alt, spec
