@@ -187,6 +187,7 @@ def report(
     *records: str,
     out: Path = Path("report.html"),
     figures: Path | None = None,
+    check: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
     results: Path = Path("results"),
     format: Format = "svg",
 ) -> int:
@@ -200,6 +201,9 @@ def report(
         The page to write.
     figures
         Write each view as a file into this folder instead.
+    check
+        A record of gradbench check to show on the page; repeat for more. [default: for each problem the newest in
+        check/ beside the records]
     results
         Where records are kept.
     format
@@ -209,7 +213,7 @@ def report(
     from gradbench.report import write_figures, write_report
 
     runs = [load_run(name, results) for name in records or ("latest",)]
-    written = [write_report(runs, out)] if figures is None else write_figures(runs, figures, format)
+    written = [write_report(runs, out, check)] if figures is None else write_figures(runs, figures, format)
     print("\n".join(map(str, written)))
     return 0
 

@@ -1,5 +1,6 @@
 """The page: what it says, how large it is, that it works in a browser; and the figures."""
 
+import dataclasses
 import html
 import json
 import math
@@ -15,7 +16,9 @@ import vl_convert
 from synthetic import make_run
 
 from gradbench.errors import GradbenchError
+from gradbench.gradients.command import run_check
 from gradbench.report import write_figures, write_report
+from gradbench.report.checks import check_rows
 from gradbench.report.data import answers, page_data
 from gradbench.report.figures import squeezed
 
@@ -91,8 +94,6 @@ def test_a_squeezed_png_has_the_same_pixels():
 
 @pytest.mark.parametrize("runs", [[], [make_run(rates=(0.1,), seeds=1)]])
 def test_nothing_to_report_is_an_error(runs, tmp_path):
-    import dataclasses
-
     runs = [dataclasses.replace(run, trials=run.trials.slice(0, 0)) for run in runs]
     with pytest.raises(GradbenchError):
         write_report(runs, tmp_path / "page.html")
@@ -194,3 +195,47 @@ def test_in_chromium_a_click_on_a_learning_rate_changes_the_linked_views(width, 
     assert "diverges at step 7" in result["slid"][0]
     assert [result[key][1] for key in ("before", "clicked", "slid")] == [0.1, 0.01, 1.0]
     assert math.isfinite(result["ready_ms"])
+
+
+def check_record(path, problem="quadratic_bowl", verdict="PASS", written="2026-01-01T00:00:00Z"):
+    """A file as gradbench check writes it, as far as it is read."""
+    program = {"program": "jit", "dtype": "float32", "precision": "highest", "device": "cpu:0", "verdict": verdict}
+    program |= {"reason": "twice too large", "resolves": 1.5e-6}
+    formula = {"name": "analytic gradient", "verdict": "PASS", "finding": "agrees", "resolves": None}
+    checks = [{"problem": problem, "formula": [formula], "programs": [program]}]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema": 1, "kind": "check", "written": written, "checks": checks}))
+    return path
+
+
+def test_the_newest_check_beside_a_record_is_on_its_page(tmp_path):
+    run = dataclasses.replace(make_run(optimizers=["sgd"]), path=tmp_path / "a-record")
+    check_record(tmp_path / "check" / "20260101-a.json", verdict="PASS", written="the first")
+    check_record(tmp_path / "check" / "20260102-b.json", verdict="FAIL", written="the second")
+    check_record(tmp_path / "check" / "20260103-c.json", problem="mlp", written="another problem")
+    (tmp_path / "check" / "peers.json").write_text("[]")
+    rows = check_rows([run])
+    assert [(row["part"], row["verdict"], row["finding"]) for row in rows] == [
+        ("formula", "PASS", "all 1: analytic gradient"),
+        ("execution", "FAIL", "jit: twice too large"),
+    ]
+    assert {row["checked"] for row in rows} == {"the second"}
+    assert "twice too large" in write_report([run], tmp_path / "page.html").read_text()
+
+
+def test_checks_that_are_named_are_shown_and_must_be_checks(tmp_path):
+    named = check_record(tmp_path / "mine.json", problem="mlp[hidden=8]")
+    assert {row["problem"] for row in check_rows([make_run()], [named])} == {"mlp[hidden=8]"}
+    (tmp_path / "other.json").write_text('{"kind": "check", "checks": [{}]}')
+    for name, words in (("other.json", "not a record of gradbench check"), ("none.json", "No such file")):
+        with pytest.raises(GradbenchError, match=words):
+            check_rows([make_run()], [tmp_path / name])
+
+
+def test_what_gradbench_check_writes_is_read(tmp_path):
+    assert run_check(["quadratic_bowl[dim=3]"], fast=True, out=tmp_path, note=lambda text: None) == 0
+    [file] = (tmp_path / "check").glob("*.json")
+    assert {(row["part"], row["verdict"]) for row in check_rows([], [file])} == {
+        ("formula", "PASS"),
+        ("execution", "PASS"),
+    }

@@ -52,8 +52,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _run(run: Run, name: str) -> dict[str, Any]:
     keys = ("id", "state", "started", "ended", "environment", "plan")
-    checks = run.info.get("gradient_checks") or []
-    return {"name": name, "trials": run.trials.num_rows, "checks": checks} | {key: run.info.get(key) for key in keys}
+    return {"name": name, "trials": run.trials.num_rows} | {key: run.info.get(key) for key in keys}
 
 
 def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
