@@ -110,14 +110,17 @@ def ecdf_over_targets(costs: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
 def measured_rate(steps: Sequence[float], gaps: Sequence[float], tail: float = 0.5) -> float:
     """The factor by which a step multiplies the loss gap: exp of the least-squares slope of log gap against step.
 
-    Over the last `tail` of the steps, where the slowest direction is what is left. NaN with fewer than two positive
-    gaps there. The distance to the minimum contracts by its square root.
+    Over the last `tail` of the steps at which there is a gap, where the slowest direction is what is left. NaN with
+    fewer than two positive gaps there. The distance to the minimum contracts by its square root.
     """
     x, y = np.asarray(steps, float), np.asarray(gaps, float)
-    use = (x >= x.max() * (1 - tail)) & (y > 0) & np.isfinite(y)
+    some = (y > 0) & np.isfinite(y)
+    x, y = x[some], y[some]
+    use = x >= x.max(initial=0.0) * (1 - tail)
     if use.sum() < 2 or np.ptp(x[use]) == 0:
         return math.nan
-    return float(np.exp(np.polyfit(x[use], np.log(y[use]), 1)[0]))
+    x, y = x[use] - x[use].mean(), np.log(y[use])
+    return float(np.exp(x @ y / (x @ x)))
 
 
 def _steps_at_best(run: Run, pair: PairSummary) -> np.ndarray:

@@ -53,6 +53,12 @@ def test_measured_rate_looks_at_the_tail():
     assert profiles.measured_rate(steps, gaps) == pytest.approx(0.99, rel=1e-12)
 
 
+def test_measured_rate_ends_where_the_gap_underflows():
+    steps = np.arange(3000)
+    gaps = np.where(steps < 600, 0.5**steps, 0.0)
+    assert profiles.measured_rate(steps, gaps) == pytest.approx(0.5, rel=1e-12)
+
+
 def test_measured_rate_of_too_little_is_unknown():
     assert math.isnan(profiles.measured_rate([0, 1], [1.0, 0.0]))
 
