@@ -9,6 +9,7 @@ at the Edge of Stability (ICLR 2021), for the sharpness along a path.
 
 from __future__ import annotations
 
+import cmath
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -90,7 +91,8 @@ def _radius(momentum: Momentum, x: float) -> float:
     z² - (1 + beta - x) z + beta for the heavy ball, of z² - (1 + beta)(1 - x) z + beta (1 - x) for Nesterov's form."""
     beta = momentum.beta
     trace, product = ((1 + beta) * (1 - x), beta * (1 - x)) if momentum.nesterov else (1 + beta - x, beta)
-    return float(np.abs(np.roots([1.0, -trace, product])).max())
+    root = cmath.sqrt(trace * trace / 4 - product)
+    return max(abs(trace / 2 + root), abs(trace / 2 - root))
 
 
 def curvature(problem: Problem | str, params: Any = None, dtype: str = "float64") -> Curvature:
