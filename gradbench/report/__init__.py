@@ -118,11 +118,13 @@ def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:
     lines = []
     for run, shown in zip(runs, data["runs"]):
         plan, place = run.plan, shown["environment"]
-        ran = f"{len(plan.problems)} problems × {len(plan.optimizers)} optimizers × {len(plan.rates)} learning rates"
+        counts = {"problem": plan.problems, "optimizer": plan.optimizers, "learning rate": plan.rates}
+        counts["seed"] = range(plan.seeds)
+        ran = " × ".join(f"{len(of)} {word}{'s' * (len(of) != 1)}" for word, of in counts.items())
         device = f"{place.get('device_count')} × {place.get('device_kind')}"
         state = "" if shown["state"] == "complete" else f" <strong>({html.escape(shown['state'])})</strong>"
         lines.append(
-            f"<p>{html.escape(shown['name'])}: {ran} × {plan.seeds} seeds, {plan.steps} steps, {plan.dtype}, on "
+            f"<p>{html.escape(shown['name'])}: {ran}, {plan.steps} steps, {plan.dtype}, on "
             f"{html.escape(device)}; {shown['trials']:,} trials{state} "
             f"<span class='soft'>{html.escape(run.id)}, {html.escape(str(shown['started']))}</span></p>"
         )
