@@ -158,14 +158,20 @@ def _median(values: np.ndarray) -> float:
 
 
 def _best(rates: list[RateSummary]) -> RateSummary | None:
-    for candidates in (
-        [rate for rate in rates if math.isfinite(rate.steps_worst)],
-        [rate for rate in rates if rate.steps_to_target is not None],
-    ):
-        if candidates:
-            return min(candidates, key=lambda rate: (rate.steps_to_target, rate.gap_median))
-    finite = [rate for rate in rates if math.isfinite(rate.gap_high)]
-    return min(finite, key=lambda rate: rate.gap_median) if finite else None
+    middle = [math.inf if rate.steps_to_target is None else rate.steps_to_target for rate in rates]
+    columns = ([rate.steps_worst for rate in rates], middle, [r.gap_median for r in rates], [r.gap_high for r in rates])
+    index = best_index(*map(np.array, columns))
+    return None if index is None else rates[index]
+
+
+def best_index(worst: np.ndarray, middle: np.ndarray, gap_middle: np.ndarray, gap_worst: np.ndarray) -> int | None:
+    """Which of R learning rates is best, by PairSummary.best's rule: of the slowest seed's steps to the target, the
+    median ones, the median and the worst gap, each (R,) and infinite for never. None where all diverge."""
+    for candidates in (np.isfinite(worst), np.isfinite(middle)):
+        if candidates.any():
+            return int(np.lexsort((gap_middle, np.where(candidates, middle, np.inf)))[0])
+    gaps = np.where(np.isfinite(gap_worst), gap_middle, np.inf)
+    return int(np.argmin(gaps)) if np.isfinite(gaps).any() else None
 
 
 def _safe(rates: list[RateSummary], best: RateSummary | None, factor: float) -> tuple[float, float] | None:
@@ -192,6 +198,25 @@ def _edge(rates: list[RateSummary]) -> tuple[float | None, float | None]:
             return below, rate.learning_rate
         below = rate.learning_rate
     return below, None
+
+
+def telling_rates(pair: PairSummary) -> dict[float, str]:
+    """Learning rates that teach: too small, right, too large, diverging, as far as the pair has them."""
+    if pair.best is None:
+        return {pair.rates[0].learning_rate: "diverging"}
+    chosen = {pair.best.learning_rate: "right"}
+    small = pair.best.learning_rate / 30
+    below = [rate for rate in pair.rates if rate.learning_rate < pair.best.learning_rate]
+    if below:
+        chosen[min(below, key=lambda rate: abs(math.log(rate.learning_rate / small))).learning_rate] = "too small"
+    above = [rate for rate in pair.rates if rate.learning_rate > pair.best.learning_rate]
+    staying = [rate for rate in above if "diverged" not in rate.verdicts]
+    blown = [rate for rate in above if rate.verdicts.get("diverged", 0) == rate.seeds]
+    if staying:
+        chosen[staying[-1].learning_rate] = "too large"
+    if blown:
+        chosen[blown[0].learning_rate] = "diverging"
+    return dict(sorted(chosen.items()))
 
 
 def stable_limit(optimizer: str, largest_curvature: float) -> float | None:

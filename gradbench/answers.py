@@ -7,6 +7,7 @@ from typing import Any
 
 from gradbench.analysis import PairSummary, RateSummary, summarise
 from gradbench.errors import PlanError, nearest
+from gradbench.profiles import best_rate_interval, pair_trials
 from gradbench.record import Run
 from gradbench.tables import Column, check_format, number, percent, render, seconds, to_json
 
@@ -14,12 +15,13 @@ SUMMARY = (
     Column("problem", "problem", str),
     Column("optimizer", "optimizer", str),
     Column("best_learning_rate", "best lr"),
+    Column("best_range", "95 %", str),
     Column("verdict", "verdict", str),
     Column("steps_to_target", "steps to target"),
     Column("time_to_target_s", "time to target", seconds),
     Column("final_gap", "final gap"),
     Column("safe_range", "safe range", str),
-    Column("safe_decades", "decades"),
+    Column("safe_decades", "decades"),  # robustness
     Column("edge", "diverges", str),
     Column("stable_limit", "stable limit"),
     Column("diverged_share", "diverged", percent),
@@ -37,14 +39,19 @@ RATES = (
 )
 
 
-def summary_row(pair: PairSummary) -> dict[str, Any]:
-    """One flat row a pair; the human columns safe_range and edge are put into words here."""
+def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
+    """One flat row a pair; the human columns best_range, safe_range and edge are put into words here. best_range, the
+    bootstrap interval of the best learning rate, needs the record."""
+    interval = best_rate_interval(pair_trials(run, pair.problem, pair.optimizer)) if run else None
     best, low, high = pair.best, *pair.edge
     between = f"{number(low)} … {number(high)}" if low and high else f"from {number(high)}" if high else "not on grid"
     return {
         "problem": pair.problem,
         "optimizer": pair.optimizer,
         "best_learning_rate": best and best.learning_rate,
+        "best_range": " … ".join(dict.fromkeys(map(number, interval[1:]))) if interval else "–",
+        "best_low": interval and interval.low,
+        "best_high": interval and interval.high,
         "verdict": best.verdict if best else "diverged",
         "steps_to_target": best and best.steps_to_target,
         "time_to_target_s": best and best.time_to_target_s,
@@ -91,7 +98,7 @@ def run_table(run: Run, output_format: str) -> str:
     rows = [summary_row(pair) for pair in summarise(run)]
     if not rows:
         return "no trial has finished yet"
-    narrow = [c for c in SUMMARY if c.key not in ("safe_decades", "edge", "stable_limit")]
+    narrow = [c for c in SUMMARY if c.key not in ("best_range", "safe_decades", "edge", "stable_limit")]
     return render(rows, narrow, output_format)
 
 
@@ -133,7 +140,7 @@ def compare_text(
         for pair in summarise(run, factor)
         if (not problems or pair.problem in problems) and (not optimizers or pair.optimizer in optimizers)
     ]
-    summaries = [summary_row(pair) for pair in pairs]
+    summaries = [summary_row(pair, run) for pair in pairs]
     rates = [[rate_row(rate, pair) for rate in pair.rates] for pair in pairs]
     if output_format == "json":
         merged = [s if summary_only else s | {"rates": r} for s, r in zip(summaries, rates)]
@@ -144,6 +151,6 @@ def compare_text(
     if not summary_only:
         for pair, rows in zip(pairs, rates):
             blocks.append(render(rows, RATES, output_format, f"{pair.problem} × {pair.optimizer}"))
-    title = f"{run.id} ({run.info['state']}): safe is every seed within {factor:g}× of the best"
+    title = f"{run.id} ({run.info['state']}): safe is every seed within {factor:g}× of the best, over so many decades"
     blocks.append(render(summaries, SUMMARY, output_format, title))
     return "\n\n".join(blocks)

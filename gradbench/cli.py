@@ -42,6 +42,7 @@ def run(
     stop_at_target: Annotated[bool | None, Parameter(negative="")] = None,
     record_points: int | None = None,
     retire: Annotated[bool | None, Parameter(name="--retire", negative="--no-retire")] = None,
+    sharpness: Annotated[bool | None, Parameter(negative="")] = None,
     config: Path | None = None,
     resume: str | None = None,
     out: Path = Path("results"),
@@ -80,6 +81,9 @@ def run(
         Points of a trial's curve at most. [default: 200]
     retire
         Finished trials make room for waiting ones. [default: yes]
+    sharpness
+        Also record the Hessian's top eigenvalue along the paths of up to four learning rates of each pair (too small,
+        right, too large, diverging), at 8 points each. Costs those trials once more and at most 2,600 gradients.
     config
         A TOML file with these settings, by the names that run.json uses; options given here win.
     resume
@@ -109,6 +113,7 @@ def run(
         "stop_at_target": stop_at_target,
         "record_points": record_points,
         "retire": retire,
+        "sharpness": sharpness,
     }
     given = {key: value for key, value in options.items() if value is not None}
     if resume is not None and (given or config):
@@ -182,6 +187,7 @@ def report(
     *records: str,
     out: Path = Path("report.html"),
     figures: Path | None = None,
+    check: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
     results: Path = Path("results"),
     format: Format = "svg",
 ) -> int:
@@ -195,6 +201,9 @@ def report(
         The page to write.
     figures
         Write each view as a file into this folder instead.
+    check
+        A record of gradbench check to show on the page; repeat for more. [default: for each problem the newest in
+        check/ beside the records]
     results
         Where records are kept.
     format
@@ -204,7 +213,7 @@ def report(
     from gradbench.report import write_figures, write_report
 
     runs = [load_run(name, results) for name in records or ("latest",)]
-    written = [write_report(runs, out)] if figures is None else write_figures(runs, figures, format)
+    written = [write_report(runs, out, check)] if figures is None else write_figures(runs, figures, format)
     print("\n".join(map(str, written)))
     return 0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from gradbench.analysis import PairSummary
 from gradbench.errors import PlanError
 from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, cast
@@ -28,7 +29,7 @@ class Landscape:
     """A plane of parameters and what is on it.
 
     x, y (G,): coordinates of the grid; loss (G, G), rows by y; slope (G, G, 2): the loss' gradient within the plane.
-    paths: a dict a learning rate: learning_rate, word, steps, x, y, loss (lists), left (whether it leaves the picture).
+    paths: a dict each: optimizer, learning_rate, word, steps, x, y, loss (lists), left (whether it leaves the picture).
     axes: what x and y are; note: how the plane was chosen.
     """
 
@@ -43,29 +44,21 @@ class Landscape:
     note: str
 
 
-def telling_rates(pair: PairSummary) -> dict[float, str]:
-    """Learning rates that teach: too small, right, too large, diverging, as far as the pair has them."""
-    if pair.best is None:
-        return {pair.rates[0].learning_rate: "diverging"}
-    chosen = {pair.best.learning_rate: "right"}
-    small = pair.best.learning_rate / 30
-    below = [rate for rate in pair.rates if rate.learning_rate < pair.best.learning_rate]
-    if below:
-        chosen[min(below, key=lambda rate: abs(np.log(rate.learning_rate / small))).learning_rate] = "too small"
-    above = [rate for rate in pair.rates if rate.learning_rate > pair.best.learning_rate]
-    staying = [rate for rate in above if "diverged" not in rate.verdicts]
-    blown = [rate for rate in above if rate.verdicts.get("diverged", 0) == rate.seeds]
-    if staying:
-        chosen[staying[-1].learning_rate] = "too large"
-    if blown:
-        chosen[blown[0].learning_rate] = "diverging"
-    return dict(sorted(chosen.items()))
-
-
 def landscape(
-    problem: Problem, optimizer: str, rates: dict[float, str], plan: SweepPlan, seed: int = 0, grid: int = GRID
+    problem: Problem,
+    optimizer: str,
+    rates: Mapping[float, str],
+    plan: SweepPlan,
+    *,
+    others: Mapping[str, Mapping[float, str]] | None = None,
+    seed: int = 0,
+    grid: int = GRID,
+    most_points: int = 200,
 ) -> Landscape:
     """Run the learning rates `rates` (rate -> a word for it, such as "right") again and put their paths on a plane.
+
+    The paths with a word decide on the plane and on what of it is seen; those without ("") are put on it as well, and
+    so are those of `others`, further optimizers with their rates. A path has `most_points` points at most.
 
     With two parameters the plane is all there is. With more it holds the start, the end of the path that gets lowest,
     and the direction in which the paths stray most from the line between them (their principal direction), and the
@@ -74,23 +67,57 @@ def landscape(
     size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(jax.eval_shape(problem.init, jax.random.key(0))))
     if size < 2:
         raise PlanError(f"{problem.name}: a landscape needs two parameters at least, and it has one")
-    points = int(np.clip(PATH_BYTES // (8 * size * len(rates)), 8, 200))
+    most = max(len(chosen) for chosen in (rates, *(others or {}).values()))
+    points = int(np.clip(PATH_BYTES // (8 * size * most), 8, most_points))
     steps = np.unique([0, *np.geomspace(1, plan.steps, points - 1).round().astype(int)])
-    seen = replay(problem, optimizer, plan, [(rate, seed) for rate in rates], steps.tolist())
-    origin, axes, names, note = _plane(seen.params.astype(np.float64), seen.losses, size)
-    flat = np.nan_to_num(seen.params.astype(np.float64) - origin, nan=np.inf, posinf=np.inf, neginf=-np.inf)
-    with np.errstate(invalid="ignore", over="ignore"):
-        places = flat @ axes.T  # (T, K, 2)
-    centre, reach = _picture(places, seen.losses)
-    inside = np.isfinite(places).all(axis=2) & (np.abs(places - centre) <= FAR * reach).all(axis=2)
+
+    def run(name: str, chosen: Mapping[float, str]) -> tuple[np.ndarray, np.ndarray]:
+        seen = replay(problem, name, plan, [(rate, seed) for rate in chosen], steps.tolist())
+        return seen.params.astype(np.float64), seen.losses
+
+    params, losses = run(optimizer, rates)
+    telling = [bool(word) for word in rates.values()]
+    origin, axes, names, note = _plane(params[telling], losses[telling], size)
+    paths = [*_paths(optimizer, rates, steps, _project(params, origin, axes), losses)]
+    del params
+    centre, reach = _picture([path for path in paths if path["word"]])
     x, y = (np.linspace(c - r, c + r, grid) for c, r in zip(centre, reach))
-    loss, slope = _surface(problem, plan, origin, axes, x, y)
-    paths = []
-    for (rate, word), place, stays, losses in zip(rates.items(), places, inside, seen.losses):
-        end = len(stays) if stays.all() else int(np.argmin(stays))
-        path = {"learning_rate": rate, "word": word, "steps": steps[:end].tolist(), "left": end < len(stays)}
-        paths.append(path | {"x": place[:end, 0].tolist(), "y": place[:end, 1].tolist(), "loss": losses[:end].tolist()})
-    return Landscape(problem.name, optimizer, x, y, loss, slope, paths, names, note)
+
+    def put(name: str, chosen: Mapping[float, str]) -> list[dict[str, Any]]:
+        params, losses = run(name, chosen)
+        return [*_paths(name, chosen, steps, _project(params, origin, axes), losses)]
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # each compiles a program of its own
+        surface = pool.submit(_surface, problem, plan, origin, axes, x, y)
+        for more in pool.map(put, *zip(*others.items())) if others else ():
+            paths += more
+        loss, slope = surface.result()
+    cut = [_cut(path, centre, reach) for path in paths]
+    return Landscape(problem.name, optimizer, x, y, loss, slope, cut, names, note)
+
+
+def _project(params: np.ndarray, origin: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Places (T, K, 2) on the plane, infinite where the params (T, K, P) are not finite."""
+    flat = np.nan_to_num(params - origin, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return flat @ axes.T
+
+
+def _paths(
+    optimizer: str, rates: Mapping[float, str], steps: np.ndarray, places: np.ndarray, losses: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    for (rate, word), place, loss in zip(rates.items(), places, losses, strict=True):
+        at = {"steps": steps, "x": place[:, 0], "y": place[:, 1], "loss": loss}
+        yield {"optimizer": optimizer, "learning_rate": rate, "word": word} | at
+
+
+def _cut(path: dict[str, Any], centre: np.ndarray, reach: np.ndarray) -> dict[str, Any]:
+    """The path up to where it leaves the picture for good reason: far away, or not finite."""
+    place = np.stack([path["x"], path["y"]], axis=1)
+    stays = np.isfinite(place).all(axis=1) & (np.abs(place - centre) <= FAR * reach).all(axis=1)
+    end = len(stays) if stays.all() else int(np.argmin(stays))
+    kept = {key: path[key][:end].tolist() for key in ("steps", "x", "y", "loss")}
+    return path | kept | {"left": end < len(stays)}
 
 
 def _plane(params: np.ndarray, losses: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, str], str]:
@@ -115,10 +142,11 @@ def _plane(params: np.ndarray, losses: np.ndarray, size: int) -> tuple[np.ndarra
     return best, np.stack([first, second]), ("from the best point to the start", "principal direction"), note
 
 
-def _picture(places: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(centre, half width) of the picture: all points no higher than the start, and some room around."""
-    shown = np.isfinite(places).all(axis=2) & (losses <= losses[:, :1])
-    points = places[shown]
+def _picture(paths: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """(centre, half width) of the picture: all of the paths' points no higher than the start, and some room around."""
+    places = np.concatenate([np.stack([path["x"], path["y"]], axis=1) for path in paths])
+    low = np.concatenate([path["loss"] <= path["loss"][0] for path in paths])
+    points = places[np.isfinite(places).all(axis=1) & low]
     low, high = points.min(axis=0), points.max(axis=0)
     reach = 0.65 * (high - low)
     widest = reach.max() if reach.max() > 0 else 1.0
@@ -145,15 +173,18 @@ def _surface(
     return np.asarray(values, float).reshape(shape), np.asarray(slopes, float).reshape(*shape, 2)
 
 
-def valleys(
-    problem: Problem, optimizer: str, plan: SweepPlan, trials: Sequence[tuple[float, int]]
-) -> list[dict[str, Any]]:
-    """Which valley each trial (learning_rate, seed) ends in: rows of learning_rate, seed, valley, x, y, loss.
+def valleys(problem: Problem, plan: SweepPlan, trials: Sequence[tuple[str, float, int]]) -> list[dict[str, Any]]:
+    """Which valley each trial (optimizer, learning_rate, seed) of a two-parameter problem ends in.
+
+    Rows of optimizer, learning_rate, seed, valley, x, y, loss, in the trials' order.
 
     A valley is named by its lowest point, found by BFGS from where the trial ended; ends that lead within 1e-3 to one
     point share a valley, numbered from the lowest. valley is None (with no x, y, loss) for a diverged trial.
     """
-    ends = replay(problem, optimizer, plan, trials, [plan.steps]).params[:, 0].astype(np.float64)
+    ends = np.empty((len(trials), 2))
+    for optimizer in dict.fromkeys(name for name, _, _ in trials):
+        mine = [i for i, trial in enumerate(trials) if trial[0] == optimizer]
+        ends[mine] = replay(problem, optimizer, plan, [trials[i][1:] for i in mine], [plan.steps]).params[:, 0]
     loss = flat_loss(problem, "float64")
     with numerics("float64", "highest"):
         data = cast(problem.data, "float64")
@@ -172,8 +203,9 @@ def valleys(
         if not any(np.abs(result.x - known.x).max() < 1e-3 for known in lowest):
             lowest.append(result)
     rows = []
-    for (rate, seed), result in zip(trials, found):
-        row: dict[str, Any] = {"learning_rate": rate, "seed": seed, "valley": None, "x": None, "y": None, "loss": None}
+    for (optimizer, rate, seed), result in zip(trials, found, strict=True):
+        row: dict[str, Any] = {"optimizer": optimizer, "learning_rate": rate, "seed": seed}
+        row |= dict.fromkeys(("valley", "x", "y", "loss"))
         if result is not None:
             number = next(i for i, known in enumerate(lowest) if np.abs(result.x - known.x).max() < 1e-3)
             floor = lowest[number]

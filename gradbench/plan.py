@@ -40,6 +40,7 @@ class SweepPlan:
         record_points: recorded points of a trial's curve, at most.
         retire: finished trials make room for waiting ones; False changes only the work done.
         stop_at_target: a trial is finished when it reaches the target.
+        sharpness: also record the Hessian's top eigenvalue along a few paths of each pair (theory.sharpness_rows).
     """
 
     problems: tuple[str, ...] = DEFAULT_PROBLEMS
@@ -55,6 +56,7 @@ class SweepPlan:
     record_points: int = 200
     retire: bool = True
     stop_at_target: bool = False
+    sharpness: bool = False
 
     def __post_init__(self) -> None:
         for field, what in (("problems", "problem"), ("optimizers", "optimizer")):
@@ -75,7 +77,7 @@ class SweepPlan:
             value = getattr(self, field)
             if value not in known and not (field == "device" and value is None):
                 raise PlanError(f"{field}: no {value!r}{nearest(str(value), known)} ({', '.join(known)})")
-        for field in ("retire", "stop_at_target"):
+        for field in ("retire", "stop_at_target", "sharpness"):
             if not isinstance(getattr(self, field), bool):
                 raise PlanError(f"{field}: need true or false, got {getattr(self, field)!r}")
         if not isinstance(self.target, int | float) or not 0 < self.target < 1:

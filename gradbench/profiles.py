@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradbench.analysis import PairSummary, relative_gaps, summarise
+from gradbench.analysis import PairSummary, best_index, relative_gaps, summarise
 from gradbench.errors import GradbenchError
 from gradbench.events import TARGET_COLUMNS
 from gradbench.record import Run
@@ -26,14 +26,17 @@ def pair_trials(run: Run, problem: str, optimizer: str) -> pa.Table:
     return run.trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
 
 
-def gap_matrix(trials: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """(learning rates (R,), final gaps (R, S) over the seeds that every learning rate has)."""
+def by_seed(trials: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(learning rates (R,), steps to the target, final gaps: both (R, S) over the seeds that every learning rate has
+    and infinite for never)."""
     rates, row = np.unique(trials["learning_rate"].to_numpy(), return_inverse=True)
     seeds, column = np.unique(trials["seed"].to_numpy(), return_inverse=True)
-    gaps = np.full((len(rates), len(seeds)), np.nan)
+    steps, gaps = np.full((2, len(rates), len(seeds)), np.nan)
+    taken = trials["steps_to_target"].to_numpy(zero_copy_only=False).astype(float)
+    steps[row, column] = np.where(np.isnan(taken), np.inf, taken)
     gaps[row, column] = relative_gaps(trials)
     complete = ~np.isnan(gaps).any(axis=0)
-    return rates, gaps[:, complete]
+    return rates, steps[:, complete], gaps[:, complete]
 
 
 class Interval(NamedTuple):
@@ -47,39 +50,30 @@ class Interval(NamedTuple):
 def best_rate_interval(
     trials: pa.Table, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval | None:
-    """The learning rate with the lowest median final gap, with a percentile bootstrap interval over seeds.
+    """The best learning rate of a pair's trials (analysis.PairSummary.best), with a percentile bootstrap interval.
 
-    Seeds are drawn with replacement, the same for every learning rate, as seeds share their starting points; equal
-    medians go to the smaller learning rate. With one seed the interval is that point alone. None where every learning
-    rate diverges. Efron and Tibshirani 1993, chapter 13.
+    Seeds are drawn with replacement, the same for every learning rate, as seeds share their starting points. With one
+    seed the interval is that point alone. None where every learning rate diverges. Efron and Tibshirani 1993,
+    chapter 13.
     """
-    rates, gaps = gap_matrix(trials)
+    rates, steps, gaps = by_seed(trials)
     count = gaps.shape[1]
-    if count == 0 or np.isinf(np.median(gaps, axis=1)).all():
+
+    def best(take: np.ndarray) -> int | None:
+        some_steps, some_gaps = steps[:, take], gaps[:, take]
+        middles = (np.median(some_steps, axis=1), np.median(some_gaps, axis=1))
+        return best_index(some_steps.max(axis=1), *middles, some_gaps.max(axis=1))
+
+    chosen = best(np.arange(count)) if count else None
+    if chosen is None:
         return None
-    drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    best = [int(np.argmin(np.median(gaps[:, take], axis=1))) for take in drawn]
+    drawn = np.sort(np.random.default_rng(seed).integers(count, size=(resamples, count)), axis=1)
+    samples, times = np.unique(drawn, axis=0, return_counts=True)  # with few seeds there are few different samples
+    found = [best(take) for take in samples]
+    places = np.repeat([chosen if index is None else index for index in found], times)
     tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(best, [tail, 100 - tail], method="inverted_cdf").astype(int)
-    return Interval(float(rates[np.argmin(np.median(gaps, axis=1))]), float(rates[low]), float(rates[high]))
-
-
-def robustness_decades(trials: pa.Table, factor: float = 2.0) -> float:
-    """Decades of learning rates, over the whole grid, whose median final gap is within `factor` of the lowest.
-
-    Each learning rate stands for half the way to its neighbours on a log axis, and those at the ends for half of one
-    side, so a finer grid gives the same width. NaN where all diverge. After Choi et al., On Empirical Comparisons of
-    Optimizers for Deep Learning (2019), and the sensitivity of Wilson et al. (2017).
-    """
-    rates, gaps = gap_matrix(trials)
-    middle = np.median(gaps, axis=1)
-    if not np.isfinite(middle).any():
-        return math.nan
-    if len(rates) == 1:
-        return 0.0
-    width = np.gradient(np.log10(rates))
-    width[[0, -1]] /= 2
-    return float(width[middle <= factor * middle.min()].sum())
+    low, high = np.percentile(places, [tail, 100 - tail], method="inverted_cdf").astype(int)
+    return Interval(float(rates[chosen]), float(rates[min(low, chosen)]), float(rates[max(high, chosen)]))
 
 
 def performance_profile(costs: Mapping[str, Sequence[float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -110,17 +104,20 @@ def ecdf_over_targets(costs: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
 def measured_rate(steps: Sequence[float], gaps: Sequence[float], tail: float = 0.5) -> float:
     """The factor by which a step multiplies the loss gap: exp of the least-squares slope of log gap against step.
 
-    Over the last `tail` of the steps, where the slowest direction is what is left. NaN with fewer than two positive
-    gaps there. The distance to the minimum contracts by its square root.
+    Over the last `tail` of the steps at which there is a gap, where the slowest direction is what is left. NaN with
+    fewer than two positive gaps there. The distance to the minimum contracts by its square root.
     """
     x, y = np.asarray(steps, float), np.asarray(gaps, float)
-    use = (x >= x.max() * (1 - tail)) & (y > 0) & np.isfinite(y)
+    some = (y > 0) & np.isfinite(y)
+    x, y = x[some], y[some]
+    use = x >= x.max(initial=0.0) * (1 - tail)
     if use.sum() < 2 or np.ptp(x[use]) == 0:
         return math.nan
-    return float(np.exp(np.polyfit(x[use], np.log(y[use]), 1)[0]))
+    x, y = x[use] - x[use].mean(), np.log(y[use])
+    return float(np.exp(x @ y / (x @ x)))
 
 
-def _steps_at_best(run: Run, pair: PairSummary) -> np.ndarray:
+def steps_at_best(run: Run, pair: PairSummary) -> np.ndarray:
     """Steps to each of the six targets, (targets × seeds,), at the pair's best learning rate; infinite for never."""
     trials = pair_trials(run, pair.problem, pair.optimizer)
     seeds = max(trials["seed"].to_pylist()) + 1
@@ -141,16 +138,16 @@ def _solvers(runs: Sequence[Run]) -> dict[str, list[tuple[Run, PairSummary]]]:
     return solvers
 
 
-def profile_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def profile_rows(runs: Sequence[Run], seconds: bool = False) -> list[dict[str, Any]]:
     """Performance profiles over the problems that all solvers have, in steps to the plan's target at each one's best
-    learning rate: rows of solver, ratio, share. None where nobody reaches a target."""
+    learning rate, or in `seconds` of one trial alone: rows of solver, ratio, share. None where nobody reaches it."""
     solvers = _solvers(runs)
     shared = (
         set.intersection(*({pair.problem for _, pair in found} for found in solvers.values())) if solvers else set()
     )
     costs = {
         name: [
-            math.inf if pair.best is None or pair.best.steps_to_target is None else max(pair.best.steps_to_target, 1.0)
+            _cost(pair, seconds)
             for _, pair in sorted(found, key=lambda item: item[1].problem)
             if pair.problem in shared
         ]
@@ -166,18 +163,30 @@ def profile_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def ecdf_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The share of (problem, seed, target) reached within a number of steps, at each pair's best learning rate, over
-    the problems whose minimum is known: rows of solver, steps, share."""
+def _cost(pair: PairSummary, seconds: bool) -> float:
+    if pair.best is None or pair.best.steps_to_target is None:
+        return math.inf
+    steps = max(pair.best.steps_to_target, 1.0)
+    return steps * (pair.solo_step_s or math.inf) if seconds else steps
+
+
+def ecdf_rows(runs: Sequence[Run], seconds: bool = False) -> list[dict[str, Any]]:
+    """The share of (problem, seed, target) reached within a number of steps, or within `seconds` of one trial alone, at
+    each pair's best learning rate, over the problems whose minimum is known: rows of solver, cost, share."""
+    found: dict[str, tuple[np.ndarray, float]] = {}
+    for name, pairs in _solvers(runs).items():
+        known = [(run, pair) for run, pair in pairs if _minimum_known(run, pair)]
+        known = [(run, pair) for run, pair in known if not seconds or pair.solo_step_s]
+        units = [pair.solo_step_s or 0.0 if seconds else 1.0 for _, pair in known]
+        if known:
+            costs = np.concatenate([steps_at_best(run, pair) * unit for (run, pair), unit in zip(known, units)])
+            found[name] = costs, max(run.plan.steps * unit for (run, _), unit in zip(known, units))
     rows = []
-    for name, found in _solvers(runs).items():
-        known = [_steps_at_best(run, pair) for run, pair in found if _minimum_known(run, pair)]
-        if not known:
-            continue
-        steps, shares = ecdf_over_targets(np.concatenate(known).tolist())
-        end = float(max(run.plan.steps for run, _ in found))
-        ends = [0.0, *steps.tolist(), end], [0.0, *shares.tolist(), float(shares[-1]) if len(shares) else 0.0]
-        rows += [{"solver": name, "steps": at, "share": share} for at, share in zip(*ends)]
+    end = max((last for _, last in found.values()), default=0.0)
+    for name, (costs, _) in found.items():
+        at, shares = ecdf_over_targets(costs.tolist())
+        ends = [0.0, *at.tolist(), end], [0.0, *shares.tolist(), float(shares[-1]) if len(shares) else 0.0]
+        rows += [{"solver": name, "cost": cost, "share": share} for cost, share in zip(*ends)]
     return rows
 
 

@@ -6,13 +6,14 @@ While a run goes on, its finished rows and its checkpoint are in `parts/`; the t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,14 @@ TIMINGS = pa.schema(
         *[("doubling", _NUMBER), ("trusted", pa.bool_()), ("step_s_samples", pa.list_(_NUMBER))],
     ]
 )
-SCHEMAS = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS}
+SHARPNESS = pa.schema(
+    [
+        *[("problem", _TEXT), ("optimizer", _TEXT), ("learning_rate", _NUMBER), ("seed", _COUNT), ("step", _COUNT)],
+        *[("loss", _NUMBER), ("sharpness", _NUMBER), ("error", _NUMBER), ("edge", _NUMBER)],
+    ]
+)
+# sharpness is optional: only a plan that asks for it leaves the file, and older records have none
+SCHEMAS = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS, "sharpness": SHARPNESS}
 
 
 @contextlib.contextmanager
@@ -124,8 +132,9 @@ class PairStore:
                     part.unlink()
         return arrays
 
-    def save_timings(self, rows: list[dict[str, Any]]) -> None:
-        write_table(pa.Table.from_pylist(rows, schema=TIMINGS), self.folder / "timings.parquet")
+    def save(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """All of the pair's rows of `timings` or `sharpness`."""
+        write_table(pa.Table.from_pylist(rows, schema=SCHEMAS[name]), self.folder / f"{name}.parquet")
 
     @property
     def timed(self) -> bool:
@@ -216,8 +225,8 @@ class RunWriter:
         self.save_info()
 
     def finish(self) -> None:
-        """Join the parts into the three tables; only then is the run complete."""
-        for name in SCHEMAS:
+        """Join the parts into the tables; only then is the run complete."""
+        for name in SCHEMAS if self.info["plan"].get("sharpness") else SCHEMAS.keys() - {"sharpness"}:
             write_table(_joined_parts(self.path, name), self.path / f"{name}.parquet")
         self.info |= {"state": "complete", "ended": utc_now()}
         self.save_info()
@@ -232,7 +241,7 @@ def _joined_parts(path: Path, name: str) -> pa.Table:
 def _concatenated(parts: list[Path], name: str) -> pa.Table:
     tables = [read_table(part, name) for part in parts]
     table = pa.concat_tables(tables) if tables else SCHEMAS[name].empty_table()
-    order = {"trials": ["trial"], "curves": ["trial", "step"], "timings": []}[name]
+    order = {"trials": ["trial"], "curves": ["trial", "step"]}.get(name)
     return table.sort_by([(column, "ascending") for column in order]) if order else table
 
 
@@ -277,7 +286,10 @@ def read_info(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """A record: where it is, what was planned, what is in run.json, and the three tables (pyarrow)."""
+    """A record: where it is, what was planned, what is in run.json, and the tables (pyarrow).
+
+    `sharpness` is empty unless the plan asked for it.
+    """
 
     path: Path
     plan: SweepPlan
@@ -285,6 +297,7 @@ class Run:
     trials: pa.Table
     curves: pa.Table
     timings: pa.Table
+    sharpness: pa.Table = dataclasses.field(default_factory=SHARPNESS.empty_table)
 
     @property
     def id(self) -> str:
@@ -323,7 +336,7 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
     except GradbenchError as error:
         raise RecordError(f"{path / 'run.json'}: damaged plan: {error}") from error
     complete = info["state"] == "complete"
-    reader: Callable[[str], pa.Table] = (
-        (lambda n: read_table(path / f"{n}.parquet", n)) if complete else (lambda n: _joined_parts(path, n))
-    )
-    return Run(path, plan, info, reader("trials"), reader("curves"), reader("timings"))
+    if not complete:
+        return Run(path, plan, info, *(_joined_parts(path, name) for name in SCHEMAS))
+    names = [name for name in SCHEMAS if name != "sharpness" or plan.sharpness]
+    return Run(path, plan, info, *(read_table(path / f"{name}.parquet", name) for name in names))

@@ -14,7 +14,7 @@ from gradbench.minibatch import batch_rows, cut
 from gradbench.optimizer import load_optimizer
 from gradbench.plan import SweepPlan
 from gradbench.problem import Data, Params, Problem, cast
-from gradbench.program import Trial, numerics, order_key
+from gradbench.program import State, Trial, numerics, order_key
 
 
 class Replay(NamedTuple):
@@ -49,7 +49,7 @@ def replay(
 ) -> Replay:
     """Run `trials`, each (learning_rate, seed), again with the plan's arithmetic, keeping params at `steps`.
 
-    One compiled scan up to the last of `steps` (sorted, without repeats); the memory is trials × steps × parameters.
+    One compiled program up to the last of `steps` (sorted, without repeats); the memory is trials × steps × parameters.
     Raises OptimizerError as a sweep does.
     """
     wanted = np.asarray(steps, np.int32)
@@ -60,31 +60,25 @@ def replay(
     def one(rate: jax.Array, seed: jax.Array, params: Params, data: Data) -> tuple[jax.Array, jax.Array]:
         key = order_key(seed)
 
-        def update(carry, step):
-            state, kept, slot = carry
-            position = ravel_pytree(state.params)[0]
-            here = jnp.where(step == jnp.asarray(wanted)[slot], slot, len(wanted))  # the last row is thrown away
-            kept = kept.at[here].set(position)
+        def update(step: jax.Array, state: State) -> State:
             if plan.batch_size is None:
                 batch = data
             else:
                 assert problem.examples is not None
                 batch = cut(data, batch_rows(step, problem.examples, plan.batch_size, key), problem.examples)
-            state, _ = trial.step(state, rate, batch)
-            slot = jnp.minimum(slot + (here < len(wanted)), len(wanted) - 1)
-            return (state, kept, slot), None
+            return trial.step(state, rate, batch)[0]
 
-        state = trial.start(params, rate)
-        size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        kept = jnp.zeros((len(wanted) + 1, size), plan.dtype)
-        carry = (state, kept, jnp.zeros((), jnp.int32))
-        (_, kept, _), _ = jax.lax.scan(update, carry, jnp.arange(int(wanted[-1]) + 1, dtype=jnp.int32))
-        return kept[:-1], jax.lax.map(lambda position: loss(position, data).astype(rate.dtype), kept[:-1])
+        def until(state: State, ends: jax.Array) -> tuple[State, jax.Array]:
+            state = jax.lax.fori_loop(ends[0], ends[1], update, state)
+            return state, ravel_pytree(state.params)[0]
+
+        ends = jnp.stack([jnp.asarray([0, *wanted[:-1]], jnp.int32), jnp.asarray(wanted)], axis=1)
+        _, kept = jax.lax.scan(until, trial.start(params, rate), ends)
+        return kept, jax.lax.map(lambda position: loss(position, data).astype(rate.dtype), kept)
 
     with jax.enable_x64(False):
-        starts = jax.vmap(lambda seed: problem.init(jax.random.key(seed)))(
-            jnp.asarray([seed for _, seed in trials], jnp.uint32)
-        )
+        unlike = {seed: problem.init(jax.random.key(seed)) for _, seed in trials}  # vmap's compile would cost a second
+        starts = jax.tree.map(lambda *leaves: np.stack(leaves), *(unlike[seed] for _, seed in trials))
     with numerics(plan.dtype, plan.precision):
         rates = jnp.asarray([rate for rate, _ in trials], jnp.promote_types(jnp.float32, plan.dtype))
         seeds = jnp.asarray([seed for _, seed in trials], jnp.uint32)

@@ -186,10 +186,15 @@ def _run_pair(plan: SweepPlan, number: int, program: Program, store: Any, watche
     rates = np.resize(np.repeat(plan.rates, plan.seeds), program.block.slots)
     advance, batched = time_program(program, "batched", rates)
     if not store.timed:
-        store.save_timings([*_time_alone(program, time_problem), batched])
+        store.save("timings", [*_time_alone(program, time_problem), batched])
     pair = PairSweep(program, advance, plan, number, store)
     finished = pair.run(watcher.chunk, watcher.should_stop)
     if finished:
+        if plan.sharpness:
+            from gradbench.theory import sharpness_rows  # only a plan that asks for it waits for SciPy
+
+            trial = program.trial
+            store.save("sharpness", sharpness_rows(trial.problem, trial.optimizer.spec, plan, store.read("trials")))
         store.finish()
     return finished
 

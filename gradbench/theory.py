@@ -9,23 +9,26 @@ at the Edge of Stability (ICLR 2021), for the sharpness along a path.
 
 from __future__ import annotations
 
+import cmath
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import scipy.linalg
 from jax.flatten_util import ravel_pytree
 
-from gradbench.analysis import stable_limit
+from gradbench.analysis import stable_limit, summarise_tables, telling_rates
 from gradbench.errors import OptimizerError
 from gradbench.optimizer import ALIASES
 from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, cast, load_problem
 from gradbench.program import numerics
+from gradbench.record import TIMINGS
 from gradbench.replay import flat_loss, replay, start
 from gradbench.spec import parse_spec
 
@@ -88,7 +91,8 @@ def _radius(momentum: Momentum, x: float) -> float:
     z² - (1 + beta - x) z + beta for the heavy ball, of z² - (1 + beta)(1 - x) z + beta (1 - x) for Nesterov's form."""
     beta = momentum.beta
     trace, product = ((1 + beta) * (1 - x), beta * (1 - x)) if momentum.nesterov else (1 + beta - x, beta)
-    return float(np.abs(np.roots([1.0, -trace, product])).max())
+    root = cmath.sqrt(trace * trace / 4 - product)
+    return max(abs(trace / 2 + root), abs(trace / 2 - root))
 
 
 def curvature(problem: Problem | str, params: Any = None, dtype: str = "float64") -> Curvature:
@@ -168,17 +172,18 @@ def lanczos(
 def sharpness_along(
     problem: Problem | str,
     optimizer: str,
-    learning_rate: float,
+    learning_rates: float | Sequence[float],
     *,
     seed: int = 0,
     points: int = 8,
     products: int = 40,
     plan: SweepPlan | None = None,
 ) -> list[dict[str, Any]]:
-    """The Hessian's top eigenvalue at `points` steps along a trial's path, to compare with 2/learning_rate.
+    """The Hessian's top eigenvalue at `points` steps along each trial's path, to compare with 2/learning_rate.
 
-    The trial is run again with `plan`'s steps, dtype and minibatches (a default SweepPlan if None). The cost is
-    bounded: one more run of the trial, and points × products Hessian-vector products, each about two gradients.
+    The trials are run again with `plan`'s steps, dtype and minibatches (a default SweepPlan if None); the Hessian is
+    that of all the data, in float32 at least. The cost is bounded: one more run of the trials, and for each
+    points × products Hessian-vector products, each about two gradients.
 
     Returns a row a point: problem, optimizer, learning_rate, seed, step, loss, sharpness, error (a bound, as in
     Curvature) and edge, the sharpness at which this learning rate stops being stable: 2/learning_rate for gradient
@@ -187,18 +192,27 @@ def sharpness_along(
     """
     problem = load_problem(problem)
     plan = plan or SweepPlan(problems=(problem.name,), optimizers=(optimizer,))
+    rates = [learning_rates] if isinstance(learning_rates, int | float) else list(learning_rates)
     steps = np.unique(np.linspace(0, plan.steps, points).round().astype(int))
-    path = replay(problem, optimizer, plan, [(learning_rate, seed)], steps.tolist())
+    path = replay(problem, optimizer, plan, [(rate, seed) for rate in rates], steps.tolist())
     edge = stable_limit(optimizer, 1.0)
+    dtype = "float64" if plan.dtype == "float64" else "float32"
     rows = []
-    with numerics(plan.dtype, plan.precision):
-        product, data = _hessian_products(problem, plan.dtype), cast(problem.data, plan.dtype)
-    for step, params, loss in zip(path.steps, path.params[0], path.losses[0], strict=True):
-        if not (np.isfinite(params).all() and np.isfinite(loss)):
-            break
-        with numerics(plan.dtype, plan.precision):
-            at = _extremes(product, params, data, products, 1e-3)
-        row = {"problem": problem.name, "optimizer": optimizer, "learning_rate": learning_rate, "seed": seed}
-        row |= {"step": int(step), "loss": float(loss), "sharpness": at.largest, "error": at.error}
-        rows.append(row | {"edge": None if edge is None else edge / learning_rate})
+    with numerics(dtype, plan.precision):
+        product, data = _hessian_products(problem, dtype), cast(problem.data, dtype)
+        for rate, positions, losses in zip(rates, path.params.astype(dtype), path.losses, strict=True):
+            for step, params, loss in zip(path.steps, positions, losses, strict=True):
+                if not (np.isfinite(params).all() and np.isfinite(loss)):
+                    break
+                at = _extremes(product, params, data, products, 1e-3)
+                row = {"problem": problem.name, "optimizer": optimizer, "learning_rate": rate, "seed": seed}
+                row |= {"step": int(step), "loss": float(loss), "sharpness": at.largest, "error": at.error}
+                rows.append(row | {"edge": None if edge is None else edge / rate})
     return rows
+
+
+def sharpness_rows(problem: Problem, optimizer: str, plan: SweepPlan, trials: pa.Table) -> list[dict[str, Any]]:
+    """sharpness_along for the learning rates of a finished pair that tell most (analysis.telling_rates: four at most),
+    as `gradbench run --sharpness` records it. `trials` are the pair's rows."""
+    [pair] = summarise_tables([(problem.name, optimizer)], trials, TIMINGS.empty_table(), {})
+    return sharpness_along(problem, optimizer, list(telling_rates(pair)), plan=plan)

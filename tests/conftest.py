@@ -28,7 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def sweep(tmp_path, monkeypatch) -> Callable[..., Any]:
     """gradbench.sweep into this test's own folder, with the least of timing: that has tests of its own."""
     monkeypatch.setattr(runner, "_time_alone", lambda program, time_problem: [])
-    monkeypatch.setattr(timing, "SAMPLES", 3)
+    monkeypatch.setattr(timing, "SAMPLES", 1)
+    monkeypatch.setattr(timing, "BUDGET_SECONDS", 0.0)
     monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.0)
 
     def run(*arguments: Any, **settings: Any) -> Any:

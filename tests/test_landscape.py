@@ -5,9 +5,9 @@ import pytest
 from synthetic import make_run
 
 import gradbench
-from gradbench.analysis import summarise
+from gradbench.analysis import summarise, telling_rates
 from gradbench.errors import PlanError
-from gradbench.landscape import landscape, telling_rates, valleys
+from gradbench.landscape import landscape, valleys
 from gradbench.plan import SweepPlan
 
 
@@ -54,7 +54,8 @@ def test_telling_rates_teach_the_four_cases():
 
 def test_himmelblaus_trials_end_in_its_four_valleys():
     problem = gradbench.load_problem("himmelblau")
-    rows = valleys(problem, "sgd", SweepPlan(steps=300), [(0.005, seed) for seed in range(24)] + [(10.0, 0)])
+    trials = [("sgd", 0.005, seed) for seed in range(24)] + [("sgd", 10.0, 0)]
+    rows = valleys(problem, SweepPlan(steps=300), trials)
     found = {row["valley"]: (round(row["x"], 3), round(row["y"], 3)) for row in rows[:-1]}
     # Himmelblau 1972: the four minima
     assert set(found.values()) == {(3.0, 2.0), (-2.805, 3.131), (-3.779, -3.283), (3.584, -1.848)}

@@ -38,7 +38,7 @@ class StopAfter(runner.Watcher):
 
 
 def test_a_record_has_every_table_with_its_schema(sweep):
-    run = sweep("himmelblau", ["sgd"], [1e-3], seeds=2, steps=10)
+    run = sweep("himmelblau", ["sgd"], [1e-3], seeds=2, steps=10, sharpness=True)
     for name, schema in SCHEMAS.items():
         assert pq.read_schema(run.path / f"{name}.parquet").equals(schema, check_metadata=False)
     info = json.loads((run.path / "run.json").read_text())
@@ -48,10 +48,22 @@ def test_a_record_has_every_table_with_its_schema(sweep):
     assert sorted(p.name for p in run.path.iterdir()) == [
         "curves.parquet",
         "run.json",
+        "sharpness.parquet",
         "timings.parquet",
         "trials.parquet",
     ]
     assert same(run, load_run(run.path))
+    assert run.sharpness.equals(load_run(run.path).sharpness)
+
+
+def test_a_record_without_sharpness_has_no_table_of_it_and_older_plans_load(sweep):
+    run = sweep("himmelblau", ["sgd"], [1e-3], seeds=1, steps=5)
+    assert not (run.path / "sharpness.parquet").exists()
+    info = json.loads((run.path / "run.json").read_text())
+    del info["plan"]["sharpness"]  # as written before there was such a setting
+    (run.path / "run.json").unlink()
+    write_json(info, run.path / "run.json")
+    assert load_run(run.path).sharpness.num_rows == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -75,6 +87,15 @@ def test_an_optimizer_with_a_random_key_resumes(sweep, small_blocks, tmp_path):
     whole = runner.run_plan(plan, out=tmp_path)
     stopped = runner.run_plan(plan, out=tmp_path, watcher=StopAfter(4))
     assert same(gradbench.resume(stopped.path), whole)
+
+
+def test_an_interrupted_run_resumes_to_the_same_sharpness(sweep, small_blocks, tmp_path):
+    small_blocks()
+    plan = gradbench.SweepPlan(("himmelblau",), sharpness=True, **PLAN)
+    whole = runner.run_plan(plan, out=tmp_path)
+    stopped = runner.run_plan(plan, out=tmp_path, watcher=StopAfter(5))
+    assert gradbench.resume(stopped.path).sharpness.equals(whole.sharpness)
+    assert set(whole.sharpness["optimizer"].to_pylist()) == {"sgd", "adam"}
 
 
 def test_rows_written_after_the_last_checkpoint_are_not_counted_twice(sweep, small_blocks, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The page: what it says, how large it is, that it works in a browser; and the figures."""
 
+import dataclasses
 import html
 import json
 import math
@@ -10,14 +11,20 @@ import subprocess
 import time
 import zlib
 
+import pyarrow as pa
 import pytest
 import vl_convert
 from synthetic import make_run
 
 from gradbench.errors import GradbenchError
+from gradbench.gradients.command import run_check
+from gradbench.problem import load_problem
+from gradbench.record import SHARPNESS
 from gradbench.report import write_figures, write_report
+from gradbench.report.checks import check_rows
 from gradbench.report.data import answers, page_data
-from gradbench.report.figures import squeezed
+from gradbench.report.figures import figure_specs, squeezed
+from gradbench.theory import measured_curvature
 
 CHROMIUM = shutil.which("chromium")
 
@@ -71,7 +78,73 @@ def test_problems_have_a_landscape_and_a_records_own_files_are_not_run(tmp_path)
     for facts in run.info["problems"].values():
         facts["parameters"] = 2
     page = page_json(write_report([run], tmp_path / "page.html"))
-    assert [scene["title"]["text"] for scene in page["landscapes"]] == ["rosenbrock, sgd"]
+    assert list(page["scenes"]) == ["rosenbrock"]
+    assert page["scenes"]["rosenbrock"]["spec"]["title"]["text"] == "rosenbrock, sgd"
+
+
+def test_every_learning_rate_of_every_optimizer_has_a_path_in_the_landscape(tmp_path):
+    run = make_run((1e-4, 1e-3, 1e-2), problems=["rosenbrock"])
+    run.info["problems"]["rosenbrock"] |= {"parameters": 2, "curvature": None}
+    page = page_json(write_report([run], tmp_path / "page.html"))
+    paths = page["scenes"]["rosenbrock"]["paths"]
+    assert {(path["optimizer"], path["learning_rate"]) for path in paths} == {
+        (optimizer, rate) for optimizer in ("sgd", "adam") for rate in (1e-4, 1e-3, 1e-2)
+    }
+    steps = page["scenes"]["rosenbrock"]["steps"]
+    assert all(len(path["x"]) == len(path["loss"]) == len(steps) or path["left"] for path in paths)
+
+
+def test_where_no_curvature_is_stated_the_limit_is_that_of_the_start_and_says_so(tmp_path):
+    run = make_run((1e-4, 1e-3), optimizers=["sgd", "momentum", "adam"], problems=["rosenbrock"])
+    run.info["problems"]["rosenbrock"] |= {"parameters": 2, "curvature": None}
+    page = page_json(write_report([run], tmp_path / "page.html"))
+    largest = measured_curvature(load_problem("rosenbrock")).largest
+    limits = {pair["optimizer"]: (pair["limit"], pair["limit_is"]) for pair in page["pairs"]}
+    assert limits["adam"][0] is None
+    for optimizer, factor in (("sgd", 2.0), ("momentum", 2 * 1.9)):
+        assert limits[optimizer] == (pytest.approx(factor / largest, rel=2e-3), "stable at the start")
+
+
+def test_the_valley_of_every_trial_is_on_the_page(tmp_path):
+    rates = (0.005, 0.01, 10.0)
+    run = make_run(rates, seeds=8, optimizers=["sgd"], problems=["himmelblau"], steps=200, decay=lambda _, r: 1 - r)
+    run.info["problems"]["himmelblau"] |= {"parameters": 2, "curvature": None}
+    page = page_json(write_report([run], tmp_path / "page.html"))
+    ends = {(row["learning_rate"], row["seed"]): row["valley"] for row in page["scenes"]["himmelblau"]["ends"]}
+    assert set(ends) == {(rate, seed) for rate in rates for seed in range(8)}
+    assert {ends[10.0, seed] for seed in range(8)} == {"diverged"}
+    assert {ends[rate, seed] for rate in rates[:2] for seed in range(8)} <= {"A", "B", "C", "D"}
+    floors = page["scenes"]["himmelblau"]["spec"]["datasets"]["floors"]
+    assert {floor["valley"] for floor in floors} == set(ends.values()) - {"diverged"}
+
+
+def test_sharpness_is_on_the_page_and_in_a_figure(tmp_path):
+    row = {"problem": "quadratic_bowl", "optimizer": "sgd", "learning_rate": 0.1, "seed": 0, "loss": 1.0}
+    rows = [row | {"step": step, "sharpness": 2.0, "error": 0.0, "edge": 20.0} for step in (0, 50, 100)]
+    run = dataclasses.replace(make_run(optimizers=["sgd"]), sharpness=pa.Table.from_pylist(rows, schema=SHARPNESS))
+    page = page_json(write_report([run], tmp_path / "page.html"))
+    assert [(row["step"], row["sharpness"], row["edge"]) for row in page["sharpness"]] == [
+        (0, 2.0, 20.0),
+        (50, 2.0, 20.0),
+        (100, 2.0, 20.0),
+    ]
+    assert "sharpness-quadratic-bowl-sgd" in figure_specs([run])
+
+
+def test_predicted_and_fitted_rates_stand_side_by_side():
+    """The synthetic gap is exp(-rate × step); theory's is the bowl's own, with mu = 0.02 and L = 2."""
+    run = make_run((0.05, 0.5), optimizers=["sgd"], curve_steps=range(0, 101, 5))
+    rates = page_data([run])["pairs"][0]["rates"]
+    assert [row["fitted"] for row in rates] == [pytest.approx(math.exp(-rate), rel=1e-3) for rate in (0.05, 0.5)]
+    assert [row["predicted"] for row in rates] == [pytest.approx((1 - rate * 0.02) ** 2) for rate in (0.05, 0.5)]
+
+
+def test_the_best_of_every_pair_comes_with_its_interval_and_robustness(tmp_path):
+    text = write_report([make_run((0.1, 0.15, 1.0), optimizers=["sgd"])], tmp_path / "page.html").read_text()
+    cells = re.findall(r"<td>(.*?)</td>", text)[:11]
+    # exp(-1.01 × step) < 1e-k at step ceil(2.303 k / 1.01) for the middle seed
+    steps = [str(math.ceil(k * math.log(10) / 1.01)) for k in range(1, 7)]
+    assert cells == ["quadratic_bowl × sgd", "1", "1", "0 decades", "1.04 ms", *steps]
 
 
 def test_a_squeezed_png_has_the_same_pixels():
@@ -91,8 +164,6 @@ def test_a_squeezed_png_has_the_same_pixels():
 
 @pytest.mark.parametrize("runs", [[], [make_run(rates=(0.1,), seeds=1)]])
 def test_nothing_to_report_is_an_error(runs, tmp_path):
-    import dataclasses
-
     runs = [dataclasses.replace(run, trials=run.trials.slice(0, 0)) for run in runs]
     with pytest.raises(GradbenchError):
         write_report(runs, tmp_path / "page.html")
@@ -140,7 +211,9 @@ const pause = (ms) => new Promise((next) => setTimeout(next, ms));
 async function until(test) { for (let i = 0; i < 200 && !test(); i++) await pause(25); }
 async function probe() {
   await until(() => document.body.dataset.ready);
-  const result = { ready_ms: performance.now(), before: [said(), front()] };
+  const note = () => find("landscape-note").textContent;
+  const path = () => [views.landscape.data("front").map((row) => row.learning_rate)[0], note()];
+  const result = { ready_ms: performance.now(), before: [said(), front(), path()] };
   const marks = [...document.querySelectorAll("#sensitivity .mark-symbol path")];
   const mark = marks.find((m) => m.__data__.datum.index === 0 && m.__data__.datum.optimizer === "sgd");
   const box = mark.getBoundingClientRect();
@@ -148,11 +221,11 @@ async function probe() {
   for (const kind of ["mousedown", "mouseup", "click"]) mark.dispatchEvent(new MouseEvent(kind, where));
   await until(() => said() !== result.before[0]);
   await pause(100);
-  result.clicked = [said(), front()];
+  result.clicked = [said(), front(), path()];
   const slider = document.getElementById("rate");
   slider.value = 2; slider.dispatchEvent(new Event("input"));
   await pause(100);
-  result.slid = [said(), front()];
+  result.slid = [said(), front(), path()];
   const scale = document.getElementById("scale");
   scale.value = "linear"; scale.dispatchEvent(new Event("change"));
   await pause(300);
@@ -193,4 +266,50 @@ def test_in_chromium_a_click_on_a_learning_rate_changes_the_linked_views(width, 
     assert "learning rate 1: diverged" in result["slid"][0]
     assert "diverges at step 7" in result["slid"][0]
     assert [result[key][1] for key in ("before", "clicked", "slid")] == [0.1, 0.01, 1.0]
+    assert [result[key][2][0] for key in ("before", "clicked", "slid")] == [0.1, 0.01, 1.0]
+    assert all("the path of this learning rate" in result[key][2][1] for key in ("before", "clicked", "slid"))
     assert math.isfinite(result["ready_ms"])
+
+
+def check_record(path, problem="quadratic_bowl", verdict="PASS", written="2026-01-01T00:00:00Z"):
+    """A file as gradbench check writes it, as far as it is read."""
+    program = {"program": "jit", "dtype": "float32", "precision": "highest", "device": "cpu:0", "verdict": verdict}
+    program |= {"reason": "twice too large", "resolves": 1.5e-6}
+    formula = {"name": "analytic gradient", "verdict": "PASS", "finding": "agrees", "resolves": None}
+    checks = [{"problem": problem, "formula": [formula], "programs": [program]}]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema": 1, "kind": "check", "written": written, "checks": checks}))
+    return path
+
+
+def test_the_newest_check_beside_a_record_is_on_its_page(tmp_path):
+    run = dataclasses.replace(make_run(optimizers=["sgd"]), path=tmp_path / "a-record")
+    check_record(tmp_path / "check" / "20260101-a.json", verdict="PASS", written="the first")
+    check_record(tmp_path / "check" / "20260102-b.json", verdict="FAIL", written="the second")
+    check_record(tmp_path / "check" / "20260103-c.json", problem="mlp", written="another problem")
+    (tmp_path / "check" / "peers.json").write_text("[]")
+    rows = check_rows([run])
+    assert [(row["part"], row["verdict"], row["finding"]) for row in rows] == [
+        ("formula", "PASS", "all 1: analytic gradient"),
+        ("execution", "FAIL", "jit: twice too large"),
+    ]
+    assert {row["checked"] for row in rows} == {"the second"}
+    assert "twice too large" in write_report([run], tmp_path / "page.html").read_text()
+
+
+def test_checks_that_are_named_are_shown_and_must_be_checks(tmp_path):
+    named = check_record(tmp_path / "mine.json", problem="mlp[hidden=8]")
+    assert {row["problem"] for row in check_rows([make_run()], [named])} == {"mlp[hidden=8]"}
+    (tmp_path / "other.json").write_text('{"kind": "check", "checks": [{}]}')
+    for name, words in (("other.json", "not a record of gradbench check"), ("none.json", "No such file")):
+        with pytest.raises(GradbenchError, match=words):
+            check_rows([make_run()], [tmp_path / name])
+
+
+def test_what_gradbench_check_writes_is_read(tmp_path):
+    assert run_check(["quadratic_bowl[dim=3]"], fast=True, out=tmp_path, note=lambda text: None) == 0
+    [file] = (tmp_path / "check").glob("*.json")
+    assert {(row["part"], row["verdict"]) for row in check_rows([], [file])} == {
+        ("formula", "PASS"),
+        ("execution", "PASS"),
+    }

@@ -4,45 +4,55 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 import vl_convert
 
+from gradbench.analysis import summarise
 from gradbench.errors import GradbenchError, nearest
+from gradbench.profiles import best_rate_interval, pair_trials, steps_at_best
 from gradbench.record import Run
 from gradbench.report import charts
+from gradbench.report.checks import check_rows
 from gradbench.report.data import answers, labels, page_data, target_words
 from gradbench.report.figures import FORMATS, figure_specs, squeezed
-from gradbench.report.scenery import landscapes
+from gradbench.report.scenery import WORDS, add_local_limits, page_rows, scenes
 from gradbench.tables import number, seconds
 
 __all__ = ["FORMATS", "write_figures", "write_report"]
 
 
-def write_report(runs: Sequence[Run], out: str | Path) -> Path:
+def write_report(runs: Sequence[Run], out: str | Path, checks: Sequence[str | Path] = ()) -> Path:
     """Write one self-contained HTML file about the runs, and return its path. Needs no network, here or there.
 
-    Raises GradbenchError where there is no run, no finished trial, or `out` cannot be written.
+    `checks` are records of gradbench check to show; without any, the newest beside the runs for their problems.
+    Raises GradbenchError where there is no run, no finished trial, a check is none, or `out` cannot be written.
     """
     out = Path(out).expanduser()
     data = page_data(runs)
-    profile, ecdf = charts.overall_rows(runs)
-    data |= {"profile": profile, "ecdf": ecdf}
-    scenes = landscapes(runs)
-    data["landscapes"] = list(scenes.values())
-    several = len(runs) > 1
+    with ThreadPoolExecutor(1) as pool:
+        bundle = pool.submit(_bundle)
+        found = scenes(runs)
+    add_local_limits(data["pairs"], found)
+    overall = charts.overall(runs)
+    data["overall"] = {name: rows for name, (_, rows) in overall.items()}
+    data["scenes"] = {name: page_rows(scene) for name, scene in found.items()}
+    data["path_colours"] = dict(zip(WORDS, charts.COLOURS))
     data["charts"] = {
-        "sensitivity": charts.spec(charts.sensitivity(several)),
+        "sensitivity": charts.spec(charts.sensitivity(len(runs) > 1)),
         "convergence": charts.spec(charts.convergence()),
         "convergence_seconds": charts.spec(charts.convergence(seconds=True)),
+        "valleys": charts.spec(charts.valley_map()),
         "step_cost": charts.spec(charts.step_cost()),
-        "profile": charts.spec(charts.profile()),
-        "ecdf": charts.spec(charts.ecdf()),
         "sharpness": charts.spec(charts.sharpness()),
+        **{name: charts.spec(chart) for name, (chart, _) in overall.items()},
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     folder = Path(__file__).parent
@@ -50,13 +60,13 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
     page = template.substitute(
         header=_header(runs, data),
         answers=_answers(runs),
-        landscapes=_landscapes(list(scenes)),
-        hide_profiles="" if profile else " hidden",
+        pairs=_pairs(runs),
+        hide_overall="" if overall else " hidden",
         timings=_timings(data["timings"]),
-        checks=_checks(data["runs"]),
+        checks=_checks(check_rows(runs, checks)),
         environment="".join(_environment(run) for run in data["runs"]),
         data=text,
-        bundle=_bundle(),
+        bundle=bundle.result(),
         script=(folder / "page.js").read_text(encoding="utf-8"),
     )
     _write(out, page.encode())
@@ -108,11 +118,13 @@ def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:
     lines = []
     for run, shown in zip(runs, data["runs"]):
         plan, place = run.plan, shown["environment"]
-        ran = f"{len(plan.problems)} problems × {len(plan.optimizers)} optimizers × {len(plan.rates)} learning rates"
+        counts = {"problem": plan.problems, "optimizer": plan.optimizers, "learning rate": plan.rates}
+        counts["seed"] = range(plan.seeds)
+        ran = " × ".join(f"{len(of)} {word}{'s' * (len(of) != 1)}" for word, of in counts.items())
         device = f"{place.get('device_count')} × {place.get('device_kind')}"
         state = "" if shown["state"] == "complete" else f" <strong>({html.escape(shown['state'])})</strong>"
         lines.append(
-            f"<p>{html.escape(shown['name'])}: {ran} × {plan.seeds} seeds, {plan.steps} steps, {plan.dtype}, on "
+            f"<p>{html.escape(shown['name'])}: {ran}, {plan.steps} steps, {plan.dtype}, on "
             f"{html.escape(device)}; {shown['trials']:,} trials{state} "
             f"<span class='soft'>{html.escape(run.id)}, {html.escape(str(shown['started']))}</span></p>"
         )
@@ -130,17 +142,21 @@ def _answers(runs: Sequence[Run]) -> str:
     return "".join(made)
 
 
-def _landscapes(titles: Sequence[str]) -> str:
-    if not titles:
-        return ""
-    panels = "".join(
-        f"<div class='panel'><div id='landscape-{i}' class='chart'></div></div>" for i in range(len(titles))
-    )
-    lesson = (
-        "Darker is lower; arrows point downhill, against the gradient. The black square is the start. "
-        "Too small crawls, right arrives, too large jumps across, diverging leaves the picture."
-    )
-    return f"<section><h2>Landscape</h2><p class='soft'>{lesson}</p><div class='views'>{panels}</div></section>"
+def _pairs(runs: Sequence[Run]) -> str:
+    """Every pair at its best learning rate: how sure that is, how robust, and the steps to each target."""
+    headings = ("what", "best learning rate", "95 %", "robust over", "solo step", *(f"to 1e-{k}" for k in range(1, 7)))
+    cells = []
+    for run, name in zip(runs, labels(runs)):
+        for pair in summarise(run):
+            interval = best_rate_interval(pair_trials(run, pair.problem, pair.optimizer))
+            what = " × ".join((pair.problem, pair.optimizer, *([name] if len(runs) > 1 else [])))
+            best = pair.best and pair.best.learning_rate
+            sure = " … ".join(dict.fromkeys(map(number, interval[1:]))) if interval else "–"
+            robust = "–" if pair.safe_decades is None else f"{number(pair.safe_decades)} decades"
+            steps = np.median(steps_at_best(run, pair).reshape(6, -1), axis=1).tolist()
+            reached = [f"{step:.0f}" if math.isfinite(step) else "–" for step in steps]
+            cells.append((what, number(best), sure, robust, seconds(pair.solo_step_s), *reached))
+    return _table(headings, cells)
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -171,12 +187,15 @@ def _gradient_cost(rows: Sequence[dict[str, Any]]) -> str:
     return _table(("what", "loss with gradient / loss alone"), cells) if cells else ""
 
 
-def _checks(runs: Sequence[dict[str, Any]]) -> str:
-    rows = [{"run": run["name"]} | check for run in runs for check in run["checks"]]
+def _checks(rows: Sequence[dict[str, str]]) -> str:
     if not rows:
         return ""
-    table = _table(list(rows[0]), [[row.get(key, "") for key in rows[0]] for row in rows])
-    return f"<section><h2>Gradient check</h2><div class='scroll'>{table}</div></section>"
+    lesson = (
+        "Whether the gradient is right: its formula in float64, and its execution in each dtype and precision. "
+        "A relative fault larger than what is given would have been caught. From gradbench check."
+    )
+    table = _table(list(rows[0]), [list(row.values()) for row in rows])
+    return f"<section><h2>Gradient check</h2><p class='soft'>{lesson}</p><div class='scroll'>{table}</div></section>"
 
 
 def _environment(run: dict[str, Any]) -> str:

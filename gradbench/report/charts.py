@@ -20,7 +20,7 @@ POWERS = [0, *(10.0**k for k in range(-7, 8))]  # ticks of an axis that begins a
 
 def spec(chart: Any, datasets: dict[str, list[dict[str, Any]]] | None = None) -> dict[str, Any]:
     """The chart as Vega-Lite, with `datasets` filled in where given."""
-    made = chart.to_dict()
+    made = chart.to_dict(validate=False)  # the tests draw every chart; checking each costs a second a page
     return made | {"datasets": datasets} if datasets is not None else made
 
 
@@ -42,8 +42,18 @@ def _shape() -> Any:
     return alt.Shape("verdict:N", scale=scale, title="verdict", legend=alt.Legend(orient="bottom", columns=3))
 
 
+def _log_axis() -> Any:
+    """Labels at 1, 2 and 5 times the powers of ten as far as there is room, as 0.01 and 1e-7; other lines faint."""
+    digit = "round(1000 * pow(10, log(datum.value) / LN10 - floor(log(datum.value) / LN10 + 1e-6)))"
+    plain = "datum.value >= 1e-3 && datum.value < 1e4"
+    words = f"{plain} ? format(datum.value, '~g') : replace(format(datum.value, '~e'), '+', '')"
+    faint = {"condition": {"test": f"{digit} === 1000", "value": 1}, "value": 0.3}
+    label = f"indexof([1000, 2000, 5000], {digit}) < 0 ? '' : {words}"
+    return alt.Axis(labelExpr=label, labelOverlap="greedy", tickCount=5, gridOpacity=faint)
+
+
 def _rate_axis() -> Any:
-    axis = alt.Axis(format="~g", labelOverlap=True)
+    axis = _log_axis()
     return alt.X(
         "learning_rate:Q", scale=alt.Scale(type="log", nice=False, padding=8), title="learning rate", axis=axis
     )
@@ -56,7 +66,7 @@ def sensitivity(several_runs: bool = False, height: int = 300) -> Any:
     optimizer, limit), chosen (a rate). Diverged learning rates stand along the top.
     """
     x = _rate_axis()
-    y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="final loss gap / first", axis=alt.Axis(format="~g"))
+    y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="final loss gap / first", axis=_log_axis())
     rates = alt.Chart(alt.NamedData(name="rates"))
     tooltip = [
         alt.Tooltip("optimizer:N"),
@@ -75,9 +85,8 @@ def sensitivity(several_runs: bool = False, height: int = 300) -> Any:
     layers = [
         spread.mark_area(opacity=0.18).encode(y="low:Q", y2="high:Q", **detail),
         limits.mark_rule(strokeDash=[2, 3], strokeWidth=2).encode(tooltip=["optimizer:N", "limit:Q"]),
-        limits.mark_text(angle=270, dx=4, dy=-5, align="left", baseline="bottom").encode(
-            text="label:N", y=alt.value(height - 6)
-        ),
+        # On the far side of the limit, below the crosses: most of what lies there has diverged.
+        limits.mark_text(angle=270, dx=-16, dy=4, align="right", baseline="top").encode(text="label:N", y=alt.value(0)),
         lines.mark_line(strokeWidth=2).encode(y=y, **detail),
         marks.transform_filter("isValid(datum.gap)")
         .mark_point(size=70, filled=True, opacity=1, cursor="pointer")
@@ -94,7 +103,8 @@ def sensitivity(several_runs: bool = False, height: int = 300) -> Any:
 def convergence(seconds: bool = False, height: int = 300) -> Any:
     """Gap against step for every learning rate of one pair, the chosen one in front; a cross ends a diverged one.
 
-    Data: curves (trial, learning_rate, x, gap), front (the chosen rate's trials), ends (x, gap of diverged trials).
+    Data: curves (trial, learning_rate, x, gap), front (the chosen rate's trials), ends (x, gap of diverged trials),
+    theory (x, gap at the predicted rate, through the chosen curve's end).
     """
     title = "seconds (steps × solo step time)" if seconds else "step"
     x = alt.X(
@@ -103,13 +113,13 @@ def convergence(seconds: bool = False, height: int = 300) -> Any:
         scale=alt.Scale(type="symlog", constant=1e-6 if seconds else 1),
         axis=alt.Axis(format="~s", values=POWERS, labelOverlap="greedy"),
     )
-    y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="loss gap / first", axis=alt.Axis(format="~g"))
+    y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="loss gap / first", axis=_log_axis())
     scale = alt.Scale(type="log", scheme="viridis")
     colour = alt.Color(
         "learning_rate:Q",
         scale=scale,
         title="learning rate",
-        legend=alt.Legend(orient="top", format="~g", type="gradient", gradientLength=220),
+        legend=alt.Legend(orient="top", format="~g", type="gradient", gradientLength=220, labelOverlap="greedy"),
     )
     back = alt.Chart(alt.NamedData(name="curves")).encode(x=x, y=y, color=colour, detail="trial:N")
     tooltip = [
@@ -121,10 +131,12 @@ def convergence(seconds: bool = False, height: int = 300) -> Any:
     ]
     front = alt.Chart(alt.NamedData(name="front")).encode(x=x, y=y, detail="trial:N", tooltip=tooltip)
     ends = alt.Chart(alt.NamedData(name="ends")).encode(x=x, y=y, tooltip=tooltip)
+    theory = alt.Chart(alt.NamedData(name="theory")).encode(x=x, y=y)
     return alt.layer(
         back.mark_line(strokeWidth=1.2, opacity=0.6),
         ends.mark_point(shape="cross", filled=True, color="#888", size=60, opacity=1),
         front.mark_line(strokeWidth=3.5, color="#e69f00"),
+        theory.mark_line(strokeWidth=2, strokeDash=[5, 4], color="#d55e00"),
     ).properties(height=height, width=560)
 
 
@@ -164,41 +176,74 @@ def sharpness() -> Any:
 
     Data: sharpness, the rows of theory.sharpness_along.
     """
-    rows = alt.Chart(alt.NamedData(name="sharpness"))
-    colour = alt.Color("learning_rate:N", scale=alt.Scale(range=COLOURS), title="learning rate")
-    line = rows.mark_line(point=True).encode(
-        x="step:Q", y=alt.Y("sharpness:Q", title="top Hessian eigenvalue"), color=colour
-    )
+    rows = alt.Chart(alt.NamedData(name="sharpness")).transform_filter("datum.sharpness > 0")
+    legend = alt.Legend(orient="top", symbolType="stroke", symbolStrokeWidth=3, format=".3~g")
+    colour = alt.Color("learning_rate:O", scale=alt.Scale(range=COLOURS), title="learning rate", legend=legend)
+    x = alt.X("step:Q", axis=alt.Axis(format="~s", tickCount=6, labelOverlap=True))
+    y = alt.Y("sharpness:Q", scale=alt.Scale(type="log"), axis=_log_axis(), title="top Hessian eigenvalue")
+    tooltip = [
+        alt.Tooltip(f"{name}:Q", format=".4g") for name in ("learning_rate", "step", "sharpness", "error", "edge")
+    ]
+    line = rows.mark_line(point={"size": 50}, strokeWidth=2.5).encode(x=x, y=y, color=colour, tooltip=tooltip)
     edge = (
         rows.transform_filter("isValid(datum.edge)")
-        .mark_line(strokeDash=[4, 3])
-        .encode(x="step:Q", y="edge:Q", color=colour)
+        .mark_line(strokeDash=[4, 3], strokeWidth=2)
+        .encode(x=x, y=alt.Y("edge:Q"), color=colour)
     )
     return alt.layer(line, edge).properties(width=560, height=260)
 
 
-def overall_rows(runs: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of `profile` and of `ecdf`, over the runs' problems; none where there are no targets reached."""
+def valley_map() -> Any:
+    """Which valley each trial ended in, by letter. Data: ends (learning_rate, seed, valley), chosen (a rate)."""
+    x = _rate_axis()
+    ends = alt.Chart(alt.NamedData(name="ends")).transform_calculate(
+        letter="datum.valley === 'diverged' ? '×' : datum.valley"
+    )
+    colour = {
+        "condition": {"test": "datum.valley === 'diverged'", "value": "#888"},
+        "field": "letter",
+        "type": "nominal",
+        "scale": {"range": COLOURS},
+        "legend": None,
+    }
+    tooltip = ["learning_rate:Q", "seed:O", "valley:N"]
+    letters = ends.mark_text(fontSize=13, fontWeight="bold", cursor="pointer").encode(
+        x=x, y=alt.Y("seed:O", title="seed"), text="letter:N", color=colour, tooltip=tooltip
+    )
+    chosen = alt.Chart(alt.NamedData(name="chosen")).mark_rule(strokeWidth=14, opacity=0.25)
+    return alt.layer(chosen.encode(x="learning_rate:Q"), letters).properties(width=560, height={"step": 20})
+
+
+def overall(runs: Any) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
+    """Dataset name -> (chart, rows): performance profiles and targets reached, in steps and in seconds of one trial
+    alone; without those that have no rows, as nobody reaches a target."""
     from gradbench import profiles
 
-    return profiles.profile_rows(runs), profiles.ecdf_rows(runs)
+    made = {
+        "profile": (profile("the fewest steps"), profiles.profile_rows(runs)),
+        "profile_seconds": (profile("the least solo time", "profile_seconds"), profiles.profile_rows(runs, True)),
+        "ecdf": (ecdf(), profiles.ecdf_rows(runs)),
+        "ecdf_seconds": (ecdf(True), profiles.ecdf_rows(runs, True)),
+    }
+    return {name: (chart, rows) for name, (chart, rows) in made.items() if rows}
 
 
-def profile() -> Any:
-    """Dolan and Moré's performance profiles. Data: profile (solver, ratio, share)."""
-    x = alt.X("ratio:Q", scale=alt.Scale(type="log"), title="within this factor of the fewest steps")
-    return _steps_up("profile", x, "share of problems solved")
+def profile(of: str, name: str = "profile") -> Any:
+    """Dolan and Moré's performance profiles. Data: `name` (solver, ratio, share)."""
+    scale = alt.Scale(type="log", nice=False)
+    x = alt.X("ratio:Q", scale=scale, title=f"within this factor of {of}", axis=_log_axis())
+    return _steps_up(name, x, "share of problems solved")
 
 
-def ecdf() -> Any:
-    """The share of targets reached within a number of steps. Data: ecdf (solver, steps, share)."""
+def ecdf(seconds: bool = False) -> Any:
+    """The share of targets reached within a number of steps. Data: ecdf or ecdf_seconds (solver, cost, share)."""
     x = alt.X(
-        "steps:Q",
-        scale=alt.Scale(type="symlog"),
-        title="steps",
+        "cost:Q",
+        scale=alt.Scale(type="symlog", constant=1e-6 if seconds else 1, nice=False),
+        title="seconds (steps × solo step time)" if seconds else "steps",
         axis=alt.Axis(format="~s", values=POWERS, labelOverlap="greedy"),
     )
-    return _steps_up("ecdf", x, "share of targets reached")
+    return _steps_up("ecdf_seconds" if seconds else "ecdf", x, "share of targets reached")
 
 
 def _steps_up(name: str, x: Any, title: str) -> Any:

@@ -11,8 +11,10 @@ import pyarrow.compute as pc
 
 from gradbench.analysis import PairSummary, RateSummary, summarise
 from gradbench.errors import GradbenchError
+from gradbench.profiles import measured_rate
 from gradbench.record import Run
 from gradbench.tables import number, seconds
+from gradbench.theory import predicted_rate
 
 CURVE_VALUES = 120_000  # of all curves on a page: about 8 bytes each
 CURVE_POINTS = 60  # of one curve
@@ -20,9 +22,14 @@ RATE_ROWS = 6_000  # learning rates on a page, over all pairs
 FLOOR = 1e-16  # a gap of 0 has no place on a log axis
 
 
-def short(value: float | None) -> float | None:
-    """Four significant digits, and None for what JSON has no number for."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+def short(value: float | None, digits: int = 4) -> float | None:
+    """So many significant digits, and None for what JSON has no number for."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
+
+
+def short_rate(value: float) -> float | None:
+    """Digits enough to tell ten thousand learning rates apart."""
+    return short(value, 7)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -46,21 +53,29 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         "runs": [_run(run, name) for run, name in zip(runs, names)],
         "pairs": [_pair(run, name, pair, rates, values) for run, name, pair in summaries],
         "timings": [row for run, name in zip(runs, names) for row in timing_rows(run, name)],
-        "sharpness": [row for run in runs for row in getattr(run, "sharpness", None) or []],
+        "sharpness": [row for run, name in zip(runs, names) for row in sharpness_rows(run, name)],
     }
 
 
 def _run(run: Run, name: str) -> dict[str, Any]:
     keys = ("id", "state", "started", "ended", "environment", "plan")
-    checks = run.info.get("gradient_checks") or []
-    return {"name": name, "trials": run.trials.num_rows, "checks": checks} | {key: run.info.get(key) for key in keys}
+    return {"name": name, "trials": run.trials.num_rows} | {key: run.info.get(key) for key in keys}
+
+
+def sharpness_rows(run: Run, name: str) -> list[dict[str, Any]]:
+    """A record's sharpness along its paths, and the edge of stability."""
+    kept = ("sharpness", "error", "edge", "loss")
+    return [
+        row | {key: short(row[key]) for key in kept} | {"run": name, "learning_rate": short_rate(row["learning_rate"])}
+        for row in run.sharpness.to_pylist()
+    ]
 
 
 def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
     """A learning rate as the charts take it. Gaps of 0 are drawn at the floor; a gap is null where it diverged."""
     finite = math.isfinite(rate.gap_median)
     return {
-        "learning_rate": short(rate.learning_rate),
+        "learning_rate": short_rate(rate.learning_rate),
         "verdict": next(iter(rate.verdicts)),
         "verdicts": rate.verdict,
         "gap": short(max(rate.gap_median, FLOOR)) if finite else None,
@@ -69,6 +84,8 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
         "steps": short(rate.steps_to_target),
         "seconds": short(rate.time_to_target_s),
         "best": pair.best is rate,
+        "fitted": None,
+        "predicted": None,
     }
 
 
@@ -78,17 +95,37 @@ def _pair(run: Run, name: str, pair: PairSummary, most_rates: int, values: int) 
     if pair.best is not None and pair.best not in rates:
         rates = sorted([*rates, pair.best], key=lambda rate: rate.learning_rate)
     grid, curves = _curves(run, pair, [rate.learning_rate for rate in rates], values)
+    rows = [rate_row(rate, pair) for rate in rates]
+    _add_decay(run, pair, rows, grid, curves)
     return {
         "run": name,
         "problem": pair.problem,
         "optimizer": pair.optimizer,
         "limit": short(pair.stable_limit),
+        "limit_is": "stable limit",
         "step_s": short(pair.solo_step_s),
         "all_rates": len(pair.rates),
-        "rates": [rate_row(rate, pair) for rate in rates],
+        "rates": rows,
         "grid": grid,
         "curves": curves,
     }
+
+
+def _add_decay(
+    run: Run, pair: PairSummary, rows: list[dict[str, Any]], grid: list[int], curves: list[dict[str, Any]]
+) -> None:
+    """Give each rate `fitted`, the factor a step by which seed 0's gap falls, and `predicted`, theory's on a quadratic
+    (of the gap: the square of the distance's); null where there is no theory."""
+    curvature = run.info.get("problems", {}).get(pair.problem, {}).get("curvature")
+    if pair.stable_limit is None or not curvature:
+        return
+    for curve in curves:
+        if curve["seed"] == 0:
+            row = rows[curve["rate"]]
+            gaps = [gap if gap and gap > FLOOR else 0.0 for gap in curve["gaps"]]
+            row["fitted"] = short(measured_rate(grid[: len(gaps)], gaps), 7)
+            rate = predicted_rate(pair.optimizer, row["learning_rate"], *curvature)
+            row["predicted"] = None if rate is None else float(f"{rate**2:.8g}")  # 0.999998 and 1 are not the same
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -113,7 +150,7 @@ def _curves(run: Run, pair: PairSummary, rates: list[float], values: int) -> tup
     keep = np.isin(step, grid)
     trial, loss = trial[keep], loss[keep]
     ids, starts = np.unique(trial, return_index=True)
-    place = {short(rate): i for i, rate in enumerate(rates)}
+    place = {short_rate(rate): i for i, rate in enumerate(rates)}
     curves = []
     for number_, start, end in zip(ids.tolist(), starts, [*starts[1:], len(trial)]):
         row = rows[number_]
@@ -121,7 +158,7 @@ def _curves(run: Run, pair: PairSummary, rates: list[float], values: int) -> tup
         gaps = np.maximum((loss[start:end] - lowest) / (row["initial_loss"] - lowest), FLOOR)
         curves.append(
             {
-                "rate": place[short(row["learning_rate"])],
+                "rate": place[short_rate(row["learning_rate"])],
                 "seed": row["seed"],
                 "verdict": row["verdict"],
                 "diverged_at": row["diverged_at"],
@@ -150,7 +187,8 @@ def sentence(pair: PairSummary, target: str = "the target") -> str:
     best = pair.best
     at = f"{pair.optimizer} at {number(best.learning_rate)}"
     if best.steps_to_target is None:
-        text = f"{at} does best, but ends {best.verdict}, at {number(best.gap_median)} of the first gap"
+        ends = best.verdict.replace("overshoots", "overshooting")
+        text = f"{at} does best, but ends {ends}, at {number(best.gap_median)} of the first gap"
     else:
         text = f"{at} reaches {target} in {best.steps_to_target:.0f} steps"
         if best.time_to_target_s is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 from gradbench.record import Run
 from gradbench.report import charts
 from gradbench.report.data import page_data
-from gradbench.report.scenery import landscapes
+from gradbench.report.scenery import add_local_limits, landscapes, page_rows, scenes
 from gradbench.tables import number
 
 FORMATS = ("svg", "png", "pdf")
@@ -20,6 +21,8 @@ CONFIG = {"background": "white", "view": {"stroke": None}, "axis": {"labelFontSi
 def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """File stem -> Vega-Lite spec: a sensitivity for each problem, a convergence for each pair, costs, profiles."""
     data = page_data(runs)
+    found = scenes(runs, paths=0)
+    add_local_limits(data["pairs"], found)
     several = len(runs) > 1
     made = {}
     for problem in dict.fromkeys(pair["problem"] for pair in data["pairs"]):
@@ -27,7 +30,7 @@ def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         rates = [rate | {"run": p["run"], "optimizer": p["optimizer"]} for p in pairs for rate in p["rates"]]
         largest = max(rate["learning_rate"] for rate in rates)
         limits = [
-            {"optimizer": p["optimizer"], "limit": p["limit"], "label": f"stable limit {number(p['limit'])}"}
+            {"optimizer": p["optimizer"], "limit": p["limit"], "label": f"{p['limit_is']}: {number(p['limit'])}"}
             for p in pairs
             if p["limit"] is not None and p["limit"] <= largest and p["run"] == pairs[0]["run"]
         ]
@@ -36,19 +39,25 @@ def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         for pair in pairs:
             stem = _stem("convergence", problem, pair["optimizer"], *([pair["run"]] if several else []))
             made[stem] = charts.spec(charts.convergence(), curve_rows(pair))
-    for title, scene in landscapes(runs).items():
+    for title, scene in landscapes(found).items():
         made[_stem("landscape", title)] = scene
+    for problem, scene in found.items():
+        for optimizer in dict.fromkeys(row["optimizer"] for row in scene.ends):
+            ends = [row for row in page_rows(scene)["ends"] if row["optimizer"] == optimizer]
+            made[_stem("valleys", problem, optimizer)] = charts.spec(charts.valley_map(), {"ends": ends, "chosen": []})
     timings = [
         row | {"what": ", ".join(filter(None, (row["problem"], row["optimizer"], row["run"] if several else None)))}
         for row in data["timings"]
     ]
     made["step-cost"] = charts.spec(charts.step_cost(), {"timings": timings})
-    profile, ecdf = charts.overall_rows(runs)
-    if profile:
-        made["performance-profile"] = charts.spec(charts.profile(), {"profile": profile})
-        made["targets-reached"] = charts.spec(charts.ecdf(), {"ecdf": ecdf})
-    if data["sharpness"]:
-        made["sharpness"] = charts.spec(charts.sharpness(), {"sharpness": data["sharpness"]})
+    stems = {"profile": "performance-profile", "ecdf": "targets-reached"}
+    for name, (chart, rows) in charts.overall(runs).items():
+        kind, _, seconds = name.partition("_")
+        made[_stem(stems[kind], seconds)] = charts.spec(chart, {name: rows})
+    for key in dict.fromkeys((row["run"], row["problem"], row["optimizer"]) for row in data["sharpness"]):
+        rows = [row for row in data["sharpness"] if (row["run"], row["problem"], row["optimizer"]) == key]
+        stem = _stem("sharpness", *key[1:], *([key[0]] if several else []))
+        made[stem] = charts.spec(charts.sharpness(), {"sharpness": rows})
     return {stem: spec | {"config": CONFIG} for stem, spec in made.items()}
 
 
@@ -69,7 +78,7 @@ def squeezed(png: bytes) -> bytes:
 
 def curve_rows(pair: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The datasets of a convergence chart: seed 0 of every learning rate, and every seed of the best in front."""
-    rows: dict[str, list[dict[str, Any]]] = {"curves": [], "front": [], "ends": []}
+    rows: dict[str, list[dict[str, Any]]] = {"curves": [], "front": [], "ends": [], "theory": []}
     for trial, curve in enumerate(pair["curves"]):
         rate = pair["rates"][curve["rate"]]
         if curve["seed"] > 0 and not rate["best"]:
@@ -80,11 +89,26 @@ def curve_rows(pair: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         rows["curves"] += points
         if rate["best"]:
             rows["front"] += points
+            if curve["seed"] == 0:
+                rows["theory"] = predicted_rows(rate["predicted"], points)
         if curve["verdict"] == "diverged":
             rows["ends"] += points[-1:]
     return rows
 
 
+def predicted_rows(rate: float | None, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The gap that falls by `rate` a step and ends where the curve does, over its last three quarters and its height;
+    the page does the same."""
+    if rate is None or not points:
+        return []
+    last, gaps = points[-1], [point["gap"] for point in points]
+    steps = [last["x"] * (0.25 + 0.75 * k / 40) for k in range(41)]
+    rows = [
+        {"x": step, "gap": last["gap"] * math.exp((step - last["x"]) * math.log(max(rate, 1e-9)))} for step in steps
+    ]
+    return [row for row in rows if min(gaps) <= row["gap"] <= max(gaps)]
+
+
 def _stem(*words: str) -> str:
     """A file name without what file systems dislike."""
-    return "-".join(re.sub(r"[^A-Za-z0-9=.]+", "-", word).strip("-.") for word in words)
+    return "-".join(re.sub(r"[^A-Za-z0-9=.]+", "-", word).strip("-.") for word in words if word)

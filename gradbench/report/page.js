@@ -10,7 +10,11 @@ const config = {
 const options = { actions: false, renderer: "svg", tooltip: true, logLevel: 1 };
 const state = { pair: 0, rate: 0, scale: "log", time: "steps" };
 const views = {};
-const number = (x) => (x === null ? "–" : Number(x.toPrecision(3)).toString());
+const number = (x) => {
+  if (x === null) return "–";
+  const small = x !== 0 && Math.abs(x) < 1e-3;
+  return small ? x.toExponential(2).replace(/\.?0*e/, "e") : Number(x.toPrecision(3)).toString();
+};
 const duration = (x) => {
   if (x === null) return "–";
   const unit = [[1, "s"], [1e-3, "ms"], [1e-6, "µs"]].find(([size]) => x >= size) || [1e-9, "ns"];
@@ -57,7 +61,7 @@ function pairsOfProblem() {
 function frontCurves() {
   const pair = page.pairs[state.pair];
   const unit = state.time === "seconds" && pair.step_s ? pair.step_s : 1;
-  const rows = { curves: [], front: [], ends: [] };
+  const rows = { curves: [], front: [], ends: [], theory: [] };
   pair.curves.forEach((curve, trial) => {
     const chosen = curve.rate === state.rate;
     if (curve.seed > 0 && !chosen) return;
@@ -65,9 +69,86 @@ function frontCurves() {
     const points = curve.gaps.map((gap, i) => ({ ...fixed, x: pair.grid[i] * unit, gap })).filter((row) => row.gap !== null);
     rows.curves.push(...points);
     if (chosen) rows.front.push(...points);
+    if (chosen && curve.seed === 0) rows.theory = predictedRows(pair.rates[state.rate].predicted, points, unit);
     if (curve.verdict === "diverged" && points.length) rows.ends.push(points[points.length - 1]);
   });
   return rows;
+}
+
+// The gap that falls at the predicted rate and ends where the curve does, over the curve's last three quarters.
+function predictedRows(rate, points, unit) {
+  if (rate === null || !points.length) return [];
+  const last = points[points.length - 1], gaps = points.map((point) => point.gap);
+  return Array.from({ length: 41 }, (_, k) => last.x * (0.25 + (0.75 * k) / 40))
+    .map((x) => ({ x, gap: last.gap * Math.exp(((x - last.x) / unit) * Math.log(Math.max(rate, 1e-9))) }))
+    .filter((row) => row.gap >= Math.min(...gaps) && row.gap <= Math.max(...gaps));
+}
+
+const near = (a, b) => Math.abs(Math.log(a / b)) < 1e-6;
+const index = (rates, rate) => rates.findIndex((row) => near(row.learning_rate, rate));
+
+// The landscape's own data and, of the chosen optimizer, the telling paths and the chosen learning rate's, or the nearest.
+function pathRows() {
+  const pair = page.pairs[state.pair], scene = page.scenes[pair.problem], rate = pair.rates[state.rate].learning_rate;
+  const mine = scene.paths.filter((path) => path.optimizer === pair.optimizer);
+  const away = (path) => Math.abs(Math.log(path.learning_rate / rate));
+  const front = mine.reduce((best, path) => (best === null || away(path) < away(best) ? path : best), null);
+  const label = (path) => `${number(path.learning_rate)} ${path.word}`.trim();
+  const points = (path) => path.x.map((x, i) => ({ x, y: path.y[i], step: scene.steps[i], loss: path.loss[i], label: label(path), learning_rate: path.learning_rate }));
+  const telling = mine.filter((path) => path.word);
+  let note = "No path of this optimizer is drawn: it is not one of gradbench's own.";
+  if (front) {
+    const which = near(front.learning_rate, rate) ? "this learning rate" : `${number(front.learning_rate)}, the nearest that is drawn,`;
+    note = `Orange: the path of ${which} from seed 0${front.left ? ", which leaves the picture" : ""}. Darker is lower; arrows point downhill; the square is the start. Seen: ${scene.spec.title.subtitle}.`;
+  }
+  return { telling, label, note, datasets: { paths: telling.flatMap(points), front: front ? points(front) : [] } };
+}
+
+async function drawLandscape() {
+  const pair = page.pairs[state.pair], scene = page.scenes[pair.problem];
+  find("landscape-panel").hidden = !(scene && scene.spec);
+  if (find("landscape-panel").hidden) return;
+  const { telling, label, note, datasets } = pathRows();
+  const spec = { ...structuredClone(scene.spec), title: undefined, width: "container", autosize: { type: "fit-x", contains: "padding" }, config };
+  Object.assign(spec.datasets, datasets);
+  const scale = { domain: telling.map(label), range: telling.map((path) => page.path_colours[path.word]) };
+  const walk = (layer) => {
+    const colour = layer.encoding && layer.encoding.color;
+    if (colour && colour.field === "label") colour.scale = scale;
+    (layer.layer || []).forEach(walk);
+  };
+  walk(spec);
+  const made = await vegaEmbed(find("landscape"), spec, options);
+  if (views.landscape) views.landscape.finalize();
+  views.landscape = made.view;
+  made.view.addEventListener("click", (_, item) => {
+    const rate = item && item.datum && item.datum.learning_rate;
+    if (rate && index(pair.rates, rate) >= 0) choose(state.pair, index(pair.rates, rate));
+  });
+  find("landscape-name").textContent = `${pair.problem}, ${pairName(pair)}`;
+  find("landscape-note").textContent = note;
+}
+
+async function drawValleys() {
+  const pair = page.pairs[state.pair], scene = page.scenes[pair.problem];
+  const ends = scene ? scene.ends.filter((row) => row.optimizer === pair.optimizer) : [];
+  find("valleys-panel").hidden = !ends.length;
+  if (!ends.length) return;
+  const view = await draw("valleys", "valleys", { ends, chosen: chosenRows() });
+  view.addEventListener("click", (_, item) => {
+    if (item && item.datum && item.datum.valley) choose(state.pair, index(pair.rates, item.datum.learning_rate));
+  });
+}
+
+async function drawSharpness() {
+  const pair = page.pairs[state.pair];
+  const rows = page.sharpness.filter((row) => ["run", "problem", "optimizer"].every((key) => row[key] === pair[key]));
+  find("sharpness-panel").hidden = !rows.length;
+  if (rows.length) await draw("sharpness", "sharpness", { sharpness: rows });
+}
+
+async function drawPair() {
+  for (const each of [drawConvergence, drawLandscape, drawValleys, drawSharpness]) await each();
 }
 
 async function drawConvergence() {
@@ -78,7 +159,7 @@ async function drawSensitivity() {
   const pairs = pairsOfProblem();
   const rates = pairs.flatMap((pair) => pair.rates.map((rate, index) => ({ ...rate, index, run: pair.run, optimizer: pair.optimizer, pair: page.pairs.indexOf(pair) })));
   const limits = pairs.filter((pair) => pair.limit !== null && pair.run === pairs[0].run)
-    .map((pair) => ({ run: pair.run, optimizer: pair.optimizer, limit: pair.limit, label: `stable limit ${number(pair.limit)}` }))
+    .map((pair) => ({ run: pair.run, optimizer: pair.optimizer, limit: pair.limit, label: `${pair.limit_is}: ${number(pair.limit)}` }))
     .filter((row) => row.limit <= Math.max(...rates.map((rate) => rate.learning_rate)));
   const view = await draw("sensitivity", "sensitivity", { rates, limits, chosen: chosenRows() }, state.scale);
   view.addEventListener("click", (_, item) => {
@@ -101,8 +182,10 @@ function describe() {
   const steps = rate.steps === null ? "; the target is not reached by most seeds" : `; target reached in ${number(rate.steps)} steps, ${duration(rate.seconds)}`;
   const when = pair.curves.filter((curve) => curve.rate === state.rate && curve.diverged_at !== null).map((curve) => curve.diverged_at);
   const blown = when.length ? `; diverges at step ${Math.min(...when)}` : "";
-  const limit = pair.limit === null ? "" : `; the stable limit is ${number(pair.limit)}`;
-  element("span", `${gap}${rate.gap === null ? "" : steps}${blown}${limit}.`, detail);
+  const limit = pair.limit === null ? "" : `; ${pair.limit_is}: ${number(pair.limit)}`;
+  const factor = (x) => `×${Number(x.toPrecision(5))}`;
+  const fall = rate.predicted === null ? "" : `; theory: the gap goes ${factor(rate.predicted)} a step in the end (dashed)${rate.fitted === null ? "" : `, fitted here ${factor(rate.fitted)}`}`;
+  element("span", `${gap}${rate.gap === null ? "" : steps}${blown}${limit}${fall}.`, detail);
   find("rate-name").textContent = number(rate.learning_rate);
   find("rate").max = pair.rates.length - 1;
   find("rate").value = state.rate;
@@ -116,7 +199,11 @@ function table() {
   const pair = page.pairs[state.pair], made = find("rates");
   made.replaceChildren();
   const head = element("tr", undefined, element("thead", undefined, made));
-  for (const name of ["learning rate", "verdict", "final gap", "lowest", "highest", "steps to target", "time to target"]) element("th", name, head).scope = "col";
+  for (const name of ["learning rate", "verdict", "final gap", "lowest", "highest", "steps to target", "time to target"]) {
+    const made = element("th", name, head);
+    made.scope = "col";
+    if (name === "verdict") made.className = "word";
+  }
   const body = element("tbody", undefined, made);
   pair.rates.forEach((rate, index) => {
     const row = element("tr", undefined, body);
@@ -141,12 +228,16 @@ async function choose(pairIndex, rateIndex) {
   describe();
   if (pair.problem !== before.problem) await drawSensitivity();
   else await views.sensitivity.data("chosen", chosenRows()).runAsync();
-  if (pair !== before) await drawConvergence();
-  else {
-    const rows = frontCurves();
-    for (const name of ["curves", "front", "ends"]) views.convergence.data(name, rows[name]);
-    await views.convergence.runAsync();
+  if (pair !== before) return drawPair();
+  const rows = frontCurves();
+  for (const name of Object.keys(rows)) views.convergence.data(name, rows[name]);
+  await views.convergence.runAsync();
+  if (!find("landscape-panel").hidden) {
+    const { note, datasets } = pathRows();
+    find("landscape-note").textContent = note;
+    await views.landscape.data("front", datasets.front).runAsync();
   }
+  if (!find("valleys-panel").hidden) await views.valleys.data("chosen", chosenRows()).runAsync();
 }
 
 function bestIndex(pair) {
@@ -179,17 +270,12 @@ async function start() {
   find("scale").addEventListener("change", async (event) => { state.scale = event.target.value; await drawSensitivity(); await drawConvergence(); });
   find("time").addEventListener("change", async (event) => { state.time = event.target.value; await drawConvergence(); });
   await drawSensitivity();
-  await drawConvergence();
+  await drawPair();
   const what = (row) => [row.problem, row.optimizer, severalRuns ? row.run : null].filter(Boolean).join(", ");
   await draw("timing", "step_cost", { timings: page.timings.map((row) => ({ ...row, what: what(row) })) });
-  if (page.profile.length) {
-    await draw("profile", "profile", { profile: page.profile });
-    await draw("ecdf", "ecdf", { ecdf: page.ecdf });
-  }
-  for (const [i, landscape] of page.landscapes.entries()) await vegaEmbed(find(`landscape-${i}`), { ...landscape, width: "container", autosize: { type: "fit-x", contains: "padding" }, config }, options);
-  if (page.sharpness.length) {
-    find("sharpness-section").hidden = false;
-    await draw("sharpness", "sharpness", { sharpness: page.sharpness });
+  for (const name of ["profile", "profile_seconds", "ecdf", "ecdf_seconds"]) {
+    find(name).parentElement.hidden = !page.overall[name];
+    if (page.overall[name]) await draw(name, name, { [name]: page.overall[name] });
   }
   document.body.dataset.ready = "yes";
 }
