@@ -142,6 +142,16 @@ def show(rows: list[dict[str, Any]], output_format: str) -> str:
     return text
 
 
+def save(rows: list[dict[str, Any]], folder: Path, rounds: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "peers.parquet")
+    found = environment(find_devices(None), "highest")
+    for package in ("torch", "benchopt"):
+        if importlib.util.find_spec(package):
+            found["versions"][package] = importlib.metadata.version(package)
+    write_json({"rounds": rounds, "environment": found}, folder / "environment.json")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rates", type=int, default=64)
@@ -154,25 +164,22 @@ def main() -> None:
     if options.show:
         print(show(pq.read_table(options.show / "peers.parquet").to_pylist(), options.format))
         return
-    devices, rows = find_devices(None), []
+    find_devices(None)  # before JAX starts with one CPU device
+    rows: list[dict[str, Any]] = []
+
+    def add(more: list[dict[str, Any]]) -> None:
+        rows.extend(more)
+        if options.out:  # after each case, so that a killed measurement leaves what it has
+            save(rows, options.out, options.rounds)
+
     for name in options.problems:
         for optimizer in OPTIMIZERS:
             print(f"{name} × {optimizer}", file=sys.stderr, flush=True)
-            rows += measure(Case.of(name, optimizer, options.rates), options.rounds)
+            add(measure(Case.of(name, optimizer, options.rates), options.rounds))
     if importlib.util.find_spec("benchopt"):
-        for name in set(end_to_end.CASES) & set(options.problems):
+        for name in [name for name in end_to_end.CASES if name in options.problems]:
             print(f"{name}, benchopt", file=sys.stderr, flush=True)
-            rows += measure_benchopt(name, options.rates, options.rounds)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_table(pa.Table.from_pylist(rows, SCHEMA), options.out / "peers.parquet")
-        found = environment(devices, "highest")
-        for package in ("torch", "benchopt"):
-            if importlib.util.find_spec(package):
-                found["versions"][package] = importlib.metadata.version(package)
-        write_json(
-            {"rounds": options.rounds, "rates": options.rates, "environment": found}, options.out / "environment.json"
-        )
+            add(measure_benchopt(name, options.rates, options.rounds))
     print(show(rows, options.format))
 
 

@@ -1,4 +1,4 @@
-"""PyTorch: an eager loop, torch.func.vmap over stacked trials, and torch.compile of that. On a GPU where it sees one."""
+"""PyTorch: an eager loop, torch.func.vmap over stacked trials, torch.compile of that. On a GPU where it sees one."""
 
 from __future__ import annotations
 
