@@ -1,7 +1,7 @@
 """The engine beside its peers, in one run: the same losses, data, float32, full batch, steps and learning rates.
 
     python tests/benchmarks/peers.py [--rates 64] [--rounds 3] [--out results/reference/peers-cpu-2-cores]
-    python tests/benchmarks/peers.py --show results/reference/peers-cpu-2-cores --format markdown
+    python tests/benchmarks/peers.py --show results/reference/peers-cpu-2-cores --optimizers sgd --format markdown
 
 Four problems x sgd, momentum, adam. Steady: seconds in the loop over the steps, a trial-step, compiled before; every
 side in turn in each round, medians. End to end: from the problem's arrays to the last loss of all trials in this
@@ -157,12 +157,14 @@ def main() -> None:
     parser.add_argument("--rates", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=PROBLEMS)
+    parser.add_argument("--optimizers", nargs="*", default=[*OPTIMIZERS, ALL], choices=[*OPTIMIZERS, ALL])
     parser.add_argument("--out", type=Path, help="a folder for peers.parquet and environment.json")
     parser.add_argument("--show", type=Path, help="measure nothing: the table of such a folder")
     parser.add_argument("--format", choices=FORMATS, default="table")
     options = parser.parse_args()
     if options.show:
-        print(show(pq.read_table(options.show / "peers.parquet").to_pylist(), options.format))
+        rows = pq.read_table(options.show / "peers.parquet").to_pylist()
+        print(show([row for row in rows if row["optimizer"] in options.optimizers], options.format))
         return
     find_devices(None)  # before JAX starts with one CPU device
     rows: list[dict[str, Any]] = []
@@ -173,10 +175,10 @@ def main() -> None:
             save(rows, options.out, options.rounds)
 
     for name in options.problems:
-        for optimizer in OPTIMIZERS:
+        for optimizer in [name for name in OPTIMIZERS if name in options.optimizers]:
             print(f"{name} × {optimizer}", file=sys.stderr, flush=True)
             add(measure(Case.of(name, optimizer, options.rates), options.rounds))
-    if importlib.util.find_spec("benchopt"):
+    if importlib.util.find_spec("benchopt") and ALL in options.optimizers:
         for name in [name for name in end_to_end.CASES if name in options.problems]:
             print(f"{name}, benchopt", file=sys.stderr, flush=True)
             add(measure_benchopt(name, options.rates, options.rounds))
