@@ -1,181 +1,188 @@
-"""The engine beside a plain PyTorch loop, a jitted JAX step in a Python loop, and vmapped PyTorch, in one run.
+"""The engine beside its peers, in one run: the same losses, data, float32, full batch, steps and learning rates.
 
-    python tests/benchmarks/peers.py [--rates 64] [--rounds 5]
+    python tests/benchmarks/peers.py [--rates 64] [--rounds 3] [--out results/reference/peers-cpu-2-cores]
+    python tests/benchmarks/peers.py --show results/reference/peers-cpu-2-cores --optimizers sgd --format markdown
 
-The same losses, data, float32, full batch and learning rates; the four default problems with linear regression on
-synthetic 1000 x 50 data. Each round times every side once, in turn; medians of the rounds are compared. A side whose
-final losses differ from the engine's by more than rounding is void. Needs the extra `peers`.
+Four problems x sgd, momentum, adam. Steady: seconds in the loop over the steps, a trial-step, compiled before; every
+side in turn in each round, medians. End to end: from the problem's arrays to the last loss of all trials in this
+process, building and compiling included (imports not), once a side. A side that would take minutes runs 4 of the
+trials, and its end-to-end time is its first run plus the rest at the steady pace; its heading has a star. benchopt is
+timed as whole processes against `gradbench run`. A side whose final losses differ from the engine's by more than
+rounding explains (sides/rounding.py) is void. Needs the extra `peers`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.metadata
+import importlib.util
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import jax
+os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # end to end is cold, on every side
+
 import numpy as np
-import torch
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sides import end_to_end
+from sides.cases import OPTIMIZERS, PROBLEMS, Case, Side
+from sides.rounding import tolerances
+from sides.with_jax import Engine, JittedLoop, ScanPerTrial
+from sides.with_numpy import NumpyStacked
 
-from gradbench.cost import choose_block
 from gradbench.devices import find_devices
 from gradbench.environment import environment
-from gradbench.optimizer import load_optimizer
-from gradbench.plan import SweepPlan
-from gradbench.problem import cast, load_problem
-from gradbench.program import Program, Trial, numerics
-from gradbench.tables import Column, render
+from gradbench.errors import one_line
+from gradbench.record import write_json, write_table
+from gradbench.tables import FORMATS, Column, render
 
-PROBLEMS = {
-    "quadratic_bowl": (2000, 0.5),
-    "linear_regression[examples=1000,features=50]": (500, 0.5),
-    "logistic_regression": (500, 0.5),
-    "mlp": (50, 0.1),
-}
+SIDES: list[type[Side]] = [Engine, JittedLoop, ScanPerTrial, NumpyStacked]
+if importlib.util.find_spec("torch"):
+    from sides.with_torch import TorchCompile, TorchLoop, TorchVmap
 
-
-def torch_loss(name: str, data) -> Callable:
-    """The same loss in PyTorch: a function of a dict of parameters."""
-    values = {k: torch.tensor(np.asarray(v)) for k, v in (data if isinstance(data, dict) else {"a": data}).items()}
-    if name.startswith("quadratic_bowl"):
-        return lambda p: (values["a"] * p["x"] * p["x"]).sum()
-    if name.startswith("linear_regression"):
-        return lambda p: 0.5 * ((values["X"] @ p["x"] - values["y"]) ** 2).mean()
-    if name.startswith("logistic_regression"):
-        softplus = torch.nn.functional.softplus
-        return lambda p: softplus(-values["y"] * (values["X"] @ p["x"])).mean() + 0.5e-3 * (p["x"] * p["x"]).sum()
-    labels = values["y"].long()
-
-    def mlp(p):
-        hidden = torch.tanh(values["x"] @ p["w0"] + p["b0"])
-        return torch.nn.functional.cross_entropy(hidden @ p["w1"] + p["b1"], labels)
-
-    return mlp
+    SIDES += [TorchLoop, TorchVmap, TorchCompile]
+STARRED = ("PyTorch loop", "jitted step loop")
+ALL = "all three"
+SCHEMA = pa.schema(
+    [
+        *[("problem", pa.string()), ("optimizer", pa.string()), ("side", pa.string())],
+        *[("trials", pa.int64()), ("trials_run", pa.int64()), ("steps", pa.int64())],
+        *[("step_s", pa.float64()), ("step_s_samples", pa.list_(pa.float64()))],
+        *[("end_to_end_s", pa.float64()), ("end_to_end_samples", pa.list_(pa.float64()))],
+        # the largest |loss - engine's| / tolerance of the judged trials: above 1 the row is void
+        *[("loss_share", pa.float64()), ("void", pa.string())],
+    ]
+)
 
 
-def torch_params(name: str, params) -> dict[str, torch.Tensor]:
-    if name.startswith("mlp"):
-        named = {f"{k}{i}": layer[k] for i, layer in enumerate(params) for k in ("w", "b")}
-    else:
-        named = {"x": params}
-    return {k: torch.tensor(np.asarray(v)) for k, v in named.items()}
-
-
-class Sides:
-    """One problem with sgd on every side. Each method runs all trials (or a stated few) and returns seconds for a
-    trial-step and the final losses of the trials it ran."""
-
-    def __init__(self, name: str, rates: np.ndarray, steps: int):
-        self.name, self.rates, self.steps = name, rates, steps
-        self.problem = load_problem(name)
-        plan = SweepPlan((name,), ("sgd",), [float(r) for r in rates], seeds=1, steps=steps)
-        with numerics("float32", "highest"):
-            trial = Trial.of(self.problem, load_optimizer("sgd"), plan)
-        devices = find_devices(None)
-        self.program = Program(trial, choose_block(trial, devices, len(rates)), devices)
-        self.params = cast(self.problem.init(jax.random.key(0)), "float32")
-        self.data = cast(self.problem.data, "float32")
-        self.loss = torch_loss(name, self.data)
-        self.jitted = jax.jit(self._jax_step)
-        self.engine()
-        self.jax_loop()
-
-    def engine(self) -> tuple[float, np.ndarray]:
-        program, block = self.program, self.program.block
-        losses, spent = [], 0.0
-        for start in range(0, len(self.rates), block.slots):
-            chosen = np.resize(self.rates[start : start + block.slots], block.slots)
-            rates, seeds = program.rates(chosen), np.zeros(block.slots, np.uint32)
-            with numerics("float32", "highest"):
-                state = jax.block_until_ready(program.start(seeds, rates))
-                first, placed = program.place(np.zeros(block.slots, np.int32)), program.place(seeds)
-                began, kept = time.perf_counter(), []
-                for _ in range(-(-self.steps // block.rows)):
-                    state, rows = program.advance(state, rates, placed, first, program.data)
-                    kept.append(rows.loss)
-                jax.block_until_ready((state, kept))
-                spent += time.perf_counter() - began
-            losses.append(np.concatenate(kept)[self.steps - 1])
-        steps = -(-self.steps // block.rows) * block.rows
-        padded = -(-len(self.rates) // block.slots) * block.slots
-        return spent / (padded * steps), np.concatenate(losses)[: len(self.rates)]
-
-    def _jax_step(self, params, rate):
-        loss, grads = jax.value_and_grad(self.problem.loss)(params, self.data)
-        return jax.tree.map(lambda p, g: p - rate * g, params, grads), loss
-
-    def jax_loop(self) -> tuple[float, np.ndarray]:
-        params, rate, loss = self.params, jax.numpy.float32(self.rates[0]), None
+def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
+    """A row a side."""
+    allowed = tolerances(case)
+    total = len(case.rates) * case.steps
+    rows, built = [], {}
+    for kind in SIDES:
+        row = dict.fromkeys(SCHEMA.names) | {
+            "problem": case.problem_name,
+            "optimizer": case.optimizer_name,
+            "side": kind.name,
+            "trials": len(case.rates),
+            "steps": case.steps,
+            "step_s_samples": [],
+        }
+        rows.append(row)
         began = time.perf_counter()
-        for _ in range(self.steps):
-            params, loss = self.jitted(params, rate)
-        jax.block_until_ready((params, loss))
-        return (time.perf_counter() - began) / self.steps, np.array([loss])
+        try:
+            side = kind(case)
+            _, losses = side.run()
+        except Exception as error:  # a peer that cannot is a row that says why
+            row["void"] = f"{type(error).__name__}: {one_line(error)[:200]}"
+            continue
+        row["end_to_end_s"] = time.perf_counter() - began
+        row["trials_run"] = len(side.indices)
+        built[kind.name] = side, row, losses
+    expected = built["engine"][2][case.judged]
+    for _ in range(rounds):
+        for side, row, _ in built.values():
+            spent, _ = side.run()
+            row["step_s_samples"].append(spent / side.trial_steps)
+    for side, row, losses in built.values():
+        row["step_s"] = statistics.median(row["step_s_samples"])
+        row["end_to_end_s"] += row["step_s"] * (total - len(side.indices) * case.steps)
+        judged = losses[np.searchsorted(side.indices, case.judged)]
+        row["loss_share"] = float(np.max(np.abs(judged - expected) / allowed))
+    return rows
 
-    def torch_loop(self) -> tuple[float, np.ndarray]:
-        params = {k: v.clone().requires_grad_() for k, v in torch_params(self.name, self.params).items()}
-        optimizer = torch.optim.SGD(params.values(), lr=float(self.rates[0]))
-        began = time.perf_counter()
-        for _ in range(self.steps):
-            optimizer.zero_grad()
-            loss = self.loss(params)
-            loss.backward()
-            optimizer.step()
-        return (time.perf_counter() - began) / self.steps, np.array([loss.detach()])
 
-    def torch_vmap(self) -> tuple[float, np.ndarray]:
-        count = len(self.rates)
-        step = torch.func.vmap(torch.func.grad_and_value(self.loss))
-        params = {k: v.expand(count, *v.shape).clone() for k, v in torch_params(self.name, self.params).items()}
-        rates = torch.tensor(self.rates, dtype=torch.float32)
-        began = time.perf_counter()
-        for _ in range(self.steps):
-            grads, losses = step(params)
-            params = {k: p - rates.reshape(-1, *(1,) * (p.ndim - 1)) * grads[k] for k, p in params.items()}
-        return (time.perf_counter() - began) / (self.steps * count), losses.numpy()
+def measure_benchopt(problem: str, count: int, rounds: int) -> list[dict[str, Any]]:
+    common = dict.fromkeys(SCHEMA.names) | {"problem": problem, "optimizer": ALL, "steps": PROBLEMS[problem][0]}
+    try:
+        rows = [common | row for row in end_to_end.measure(problem, count, rounds)]
+    except Exception as error:
+        return [common | {"side": "benchopt", "void": one_line(error)[:300]}]
+    for row in rows:
+        row |= {"trials_run": row["trials"], "end_to_end_s": statistics.median(row["end_to_end_samples"])}
+    return rows
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line a pair: how many times the engine's time each side takes, steady and (end to end)."""
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    engines = {(row["problem"], row["optimizer"]): row for row in rows if row["side"] == "engine"}
+    for row in rows:
+        pair = row["problem"], row["optimizer"]
+        line = lines.setdefault(pair, {"problem": pair[0].split("[")[0], "optimizer": pair[1]})
+        engine = engines.get(pair)
+        if row["side"] == "engine" and row["step_s"]:
+            line["engine_us"] = f"{row['step_s'] * 1e6:.3g}"
+        if row["side"] == "engine" or engine is None:
+            continue
+        if row["void"] or not row["loss_share"] <= 1:
+            line[row["side"]] = "void"
+            continue
+        steady = f"{row['step_s'] / engine['step_s']:.3g}" if row["step_s"] else ""
+        line[row["side"]] = f"{steady} ({row['end_to_end_s'] / engine['end_to_end_s']:.3g})".strip()
+    return list(lines.values())
+
+
+def show(rows: list[dict[str, Any]], output_format: str) -> str:
+    names = list(dict.fromkeys(row["side"] for row in rows if row["side"] != "engine"))
+    columns = [Column("problem", "problem", str), Column("optimizer", "optimizer", str)]
+    columns.append(Column("engine_us", "engine, µs a trial-step"))
+    columns += [Column(name, name + "*" * (name in STARRED)) for name in names]
+    lines = [dict.fromkeys(column.key for column in columns) | line for line in ratios(rows)]
+    text = render(lines if output_format in ("table", "markdown") else rows, columns, output_format)
+    for row in rows:
+        if row["void"] or (row["loss_share"] or 0) > 1:
+            why = row["void"] or f"final losses differ by {row['loss_share']:.3g} times what rounding explains"
+            print(f"void: {row['problem']} × {row['optimizer']}, {row['side']}: {why}", file=sys.stderr)
+    return text
+
+
+def save(rows: list[dict[str, Any]], folder: Path, rounds: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "peers.parquet")
+    found = environment(find_devices(None), "highest")
+    for package in ("torch", "benchopt"):
+        if importlib.util.find_spec(package):
+            found["versions"][package] = importlib.metadata.version(package)
+    write_json({"rounds": rounds, "environment": found}, folder / "environment.json")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rates", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", help="also write the rows here")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=PROBLEMS)
+    parser.add_argument("--optimizers", nargs="*", default=[*OPTIMIZERS, ALL], choices=[*OPTIMIZERS, ALL])
+    parser.add_argument("--out", type=Path, help="a folder for peers.parquet and environment.json")
+    parser.add_argument("--show", type=Path, help="measure nothing: the table of such a folder")
+    parser.add_argument("--format", choices=FORMATS, default="table")
     options = parser.parse_args()
-    devices = find_devices(None)
-    jax.config.update("jax_default_matmul_precision", "highest")
-    rows = []
-    for name, (steps, highest) in PROBLEMS.items():
-        sides = Sides(name, np.geomspace(highest / 100, highest, options.rates), steps)
-        methods = ("engine", "torch_loop", "torch_vmap", "jax_loop")
-        seconds: dict[str, list[float]] = {method: [] for method in methods}
-        losses = {}
-        for _ in range(options.rounds):
-            for method in methods:
-                spent, losses[method] = getattr(sides, method)()
-                seconds[method].append(spent)
-        medians = {method: statistics.median(values) for method, values in seconds.items()}
-        row = {"problem": name, "engine_us": medians["engine"] * 1e6}
-        for method in methods[1:]:
-            count = len(losses[method])
-            # float32 rounding over the steps, in another order of adding, on a contracting path
-            agree = np.allclose(losses[method], losses["engine"][:count], rtol=1e-3)
-            row[method] = medians[method] / medians["engine"] if agree else None
-        rows.append(row)
-    columns = [
-        Column("problem", "problem", str),
-        Column("engine_us", "engine, µs a trial-step"),
-        Column("torch_loop", "PyTorch loop, ×"),
-        Column("torch_vmap", "torch.func vmap, ×"),
-        Column("jax_loop", "jitted step loop, ×"),
-    ]
-    title = f"{options.rates} learning rates, sgd, float32, full batch, medians of {options.rounds} rounds"
-    print(render(rows, columns, "markdown", title))
-    if options.json:
-        versions = {"torch": torch.__version__}
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"rows": rows, "environment": environment(devices, "highest"), **versions}, file, indent=2)
+    if options.show:
+        rows = pq.read_table(options.show / "peers.parquet").to_pylist()
+        print(show([row for row in rows if row["optimizer"] in options.optimizers], options.format))
+        return
+    find_devices(None)  # before JAX starts with one CPU device
+    rows: list[dict[str, Any]] = []
+
+    def add(more: list[dict[str, Any]]) -> None:
+        rows.extend(more)
+        if options.out:  # after each case, so that a killed measurement leaves what it has
+            save(rows, options.out, options.rounds)
+
+    for name in options.problems:
+        for optimizer in [name for name in OPTIMIZERS if name in options.optimizers]:
+            print(f"{name} × {optimizer}", file=sys.stderr, flush=True)
+            add(measure(Case.of(name, optimizer, options.rates), options.rounds))
+    if importlib.util.find_spec("benchopt") and ALL in options.optimizers:
+        for name in [name for name in end_to_end.CASES if name in options.problems]:
+            print(f"{name}, benchopt", file=sys.stderr, flush=True)
+            add(measure_benchopt(name, options.rates, options.rounds))
+    print(show(rows, options.format))
 
 
 if __name__ == "__main__":
