@@ -118,8 +118,10 @@ def run(
     given = {key: value for key, value in options.items() if value is not None}
     if resume is not None and (given or config):
         raise PlanError("--resume goes on with a run's own plan; give no problem or option beside it")
+    from gradbench.cache import use_cache
     from gradbench.progress import watching
 
+    use_cache()
     with watching(quiet, resume_with=f"gradbench run --resume {{path}}{_out_option(out)}") as watcher:
         if resume is not None:
             from gradbench.runner import resume as go_on

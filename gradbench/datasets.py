@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 from gradbench.errors import ProblemError, one_line
+
+
+def bundled(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's `diabetes` (unscaled), `breast_cancer` or `digits`: features (n, d) float64 and target (n,).
+
+    Read from its files, as its loaders do: importing it takes longer than compiling a program. Where the files are
+    not as expected, by those loaders.
+    """
+    try:
+        spec = importlib.util.find_spec("sklearn")
+        folder = Path(str(spec and spec.origin)).parent / "datasets" / "data"
+        if name == "diabetes":
+            return np.loadtxt(folder / "diabetes_data_raw.csv.gz"), np.loadtxt(folder / "diabetes_target.csv.gz")
+        file, header = {"breast_cancer": ("breast_cancer.csv", 1), "digits": ("digits.csv.gz", 0)}[name]
+        table = np.loadtxt(folder / file, delimiter=",", skiprows=header)
+        return table[:, :-1], table[:, -1].astype(np.int64)
+    except (OSError, ValueError):
+        import sklearn.datasets
+
+        settings = {"scaled": False} if name == "diabetes" else {}
+        return getattr(sklearn.datasets, f"load_{name}")(return_X_y=True, **settings)
 
 
 def load_table(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

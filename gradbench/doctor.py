@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradbench.cache import cache_folder
 from gradbench.devices import find_devices
 from gradbench.environment import environment
 from gradbench.tables import Column, check_format, render, to_json
@@ -88,7 +89,7 @@ def examine(output_format: str) -> tuple[str, bool]:
         {"what": "driver", "found": found["driver"]},
         {"what": "cpu", "found": f"{found['cpu_cores']} cores of {found['cpu_model']}"},
         {"what": "flags", "found": ", ".join(f"{k}={v}" for k, v in found["flags"].items()) or "none"},
-        {"what": "compilation cache", "found": jax.config.values["jax_compilation_cache_dir"] or "off"},
+        {"what": "compilation cache", "found": str(cache_folder() or "off")},
     ]
     for name, precision in (("highest", "highest"), ("tf32", "tensorfloat32"), ("default", None)):
         rows.append({"what": f"float32 product, {name}", "found": f"relative error {product_error(precision):.1e}"})

@@ -46,6 +46,7 @@ TIMINGS = pa.schema(
         *[("samples", _COUNT), ("flops_per_step", _NUMBER), ("bytes_per_step", _NUMBER), ("flops_per_s", _NUMBER)],
         # T(2n)/T(n) of the timed work, whether it is within 1.9 to 2.1, and each sample's seconds a step
         *[("doubling", _NUMBER), ("trusted", pa.bool_()), ("step_s_samples", pa.list_(_NUMBER))],
+        ("compile_cached", pa.bool_()),  # compile_s is what loading it from the compilation cache took
     ]
 )
 SHARPNESS = pa.schema(
@@ -55,6 +56,8 @@ SHARPNESS = pa.schema(
     ]
 )
 # sharpness is optional: only a plan that asks for it leaves the file, and older records have none
+# added since the first records, which read as null there
+ADDED = {("timings", "compile_cached")}
 SCHEMAS = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS, "sharpness": SHARPNESS}
 
 
@@ -253,6 +256,8 @@ def read_table(path: Path, name: str) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RecordError(f"{path}: missing or damaged: {one_line(error)}") from error
     for field in schema:
+        if field.name not in table.column_names and (name, field.name) in ADDED:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
         if field.name not in table.column_names:
             raise RecordError(f"{path}: has no column {field.name!r}")
         if table.schema.field(field.name).type != field.type:

@@ -22,14 +22,26 @@ SAMPLE_SECONDS = 0.005  # of one sample at least: the clock and a thread's wake-
 BUDGET_SECONDS = 20.0  # of one measurement; slow steps get fewer samples, and the record says how many
 
 
+_cache_hits: list[str] = []
+
+
+def _listen(event: str, **_: Any) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+        _cache_hits.append(event)
+
+
+jax.monitoring.register_event_listener(_listen)
+
+
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled function and the seconds each stage took."""
+    """A compiled function and the seconds each stage took; `cached` if compiling was loading it from the cache."""
 
     call: Callable[..., Any]
     trace_s: float
     lower_s: float
     compile_s: float
+    cached: bool
     flops: float | None
     bytes: float | None
 
@@ -37,6 +49,7 @@ class Compiled:
 def compile_stages(function: Any, *arguments: Any) -> Compiled:
     """Trace, lower and compile a jitted function ahead, each timed. FLOP and bytes count a loop's body once."""
     clock = time.perf_counter
+    _cache_hits.clear()
     start = clock()
     traced = function.trace(*arguments)
     traced_at = clock()
@@ -46,7 +59,7 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
     done = clock()
     analysis = compiled.cost_analysis() or {}
     stages = (traced_at - start, lowered_at - traced_at, done - lowered_at)
-    return Compiled(compiled, *stages, analysis.get("flops"), analysis.get("bytes accessed"))
+    return Compiled(compiled, *stages, bool(_cache_hits), analysis.get("flops"), analysis.get("bytes accessed"))
 
 
 def measure(once: Callable[[int], float], steps: int) -> dict[str, Any]:
@@ -126,6 +139,7 @@ def _costs(compiled: Compiled, first_run_s: float, steady: dict[str, Any], scale
         "trace_s": compiled.trace_s,
         "lower_s": compiled.lower_s,
         "compile_s": compiled.compile_s,
+        "compile_cached": compiled.cached,
         "first_run_s": first_run_s,
         "flops_per_step": flops,
         "bytes_per_step": None if compiled.bytes is None else compiled.bytes * scale,

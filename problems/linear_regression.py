@@ -13,9 +13,7 @@ from gradbench import Problem, datasets
 def problem(data: str | None = None, examples: int | None = None, features: int | None = None) -> Problem:
     table = datasets.table(data, examples, features)
     if table is None:
-        from sklearn.datasets import load_diabetes
-
-        table = load_diabetes(return_X_y=True, scaled=False)
+        table = datasets.bundled("diabetes")
     design, target = datasets.design_matrix(table[0]), datasets.standardise(table[1])
     residual = design @ np.linalg.lstsq(design, target, rcond=None)[0] - target
 

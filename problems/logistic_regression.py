@@ -18,9 +18,7 @@ def problem(
         raise ValueError(f"l2={l2}: need a number of at least 0")
     table = datasets.table(data, examples, features)
     if table is None:
-        from sklearn.datasets import load_breast_cancer
-
-        table = load_breast_cancer(return_X_y=True)
+        table = datasets.bundled("breast_cancer")
     elif examples is not None:
         table = table[0], table[1] > 0
     design, labels = datasets.design_matrix(table[0]), datasets.two_classes(table[1])

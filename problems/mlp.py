@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradbench import Problem
+from gradbench import Problem, datasets
 
 
 def problem(hidden: int | tuple[int, ...] = 32, activation: str = "tanh") -> Problem:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
+    images, labels = datasets.bundled("digits")
     widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     if not all(isinstance(width, int) and width > 0 for width in widths):
         raise ValueError(f"hidden={hidden}: need a width, or a tuple of widths, above 0")

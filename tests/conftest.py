@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are compile times, and nobody's cache is touched
 
 from gradbench import runner, timing
 from gradbench.cost import observation_stride

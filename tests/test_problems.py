@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gradbench
+from gradbench import datasets
 from gradbench.datasets import load_table
 from gradbench.errors import ProblemError
 from gradbench.problem import cast, load_problem, problem_names, problems_folder
@@ -205,3 +206,17 @@ def test_bad_specs_are_refused_in_one_line(spec, words):
     with pytest.raises(ProblemError, match=words) as caught:
         load_problem(spec)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("name", ["diabetes", "breast_cancer", "digits"])
+def test_bundled_is_what_scikit_learn_loads(name, moved, monkeypatch):
+    import sklearn.datasets
+
+    settings = {"scaled": False} if name == "diabetes" else {}
+    expected = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True, **settings)
+    if moved:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for got, wanted in zip(datasets.bundled(name), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+        assert got.dtype.kind == wanted.dtype.kind

@@ -1,0 +1,74 @@
+"""The compilation cache of `gradbench run`: used where it is sound, never a reason to fail, the same results."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from gradbench.cache import cache_folder, trim
+from gradbench.record import Run, load_run
+
+SOUND = jax.__version_info__ >= (0, 12)
+
+
+def run(home: Path, out: Path, **variables: str) -> Run:
+    command = [sys.executable, "-m", "gradbench", "run", "quadratic_bowl[dim=3]", "-o", "sgd", "--lr", "0.01:1:3"]
+    command += ["--seeds", "1", "--steps", "20", "--out", str(out)]
+    inherited = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_COMPILATION_CACHE"}
+    environment = inherited | {"XDG_CACHE_HOME": str(home)} | variables
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "ache" not in done.stderr
+    return load_run("latest", out)
+
+
+def test_second_run_loads_what_the_first_compiled(tmp_path):
+    home = tmp_path / "home"
+    cold, warm = (run(home, tmp_path / name) for name in ("cold", "warm"))
+    assert not any(cold.timings["compile_cached"].to_pylist())
+    assert all(warm.timings["compile_cached"].to_pylist()) == SOUND
+    assert home.exists() == SOUND
+    assert warm.trials.equals(cold.trials)
+    assert warm.curves.equals(cold.curves)
+    entries = [file for file in home.rglob("*") if file.is_file()]
+    for entry in entries:  # as after a crash
+        entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
+    damaged = run(home, tmp_path / "damaged")
+    assert damaged.trials.equals(cold.trials)
+    assert not any(damaged.timings["compile_cached"].to_pylist())
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert not any(run(tmp_path / "file", tmp_path / "out").timings["compile_cached"].to_pylist())
+
+
+def test_users_folder_wins(monkeypatch, tmp_path):
+    monkeypatch.setitem(jax.config.values, "jax_enable_compilation_cache", True)
+    monkeypatch.setitem(jax.config.values, "jax_compilation_cache_dir", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.setitem(jax.config.values, "jax_enable_compilation_cache", False)
+    assert cache_folder() is None
+
+
+@pytest.mark.skipif(not SOUND, reason="no cache before jax 0.12")
+def test_folder_is_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setitem(jax.config.values, "jax_enable_compilation_cache", True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = cache_folder()
+    assert folder is not None
+    assert folder.parent == tmp_path / "gradbench"
+
+
+def test_trim_keeps_the_newest(tmp_path):
+    for age, size in enumerate([40, 0, 40, 40]):
+        file = tmp_path / str(age)
+        file.write_bytes(b"x" * size)
+        os.utime(file, (1e9 - age, 1e9 - age))
+    trim(tmp_path, 100)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "2"]
