@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -48,17 +49,26 @@ def test_folder_that_cannot_be_made(tmp_path):
     assert not any(run(tmp_path / "file", tmp_path / "out").timings["compile_cached"].to_pylist())
 
 
-def test_users_folder_wins(monkeypatch, tmp_path):
-    monkeypatch.setitem(jax.config.values, "jax_enable_compilation_cache", True)
-    monkeypatch.setitem(jax.config.values, "jax_compilation_cache_dir", str(tmp_path))
+@pytest.fixture
+def settings() -> Iterator[Callable[[str, object], None]]:
+    """Sets an option of JAX for one test."""
+    before = {key: jax.config.values[key] for key in ("jax_enable_compilation_cache", "jax_compilation_cache_dir")}
+    yield jax.config.update
+    for key, value in before.items():
+        jax.config.update(key, value)
+
+
+def test_users_folder_wins(settings, tmp_path):
+    settings("jax_enable_compilation_cache", True)
+    settings("jax_compilation_cache_dir", str(tmp_path))
     assert cache_folder() == tmp_path
-    monkeypatch.setitem(jax.config.values, "jax_enable_compilation_cache", False)
+    settings("jax_enable_compilation_cache", False)
     assert cache_folder() is None
 
 
 @pytest.mark.skipif(not SOUND, reason="no cache before jax 0.12")
-def test_folder_is_the_users_cache(monkeypatch, tmp_path):
-    monkeypatch.setitem(jax.config.values, "jax_enable_compilation_cache", True)
+def test_folder_is_the_users_cache(settings, monkeypatch, tmp_path):
+    settings("jax_enable_compilation_cache", True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = cache_folder()
     assert folder is not None
