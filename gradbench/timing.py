@@ -15,7 +15,7 @@ import numpy as np
 
 from gradbench.plan import SweepPlan
 from gradbench.problem import cast
-from gradbench.program import Program, State, inner, numerics
+from gradbench.program import Program, State, inner, loop_options, numerics
 
 SAMPLES = 9
 SAMPLE_SECONDS = 0.005  # of one sample at least: the clock and a thread's wake-up cost microseconds
@@ -151,6 +151,7 @@ def _costs(compiled: Compiled, first_run_s: float, steady: dict[str, Any], scale
 def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
     """Timings rows of the problem's loss alone (mode value) and with its gradient (value_and_grad), one trial."""
     problem, rows, length = program.trial.problem, [], program.block.rows
+    options = loop_options(program.devices[0].platform, program.trial.products)
     with jax.enable_x64(False):
         start = problem.init(jax.random.key(0))
     with numerics(plan.dtype, plan.precision):
@@ -172,7 +173,7 @@ def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
                 after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=length)
                 return inner(after, after)
 
-            compiled = compile_stages(jax.jit(chain), params, nothing, data)
+            compiled = compile_stages(jax.jit(chain, compiler_options=options), params, nothing, data)
             once = partial(_call_often, compiled.call, params, nothing, data)
             first_run_s = once(1)
             steady = measure(once, length)
