@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import gradbench
-from gradbench import runner
+from gradbench import program, runner
 from gradbench.engine import recorded_rows
 from gradbench.events import observe
 from gradbench.minibatch import batch_rows, permuted
