@@ -96,7 +96,7 @@ def test_blocks_fit_the_cache_and_share_large_data():
 
     assert lanes("mlp").lanes == 2  # 1797 rows of activations fill a core's cache, but products like company
     assert lanes("quadratic_bowl").lanes == 64
-    assert lanes("quadratic_bowl", count=96).lanes == 48  # two blocks of the same size, not one of 93 and one of 3
+    assert lanes("logistic_regression", count=90).lanes == 45  # two equal blocks, not one of 50 and one of 40
     assert lanes("quadratic_bowl", count=10**6, steps=10).lanes > 1000
     large = lanes("linear_regression[examples=20000,features=100]")
     assert 4 <= large.lanes <= 64  # 8 MB of data are read once for all of them
