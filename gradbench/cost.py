@@ -17,7 +17,8 @@ from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, cast
 from gradbench.program import Block, Trial, equations
 
-CHUNK_SECONDS = 0.025  # of one chunk: long beside a dispatch (0.1 ms), short beside a progress bar's tick
+CHUNK_SECONDS = 0.1  # of one chunk: long beside the host's work between two (1 to 2 ms), a tick of a progress bar
+RETIRE_SECONDS = 0.025  # the same where trials wait: a finished one should leave its slot soon
 ROW_BYTES = 2**26  # of a chunk's observations
 
 
@@ -32,7 +33,7 @@ class Machine:
     product_bytes: float  # the same where they go through matrix products, which read them more than once
 
 
-CPU = Machine(flops=2e10, bytes=1e10, step_s=5e-6, near_bytes=2**18, product_bytes=3 * 2**20)
+CPU = Machine(flops=5e10, bytes=5e10, step_s=1e-6, near_bytes=2**18, product_bytes=3 * 2**20)
 ACCELERATOR = Machine(flops=1e13, bytes=1e12, step_s=5e-5, near_bytes=math.inf, product_bytes=math.inf)
 
 
@@ -88,14 +89,17 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     cache = machine.product_bytes if trial.products else machine.near_bytes
     near = max(cache, shared) / max(step.bytes, 1)
     # Where a whole trial is over in an instant, more lanes hide the host's work between blocks.
-    near = max(near, min(CHUNK_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near
+    near = max(near, min(RETIRE_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near
     least = 2 if trial.products else 1  # two trials side by side already make a matrix product a quarter faster
     lanes = int(max(1, min(needed, max(near, least), fits, 65536)))
     lanes = math.ceil(needed / math.ceil(needed / lanes))  # blocks of equal size: the last one is not half empty
 
     stride = observation_stride(problem, plan)
     total_rows = math.ceil(plan.steps / stride) + 1
-    rows = CHUNK_SECONDS / (stride * (machine.step_s + lanes * seconds))
+    row_s = stride * (machine.step_s + lanes * seconds)
+    rows = CHUNK_SECONDS / row_s
+    if needed > lanes and plan.retire:
+        rows = min(rows, max(RETIRE_SECONDS / row_s, total_rows / 8))
     rows = max(1.0, min(rows, total_rows, ROW_BYTES / (16 * lanes * count)))
     chunks = math.ceil(total_rows / rows)
     return Block(count, lanes, math.ceil(total_rows / chunks), stride)

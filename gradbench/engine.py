@@ -146,26 +146,28 @@ class PairSweep:
             first = program.place(self.first)
             self.state, rows = self.advance(self.state, self.rates, self.seeds, first, program.data)
             self.events, losses, norms = ev.observe(self.events, rows, first, self.facts, self.wanted)
-            events, losses, norms = jax.device_get((self.events, losses, norms))
+            # Fetching an array costs as much as a short chunk's arithmetic: the rest of the events wait for the end.
+            seen = jax.device_get((self.events.finished, self.events.steps_run, losses, norms))
+        finished, steps_run, losses, norms = seen
         running = self.slot_trial >= 0
         self.trial_steps += int(np.minimum(self.plan.steps - self.first[running], block.steps).clip(0).sum())
-        self._keep_points(running, events, losses, norms)
+        self._keep_points(running, steps_run, losses, norms)
         self.first += np.int32(block.steps)
         complete = self.first - block.stride >= self.plan.steps
-        self._finish(running & (complete | (events.finished if self.plan.retire else False)), events)
+        done = running & (complete | (finished if self.plan.retire else False))
+        if done.any():
+            self._finish(done, jax.device_get(self.events))
 
-    def _keep_points(self, running: np.ndarray, events: ev.Events, losses: np.ndarray, norms: np.ndarray) -> None:
+    def _keep_points(self, running: np.ndarray, steps_run: np.ndarray, losses: np.ndarray, norms: np.ndarray) -> None:
         block = self.program.block
         row = self.wanted[np.minimum(self.first // block.steps, len(self.wanted) - 1)].T  # (K, S)
         step = np.minimum(self.first + row * np.int64(block.stride), self.plan.steps)
-        keep = running & (row >= 0) & (step <= events.steps_run)
+        keep = running & (row >= 0) & (step <= steps_run)
         trial = np.broadcast_to(self.slot_trial, keep.shape)
         self._add_points(trial[keep], step[keep], losses[keep], norms[keep])
 
     def _finish(self, done: np.ndarray, host: ev.Events) -> None:
         """Write down the trials in the slots where `done`, and free those slots."""
-        if not done.any():
-            return
         events = ev.Events(*(field[done] for field in host))
         trial = self.slot_trial[done]
         # A trial that stopped early ends its curve where it stopped.

@@ -87,9 +87,12 @@ def observe(
     levels = levels.at[-1].set(jnp.where(jnp.isnan(minimum), jnp.asarray(facts.solved, loss.dtype), levels[-1]))
     under = exists & (loss <= levels[:, None, :])  # (7, R, S)
 
+    def first_row(condition: jax.Array) -> jax.Array:
+        """The first row under a condition (R, S), `count` if none: a plain minimum, which vectorises as argmax does not."""
+        return jnp.min(jnp.where(condition, index, count), axis=0)
+
     stop = diverged | (under[-1] & facts.stop_at_target)
-    before_stop = jnp.cumsum(stop, axis=0) - stop == 0
-    seen = exists & before_stop & ~events.finished
+    seen = exists & (index <= first_row(stop)) & ~events.finished
     rows_seen = jnp.sum(seen, axis=0)
     last = jnp.maximum(rows_seen - 1, 0)
 
@@ -98,13 +101,12 @@ def observe(
 
     def first_step(condition: jax.Array, old: jax.Array) -> jax.Array:
         """The step of the first seen row under a condition (R, S), unless there was one before."""
-        condition = condition & seen
-        here = jnp.take_along_axis(step, jnp.argmax(condition, axis=0)[None], axis=0)[0]
-        return jnp.where((old < 0) & jnp.any(condition, axis=0), here, old)
+        row = first_row(condition & seen)
+        return jnp.where((old < 0) & (row < count), jnp.minimum(first + facts.stride * row, facts.steps), old)
 
     valid = jnp.where(seen & jnp.isfinite(loss), loss, jnp.inf)
-    lowest = jnp.argmin(valid, axis=0)[None]
-    low = jnp.take_along_axis(valid, lowest, axis=0)[0]
+    low = jnp.min(valid, axis=0)
+    best_step = jnp.minimum(first + facts.stride * first_row(valid == low), facts.steps)
     tail = seen & (step > TAIL * facts.steps)
     grad_norm = jnp.sqrt(rows.grad_norm_squared).astype(loss.dtype)
     diverged_at = first_step(diverged, events.diverged_at)
@@ -115,7 +117,7 @@ def observe(
         final_loss=at_last(loss, events.final_loss),
         final_grad_norm=at_last(grad_norm, events.final_grad_norm),
         best_loss=jnp.minimum(low, events.best_loss),
-        best_step=jnp.where(low < events.best_loss, jnp.take_along_axis(step, lowest, axis=0)[0], events.best_step),
+        best_step=jnp.where(low < events.best_loss, best_step, events.best_step),
         steps_run=at_last(step, events.steps_run),
         diverged_at=diverged_at,
         hits=hits,

@@ -1,0 +1,122 @@
+"""What the engine's own machinery costs and saves, in one run.
+
+    python tests/benchmarks/engine_costs.py [--rounds 5] [--out results/reference/engine-cpu-2-cores]
+
+harness: a whole sweep (queue, events, curves, progress) over its compiled program called bare as often, 64 learning
+rates of sgd, long trials. retirement: a sweep of five decades of learning rates, half of which diverge, with
+--no-retire over without. scale: the sweep's seconds a trial-step, from 64 trials to a million, over those of 64.
+Medians of interleaved rounds; ratios of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradbench.cost import choose_block
+from gradbench.devices import find_devices
+from gradbench.engine import PairSweep
+from gradbench.environment import environment
+from gradbench.optimizer import load_optimizer
+from gradbench.plan import SweepPlan
+from gradbench.problem import load_problem
+from gradbench.program import Program, Trial, numerics
+from gradbench.record import PairStore, write_json
+from gradbench.tables import FORMATS, Column, render
+
+# Steps of a trial, and the learning rates: stable ones, so that a bare call and a sweep do the same steps.
+HARNESS = {
+    "quadratic_bowl": (20000, "1e-5:1e-4:64"),
+    "linear_regression[examples=1000,features=50]": (4000, "1e-3:1e-1:64"),
+    "logistic_regression": (4000, "1e-3:1e-1:64"),
+    "mlp": (150, "1e-3:1e-1:64"),
+}
+DECADES = "1e-2:1e3:256"
+SCALE = (64, 1024, 16384, 131072, 1000000)
+
+
+class Pair:
+    """One compiled pair, swept into a folder that is thrown away."""
+
+    def __init__(self, problem: str, rates: str, steps: int, seeds: int = 1, retire: bool = True):
+        self.plan = SweepPlan((problem,), ("sgd",), rates, seeds=seeds, steps=steps, retire=retire)
+        with numerics("float32", "highest"):
+            trial = Trial.of(load_problem(problem), load_optimizer("sgd"), self.plan)
+        devices = find_devices(None)
+        self.program = Program(trial, choose_block(trial, devices, self.plan.trials_per_pair), devices)
+        self.chunks = 0
+        self.sweep()  # compiles
+
+    def advance(self, *arguments: Any) -> Any:
+        self.chunks += 1
+        return self.program.advance(*arguments)
+
+    def sweep(self) -> float:
+        """Seconds of the whole sweep."""
+        self.chunks = 0
+        with tempfile.TemporaryDirectory() as folder:
+            pair = PairSweep(self.program, self.advance, self.plan, 0, PairStore(Path(folder)))
+            began = time.perf_counter()
+            pair.run()
+            return time.perf_counter() - began
+
+    def bare(self) -> float:
+        """Seconds of as many calls of the program, each waited for."""
+        program, block = self.program, self.program.block
+        rates = program.rates(np.resize(np.repeat(self.plan.rates, self.plan.seeds), block.slots))
+        seeds, first = (program.place(np.zeros(block.slots, kind)) for kind in (np.uint32, np.int32))
+        with numerics("float32", "highest"):
+            state = jax.block_until_ready(program.start(np.zeros(block.slots, np.uint32), rates))
+            began = time.perf_counter()
+            for _ in range(self.chunks):
+                state, _ = jax.block_until_ready(program.advance(state, rates, seeds, first, program.data))
+            return time.perf_counter() - began
+
+
+def ratio(rounds: int, above: Callable[[], float], below: Callable[[], float]) -> dict[str, Any]:
+    pairs = [(above(), below()) for _ in range(rounds)]
+    return {
+        "ratio": statistics.median(a / b for a, b in pairs),
+        "seconds": statistics.median(a for a, _ in pairs),
+        "of": statistics.median(b for _, b in pairs),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--most", type=int, default=SCALE[-1], help="trials of the scale series at the most")
+    parser.add_argument("--out", type=Path, help="a folder for engine.json")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    options = parser.parse_args()
+    rows = []
+    for name, (steps, rates) in HARNESS.items():
+        pair = Pair(name, rates, steps)
+        rows.append({"what": "harness over bare", "case": name} | ratio(options.rounds, pair.sweep, pair.bare))
+    for name in ("quadratic_bowl", "linear_regression"):
+        kept, retired = (Pair(name, DECADES, 1000, retire=retire) for retire in (False, True))
+        rows.append({"what": "no retirement over retirement", "case": name} | ratio(3, kept.sweep, retired.sweep))
+    base = Pair("quadratic_bowl", f"1e-4:1e-3:{SCALE[0]}", 100)
+    for count in [count for count in SCALE if count <= options.most]:
+        pair = Pair("quadratic_bowl", f"1e-4:1e-3:{count}", 100)
+        share = count / SCALE[0]  # a trial-step of the large sweep over one of the small
+        row = ratio(options.rounds, lambda pair=pair, share=share: pair.sweep() / share, base.sweep)
+        rows.append({"what": "trial-step over that of 64 trials", "case": f"{count} trials"} | row)
+    columns = [Column("what", "what", str), Column("case", "case", str), Column("ratio", "ratio")]
+    print(render(rows, [*columns, Column("seconds", "seconds"), Column("of", "over")], options.format))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        found = environment(find_devices(None), "highest")
+        write_json({"rounds": options.rounds, "environment": found, "rows": rows}, options.out / "engine.json")
+
+
+if __name__ == "__main__":
+    main()
