@@ -226,8 +226,9 @@ def report(
         Of the figures: svg, png or pdf.
     """
     from gradbench.record import load_run
-    from gradbench.report import write_figures, write_report
+    from gradbench.report import check_figure_format, write_figures, write_report
 
+    check_figure_format(format)
     runs = [load_run(name, results) for name in records or ("latest",)]
     written = [write_report(runs, out, check)] if figures is None else write_figures(runs, figures, format)
     print("\n".join(map(str, written)))

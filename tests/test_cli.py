@@ -141,6 +141,7 @@ BAD = [
     (["run", "--format", "yaml"], "--format"),
     (["compare", "nothing"], "no such record"),
     (["compare", "/"], "not a record"),
+    (["report", "--format", "json"], "figures are svg, png, pdf"),
     (["list", "--format", "jsn"], "did you mean 'json'"),
     (["rnu"], "rnu"),
 ]
