@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradbench.analysis import PairSummary, RateSummary, summarise
-from gradbench.errors import PlanError, nearest
+from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.profiles import best_rate_interval, pair_trials
 from gradbench.record import Run
 from gradbench.tables import Column, check_format, number, percent, render, seconds, to_json
@@ -139,6 +139,8 @@ def compare_text(
         for name in given:
             if name not in known:
                 raise PlanError(f"no {what} {name!r} in this record{nearest(name, known)} ({', '.join(known)})")
+    if run.trials.num_rows == 0:
+        raise GradbenchError(f"{run.id}: no trial has finished yet, so there is nothing to compare")
     pairs = [
         pair
         for pair in summarise(run, factor)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from gradbench import __version__
 from gradbench.errors import GradbenchError, PlanError, one_line
@@ -18,8 +19,21 @@ app = App(
     help="How optimizers converge over learning rates and seeds, what it costs, and whether gradients are right.",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # invoke() says so in our words
 )
 Format = Annotated[str, Parameter(name=["--format", "-f"])]
+
+
+def _whole(_type: Any, tokens: Sequence[Token]) -> int:
+    """A whole number, also as 1e3. Cyclopts itself would round 1.5."""
+    text = tokens[0].value
+    try:
+        return int(text) if not float(text).is_integer() or "e" not in text.lower() else int(float(text))
+    except (ValueError, OverflowError):
+        raise ValueError(f"need a whole number, got {text!r}") from None
+
+
+Whole = Annotated[int | None, Parameter(converter=_whole)]
 
 
 def note(text: str) -> None:
@@ -32,15 +46,15 @@ def run(
     *problems: str,
     optimizer: Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"], negative="")] = (),
     lr: str | None = None,
-    seeds: int | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
+    seeds: Whole = None,
+    steps: Whole = None,
+    batch_size: Whole = None,
     dtype: str | None = None,
     precision: str | None = None,
     device: str | None = None,
     target: float | None = None,
     stop_at_target: Annotated[bool | None, Parameter(negative="")] = None,
-    record_points: int | None = None,
+    record_points: Whole = None,
     retire: Annotated[bool | None, Parameter(name="--retire", negative="--no-retire")] = None,
     sharpness: Annotated[bool | None, Parameter(negative="")] = None,
     config: Path | None = None,
@@ -212,8 +226,9 @@ def report(
         Of the figures: svg, png or pdf.
     """
     from gradbench.record import load_run
-    from gradbench.report import write_figures, write_report
+    from gradbench.report import check_figure_format, write_figures, write_report
 
+    check_figure_format(format)
     runs = [load_run(name, results) for name in records or ("latest",)]
     written = [write_report(runs, out, check)] if figures is None else write_figures(runs, figures, format)
     print("\n".join(map(str, written)))
@@ -264,7 +279,7 @@ def check(
     fast: Annotated[bool, Parameter(negative="")] = False,
     strict: Annotated[bool, Parameter(negative="")] = False,
     self_test: Annotated[bool, Parameter(negative="")] = False,
-    seed: int = 0,
+    seed: Annotated[int, Parameter(converter=_whole)] = 0,
     out: Path = Path("results"),
     format: Format = "table",
 ) -> int:

@@ -47,6 +47,8 @@ def load_table(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raise ProblemError(f"data={path}: cannot tell the format; the name should end in {', '.join(sorted(readers))}")
     try:
         features, target = readers[path.suffix](path)
+        if np.iscomplexobj(features) or np.iscomplexobj(target):
+            raise ProblemError(f"data={path}: holds complex numbers; needs real ones")
         features, target = np.asarray(features, np.float64), np.asarray(target, np.float64)
     except ProblemError:
         raise
@@ -72,10 +74,32 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
         header = 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty file is reported below, in our words
-        table = np.loadtxt(path, delimiter=delimiter, skiprows=header, ndmin=2, encoding="utf-8")
+        try:
+            table = np.loadtxt(path, delimiter=delimiter, skiprows=header, ndmin=2, encoding="utf-8")
+        except ValueError as error:
+            raise ProblemError(f"data={path}: {_bad_place(path, delimiter, header) or one_line(error)}") from error
     if table.size == 0 or table.shape[1] < 2:
         raise ProblemError(f"data={path}: needs rows with at least one feature column and a target column")
     return table[:, :-1], table[:, -1]
+
+
+def _bad_place(path: Path, delimiter: str | None, header: int) -> str | None:
+    """The first line of a CSV file that has another number of cells than the first, or a cell that is no number."""
+    cells = 0
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            row = line.partition("#")[0].strip("\r\n").split(delimiter)
+            if number <= header or row in ([], [""]):
+                continue
+            cells = cells or len(row)
+            if len(row) != cells:
+                return f"line {number} has {len(row)} columns, the first has {cells}"
+            for column, cell in enumerate(row, 1):
+                try:
+                    float(cell)
+                except ValueError:
+                    return f"line {number}, column {column}: {cell.strip()!r} is not a number"
+    return None
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:

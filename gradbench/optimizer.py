@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -85,9 +86,27 @@ def load_optimizer(text: str) -> Optimizer:
         transformation = function(rate, **settings)
         if not (callable(getattr(transformation, "init", None)) and callable(getattr(transformation, "update", None))):
             raise OptimizerError(f"{spec.text!r}: did not return an optax.GradientTransformation")
-        return optax.with_extra_args_support(transformation)
+        return _without_empty_arrays(optax.with_extra_args_support(transformation))
 
     return Optimizer(spec.text, build)
+
+
+def _without_empty_arrays(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """The same transformation whose state has a 0 where `inner`'s has an array without entries (galore's projectors of
+    vectors): JAX forgets how such arrays are sharded, and then refuses the state of a sweep on several devices."""
+
+    def init(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype) if np.size(leaf) == 0 else leaf, inner.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        shapes = jax.eval_shape(inner.init, updates if params is None else params)
+        if all(leaf.size for leaf in jax.tree.leaves(shapes)):
+            return inner.update(updates, state, params, **extra)
+        full = jax.tree.map(lambda s, leaf: leaf if s.size else jnp.zeros(s.shape, s.dtype), shapes, state)
+        updates, full = inner.update(updates, full, params, **extra)
+        return updates, jax.tree.map(lambda s, leaf: leaf if s.size else jnp.zeros((), s.dtype), shapes, full)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _find(spec: Spec) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class SweepPlan:
     def __post_init__(self) -> None:
         for field, what in (("problems", "problem"), ("optimizers", "optimizer")):
             value = getattr(self, field)
-            value = (value,) if isinstance(value, str) else tuple(value)
+            value = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
             if not value or not all(isinstance(item, str) and item.strip() for item in value):
                 raise PlanError(f"{field}: need at least one {what}, each a spec such as {SweepPlan.example(field)}")
             if len(set(value)) < len(value):
@@ -82,9 +82,25 @@ class SweepPlan:
                 raise PlanError(f"{field}: need true or false, got {getattr(self, field)!r}")
         if not isinstance(self.target, int | float) or not 0 < self.target < 1:
             raise PlanError(f"target: need a gap between 0 and 1, such as 1e-4, got {self.target!r}")
+        self._check_rates_fit()
         trials = self.trials_per_pair * len(self.problems) * len(self.optimizers)
         if trials > MOST_TRIALS:
             raise PlanError(f"the plan has {trials:,} trials; at most {MOST_TRIALS:,} fit one run")
+
+    def _check_rates_fit(self) -> None:
+        """Learning rates are float32 on the device, float64 in a float64 run: each has to be a number of its own."""
+        single = self.dtype != "float64"
+        least, most, spacing = (2.0**-126, 2.0**128, 2.0**-23) if single else (2.0**-1022, math.inf, 2.0**-52)
+        rates = self.learning_rates
+        low, high, count = _range(rates) if isinstance(rates, str) else (min(rates), max(rates), 1)
+        kind = "float64" if not single else "float32"
+        for rate in (low, high):
+            if not least <= rate < most:
+                raise PlanError(
+                    f"learning rates: {rate:g} is outside the range of {kind}, which holds them in this run"
+                )
+        if count > 1 and math.log(high / low) / (count - 1) < spacing:
+            raise PlanError(f"learning rates {rates!r}: {count:,} of them are too many to tell apart in {kind}")
 
     @staticmethod
     def example(field: str) -> str:
@@ -124,8 +140,7 @@ class SweepPlan:
             if key not in known:
                 raise PlanError(f"{where}: no setting {key!r}{nearest(key, known)} (settings: {', '.join(known)})")
         try:
-            settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            return cls(**settings)
+            return cls(**values)
         except PlanError as error:
             raise PlanError(f"{where}: {error}") from error
         except TypeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,15 @@ def validate(problem: Problem) -> Problem:
     for path, leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise fault(f"params{jax.tree_util.keystr(path)} is {leaf.dtype}; parameters must be floats")
+    constant: list[str] = []  # what a loss that is no JAX array is; it could not have a gradient
+
+    def traced(params: Params, data: Data) -> Any:
+        loss = problem.loss(params, cast(data, jnp.float32))
+        constant.extend([] if isinstance(loss, jax.Array) else [type(loss).__name__])
+        return loss
+
     try:
-        loss = jax.eval_shape(lambda p, d: problem.loss(p, cast(d, jnp.float32)), params, problem.data)
+        loss = jax.eval_shape(traced, params, problem.data)
     except Exception as error:
         raise fault(f"loss(params, data) raised {type(error).__name__}: {one_line(error)}") from error
     if not hasattr(loss, "shape") or loss.shape != ():
@@ -145,12 +153,29 @@ def validate(problem: Problem) -> Problem:
         raise fault(f"loss(params, data) must be a scalar, got {got}")
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         raise fault(f"loss(params, data) must be a float, got {loss.dtype}")
+    if constant:
+        raise fault(f"loss(params, data) must be a JAX array that depends on params, got a {constant[0]}")
     for fact in ("minimum", "target"):
         value = getattr(problem, fact)
-        if value is not None and not np.isfinite(value):
-            raise fault(f"{fact} is {value}; give a finite number or None")
+        if value is not None and not _finite(value):
+            raise fault(f"{fact} is {value!r}; give a finite number or None")
+    if problem.curvature is not None:
+        bounds = problem.curvature
+        right = isinstance(bounds, tuple | list) and len(bounds) == 2 and all(map(_finite, bounds))
+        if not (right and bounds[0] <= bounds[1] and bounds[1] > 0):
+            raise fault(f"curvature is {bounds!r}; give (mu, L) with mu at most L and L above 0, or None")
+    if problem.gradient is not None and not callable(problem.gradient):
+        raise fault(f"gradient is a {type(problem.gradient).__name__}; give a function gradient(params, data) or None")
     if problem.examples is not None:
         rows = {np.shape(leaf)[0] for leaf in jax.tree.leaves(problem.data) if np.ndim(leaf) > 0}
-        if problem.examples < 1 or problem.examples not in rows:
-            raise fault(f"examples={problem.examples}, but no array of data has that many rows")
+        if not isinstance(problem.examples, int) or problem.examples < 1 or problem.examples not in rows:
+            raise fault(f"examples={problem.examples!r}, but no array of data has that many rows")
     return problem
+
+
+def _finite(value: Any) -> bool:
+    """Whether a fact is one finite number, of Python, numpy or JAX."""
+    try:
+        return np.ndim(value) == 0 and math.isfinite(value)
+    except (TypeError, ValueError):
+        return False

@@ -63,6 +63,9 @@ SHARPNESS = pa.schema(
 # added since the first records, which read as null there
 _ADDED = ("compile_cached", "devices", "kernels_per_step", "moved_bytes", "limit_s", "limit", "of_limit")
 ADDED = {("timings", name) for name in _ADDED}
+STATES = ("running", "complete", "interrupted")
+# what no row can be without
+NEVER_NULL = {"trials": TRIALS.names[:8], "curves": CURVES.names[:2], "timings": ("problem", "mode", "trials")}
 SCHEMAS = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS, "sharpness": SHARPNESS}
 
 
@@ -272,6 +275,9 @@ def read_table(path: Path, name: str) -> pa.Table:
         if table.schema.field(field.name).type != field.type:
             found = table.schema.field(field.name).type
             raise RecordError(f"{path}: column {field.name!r} is {found}, should be {field.type}")
+    for column in NEVER_NULL.get(name, ()):
+        if table[column].null_count:
+            raise RecordError(f"{path}: column {column!r} has empty cells")
     return table.select(schema.names).replace_schema_metadata(None)
 
 
@@ -282,10 +288,10 @@ def read_info(path: Path) -> dict[str, Any]:
         info = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"{file}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{file}: damaged: {one_line(error)}") from error
     version = info.get("schema_version") if isinstance(info, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise RecordError(f"{file}: not a gradbench record: it has no schema_version")
     if version > SCHEMA_VERSION:
         raise RecordError(
@@ -295,7 +301,18 @@ def read_info(path: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(info.get(key), kind):
             raise RecordError(f"{file}: damaged: {key!r} is missing or not a {kind.__name__}")
+    if info["state"] not in STATES:
+        raise RecordError(f"{file}: damaged: 'state' is {info['state']!r}, should be {', '.join(STATES)}")
+    if not _facts_hold(info.get("problems", {})):
+        raise RecordError(f"{file}: damaged: 'problems' does not hold facts by problem, with (mu, L) as curvature")
     return info
+
+
+def _facts_hold(facts: Any) -> bool:
+    if not isinstance(facts, dict) or not all(isinstance(of, dict) for of in facts.values()):
+        return False
+    known = [of["curvature"] for of in facts.values() if of.get("curvature") is not None]
+    return all(isinstance(c, list) and len(c) == 2 and all(isinstance(v, int | float) for v in c) for c in known)
 
 
 @dataclass(frozen=True)

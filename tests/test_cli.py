@@ -126,6 +126,8 @@ BAD = [
     (["run", "--lr=-1:1:5"], "above 0"),
     (["run", "--steps", "0"], "steps"),
     (["run", "--steps", "many"], "steps"),
+    (["run", "--steps", "1.5"], "need a whole number, got '1.5'"),
+    (["run", "--lr", "1e-50"], "outside the range of float32"),
     (["run", "--seeds", "-1"], "seeds"),
     (["run", "--batch-size", "100000"], "batch_size: quadratic_bowl has no examples"),
     (["run", "mlp", "--batch-size", "100000"], "more than the 1797 examples"),
@@ -139,6 +141,7 @@ BAD = [
     (["run", "--format", "yaml"], "--format"),
     (["compare", "nothing"], "no such record"),
     (["compare", "/"], "not a record"),
+    (["report", "--format", "json"], "figures are svg, png, pdf"),
     (["list", "--format", "jsn"], "did you mean 'json'"),
     (["rnu"], "rnu"),
 ]
@@ -151,6 +154,19 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, arguments, wor
     assert len(err.splitlines()) == 1
     assert words in err
     assert not list(tmp_path.rglob("run.json"))
+
+
+def test_whole_numbers_may_be_written_with_an_exponent(command):
+    assert command("run", "beale", "-o", "sgd", "--lr", "0.01", "--seeds", "1", "--steps", "1e1", "--quiet")[0] == 0
+    assert gradbench.load_run("latest").plan.steps == 10
+
+
+def test_a_keyboard_interrupt_is_one_line(command, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradbench.inventory.list_text", interrupted)
+    assert command("list") == (130, "", "gradbench: interrupted\n")
 
 
 def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(tmp_path):

@@ -30,7 +30,7 @@ def test_every_optimizer_of_optax_is_offered_or_refused():
 
 
 def test_every_optimizer_sweeps(sweep, small_blocks):
-    small_blocks(lanes=2, rows=4, devices=1)
+    small_blocks(lanes=1, rows=4)  # two devices: a state has to be split among them as well
     names = list(optimizer_functions())
     run = sweep("linear_regression[examples=12,features=3]", names, [1e-3, 1e-1], seeds=1, steps=6)
     initial, best = (np.array(run.trials[column]) for column in ("initial_loss", "best_loss"))

@@ -34,6 +34,7 @@ def test_values_keep_their_order():
     assert SweepPlan(learning_rates=np.array([0.5, 0.25])).rates == [0.5, 0.25]
     assert SweepPlan(learning_rates=[0.1, 1, 5]).rates == [0.1, 1.0, 5.0]
     assert SweepPlan(learning_rates=0.5).rates == [0.5]
+    assert SweepPlan.from_dict({"learning_rates": [0.1, 1, 5]}).rates == [0.1, 1.0, 5.0]  # as TOML has it: no range
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,10 @@ def test_values_keep_their_order():
         ({"learning_rates": [float("nan")]}, "above 0"),
         ({"learning_rates": [0.1, 0.1]}, "twice"),
         ({"learning_rates": {}}, "got dict"),
+        ({"learning_rates": [1e-50]}, "outside the range of float32"),
+        ({"learning_rates": "1e-3:1e300:5", "dtype": "bfloat16"}, "outside the range of float32"),
+        ({"learning_rates": "1:1.0000001:50"}, "too many to tell apart in float32"),
+        ({"problems": 3}, "at least one problem"),
         ({"seeds": -1}, "seeds: need a whole number from 1"),
         ({"seeds": True}, "whole number"),
         ({"steps": 0}, "steps: need a whole number from 1"),
@@ -75,6 +80,11 @@ def test_bad_settings_are_refused_in_one_line(settings, words):
     with pytest.raises(PlanError, match=words) as caught:
         SweepPlan.from_dict(settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_float64_run_takes_learning_rates_of_its_range():
+    assert SweepPlan(learning_rates=[1e-50], dtype="float64").rates == [1e-50]
+    assert len(SweepPlan(learning_rates="1:1.0000001:50", dtype="float64").rates) == 50
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"a = ", "not TOML"), (b"\xff\xfe", "not TOML")])

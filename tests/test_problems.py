@@ -119,9 +119,10 @@ def test_every_file_format_gives_the_same_data(tmp_path):
     ("name", "content", "words"),
     [
         ("empty.csv", "", "at least one feature column"),
-        ("ragged.csv", "1,2,3\n4,5\n", "columns"),
+        ("ragged.csv", "1,2,3\n4,5\n", "line 2 has 2 columns, the first has 3"),
+        ("gap.csv", "a,b,c\n1,2,3\n4,,6\n", "line 3, column 2: '' is not a number"),
         ("nan.csv", "1,2\nnan,4\n", "example 2, column 1"),
-        ("words.csv", "1,2\nred,4\n", "red"),
+        ("words.csv", "1,2\nred,4\n", "line 2, column 1: 'red' is not a number"),
         ("narrow.csv", "1\n2\n", "at least one feature column"),
         ("table.xls", "1,2\n", "cannot tell the format"),
         ("broken.npz", "not a zip", "npz"),
@@ -132,6 +133,12 @@ def test_bad_data_files_are_refused_with_their_place(tmp_path, name, content, wo
     with pytest.raises(ProblemError, match=words) as caught:
         load_problem(f"linear_regression[data={tmp_path / name}]")
     assert "\n" not in str(caught.value)
+
+
+def test_complex_data_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.ones((3, 2)) * 1j, y=np.ones(3))
+    with pytest.raises(ProblemError, match="complex"):
+        load_table(tmp_path / "a.npz")
 
 
 GOOD = "import jax.numpy as jnp\nimport numpy as np\nfrom gradbench import Problem\ndef problem(width=2):\n    "
@@ -150,6 +157,13 @@ GOOD = "import jax.numpy as jnp\nimport numpy as np\nfrom gradbench import Probl
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), 'text')", "must be arrays of numbers"),
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), np.ones(3), examples=5)", "examples=5"),
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), minimum=np.nan)", "minimum is nan"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), minimum='low')", "minimum is 'low'"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), np.ones(3), examples='3')", "examples='3'"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: 1.0)", "a JAX array that depends on params, got a float"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), curvature=2.0)", "curvature is 2.0; give"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), curvature=(np.nan, 1))", "curvature is"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), curvature=(2, 1))", "mu at most L"),
+        ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), gradient=3)", "gradient is a int; give"),
         ("return 3", "returned int"),
         ("raise KeyError('lost')", "raised KeyError"),
         ("raise SystemExit(3)", "raised SystemExit"),

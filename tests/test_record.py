@@ -180,12 +180,14 @@ def test_damaged_records_are_refused_in_one_line(record):
     trials = record.path / "trials.parquet"
     original = trials.read_bytes()
     wrong_type = record.trials.set_column(4, "seed", record.trials["seed"].cast(pa.int32()))
+    empty = record.trials.set_column(5, "verdict", pa.nulls(1, pa.string()))
     for content, words in (
         (original[: len(original) // 2], "damaged"),
         (b"", "damaged"),
         (None, "missing or damaged"),
         (record.trials.drop_columns(["verdict"]), "no column 'verdict'"),
         (wrong_type, "column 'seed' is int32, should be int64"),
+        (empty, "column 'verdict' has empty cells"),
     ):
         if content is None:
             trials.unlink()
@@ -205,11 +207,29 @@ def test_damaged_records_are_refused_in_one_line(record):
         ("{", "damaged"),
         ("[]", "no schema_version"),
         ('{"schema_version": 99}', "newer gradbench"),
+        ('{"schema_version": true}', "no schema_version"),
         ('{"schema_version": 1}', "'id' is missing"),
+        ("[" * 100_000, "damaged"),
     ],
 )
 def test_damaged_run_json_is_refused(record, text, words):
     (record.path / "run.json").write_text(text)
+    with pytest.raises(RecordError, match=words):
+        load_run(record.path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("state", "weird", "'state' is 'weird', should be running, complete, interrupted"),
+        ("problems", 3, "'problems' does not hold"),
+        ("problems", {"beale": 3}, "'problems' does not hold"),
+        ("problems", {"beale": {"curvature": "x"}}, "'problems' does not hold"),
+    ],
+)
+def test_run_json_that_says_nonsense_is_refused(record, key, value, words):
+    info = json.loads((record.path / "run.json").read_text())
+    (record.path / "run.json").write_text(json.dumps(info | {key: value}))
     with pytest.raises(RecordError, match=words):
         load_run(record.path)
 

@@ -73,6 +73,23 @@ def test_several_runs_overlay(tmp_path):
     assert page["charts"]["sensitivity"]["layer"][3]["encoding"]["strokeDash"]["field"] == "run"
 
 
+def test_the_runs_of_a_problem_stand_together():
+    runs = [make_run(problems=["a", "b"]), make_run(problems=["b", "a"], identifier="20260102T000000Z-fedcba")]
+    assert [(problem, run) for run, problem, *_ in answers(runs)] == [
+        *[("a", "abcdef"), ("a", "fedcba")],
+        *[("b", "abcdef"), ("b", "fedcba")],
+    ]
+
+
+def test_an_axis_of_seconds_gives_each_label_its_own_prefix():
+    """Vega's format for a whole axis takes one prefix, and 1e-6 s read as 0m beside 1m."""
+    specs = figure_specs([make_run(optimizers=["sgd"], problems=["a"])])
+    svg = vl_convert.vegalite_to_svg(specs["targets-reached-seconds"])
+    labels = re.findall(r">([0-9.]+[µmk]?)</text>", svg)
+    assert {"0", "10m", "100m"} <= set(labels)
+    assert "0m" not in labels
+
+
 def test_problems_have_a_landscape_and_a_records_own_files_are_not_run(tmp_path):
     run = make_run(problems=["rosenbrock", "./mine.py"], optimizers=["sgd"], rates=(1e-4, 1e-3))
     for facts in run.info["problems"].values():
@@ -80,6 +97,11 @@ def test_problems_have_a_landscape_and_a_records_own_files_are_not_run(tmp_path)
     page = page_json(write_report([run], tmp_path / "page.html"))
     assert list(page["scenes"]) == ["rosenbrock"]
     assert page["scenes"]["rosenbrock"]["spec"]["title"]["text"] == "rosenbrock, sgd"
+
+
+def test_a_record_reports_without_the_data_file_it_was_made_from(tmp_path):
+    run = make_run(problems=["linear_regression[data=gone.csv]"], optimizers=["sgd"])
+    assert page_json(write_report([run], tmp_path / "page.html"))["scenes"] == {}
 
 
 def test_every_learning_rate_of_every_optimizer_has_a_path_in_the_landscape(tmp_path):
@@ -173,6 +195,13 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(GradbenchError, match="cannot be written"):
         write_report([make_run()], tmp_path / "file" / "page.html")
+
+
+def test_a_page_does_not_take_the_place_of_a_device(tmp_path):
+    os.mkfifo(tmp_path / "page.html")
+    with pytest.raises(GradbenchError, match="not a regular file"):
+        write_report([make_run()], tmp_path / "page.html")
+    assert (tmp_path / "page.html").is_fifo()
 
 
 def test_a_record_of_100_000_trials_stays_under_20_seconds_and_5_megabytes(tmp_path):

@@ -26,7 +26,7 @@ from gradbench.report.figures import FORMATS, figure_specs, squeezed
 from gradbench.report.scenery import WORDS, add_local_limits, page_rows, scenes
 from gradbench.tables import number, seconds
 
-__all__ = ["FORMATS", "write_figures", "write_report"]
+__all__ = ["FORMATS", "check_figure_format", "write_figures", "write_report"]
 
 
 def write_report(runs: Sequence[Run], out: str | Path, checks: Sequence[str | Path] = ()) -> Path:
@@ -73,13 +73,18 @@ def write_report(runs: Sequence[Run], out: str | Path, checks: Sequence[str | Pa
     return out
 
 
+def check_figure_format(fmt: str) -> None:
+    """GradbenchError with the nearest known format, unless it is one of figures."""
+    if fmt not in FORMATS:
+        raise GradbenchError(f"--format: no {fmt!r}{nearest(fmt, FORMATS)} (figures are {', '.join(FORMATS)})")
+
+
 def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg") -> list[Path]:
     """Write every view as a file (svg, png or pdf) in `folder`, without a browser; returns the paths.
 
     Raises GradbenchError for an unknown format, no finished trial, or a folder that cannot be written.
     """
-    if fmt not in FORMATS:
-        raise GradbenchError(f"--format: no {fmt!r}{nearest(fmt, FORMATS)} ({', '.join(FORMATS)})")
+    check_figure_format(fmt)
     folder = Path(folder).expanduser()
     paths = []
     for name, spec in figure_specs(runs).items():
@@ -103,6 +108,8 @@ def _bundle() -> str:
 def _write(path: Path, content: bytes) -> None:
     """The whole file or nothing: a temporary name first."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists() and not (path.is_file() or path.is_dir()):  # replacing /dev/stdout would take the device away
+        raise GradbenchError(f"{path}: cannot be written: not a regular file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)

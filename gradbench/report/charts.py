@@ -42,14 +42,24 @@ def _shape() -> Any:
     return alt.Shape("verdict:N", scale=scale, title="verdict", legend=alt.Legend(orient="bottom", columns=3))
 
 
-def _log_axis() -> Any:
+# An axis of seconds: each label with a prefix of its own. Vega's own format would give all the same, and 0m for 1e-6.
+SECONDS = "datum.value === 0 ? '0' : format(datum.value, '~s')"
+
+
+def _log_axis(words: str | None = None) -> Any:
     """Labels at 1, 2 and 5 times the powers of ten as far as there is room, as 0.01 and 1e-7; other lines faint."""
     digit = "round(1000 * pow(10, log(datum.value) / LN10 - floor(log(datum.value) / LN10 + 1e-6)))"
     plain = "datum.value >= 1e-3 && datum.value < 1e4"
-    words = f"{plain} ? format(datum.value, '~g') : replace(format(datum.value, '~e'), '+', '')"
+    words = words or f"{plain} ? format(datum.value, '~g') : replace(format(datum.value, '~e'), '+', '')"
     faint = {"condition": {"test": f"{digit} === 1000", "value": 1}, "value": 0.3}
     label = f"indexof([1000, 2000, 5000], {digit}) < 0 ? '' : {words}"
-    return alt.Axis(labelExpr=label, labelOverlap="greedy", tickCount=5, gridOpacity=faint)
+    return alt.Axis(labelExpr=label, labelOverlap="greedy", labelSeparation=6, tickCount=5, gridOpacity=faint)
+
+
+def _powers_axis(seconds: bool) -> Any:
+    """An axis that begins at 0 and is logarithmic further on."""
+    words = {"labelExpr": SECONDS} if seconds else {"format": "~s"}
+    return alt.Axis(values=POWERS, labelOverlap="greedy", **words)
 
 
 def _rate_axis() -> Any:
@@ -77,8 +87,8 @@ def sensitivity(several_runs: bool = False, height: int = 300) -> Any:
         alt.Tooltip("run:N"),
     ]
     lines = rates.encode(x=x, color=_colour())
-    lines = lines.encode(strokeDash=_dash()) if several_runs else lines
     spread = lines.transform_filter("isValid(datum.high) && isValid(datum.low)")
+    lines = lines.encode(strokeDash=_dash()) if several_runs else lines
     detail = {"detail": "run:N"}
     marks = rates.encode(x=x, color=_colour(), shape=_shape(), tooltip=tooltip)
     limits = alt.Chart(alt.NamedData(name="limits")).encode(x=alt.X("limit:Q"), color=_colour())
@@ -111,7 +121,7 @@ def convergence(seconds: bool = False, height: int = 300) -> Any:
         "x:Q",
         title=title,
         scale=alt.Scale(type="symlog", constant=1e-6 if seconds else 1),
-        axis=alt.Axis(format="~s", values=POWERS, labelOverlap="greedy"),
+        axis=_powers_axis(seconds),
     )
     y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="loss gap / first", axis=_log_axis())
     scale = alt.Scale(type="log", scheme="viridis")
@@ -150,18 +160,18 @@ def step_cost() -> Any:
         "median:Q",
         scale=alt.Scale(type="log"),
         title="seconds of one trial's step",
-        axis=alt.Axis(format="~s", labelOverlap=True),
+        axis=_log_axis(SECONDS),
     )
     modes = ["value", "value_and_grad", "solo", "batched"]
     shape = alt.Shape(
         "mode:N",
         scale=alt.Scale(domain=modes, range=["square", "diamond", "circle", "triangle-up"]),
-        legend=alt.Legend(orient="top", columns=2),
+        legend=alt.Legend(orient="top", columns=1),
     )
     colour = alt.Color(
         "mode:N",
         scale=alt.Scale(domain=modes, range=[COLOURS[7], COLOURS[3], COLOURS[0], COLOURS[1]]),
-        legend=alt.Legend(orient="top", columns=2),
+        legend=alt.Legend(orient="top", columns=1),
     )
     dots = shown.mark_point(filled=True, size=80, opacity=1).encode(
         x=x, shape=shape, color=colour, tooltip=["run:N", "mode:N", "median:Q", "trials:Q", "trusted:N"]
@@ -241,7 +251,7 @@ def ecdf(seconds: bool = False) -> Any:
         "cost:Q",
         scale=alt.Scale(type="symlog", constant=1e-6 if seconds else 1, nice=False),
         title="seconds (steps × solo step time)" if seconds else "steps",
-        axis=alt.Axis(format="~s", values=POWERS, labelOverlap="greedy"),
+        axis=_powers_axis(seconds),
     )
     return _steps_up("ecdf_seconds" if seconds else "ecdf", x, "share of targets reached")
 

@@ -169,9 +169,10 @@ def _curves(run: Run, pair: PairSummary, rates: list[float], values: int) -> tup
 
 
 def timing_rows(run: Run, name: str) -> list[dict[str, Any]]:
-    """A record's timings with the seconds of one trial's step, and without the samples."""
+    """A record's timings with the seconds of one trial's step, and without the samples: a problem's own come first."""
     rows = []
-    for row in run.timings.to_pylist():
+    order = {problem: number for number, problem in enumerate(run.plan.problems)}
+    for row in sorted(run.timings.to_pylist(), key=lambda row: (order[row["problem"]], row["optimizer"] is not None)):
         each = {key: row[key] for key in ("problem", "optimizer", "mode", "trials", "trusted", "samples")}
         for key in ("step_s_median", "step_s_p25", "step_s_p75"):
             each[key.replace("step_s_", "")] = row[key] / row["trials"]
@@ -209,7 +210,8 @@ def sentence(pair: PairSummary, target: str = "the target") -> str:
 
 
 def answers(runs: Sequence[Run]) -> list[tuple[str, str, str, list[str]]]:
-    """(run, problem, the best pair's sentence, the others') for each problem, the quickest to the target first."""
+    """(run, problem, the best pair's sentence, the others') for each problem, the quickest to the target first; the
+    runs of one problem stand together."""
 
     def quickest(pair: PairSummary) -> tuple[float, float, float]:
         if pair.best is None:
@@ -224,7 +226,8 @@ def answers(runs: Sequence[Run]) -> list[tuple[str, str, str, list[str]]]:
             ranked = sorted((pair for pair in pairs if pair.problem == problem), key=quickest)
             said = [sentence(pair, target_words(run, problem)[0]) for pair in ranked]
             found.append((name, problem, said[0], said[1:]))
-    return found
+    order = list(dict.fromkeys(problem for _, problem, *_ in found))
+    return sorted(found, key=lambda answer: order.index(answer[1]))
 
 
 def target_words(run: Run, problem: str) -> tuple[str, str]:

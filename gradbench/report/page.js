@@ -34,7 +34,7 @@ function element(tag, text, parent) {
 function filled(name, datasets, scale) {
   const spec = structuredClone(page.charts[name]);
   spec.width = "container";
-  if (spec.height && !spec.height.step) spec.autosize = { type: "fit-x", contains: "padding" };
+  spec.autosize = { type: "fit-x", contains: "padding" };
   spec.datasets = datasets;
   spec.config = config;
   if (scale === "linear") {
@@ -46,8 +46,8 @@ function filled(name, datasets, scale) {
   return spec;
 }
 
-async function draw(place, name, datasets, scale) {
-  const made = await vegaEmbed(find(place), filled(name, datasets, scale), options);
+async function draw(place, name, datasets, scale, change = (spec) => spec) {
+  const made = await vegaEmbed(find(place), change(filled(name, datasets, scale)), options);
   if (views[place]) views[place].finalize();
   views[place] = made.view;
   return made.view;
@@ -144,7 +144,16 @@ async function drawSharpness() {
   const pair = page.pairs[state.pair];
   const rows = page.sharpness.filter((row) => ["run", "problem", "optimizer"].every((key) => row[key] === pair[key]));
   find("sharpness-panel").hidden = !rows.length;
-  if (rows.length) await draw("sharpness", "sharpness", { sharpness: rows });
+  if (rows.length) await draw("sharpness", "sharpness", { sharpness: rows }, state.scale, (spec) => likeTheLandscape(spec, rows));
+}
+
+// The colours of the landscape's paths for the same learning rates, where there is a landscape.
+function likeTheLandscape(spec, rows) {
+  const pair = page.pairs[state.pair], scene = page.scenes[pair.problem];
+  const domain = [...new Set(rows.map((row) => row.learning_rate))].sort((a, b) => a - b);
+  const words = domain.map((rate) => scene && scene.paths.find((path) => path.optimizer === pair.optimizer && path.word && near(path.learning_rate, rate)));
+  if (words.every(Boolean)) for (const layer of spec.layer) layer.encoding.color.scale = { domain, range: words.map((path) => page.path_colours[path.word]) };
+  return spec;
 }
 
 async function drawPair() {
@@ -192,14 +201,18 @@ function describe() {
   find("rate").setAttribute("aria-valuetext", `${number(rate.learning_rate)}, ${rate.verdicts}`);
   const left = pair.all_rates - pair.rates.length;
   find("pair-name").textContent = `${pair.problem}, ${pairName(pair)}` + (left > 0 ? ` (${pair.rates.length} of ${pair.all_rates} learning rates drawn)` : "");
-  for (const row of find("rates").querySelectorAll("tr[data-rate]")) row.setAttribute("aria-selected", String(Number(row.dataset.rate) === state.rate));
+  for (const row of find("rates").querySelectorAll("tr[data-rate]")) {
+    const chosen = Number(row.dataset.rate) === state.rate, place = find("rates").parentElement;
+    row.setAttribute("aria-selected", String(chosen));
+    if (chosen && !row.contains(document.activeElement)) place.scrollTop = row.offsetTop - place.clientHeight / 2;  // the page stays
+  }
 }
 
 function table() {
   const pair = page.pairs[state.pair], made = find("rates");
   made.replaceChildren();
   const head = element("tr", undefined, element("thead", undefined, made));
-  for (const name of ["learning rate", "verdict", "final gap", "lowest", "highest", "steps to target", "time to target"]) {
+  for (const name of ["learning rate", "verdict", "steps to target", "time to target", "final gap", "lowest", "highest"]) {
     const made = element("th", name, head);
     made.scope = "col";
     if (name === "verdict") made.className = "word";
@@ -211,8 +224,7 @@ function table() {
     const button = element("button", number(rate.learning_rate) + (rate.best ? " best" : ""), element("td", undefined, row));
     button.addEventListener("click", () => choose(state.pair, index));
     element("td", rate.verdicts, row).className = "word";
-    for (const value of [rate.gap, rate.low, rate.high, rate.steps]) element("td", number(value), row);
-    element("td", duration(rate.seconds), row);
+    for (const value of [number(rate.steps), duration(rate.seconds), number(rate.gap), number(rate.low), number(rate.high)]) element("td", value, row);
   });
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from gradbench.analysis import PairSummary, stable_limit, summarise, telling_rates
+from gradbench.errors import ProblemError
 from gradbench.landscape import GRID, Landscape, landscape, valleys
 from gradbench.problem import load_problem, problem_names
 from gradbench.record import Run
@@ -50,7 +51,7 @@ def scenes(runs: Sequence[Run], paths: int = PATHS) -> dict[str, Scene]:
     """Problem -> what is to be seen of it: of ours, in the first run that has it; an optimizer with theory, if any,
     decides on the plane, and of each at most `paths` learning rates are run again for their paths.
 
-    Problems of more than a million parameters have none that is quick.
+    Problems of more than a million parameters have none that is quick; those whose data file is gone have none.
     """
     chosen: dict[str, tuple[Run, list[PairSummary]]] = {}
     for run in runs:
@@ -64,12 +65,15 @@ def scenes(runs: Sequence[Run], paths: int = PATHS) -> dict[str, Scene]:
     # Most of it is XLA's compiling, which threads share out.
     order = sorted(chosen.items(), key=lambda item: -item[1][0].info["problems"][item[0]]["parameters"])
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        made = pool.map(lambda item: _scene(item[0], *item[1], paths), order)
-        return dict(zip(dict(order), made, strict=True))
+        made = list(pool.map(lambda item: _scene(item[0], *item[1], paths), order))
+    return {name: scene for (name, _), scene in zip(order, made, strict=True) if scene is not None}
 
 
-def _scene(name: str, run: Run, pairs: list[PairSummary], paths: int) -> Scene:
-    facts, problem = run.info["problems"][name], load_problem(name)
+def _scene(name: str, run: Run, pairs: list[PairSummary], paths: int) -> Scene | None:
+    try:
+        facts, problem = run.info["problems"][name], load_problem(name)
+    except ProblemError:  # its data=PATH is not here any more, or not on this machine: the rest of the record is
+        return None
     size, stated = facts["parameters"], facts.get("curvature") is not None
     work = size * (facts.get("examples") or 1)
     most = int(min(paths, WORK // (work * run.plan.steps)))
