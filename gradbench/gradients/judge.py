@@ -121,9 +121,16 @@ def judge(
         if coarse:
             verdict = "INCONCLUSIVE"
             reason = f"rounding alone may move {coarse[0].path} by {coarse[0].scale_resolves:.0%} of itself"
+    undefined = [name for e, name in zip(expected, names) if np.isnan(e).any()]
+    if undefined and verdict == "PASS":
+        verdict, reason = "INCONCLUSIVE", f"the exact {_of(undefined[0])} is not a number"
     for unexplained in spread.unknown:
         verdict, reason = "INCONCLUSIVE", f"no rounding rule for the primitive {unexplained!r}" + _and(reason)
     return Judgement(verdict, reason, off, resolves, findings)
+
+
+def _of(name: str) -> str:
+    return "loss" if name == "value" else f"gradient of {name}"
 
 
 def _and(reason: str) -> str:
