@@ -121,8 +121,8 @@ def test_mixed_precision_in_float64_is_not_moved_so_far_that_functions_bend():
         return jnp.tanh(a.astype(jnp.bfloat16)).astype(a.dtype)
 
     double, single = band(narrow, VECTOR, dtype="float64"), band(narrow, VECTOR)
-    # The same roundings of bfloat16, doubled in float64 as its reference is rounded too; 32 samples each: sigma is known
-    # to 1/sqrt(64) = 12 %, the ratio to 18 %.
+    # The same roundings of bfloat16, doubled in float64 as its reference is rounded too; 32 samples each: sigma is
+    # known to 1/sqrt(64) = 12 %, the ratio to 18 %.
     assert (np.abs(double.sigma[0] / (2 * single.sigma[0]) - 1) < 4 * 0.18).all()
 
 
