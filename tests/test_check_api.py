@@ -169,6 +169,14 @@ def test_data_that_a_dtype_cannot_hold_is_inconclusive(size, words):
     assert words in row.reason
 
 
+def test_a_loss_that_cancels_in_bfloat16_is_not_accused():
+    """What is left of 1e8 - 1e8 is 3 in float64 and anything up to millions in bfloat16, gradient included."""
+    problem = gradbench.Problem(
+        init=lambda key: jnp.ones(3), loss=lambda p, d: jnp.sum((p + 1e4) ** 2 - 1e8 - 2e4 * p), name="cancels"
+    )
+    assert gradbench.check_gradient(problem, dtype="bfloat16", **ONE).verdict == "INCONCLUSIVE"
+
+
 def test_a_custom_rule_of_a_small_leaf_is_suspected():
     def small(params, data):
         return 1e-6 * _squares(params, data)

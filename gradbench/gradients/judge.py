@@ -166,6 +166,10 @@ def _leaf(g, e, spread, position, name, form, more, entry_factor, leaf_factor, g
     added = np.broadcast_to(np.asarray(more + grains) / unit, e.shape)
     slack = float(np.linalg.norm(added))
     norm_sigma, along = spread.norm[position], spread.along[position]
+    # `along` is relative to the leaf the noise was added to, which rounded constants may make larger than e.
+    centre = spread.exact[position]
+    centre_size = float(np.linalg.norm(np.where(np.isfinite(centre), centre, 0.0) / unit))
+    along *= max(1.0, centre_size / size) if size > 0 else 1.0
     if not (np.isfinite(norm_sigma) and np.isfinite(along)):  # some entries overflow: the others are judged alone
         norm_sigma = float(np.linalg.norm(sigma[usable]))
         along = norm_sigma / (unit * size) if size > 0 else 0.0
