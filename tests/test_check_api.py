@@ -1,6 +1,7 @@
 """check_gradient, assert_gradient and the command: what a user sees."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import gradbench
-from gradbench.errors import GradbenchError, ProblemError
+from gradbench.errors import GradbenchError, PlanError, ProblemError
 from gradbench.gradients import faults, formula, oracle
 from gradbench.gradients.command import run_check
 
@@ -85,6 +86,23 @@ def test_a_derivative_outside_the_one_sided_slopes_fails():
     assert tests[0].verdict == "FAIL"
 
 
+def test_a_gradient_that_is_not_a_number_at_the_start_fails():
+    """The norm is finite at 0 and its derivative 0/0 there, though it is fine at every point nearby."""
+    for fast in (True, False):
+        report = gradbench.check_gradient(at_zero(jnp.linalg.norm), fast=fast, programs=["jit"])
+        assert report.verdict == "FAIL"
+        assert "at the start: params[0]: the gradient is nan" in str(report)
+
+
+def test_a_derivative_wrong_at_the_kink_of_the_start_alone_fails():
+    absolute = faults._rule(jnp.abs, lambda x, y, ct: ct * jnp.where(x == 0, 3.0, jnp.sign(x)))
+    problem = at_zero(lambda p: jnp.sum(absolute(p)))
+    report = gradbench.check_gradient(problem, programs=["jit"])
+    assert report.verdict == "FAIL"
+    assert "at the start: params: slope" in str(report)
+    assert "not between the one-sided slopes" in str(report)
+
+
 def _absolute(params, data):
     return jnp.sum(jnp.abs(params))
 
@@ -141,6 +159,58 @@ def test_random_numbers_in_the_loss_are_inconclusive():
     assert report.rows[0].verdict == "INCONCLUSIVE"
 
 
+@pytest.mark.parametrize(("size", "words"), [(1e30, "too large for float16"), (1e-30, "become 0 in float16")])
+def test_data_that_a_dtype_cannot_hold_is_inconclusive(size, words):
+    problem = gradbench.Problem(
+        init=lambda key: jnp.ones(3), loss=lambda p, d: jnp.sum(d * p * p), data=np.full(3, size)
+    )
+    row = gradbench.check_gradient(problem, dtype="float16", **ONE).rows[0]
+    assert row.verdict == "INCONCLUSIVE"
+    assert words in row.reason
+
+
+def test_a_loss_that_cancels_in_bfloat16_is_not_accused():
+    """What is left of 1e8 - 1e8 is 3 in float64 and anything up to millions in bfloat16, gradient included."""
+    problem = gradbench.Problem(
+        init=lambda key: jnp.ones(3), loss=lambda p, d: jnp.sum((p + 1e4) ** 2 - 1e8 - 2e4 * p), name="cancels"
+    )
+    assert gradbench.check_gradient(problem, dtype="bfloat16", **ONE).verdict == "INCONCLUSIVE"
+
+
+def test_a_custom_rule_of_a_small_leaf_is_suspected():
+    def small(params, data):
+        return 1e-6 * _squares(params, data)
+
+    wrong_loss = faults.with_backward(lambda g: {**g, "b": 1.001 * g["b"]}, small)
+    problem = gradbench.Problem(init=lambda key: {"a": jnp.ones(3), "b": jnp.ones(2)}, loss=wrong_loss)
+    assert "the gradient of ['b'] differs" in str(gradbench.check_gradient(problem, **ONE))
+
+
+def test_a_wrong_scale_is_explained():
+    assert "2 times: a factor counted twice?" in str(gradbench.check_gradient(wrong(2), **ONE))
+
+
+def test_the_command_that_shows_it_again_keeps_seed_and_quotes(tmp_path):
+    path = tmp_path / "it's mine.py"
+    path.write_text(
+        "import jax.numpy as jnp, jax, gradbench\n"
+        "def problem(size: int = 2):\n"
+        "    return gradbench.Problem(init=lambda key: jnp.ones(size),\n"
+        "        loss=lambda p, d: jnp.sum(p * p * jax.lax.stop_gradient(p)))\n"
+    )
+    report = gradbench.check_gradient(f"{path}[size=3]", seed=7, **ONE)
+    words = shlex.split(report.command())
+    assert words[2] == f"{path}[size=3]"
+    assert words[-2:] == ["--seed", "7"]
+    assert "--program jit --seed 7" in report.command(report.rows[0])
+
+
+def test_a_problem_made_in_python_is_shown_again_by_a_call_of_python():
+    report = gradbench.check_gradient(wrong(2), **ONE)
+    assert eval(report.command(), {"gradbench": gradbench, "problem": wrong(2)}).verdict == "FAIL"
+    assert "programs=['jit']" in report.command(report.rows[0])
+
+
 def test_a_loss_that_is_not_a_mean_is_not_cut_into_microbatches():
     data = np.random.default_rng(0).standard_normal((8, 3))
     problem = gradbench.Problem(
@@ -150,7 +220,7 @@ def test_a_loss_that_is_not_a_mean_is_not_cut_into_microbatches():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"dtype": "float23"}, {"precision": "high"}, {"device": "abacus"}, {"programs": ["jitt"]}]
+    "bad", [{"dtype": "float23"}, {"precision": "high"}, {"device": "abacus"}, {"programs": ["jitt"]}, {"seed": -1}]
 )
 def test_bad_choices_raise_one_line(bad):
     with pytest.raises(GradbenchError) as caught:
@@ -171,6 +241,11 @@ def test_the_command_prints_data_and_writes_a_record(tmp_path, capsys):
     assert "record" in captured.err
     record = json.loads(next((tmp_path / "check").glob("*.json")).read_text())
     assert record["checks"][0]["problem"] == "quadratic_bowl[dim=2]"
+
+
+def test_a_self_test_takes_no_problem():
+    with pytest.raises(PlanError, match="give no problem"):
+        run_check(["mlp"], self_test=True, out=None)
 
 
 def test_the_command_exits_1_on_a_wrong_gradient(capsys):

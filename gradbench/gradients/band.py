@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.gradients.formats import flushes_subnormals, format_of, precision_context, x64_context
-from gradbench.gradients.interpreter import Interpreter, Pair, is_float, open_jaxpr, wide
+from gradbench.gradients.interpreter import Interpreter, Pair, equations, is_float, open_jaxpr, wide
 
 SAMPLES = 32  # sigma is then known to 1/sqrt(2*32) = 12 %
 FALSE_ALARM = 1e-6  # the probability, under the model, that one right gradient is called wrong anywhere
@@ -85,7 +85,11 @@ class Band:
         self._consts = [np.asarray(c) if _is_plain(c) else c for c in self._consts]
         unit = format_of(dtype).unit
         # Deviations of 2^-40 stand 12 bits above the rounding of the interpretation itself (2^-53).
-        self.scale = max(1.0, 2.0**-40 / unit)
+        # Formats narrower than the program's own (mixed precision) may not be moved so far that a function bends: by
+        # 2^-6 of a value at the most, and 4 units of float64 are still seen.
+        coarsest = max([unit, *_units(trace)])
+        self.mixed = coarsest > unit
+        self.scale = max(1.0, min(2.0**-40 / unit, max(4.0, 2.0**-6 / coarsest)))
         # The reference is a float64 computation with rounding of its own, in proportion of the units.
         self.reference_share = 1.0 + format_of(jnp.float64).unit / unit
         self.size = sum(math.prod(v.aval.shape) for v in self._jaxpr.outvars)
@@ -153,6 +157,12 @@ class Band:
             unknown=tuple(sorted(self.unknown)),
             stagnating=tuple(sorted(self.stagnating)),
         )
+
+
+def _units(trace: Any) -> list[float]:
+    """The unit roundoff of every format that results of the trace are rounded to."""
+    dtypes = {v.aval.dtype for e in equations(trace) for v in e.outvars if hasattr(v.aval, "dtype")}
+    return [format_of(d).unit for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
 
 
 def _is_plain(constant: Any) -> bool:

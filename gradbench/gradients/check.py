@@ -62,20 +62,24 @@ def check_gradient(
     Returns a CheckReport; nothing is printed. Raises ProblemError for a bad problem and PlanError for a bad choice.
     """
     started = time.perf_counter()
+    if not 0 <= seed < 2**31:  # JAX's keys are made from 32 bits
+        raise PlanError(f"seed={seed}: need a whole number from 0 to {2**31 - 1}")
+    from_spec = isinstance(problem, str)
     problem = load_problem(problem)
     dtypes = [formats.known("dtype", d, formats.DTYPES) for d in ([dtype] if isinstance(dtype, str) else dtype)]
     classes = [precision] if isinstance(precision, str) else list(precision)
     classes = [formats.known("precision", p, formats.PRECISIONS) for p in classes]
     names = _select(programs, fast)
     targets = devices_for(device)
-    reference = oracle.points(problem, "float64", 1, seed)[0]
+    reference, start = oracle.points(problem, "float64", 2, seed)
     try:
         oracle.trace(jax.value_and_grad(problem.loss), reference.params, reference.data)
     except Exception as error:
         raise ProblemError(f"{problem.name}: the loss has no gradient: {one_line(error)}") from error
     rows: list[Row] = []
     skipped: dict[str, str] = {}
-    spread, share = None, 1.0
+    spreads: list[Spread] = []
+    share = 1.0
     for one in dtypes:
         points = oracle.points(problem, one, 1 if fast else 2, seed)
         for kind in classes if one == "float32" else classes[:1]:  # only float32 products have a choice of precision
@@ -91,13 +95,17 @@ def check_gradient(
                     continue
                 rows += found
                 skipped |= left_out
-                if spread is None and one in ("float64", "float32"):
-                    spread, share = execution.first, _share(execution)
-    if spread is None:
-        spread, share = _fallback_spread(problem, seed)
+                # Of a float64 trace that rounds to a narrower format the spread is that format's.
+                if not spreads and (one == "float32" or (one == "float64" and not execution.band(points[0]).mixed)):
+                    spreads, share = execution.spreads, _share(execution)
+    if not spreads:
+        spreads, share = _fallback_spreads(problem, 1 if fast else 2, seed)
+    near, at_start = (spreads[0], spreads[-1]) if spreads else (None, None)
     lines: list[str] = []
     try:
-        tests, gradient = formula.check(problem, reference, spread, share, fast)
+        tests, gradient = formula.check(problem, reference, near, share, fast)
+        if not any(test.verdict == "FAIL" for test in tests):
+            tests += formula.check_start(problem, start, at_start, share, fast)
         with contextlib.suppress(Exception):  # it leaves the point, and may leave the loss's domain
             lines = lesson(problem, reference, gradient)
     except Exception as error:  # a user's loss may hold anything: a kernel for another device, a callback that raises
@@ -112,6 +120,8 @@ def check_gradient(
         examples=reference.examples,
         parameters=sum(x.size for x in jax.tree.leaves(reference.params)),
         seconds=time.perf_counter() - started,
+        seed=seed,
+        from_spec=from_spec,
     )
 
 
@@ -138,14 +148,14 @@ def _share(execution: Execution) -> float:
     return execution.form.unit / formats.format_of(np.dtype(np.float64)).unit
 
 
-def _fallback_spread(problem: Problem, seed: int) -> tuple[Spread | None, float]:
-    """The spread of (value, gradient) in float32, where no float64 or float32 program was checked."""
-    point = oracle.points(problem, "float32", 1, seed)[0]
+def _fallback_spreads(problem: Problem, count: int, seed: int) -> tuple[list[Spread], float]:
+    """The spreads of (value, gradient) in float32, where no float64 or float32 program was checked."""
+    points = oracle.points(problem, "float32", count, seed)
     try:
         execution = Execution(problem, "float32", "highest", jax.devices("cpu")[0])
-        return execution.band(point).sample(point.params, point.data), _share(execution)
+        return [execution.band(p).sample(p.params, p.data) for p in points], _share(execution)
     except Exception:
-        return None, 1.0
+        return [], 1.0
 
 
 def _unable(dtype: str, precision: str, device: jax.Device, error: Exception) -> Row:

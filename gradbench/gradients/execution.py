@@ -64,7 +64,10 @@ def compare_centre(spread: Spread, expected: list[np.ndarray], dtype: str) -> st
         slack = factor * sigma + 2.0**-40 * np.max(np.abs(wanted), initial=0.0)
         with np.errstate(all="ignore"):
             if np.any(~(np.abs(centre - wanted) <= slack) & np.isfinite(wanted)):
-                return f"the function traced in {dtype} is not the one traced in float64 (random numbers in the loss?)"
+                return (
+                    f"the function traced in {dtype} is not the one traced in float64 (random numbers in the loss? a "
+                    f"constant that {dtype} cannot hold?)"
+                )
     return ""
 
 
@@ -78,7 +81,7 @@ class Execution:
         self._bands: dict[Any, Band] = {}
         self._runners: dict[str, programs.Runner] = {}
         self._forward: Any = None
-        self.first: Spread | None = None  # at the first point, for the formula's tests
+        self.spreads: list[Spread] = []  # one a point, for the formula's tests
 
     def band(self, point: oracle.Point, kind: str = "reverse", **options: Any) -> Band:
         key = (kind, *options.items())
@@ -101,8 +104,8 @@ class Execution:
         """Raises what tracing or interpreting the loss raises."""
         expected = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, point.data)
         spread = self.band(point).sample(point.params, point.data)
-        self.first = self.first or spread
-        return Reference(point, expected, spread, compare_centre(spread, expected, self.dtype))
+        self.spreads.append(spread)
+        return Reference(point, expected, spread, point.lost or compare_centre(spread, expected, self.dtype))
 
     def place(self, point: oracle.Point) -> tuple[Any, Any]:
         with x64_context(self.dtype):
@@ -124,7 +127,7 @@ class Execution:
                 worst = _tail(worst)
             if judge(got, expected, worst, names, self.form, **options).off <= 1:
                 verdict.verdict = "INCONCLUSIVE"
-                verdict.reason = f"{spread.stagnating[0]}: its terms may be lost; {verdict.reason}"
+                verdict.reason = f"{'; '.join(spread.stagnating)}; {verdict.reason}"
         if reference.doubt and verdict.verdict != "FAIL":
             verdict.verdict, verdict.reason = "INCONCLUSIVE", reference.doubt
         elif reference.doubt:

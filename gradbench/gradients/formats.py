@@ -93,4 +93,5 @@ def known(name: str, value: str, choices: tuple[str, ...]) -> str:
 
 def round_to(array: Any, dtype: str) -> np.ndarray:
     """`array` rounded to `dtype`, as a NumPy array of that dtype (float64 never passes through float32)."""
-    return np.asarray(array).astype(jnp.dtype(dtype))
+    with np.errstate(over="ignore"):  # too large becomes infinite, as on any device
+        return np.asarray(array).astype(jnp.dtype(dtype))

@@ -20,6 +20,7 @@ from gradbench.errors import one_line
 from gradbench.gradients import oracle, reference
 from gradbench.gradients.band import Spread, quantile
 from gradbench.gradients.formats import format_of
+from gradbench.gradients.judge import meaning
 from gradbench.problem import Problem
 
 UNIT = format_of(jnp.float64).unit
@@ -119,7 +120,7 @@ def check(
         return [Test("loss", "INCONCLUSIVE", f"the loss is {float(value)} at this point")], gradient
     generator = np.random.default_rng(1)
     norms = [0.0] * len(gradient) if spread is None else [n / share for n in spread.norm[1:]]
-    tests = [_differences(loss, gradient, names, generator, fast, problem)]
+    tests = [_differences(loss, gradient, names, generator, fast, point.examples)]
     if tests[0].verdict != "FAIL" or all(np.isfinite(g).all() for g in gradient):
         tests.append(_taylor(loss, gradient, generator))
         if not fast:
@@ -131,11 +132,26 @@ def check(
     return tests, gradient
 
 
+def check_start(problem: Problem, start: oracle.Point, spread: Spread | None, share: float, fast: bool) -> list[Test]:
+    """The tests that fail at the start itself, where kinks and `where` traps lie (a start is often 0); see `check`.
+
+    What is unclear there was tested at the point nearby. With `fast` only a gradient that is not finite is looked into.
+    """
+    _, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), start.params, start.data)
+    if fast and all(np.isfinite(g).all() for g in gradient):
+        return []
+    tests, _ = check(problem, start, spread, share, True)
+    if not any(t.verdict == "FAIL" for t in tests):
+        return []
+    kept = [t for t in tests if t.verdict == "FAIL" or t.name == "suspects"]
+    return [dataclasses.replace(t, finding=f"at the start: {t.finding}") for t in kept]
+
+
 def leaf_names(params: Any) -> list[str]:
     return [jax.tree_util.keystr(path) or "params" for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def _differences(loss: Loss, gradient, names, generator, fast: bool, problem: Problem) -> Test:
+def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: int | None) -> Test:
     """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones."""
     faults, unclear, seen, kinks, tried = [], [], 0.0, 0, 0
     large = sum(g.size for g in gradient) > 10**5
@@ -166,9 +182,9 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, problem: Pr
             along = float(np.sum(g * direction)) if entry is None else float(g.reshape(-1)[entry])
             middle = (slope.low + slope.high) / 2
             if not math.isfinite(along):
-                faults.append(
-                    (math.inf, f"{where}: the gradient is {along}, differences give {middle:.6g}{_where(loss)}")
-                )
+                give = f"one-sided slopes are {slope.low:.6g} and {slope.high:.6g}"
+                give = give if slope.kink else f"differences give {middle:.6g}"
+                faults.append((math.inf, f"{where}: the gradient is {along}, {give}{_where(loss)}"))
                 continue
             kinks += slope.kink
             slack = slope.tolerance + UNIT * (norm * 8 + abs(along))
@@ -180,8 +196,10 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, problem: Pr
                     "than float32 resolves, as a rule that iterates to a tolerance would be"
                 )
             elif off > slack:
-                ratio = f", {along / middle:.4g} times" if abs(middle) > slack else ""
-                kind = "between one-sided slopes" if slope.kink else "differences give"
+                ratio = f", {along / middle:.7g} times" if abs(middle) > slack else ""
+                told = meaning(along / middle, examples, slack / abs(middle)) if ratio else ""
+                ratio += f": {told}" if told and "too large" not in told and "of what" not in told else ""
+                kind = "not between the one-sided slopes" if slope.kink else "differences give"
                 got = f"{slope.low:.7g} and {slope.high:.7g}" if slope.kink else f"{middle:.7g}"
                 faults.append((off / slack, f"{where}: slope {along:.7g}, {kind} {got} +- {slack:.1e}{ratio}"))
             elif slack > COARSEST * reference and slack > 1000 * UNIT * max(abs(loss.value), norm):
@@ -292,10 +310,18 @@ def _suspects(loss: Loss, point, gradient, names) -> Test:
             found.append(f"without its custom rules ({listed}) the loss has no derivative: {one_line(error)}")
         else:
             pairs = zip(names, native, gradient)
-            differing = [n for n, a, b in pairs if not np.allclose(a, b, rtol=1e-9, equal_nan=True)]
+            differing = [n for n, a, b in pairs if not _alike(a, b)]
             if differing:
                 found.append(f"without its custom rules ({listed}) the gradient of {', '.join(differing)} differs")
+            else:
+                found.append(f"without its custom rules ({listed}) the gradient is the same")
     return Test("suspects", "INCONCLUSIVE", "; ".join(found) or "no custom rule and no stop_gradient in the loss")
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal to 1e-9 of the leaf's largest entry (the two roads round apart), NaN and infinity in the same places."""
+    size = np.max(np.abs(b[np.isfinite(b)]), initial=0.0)
+    return np.allclose(a, b, rtol=0, atol=1e-9 * size, equal_nan=True)
 
 
 def _native(loss: Loss, point) -> list[np.ndarray]:

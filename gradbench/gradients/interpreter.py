@@ -81,6 +81,15 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
 
 
+def equations(trace: Any):
+    """Every equation of a jaxpr, nested ones included."""
+    for equation in open_jaxpr(trace)[0].eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                yield from equations(value)
+
+
 class Interpreter:
     """One interpretation of one trace.
 
@@ -91,9 +100,11 @@ class Interpreter:
         scale: the noise is this many times too large, and the caller divides by it: float64 rounding noise would
             otherwise drown in the rounding of the interpretation itself.
         assume: take this input class for every float32 matrix product instead of the one in force.
-        worst_case: sums that may stagnate lose up to the sum of their terms' magnitudes.
+        worst_case: sums that may stagnate lose up to the sum of their terms' magnitudes, and a loop rounds each entry
+            the same way at every turn (a constant added within one binade does).
 
-    After a run, `unknown` names the primitives without a rule and `stagnating` the sums with k u >= 1.
+    After a run, `unknown` names the primitives without a rule, and `stagnating` says which sums (k u >= 1) and loops
+    the random model may not hold for, and why.
     """
 
     def __init__(self, seed, device, flushes, scale=1.0, assume=None, worst_case=False):
@@ -102,6 +113,7 @@ class Interpreter:
         self.unknown: set[str] = set()
         self.stagnating: set[str] = set()
         self._salts = itertools.count(1)
+        self._loops = 0  # how many loops we are inside of
 
     def run(self, jaxpr: Any, consts: list[Any], arguments: list[Pair]) -> tuple[list[Pair], Flags]:
         """The outputs of an open jaxpr. Raises what a primitive raises when it cannot be run wide."""
@@ -127,22 +139,41 @@ class Interpreter:
             return _same(jnp.asarray(value) if not isinstance(value, jax.Array) else value)
         array = np.asarray(value).astype(wide(dtype))
         exact = jnp.asarray(array)
-        mantissa = np.frexp(array.real)[0] * 2.0 ** (format_of(dtype).digits // 2)
-        if self.seed is None or (np.iscomplexobj(array)) or (mantissa == np.round(mantissa)).all():
+        form = format_of(dtype)
+        mantissa = np.frexp(array.real)[0] * 2.0 ** (form.digits // 2)
+        # Below the normal numbers few digits are left, and few say nothing.
+        plain = (mantissa == np.round(mantissa)) & ((np.abs(array) >= form.tiny) | (array == 0))
+        if self.seed is None or np.iscomplexobj(array) or plain.all():
             return _same(exact)
-        size = np.where(mantissa == np.round(mantissa), 0.0, np.abs(array)) * format_of(dtype).unit
+        size = np.where(plain, 0.0, np.maximum(np.abs(array) * form.unit, form.spacing / 2))
         return Pair(exact, self.add(exact, exact, jnp.asarray(size), salt=0))
 
     def add(self, noisy: Any, exact: Any, amplitude: Any, salt: int | None = None) -> Any:
-        """`noisy` plus noise of that amplitude, which the exact value picks; zero stays zero."""
+        """`noisy` plus noise of that amplitude, which the exact value picks; zero and infinity stay what they are."""
         if self.seed is None:
             return noisy
         salt = next(self._salts) if salt is None else salt
-        amplitude = self.scale * jnp.where(exact == 0, 0.0, amplitude)
+        amplitude = self.scale * jnp.where((exact == 0) | ~jnp.isfinite(exact), 0.0, amplitude)
         if jnp.iscomplexobj(exact):
-            draws = [rounding.signs(part, self.seed, salt) for part in (exact.real, exact.imag)]
+            draws = [rounding.signs(self._picks(part), self.seed, salt) for part in (exact.real, exact.imag)]
             return noisy + amplitude * lax.complex(*draws)
-        return noisy + amplitude * rounding.signs(exact, self.seed, salt)
+        return noisy + amplitude * rounding.signs(self._picks(exact), self.seed, salt)
+
+    def _picks(self, exact: Any) -> Any:
+        """What picks the noise: the value; in a loop's worst case the place, so that every turn rounds alike."""
+        if not (self.worst_case and self._loops):
+            return exact
+        return jnp.arange(1, exact.size + 1, dtype=jnp.float64).reshape(exact.shape)
+
+    def turn(self, body: Any, consts: list[Any], arguments: list[Pair], kind: str) -> tuple[list[Pair], Flags]:
+        """One turn of a loop."""
+        dtype = next((v.aval.dtype for v in body.outvars if jnp.issubdtype(v.aval.dtype, jnp.inexact)), None)
+        if dtype is not None:
+            self.stagnating.add(f"{kind} in {format_of(dtype).name} may round the same way at each turn")
+        self._loops += 1
+        outputs = self.run(body, consts, arguments)
+        self._loops -= 1
+        return outputs
 
     def underflow(self, dtype: Any) -> float:
         form = format_of(dtype)
@@ -244,7 +275,7 @@ class Interpreter:
             operands = [p.exact for p in ins]
             k = rounding.sum_terms(name, params, operands)
             if k is not None and k * unit >= 1:
-                self.stagnating.add(f"{name} of {k:.0f} terms in {form.name}")
+                self.stagnating.add(f"the terms of {name} of {k:.0f} terms in {form.name} may be lost")
                 if self.worst_case:
                     return bind([jnp.abs(x) if is_float(x) else x for x in operands])
             return one + unit * rounding.sum_amplitude(name, bind, params, operands, exact)
@@ -280,7 +311,7 @@ class Interpreter:
 
         def step(state, slices):
             carry, flags = state
-            outputs, raised = self.run(body, body_consts, [*ins[:consts], *carry, *slices])
+            outputs, raised = self.turn(body, body_consts, [*ins[:consts], *carry, *slices], "a scan")
             return (outputs[:carried], flags.add(raised)), outputs[carried:]
 
         start = (ins[consts : consts + carried], no_flags())
@@ -300,7 +331,7 @@ class Interpreter:
 
         def step(state):
             carry, flags = state
-            outputs, raised = self.run(*body, [*body_consts, *carry])
+            outputs, raised = self.turn(*body, [*body_consts, *carry], "a while loop")
             again = condition(outputs)
             return outputs, flags.add(raised)._replace(tie=flags.tie | raised.tie | (again.exact != again.noisy))
 

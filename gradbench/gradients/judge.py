@@ -121,9 +121,16 @@ def judge(
         if coarse:
             verdict = "INCONCLUSIVE"
             reason = f"rounding alone may move {coarse[0].path} by {coarse[0].scale_resolves:.0%} of itself"
+    undefined = [name for e, name in zip(expected, names) if np.isnan(e).any()]
+    if undefined and verdict == "PASS":
+        verdict, reason = "INCONCLUSIVE", f"the exact {_of(undefined[0])} is not a number"
     for unexplained in spread.unknown:
         verdict, reason = "INCONCLUSIVE", f"no rounding rule for the primitive {unexplained!r}" + _and(reason)
     return Judgement(verdict, reason, off, resolves, findings)
+
+
+def _of(name: str) -> str:
+    return "loss" if name == "value" else f"gradient of {name}"
 
 
 def _and(reason: str) -> str:
@@ -159,6 +166,10 @@ def _leaf(g, e, spread, position, name, form, more, entry_factor, leaf_factor, g
     added = np.broadcast_to(np.asarray(more + grains) / unit, e.shape)
     slack = float(np.linalg.norm(added))
     norm_sigma, along = spread.norm[position], spread.along[position]
+    # `along` is relative to the leaf the noise was added to, which rounded constants may make larger than e.
+    centre = spread.exact[position]
+    centre_size = float(np.linalg.norm(np.where(np.isfinite(centre), centre, 0.0) / unit))
+    along *= max(1.0, centre_size / size) if size > 0 else 1.0
     if not (np.isfinite(norm_sigma) and np.isfinite(along)):  # some entries overflow: the others are judged alone
         norm_sigma = float(np.linalg.norm(sigma[usable]))
         along = norm_sigma / (unit * size) if size > 0 else 0.0

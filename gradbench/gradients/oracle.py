@@ -17,7 +17,7 @@ import numpy as np
 
 from gradbench.gradients import reference
 from gradbench.gradients.formats import round_to, x64_context
-from gradbench.gradients.interpreter import CALLS, Interpreter, Pair, open_jaxpr
+from gradbench.gradients.interpreter import CALLS, Interpreter, Pair, equations, open_jaxpr
 from gradbench.problem import Problem
 
 _WORK = 2**28  # parameters x examples; a problem beyond it is checked on fewer of its examples
@@ -25,13 +25,17 @@ _WORK = 2**28  # parameters x examples; a problem beyond it is checked on fewer 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Where a gradient is checked: NumPy pytrees, floats rounded to `dtype`; `examples` rows of data, if cut."""
+    """Where a gradient is checked: NumPy pytrees, floats rounded to `dtype`; `examples` rows of data, if cut.
+
+    `lost` says which numbers the dtype cannot hold, or is empty.
+    """
 
     label: str
     params: Any
     data: Any
     examples: int | None
     dtype: str
+    lost: str = ""
 
 
 def points(problem: Problem, dtype: str, count: int = 2, seed: int = 0) -> list[Point]:
@@ -48,7 +52,8 @@ def points(problem: Problem, dtype: str, count: int = 2, seed: int = 0) -> list[
         moved = jax.tree.map(lambda x, g=generator: _near(x, g), start)
         label = f"near the start (seed {seed}, {number})" if number != 1 else f"the start (seed {seed})"
         params = start if number == 1 else moved
-        found.append(Point(label, rounded(params, dtype), rounded(data, dtype), examples, dtype))
+        lost = _lost("params", params, dtype) or _lost("data", data, dtype)
+        found.append(Point(label, rounded(params, dtype), rounded(data, dtype), examples, dtype, lost))
     return found
 
 
@@ -84,6 +89,20 @@ def rounded(tree: Any, dtype: str) -> Any:
         return array.astype(np.int32) if array.dtype == np.int64 else array
 
     return jax.tree.map(leaf, tree)
+
+
+def _lost(word: str, tree: Any, dtype: str) -> str:
+    """A leaf with a number too large for `dtype`, or whose numbers all become 0 in it; else the empty string."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        given = np.asarray(leaf)
+        if not jnp.issubdtype(given.dtype, jnp.floating):
+            continue
+        kept, where = round_to(given, dtype), word + jax.tree_util.keystr(path)
+        if np.any(np.isinf(kept) & np.isfinite(given)):
+            return f"{where} has numbers too large for {dtype}"
+        if given.any() and not kept.any():
+            return f"all numbers of {where} become 0 in {dtype}"
+    return ""
 
 
 def float64(tree: Any) -> Any:
@@ -126,15 +145,6 @@ def widened(trace: Any, arguments: Any) -> list[Any]:
     leaves = [Pair(x, x) for x in jax.tree.leaves(arguments)]
     outputs, _ = Interpreter(None, jax.devices("cpu")[0], lambda dtype: False).run(jaxpr, consts, leaves)
     return [p.exact for p in outputs]
-
-
-def equations(trace: Any):
-    """Every equation of a jaxpr, nested ones included."""
-    for equation in open_jaxpr(trace)[0].eqns:
-        yield equation
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-                yield from equations(value)
 
 
 def custom_rules(trace: Any) -> list[str]:

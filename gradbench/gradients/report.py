@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from typing import Any
 
 from gradbench.gradients.band import FALSE_ALARM, SAMPLES
@@ -20,7 +21,7 @@ class CheckReport:
         problem: its spec. formula: tests of the derivative in float64. rows: a line for each program, dtype,
             precision and device. skipped: programs not asked, with the reason. lesson: lines on what a gradient is.
         examples: rows of data used, if the problem has examples. parameters: how many numbers the gradient has.
-        seconds: how long it took.
+        seconds: how long it took. seed: of the points. from_spec: whether the command line can load the problem.
     """
 
     problem: str
@@ -31,6 +32,8 @@ class CheckReport:
     examples: int | None
     parameters: int
     seconds: float
+    seed: int = 0
+    from_spec: bool = True
 
     @property
     def verdict(self) -> str:
@@ -53,12 +56,19 @@ class CheckReport:
         return worst
 
     def command(self, row: Row | None = None) -> str:
-        """The smallest command that shows the finding again."""
-        text = f"gradbench check '{self.problem}'"
-        if row is None:
-            return f"{text} --dtype float64 --program value_and_grad"
-        device = row.device.split(":")[0]
-        return f"{text} --dtype {row.dtype} --precision {row.precision} --device {device} --program {row.program}"
+        """The smallest command that shows the finding again; for a problem made in Python the smallest call."""
+        choice = {"dtype": "float64", "program": "value_and_grad"}
+        if row is not None:
+            device = row.device.split(":")[0]
+            choice = {"dtype": row.dtype, "precision": row.precision, "device": device, "program": row.program}
+        if choice["program"] == "all":  # the band itself could not be made
+            del choice["program"]
+        if not self.from_spec:
+            options = [f"{key}={text!r}" for key, text in choice.items() if key != "program"]
+            options += [f"programs=[{choice['program']!r}]"] if "program" in choice else []
+            return f"gradbench.check_gradient(problem, {', '.join([*options, f'seed={self.seed}'])})"
+        choice |= {"seed": str(self.seed)} if self.seed else {}
+        return f"gradbench check {shlex.quote(self.problem)} " + " ".join(f"--{k} {v}" for k, v in choice.items())
 
     def table(self) -> list[dict[str, Any]]:
         """One dict a line: problem, test or program, dtype, precision, device, verdict, off, resolves, finding."""
@@ -98,6 +108,7 @@ class CheckReport:
                 "parameters": self.parameters,
                 "examples": self.examples,
                 "seconds": self.seconds,
+                "seed": self.seed,
                 "false_alarm_probability": FALSE_ALARM,
                 "noise_samples": SAMPLES,
                 "formula": [dataclasses.asdict(t) for t in self.formula],

@@ -16,7 +16,8 @@ A result `y` computed in a format of unit roundoff u and smallest spacing s is m
   sum_i d_i S_i with independent d_i of unit u (Higham and Mary, A new approach to probabilistic rounding error
   analysis, 2019) and its square is u^2 sum_i S_i^2. M is the mean of S_i^2 over a few partial sums taken in the order
   of the array, which sees a drift; kQ/6, with Q = sum_i x_i^2, is what a sequence in random order adds to it; the last
-  Q is the rounding of each term.
+  Q is the rounding of each term. Terms that are all equal (S^2 = kQ) round the same way all through a binade: the d_i
+  are then one d, and the error sqrt(k) times that.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ EXACT = names(
     "eq_to le_to lt_to scatter reduce_and reduce_or reduce_xor population_count clz top_k device_put cummax cummin "
     "optimization_barrier name pvary reduce_precision reduce_window_max reduce_window_min shift_left "
     "shift_right_logical shift_right_arithmetic select_and_gather_add scatter_max scatter_min empty full "
-    "random_bits random_wrap random_unwrap random_seed random_fold_in random_split random_clone threefry2x32 "
-    "dynamic_gather tile nextafter lu_pivots_to_permutation sharding_constraint mesh_cast reshard "
-    "convert_element_type bitcast_convert_type empty2 dce_sink create_token copysign unstack stack"
+    "scatter-max scatter-min random_bits random_wrap random_unwrap random_seed random_fold_in random_split "
+    "random_clone threefry2x32 dynamic_gather tile nextafter lu_pivots_to_permutation sharding_constraint mesh_cast "
+    "reshard convert_element_type bitcast_convert_type empty2 dce_sink create_token copysign unstack stack"
 )
 ONE_ROUNDING = frozenset(["add", "sub", "mul", "add_any", "square", "rem"])
 TWO_ROUNDINGS = frozenset(["div", "sqrt"])
@@ -52,9 +53,10 @@ ELEMENTARY = names(
     "erf_inv pow rsqrt cbrt"
 )
 SUMS = names(
-    "reduce_sum dot_general conv_general_dilated scatter-add scatter_add cumsum reduce_window_sum "
-    "select_and_scatter_add"
+    "reduce_sum dot_general conv_general_dilated scatter-add scatter_add scatter-sub scatter_sub cumsum "
+    "reduce_window_sum select_and_scatter_add"
 )
+SCATTERS = SUMS & names("scatter-add scatter_add scatter-sub scatter_sub")
 PRODUCTS = frozenset(["reduce_prod", "cumprod", "scatter_mul", "scatter-mul", "cumlogsumexp"])
 # Backward stable: the result is exact for an input changed normwise by about sqrt(n) u (Higham 2002, chapters 8 to 10
 # and 19). `fft` is stable normwise too (section 24.1), with log2(n) in place of sqrt(n), which is smaller.
@@ -81,7 +83,7 @@ def units(name: str, params: dict[str, Any]) -> float | None:
 
 
 def sum_terms(name: str, params: dict[str, Any], operands: list[Any]) -> float | None:
-    """k: how many terms one entry of a sum adds up; None where it differs from entry to entry (scatter)."""
+    """k: how many terms one entry of a sum adds up, of a scatter at the most; None where it is not known."""
     if name == "reduce_sum":
         return float(math.prod(operands[0].shape[axis] for axis in params["axes"]))
     if name == "dot_general":
@@ -94,6 +96,8 @@ def sum_terms(name: str, params: dict[str, Any], operands: list[Any]) -> float |
         return float(operands[0].shape[params["axis"]])
     if name in ("reduce_window_sum", "select_and_scatter_add"):
         return float(math.prod(params["window_dimensions"]))
+    if name in SCATTERS:
+        return float(math.prod(operands[1].shape[:-1])) + 1
     return None
 
 
@@ -102,12 +106,16 @@ def sum_amplitude(name: str, bind: Any, params: dict[str, Any], operands: list[A
 
     `bind(operands)` runs the primitive itself; `operands` and `total` are float64 arrays without noise.
     """
-    if name in ("scatter-add", "scatter_add"):
+    if name in SCATTERS:
         operand, indices, updates = operands
-        squares = bind([operand * operand, indices, updates * updates])
-        k = bind([jnp.zeros_like(operand), indices, jnp.ones_like(updates)])
+        zero = jnp.zeros_like(operand)
+        squares = operand * operand + jnp.abs(bind([zero, indices, updates * updates]))
+        k = jnp.abs(bind([zero, indices, jnp.ones_like(updates)]))
         # Where the terms land is data, so no order is known: random order, M = S^2/3.
-        return jnp.sqrt(k * (total * total / 3 + operand * operand + squares / 6) + jnp.where(k > 0, squares, 0.0))
+        independent = jnp.sqrt(
+            k * (total * total / 3 + operand * operand + squares / 6) + jnp.where(k > 0, squares, 0.0)
+        )
+        return independent * _alike(total - operand, k, squares - operand * operand)
     if name == "select_and_scatter_add":
         k = sum_terms(name, params, operands) or 1.0
         squares = bind([operands[0] * operands[0], operands[1]])
@@ -121,7 +129,12 @@ def sum_amplitude(name: str, bind: Any, params: dict[str, Any], operands: list[A
     mean = _mean_square_of_partial_sums(name, bind, params, operands)
     if mean is None:
         mean = jnp.abs(total) ** 2 / 3
-    return jnp.sqrt((k - 1) * (mean + squares / 6) + squares)
+    return jnp.sqrt((k - 1) * (mean + squares / 6) + squares) * _alike(total, k, squares)
+
+
+def _alike(total: Any, k: Any, squares: Any) -> Any:
+    """sqrt(k) where the k terms are all equal, else 1; 2^-40 is the rounding of these float64 sums."""
+    return jnp.where(k * squares * (1 - 2.0**-40) <= jnp.abs(total) ** 2, jnp.sqrt(jnp.maximum(k, 1.0)), 1.0)
 
 
 def _mean_square_of_partial_sums(name: str, bind: Any, params: dict[str, Any], operands: list[Any]) -> Any:
