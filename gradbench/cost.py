@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradbench.devices import cores
 from gradbench.minibatch import cut
 from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, cast
@@ -74,7 +75,7 @@ def _made_bytes(jaxpr: Any) -> int:
 def device_memory(device: jax.Device) -> float:
     """Bytes one device may fill."""
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(jax.local_devices(backend="cpu"))
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / cores()
     return (device.memory_stats() or {}).get("bytes_limit", 2**33)
 
 
@@ -85,8 +86,10 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     machine = CPU if devices[0].platform == "cpu" else ACCELERATOR
     step, whole = work(problem, plan, batch=True), work(problem, plan, batch=False)
     seconds = max(step.flops / machine.flops, step.bytes / machine.bytes)  # of one trial's step
-    count = min(len(devices), trials)
-    needed = math.ceil(trials / count)
+    # XLA's arithmetic depends on the lanes, not on a trial's slot or its neighbours. So on a CPU the lanes are chosen
+    # for its cores, however many devices are made of them: the same bits on all counts (docs/devices.md).
+    spread = min(len(devices) if machine is ACCELERATOR else cores(), trials)
+    needed = math.ceil(trials / spread)
 
     with jax.enable_x64(plan.dtype == "float64"):
         state = jax.eval_shape(trial.start, *_start_shapes(trial))
@@ -100,11 +103,12 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     # Where a whole trial is over in an instant, more lanes hide the host's work between blocks.
     near = max(near, min(CHUNK_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near
     lanes = int(max(1, min(needed, near, fits, 65536)))
+    count = min(len(devices), math.ceil(trials / lanes))
 
     stride = observation_stride(problem, plan)
     total_rows = math.ceil(plan.steps / stride) + 1
     rows = CHUNK_SECONDS / (stride * (machine.step_s + lanes * seconds))
-    rows = max(1.0, min(rows, total_rows, ROW_BYTES / (16 * lanes * count)))
+    rows = max(1.0, min(rows, total_rows, ROW_BYTES / (16 * lanes * spread)))
     chunks = math.ceil(total_rows / rows)
     return Block(count, lanes, math.ceil(total_rows / chunks), stride)
 

@@ -62,6 +62,7 @@ class Size:
 
     scale: tuple[int, ...] = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
     lanes: tuple[int, ...] = (64, 256, 1024, 4096, 16384, 65536)
+    lanes_of: tuple[str, ...] = ("quadratic_bowl", "mlp")
     trials: int = 1024
     steps: int = 200
     kernel_dim: int = 100
@@ -69,7 +70,7 @@ class Size:
     kernel_rows: int = kernel.MOST_ROWS
 
 
-SMALL = Size((1, 8), (2, 8), 8, 5, 3, (128,), 4)
+SMALL = Size((1, 8), (2, 8), ("quadratic_bowl",), 8, 5, 3, (128,), 4)
 
 
 @dataclass
@@ -308,15 +309,16 @@ def measure(size: Size, device: Any, rounds: int, budget: float, save: Callable[
         ("unroll", lambda: unrolls(size, device)),
         ("tiny dots", lambda: tiny_dots(size, device)),
         *[("kernel", lambda t=trials: kernels(size, device, t)) for trials in size.kernel_trials],
-        *[("block", lambda p=name: blocks(p, size, device)) for name in ("quadratic_bowl", "mlp")],
+        *[("block", lambda p=name: blocks(p, size, device)) for name in size.lanes_of],
     ]
     for name in ("quadratic_bowl", "logistic_regression"):
         cases += [("scale", lambda v=variants: v) for variants in scale(name, size, device)]
     for case, variants in cases:
         spent, sides = time.monotonic() - began, variants()
         print(f"{spent:5.0f} s  {case}: {sides[0].problem}, {sides[0].trials} trials", file=sys.stderr, flush=True)
-        for side in sides if spent > budget else ():
-            side.reason = side.reason or f"the budget of {budget:g} s was spent"
+        if spent > budget:
+            for side in sides:
+                side.reason = side.reason or f"the budget of {budget:g} s was spent"
         rows += compare(case, sides, rounds, device.platform)
         save(rows)
     return rows
@@ -325,7 +327,7 @@ def measure(size: Size, device: Any, rounds: int, budget: float, save: Callable[
 def show(rows: list[dict[str, Any]]) -> str:
     columns = [Column("case", "case", str), Column("problem", "problem", str), Column("variant", "variant", str)]
     columns += [Column("trials", "trials"), Column("ns", "ns a trial-step"), Column("ratio", "ratio")]
-    columns.append(Column("reason", "reason", str))
+    columns.append(Column("reason", "why not", lambda reason: reason or ""))
 
     def number(value: float | None, scale: float = 1.0) -> str | None:
         return None if value is None else f"{value * scale:.3g}"
