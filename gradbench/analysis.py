@@ -65,6 +65,8 @@ class PairSummary:
     diverged_share: float
     solo_step_s: float | None
     trial_steps_per_s: float | None
+    limit: str | None  # what sets the least seconds of a batched step: flops, bytes or launches
+    of_limit: float | None  # those seconds / the measured ones
 
     @property
     def safe_decades(self) -> float | None:
@@ -109,6 +111,8 @@ def summarise_tables(
             diverged_share=float(np.mean(np.asarray(rows["verdict"]) == "diverged")),
             solo_step_s=solo_step_s,
             trial_steps_per_s=batched["trials"] / batched["step_s_median"] if batched else None,
+            limit=batched["limit"] if batched else None,
+            of_limit=batched["of_limit"] if batched else None,
         )
 
 

@@ -26,6 +26,8 @@ SUMMARY = (
     Column("stable_limit", "stable limit"),
     Column("diverged_share", "diverged", percent),
     Column("trial_steps_per_s", "trial-steps/s"),
+    Column("of_limit", "of limit", percent),
+    Column("limit", "set by", str),
 )
 RATES = (
     Column("learning_rate", "learning rate"),
@@ -67,6 +69,8 @@ def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
         "diverged_share": pair.diverged_share,
         "solo_step_s": pair.solo_step_s,
         "trial_steps_per_s": pair.trial_steps_per_s,
+        "of_limit": pair.of_limit,
+        "limit": pair.limit or "–",
     }
 
 
@@ -98,7 +102,7 @@ def run_table(run: Run, output_format: str) -> str:
     rows = [summary_row(pair) for pair in summarise(run)]
     if not rows:
         return "no trial has finished yet"
-    narrow = [c for c in SUMMARY if c.key not in ("best_range", "safe_decades", "edge", "stable_limit")]
+    narrow = [c for c in SUMMARY if c.key not in ("best_range", "safe_decades", "edge", "stable_limit", "limit")]
     return render(rows, narrow, output_format)
 
 

@@ -155,13 +155,15 @@ class Shared:
         if self.writer:
             self.writer.interrupt()
 
-    def finish(self) -> None:
-        """Process 0 joins the tables; the others wait for it."""
+    def finish(self, judge_timings: Callable[[list[dict]], list[dict]] = list) -> None:
+        """Process 0 joins the tables."""
         if self.writer:
-            self.writer.finish()
-        else:
-            while self.state() == "running":
-                time.sleep(POLL_SECONDS)
+            self.writer.finish(judge_timings)
+
+    def wait(self) -> None:
+        """The others wait for it."""
+        while self.state() == "running":
+            time.sleep(POLL_SECONDS)
 
     def state(self) -> str:
         """The run's, as run.json has it. Raises RunError if process 0 has ended without a last word."""

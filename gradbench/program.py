@@ -8,9 +8,9 @@ compile serves every learning rate, seed and refill.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +34,24 @@ def numerics(dtype: str, precision: str):
     """Within it, float64 is on if `dtype` is, off if not, and matrix products have `precision`."""
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(_MATMUL[precision]):
         yield
+
+
+@cache
+def loop_options(platform: str, products: bool) -> dict[str, bool]:
+    """Compiler options of a loop over steps, empty where the compiler does not know them.
+
+    XLA:CPU copies every array of a loop's state at every step unless asked to look where each is last read: a third of
+    a bowl's step. Not with matrix products, beside which copies cost nothing: jax 0.10 then runs the products of both
+    devices' loops at once, on cores already busy, and a network's step takes a third longer.
+    """
+    options = {"xla_cpu_copy_insertion_use_region_analysis": True}
+    if platform != "cpu" or products:
+        return {}
+    try:
+        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 class State(NamedTuple):
@@ -106,14 +124,27 @@ def _like(new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: n if n.dtype == o.dtype else n.astype(o.dtype), new, old)
 
 
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations that compute: those of inner jaxprs instead of the calls and loops that hold them, once each."""
+    for equation in jaxpr.eqns:
+        parameters = jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
+        inner = [getattr(p, "jaxpr", p) for p in parameters if hasattr(p, "eqns")]
+        for body in inner:
+            yield from equations(body)
+        if not inner:
+            yield equation
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One trial's arithmetic, with no axis for trials: how it starts, and how one observed row comes about."""
+    """One trial's arithmetic, with no axis for trials: how it starts, and how one observed row comes about. `products`
+    says whether its loss has matrix products or convolutions."""
 
     problem: Problem
     optimizer: Optimizer
     plan: SweepPlan
     extras: Callable[..., dict[str, Any]]
+    products: bool
 
     @classmethod
     def of(cls, problem: Problem, optimizer: Optimizer, plan: SweepPlan) -> Trial:
@@ -121,7 +152,10 @@ class Trial:
         dtype = jnp.dtype(plan.dtype)
         params = jax.eval_shape(lambda: cast(problem.init(jax.random.key(0)), dtype))
         data = jax.eval_shape(lambda: cast(problem.data, dtype))
-        return cls(problem, optimizer, plan, extra_arguments(optimizer, plan.steps, problem.loss, params, data))
+        extras = extra_arguments(optimizer, plan.steps, problem.loss, params, data)
+        loss = jax.make_jaxpr(problem.loss)(params, data)
+        names = {equation.primitive.name for equation in equations(loss.jaxpr)}
+        return cls(problem, optimizer, plan, extras, bool(names & {"dot_general", "conv_general_dilated"}))
 
     def start(self, params: Params, learning_rate: jax.Array) -> State:
         params = cast(params, self.plan.dtype)
@@ -196,7 +230,8 @@ class Program:
         spread = jax.shard_map(
             advance, mesh=mesh, in_specs=(*per_trial, P()), out_specs=(P(TRIALS), P(None, TRIALS)), check_vma=False
         )
-        self.advance = jax.jit(spread, donate_argnums=0)
+        options = loop_options(self.devices[0].platform, trial.products)
+        self.advance = jax.jit(spread, donate_argnums=0, compiler_options=options)
         self._start = jax.jit(jax.vmap(trial.start), out_shardings=self.sharded)
         self._admit = jax.jit(self._select, donate_argnums=1, out_shardings=self.sharded)
 

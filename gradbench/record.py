@@ -47,6 +47,10 @@ TIMINGS = pa.schema(
         # T(2n)/T(n) of the timed work, whether it is within 1.9 to 2.1, and each sample's seconds a step
         *[("doubling", _NUMBER), ("trusted", pa.bool_()), ("step_s_samples", pa.list_(_NUMBER))],
         ("compile_cached", pa.bool_()),  # compile_s is what loading it from the compilation cache took
+        # what a step needs on its devices, the least seconds in which they could do it (limits.py), what sets that, and
+        # limit_s / step_s_median
+        *[("devices", _COUNT), ("kernels_per_step", _COUNT), ("moved_bytes", _NUMBER)],
+        *[("limit_s", _NUMBER), ("limit", _TEXT), ("of_limit", _NUMBER)],
     ]
 )
 SHARPNESS = pa.schema(
@@ -57,7 +61,8 @@ SHARPNESS = pa.schema(
 )
 # sharpness is optional: only a plan that asks for it leaves the file, and older records have none
 # added since the first records, which read as null there
-ADDED = {("timings", "compile_cached")}
+_ADDED = ("compile_cached", "devices", "kernels_per_step", "moved_bytes", "limit_s", "limit", "of_limit")
+ADDED = {("timings", name) for name in _ADDED}
 SCHEMAS = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS, "sharpness": SHARPNESS}
 
 
@@ -238,10 +243,14 @@ class RunWriter:
         self.info |= {"state": "interrupted", "ended": utc_now()}
         self.save_info()
 
-    def finish(self) -> None:
-        """Join the parts into the tables; only then is the run complete."""
+    def finish(self, judge_timings: Callable[[list[dict]], list[dict]] = list) -> None:
+        """Join the parts into the tables, the timings' rows as `judge_timings` returns them; only then is the run
+        complete."""
         for name in SCHEMAS if self.info["plan"].get("sharpness") else SCHEMAS.keys() - {"sharpness"}:
-            write_table(_joined_parts(self.path, name), self.path / f"{name}.parquet")
+            table = _joined_parts(self.path, name)
+            if name == "timings":
+                table = pa.Table.from_pylist(judge_timings(table.to_pylist()), schema=TIMINGS)
+            write_table(table, self.path / f"{name}.parquet")
         self.info |= {"state": "complete", "ended": utc_now()}
         self.save_info()
         shutil.rmtree(self.path / "parts", ignore_errors=True)

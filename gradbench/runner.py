@@ -17,6 +17,7 @@ from gradbench.devices import find_devices
 from gradbench.engine import PairSweep, Progress, curve_points
 from gradbench.environment import environment
 from gradbench.errors import GradbenchError, PlanError, RecordError, RunError, one_line
+from gradbench.limits import measure_limits
 from gradbench.optimizer import load_optimizer
 from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, load_problem
@@ -189,10 +190,14 @@ def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Devi
             return load_run(writer.path)
         tables = PairTables(store.read("trials"), store.read("timings"), writer.info["problems"])
         watcher.pair_done(number, problem, optimizer, tables)
-    if writer.complete(len(trials)):
-        writer.finish()
-    else:
+    if not writer.complete(len(trials)):
         writer.interrupt()
+    elif isinstance(writer, Shared) and not writer.writer:
+        writer.wait()
+    else:
+        limits = measure_limits(tuple(devices), plan.dtype, plan.precision)
+        writer.info["limits"] = dataclasses.asdict(limits)
+        writer.finish(limits.judge)
     return load_run(writer.path)
 
 

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradbench.cost import work
+from gradbench.limits import kernels_per_row
 from gradbench.plan import SweepPlan
 from gradbench.problem import cast
-from gradbench.program import Program, State, inner, numerics
+from gradbench.program import Program, State, inner, loop_options, numerics
 
 SAMPLES = 9
 SAMPLE_SECONDS = 0.005  # of one sample at least: the clock and a thread's wake-up cost microseconds
@@ -37,7 +39,7 @@ jax.monitoring.register_event_listener(_listen)
 class Compiled:
     """A compiled function and the seconds each stage took; `cached` if compiling was loading it from the cache."""
 
-    call: Callable[..., Any]
+    call: Any  # jax.stages.Compiled
     trace_s: float
     lower_s: float
     compile_s: float
@@ -121,19 +123,44 @@ def time_program(program: Program, mode: str, rates: np.ndarray) -> tuple[Callab
 
         first_run_s = once(1)
         steady = measure(once, block.steps)
-    # The cost analysis counts one row's work (a loop's body, once) on one of the devices.
-    scale = block.devices / (1 if trial.plan.batch_size is None else block.stride)
+        moved = 2 * _bytes(start()) + _data_read(program)
     row = {
         "problem": trial.problem.name,
         "optimizer": trial.optimizer.spec,
         "mode": mode,
         "trials": block.slots,
-        **_costs(compiled, first_run_s, steady, scale),
+        "devices": block.devices,
+        **_costs(compiled, first_run_s, steady, block.devices * _share_of_row(program, compiled.flops), moved),
     }
     return compiled.call, row
 
 
-def _costs(compiled: Compiled, first_run_s: float, steady: dict[str, Any], scale: float) -> dict[str, Any]:
+def _bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _data_read(program: Program) -> float:
+    """Bytes of data that one step of a block cannot do without: each device's, once; or each trial's minibatch, and the
+    share that falls to a step of reading it all for an observation."""
+    plan, problem, block, whole = program.trial.plan, program.trial.problem, program.block, _bytes(program.data)
+    if plan.batch_size is None or not problem.examples:
+        return whole * block.devices
+    return whole * (block.slots * plan.batch_size / problem.examples + block.devices / block.stride)
+
+
+def _share_of_row(program: Program, counted: float | None) -> float:
+    """What the cost analysis counts, times this, is a step's. It counts a loop's body once: without minibatches that is
+    a step; with them an observation of all the data and one update, of which a row has `stride`."""
+    stride = program.block.stride
+    if program.trial.plan.batch_size is None or not counted:
+        return 1.0
+    observation = program.block.lanes * work(program.trial.problem, program.trial.plan, batch=False).flops
+    return 1 - min(observation / counted, 1.0) * (1 - 1 / stride)
+
+
+def _costs(
+    compiled: Compiled, first_run_s: float, steady: dict[str, Any], scale: float, moved: float
+) -> dict[str, Any]:
     flops = None if compiled.flops is None else compiled.flops * scale
     return {
         "trace_s": compiled.trace_s,
@@ -144,6 +171,8 @@ def _costs(compiled: Compiled, first_run_s: float, steady: dict[str, Any], scale
         "flops_per_step": flops,
         "bytes_per_step": None if compiled.bytes is None else compiled.bytes * scale,
         "flops_per_s": None if flops is None else flops / steady["step_s_median"],
+        "kernels_per_step": kernels_per_row(compiled.call.as_text()),
+        "moved_bytes": moved,
         **steady,
     }
 
@@ -151,6 +180,7 @@ def _costs(compiled: Compiled, first_run_s: float, steady: dict[str, Any], scale
 def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
     """Timings rows of the problem's loss alone (mode value) and with its gradient (value_and_grad), one trial."""
     problem, rows, length = program.trial.problem, [], program.block.rows
+    options = loop_options(program.devices[0].platform, program.trial.products)
     with jax.enable_x64(False):
         start = problem.init(jax.random.key(0))
     with numerics(plan.dtype, plan.precision):
@@ -172,12 +202,13 @@ def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
                 after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=length)
                 return inner(after, after)
 
-            compiled = compile_stages(jax.jit(chain), params, nothing, data)
+            compiled = compile_stages(jax.jit(chain, compiler_options=options), params, nothing, data)
             once = partial(_call_often, compiled.call, params, nothing, data)
             first_run_s = once(1)
             steady = measure(once, length)
-            names = {"problem": problem.name, "optimizer": None, "mode": step.__name__, "trials": 1}
-            rows.append(names | _costs(compiled, first_run_s, steady, 1.0))
+            names = {"problem": problem.name, "optimizer": None, "mode": step.__name__, "trials": 1, "devices": 1}
+            moved = 2 * _bytes(params) + _bytes(data)
+            rows.append(names | _costs(compiled, first_run_s, steady, 1.0, moved))
     return rows
 
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import gradbench
-from gradbench import runner
+from gradbench import program, runner
 from gradbench.engine import recorded_rows
 from gradbench.events import observe
 from gradbench.minibatch import batch_rows, permuted
@@ -165,6 +165,22 @@ def test_the_engine_compiles_each_block_program_once(sweep, small_blocks, monkey
     observe.clear_cache()
     sweep("beale", ["sgd", "adam"], (1e-4, 1.0, 40), seeds=2, steps=50)
     assert observe._cache_size() == 1  # shared by both pairs
+
+
+@pytest.mark.parametrize("batch_size", [None, 50])
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_a_loop_without_copies_computes_the_same(optimizer, batch_size, sweep, monkeypatch):
+    """The compiler's option changes what is copied, and nothing else: on every problem the bits stay."""
+    problems = [p for p in ("quadratic_bowl", "beale", "logistic_regression") if batch_size is None or "_r" in p]
+    plan = {"seeds": 2, "steps": 60, "batch_size": batch_size}
+
+    def results(options):
+        monkeypatch.setattr(program, "loop_options", lambda *_: options)
+        run = sweep(problems, [optimizer], (1e-3, 1.0, 8), **plan)
+        return run.trials, run.curves
+
+    options = program.loop_options("cpu", False)
+    assert all(a.equals(b) for a, b in zip(results({}), results(options)))
 
 
 def test_float16_and_bfloat16_runs_are_in_their_dtype(sweep):

@@ -1,0 +1,67 @@
+"""Limits: measured ones are possible, a step's are the roof that it needs, and kernels are counted where they run."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gradbench import limits
+from gradbench.devices import find_devices
+from gradbench.limits import Limits, kernels_per_row, measure_limits
+
+KNOWN = Limits(devices=2, flops_per_s=100.0, bytes_per_s=((10, 50.0), (1000, 20.0)), kernel_s=0.5)
+
+
+def test_a_step_is_limited_by_the_slowest_of_what_it_needs():
+    assert KNOWN.of_step(2, flops=300, moved=0, kernels=1) == (3.0, "flops")
+    assert KNOWN.of_step(1, flops=300, moved=0, kernels=1) == (6.0, "flops")  # half the devices, half the rate
+    assert KNOWN.of_step(2, flops=300, moved=20 * 200, kernels=1) == (200.0, "bytes")  # 2000 bytes a device: memory
+    assert KNOWN.of_step(1, flops=0, moved=100, kernels=1) == (4.0, "bytes")  # 100 bytes stay near
+    assert KNOWN.of_step(2, flops=300, moved=0, kernels=8) == (4.0, "launches")
+
+
+def test_rows_are_judged_by_their_own_devices():
+    row = {"devices": 1, "flops_per_step": 100.0, "moved_bytes": 0.0, "kernels_per_step": 0, "step_s_median": 8.0}
+    (judged,) = KNOWN.judge([row])
+    assert (judged["limit_s"], judged["limit"], judged["of_limit"]) == (2.0, "flops", 0.25)
+
+
+def test_kernels_are_those_of_a_loops_body_whatever_its_length():
+    def counted(length, orders):
+        def body(x, _):
+            for _ in range(orders):
+                x = jnp.sort(jnp.sin(x))  # sorts are not fused with one another
+            return x, None
+
+        loop = jax.jit(lambda x: jnp.cos(jax.lax.scan(body, jnp.cos(x), length=length)[0]))
+        return kernels_per_row(loop.lower(jnp.ones(8)).compile().as_text())
+
+    few, more = counted(100, 1), counted(100, 5)
+    assert few >= 1
+    assert 4 <= more - few <= 3 * 4  # a sort, a sine and perhaps a copy each
+    assert counted(1000, 5) == more
+    assert kernels_per_row(jax.jit(jnp.cos).lower(1.0).compile().as_text()) == 0
+
+
+def test_what_is_measured_is_possible(monkeypatch):
+    monkeypatch.setattr(limits, "SAMPLES", 2)
+    monkeypatch.setattr(limits, "SAMPLE_SECONDS", 0.001)
+    found = measure_limits.__wrapped__(tuple(find_devices("cpu")), "float32", "highest")
+    assert found.devices == len(find_devices("cpu"))
+    assert 1e8 < found.flops_per_s / found.devices < 1e13  # a core makes 64 float32 operations a cycle at the most
+    rates = [rate for _, rate in found.bytes_per_s]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > 1e8
+    assert 0 < found.kernel_s < 1e-4
+
+
+def test_a_complete_run_says_how_near_its_limit_each_step_came(sweep):
+    run = sweep("quadratic_bowl", ["sgd"], [0.1, 0.2], seeds=1, steps=50)
+    (row,) = run.timings.to_pylist()
+    assert row["limit"] in ("flops", "bytes", "launches")
+    assert row["of_limit"] == pytest.approx(row["limit_s"] / row["step_s_median"])
+    assert run.info["limits"]["devices"] == run.info["environment"]["device_count"]
+    # Of each slot 100 float32 of params and of updates, and a float; all read and written. lambda on each device.
+    state = row["trials"] * (2 * 100 * 4 + 4)
+    assert row["moved_bytes"] == 2 * state + row["devices"] * 100 * 4
