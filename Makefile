@@ -24,8 +24,8 @@ bench-peers: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[peers]"
 	$(BIN)/python tests/benchmarks/peers.py
 
-# On a machine with a GPU: its tests, the gradients, the default run, more and more trials, and the peers. Uses the
-# packages that are there (GPU_PYTHON), since such machines seldom reach a registry.
+# On a machine with a GPU: its tests, the gradients, the default run, more and more trials, what to choose there (the
+# A/Bs), and the peers. Uses the packages that are there (GPU_PYTHON), since such machines seldom reach a registry.
 GPU_PYTHON ?= $(BIN)/python
 GPU_OUT ?= results
 gpu:
@@ -37,6 +37,7 @@ gpu:
 	for trials in 64 1024 16384 65536; do \
 	  $(GPU_PYTHON) -m gradbench run quadratic_bowl logistic_regression -o sgd --lr 1e-4:1:$$trials --seeds 1 \
 	    --device gpu --out $(GPU_OUT) || exit 1; done
+	-$(GPU_PYTHON) tests/benchmarks/gpu.py --out $(GPU_OUT)
 	-$(GPU_PYTHON) tests/benchmarks/peers.py --out $(GPU_OUT)/peers
 
 # The stamp is written last, so a half-made .venv is made again; it is older than pyproject.toml after a change there.

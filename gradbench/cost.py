@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradbench.devices import cores
 from gradbench.minibatch import cut
 from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, cast
@@ -64,7 +65,7 @@ def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
 def device_memory(device: jax.Device) -> float:
     """Bytes one device may fill."""
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(jax.local_devices(backend="cpu"))
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / cores()
     return (device.memory_stats() or {}).get("bytes_limit", 2**33)
 
 
@@ -75,8 +76,10 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     machine = CPU if devices[0].platform == "cpu" else ACCELERATOR
     step, whole = work(problem, plan, batch=True), work(problem, plan, batch=False)
     seconds = max(step.flops / machine.flops, step.bytes / machine.bytes)  # of one trial's step
-    count = min(len(devices), trials)
-    needed = math.ceil(trials / count)
+    # XLA's arithmetic depends on the lanes, not on a trial's slot or its neighbours. So on a CPU the lanes are chosen
+    # for its cores, however many devices are made of them: the same bits on all counts (docs/devices.md).
+    spread = min(len(devices) if machine is ACCELERATOR else cores(), trials)
+    needed = math.ceil(trials / spread)
 
     with jax.enable_x64(plan.dtype == "float64"):
         state = jax.eval_shape(trial.start, *_start_shapes(trial))
@@ -93,6 +96,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     least = 2 if trial.products else 1  # two trials side by side already make a matrix product a quarter faster
     lanes = int(max(1, min(needed, max(near, least), fits, 65536)))
     lanes = math.ceil(needed / math.ceil(needed / lanes))  # blocks of equal size: the last one is not half empty
+    count = min(len(devices), math.ceil(trials / lanes))
 
     stride = observation_stride(problem, plan)
     total_rows = math.ceil(plan.steps / stride) + 1
@@ -100,7 +104,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     rows = CHUNK_SECONDS / row_s
     if needed > lanes and plan.retire:
         rows = min(rows, max(RETIRE_SECONDS / row_s, total_rows / 8))
-    rows = max(1.0, min(rows, total_rows, ROW_BYTES / (16 * lanes * count)))
+    rows = max(1.0, min(rows, total_rows, ROW_BYTES / (16 * lanes * spread)))
     chunks = math.ceil(total_rows / rows)
     return Block(count, lanes, math.ceil(total_rows / chunks), stride)
 

@@ -15,6 +15,8 @@ import jax
 import gradbench
 from gradbench.devices import cores, cpu_model, describe
 
+# Where a process finds its job and its devices; no result depends on them.
+PLACES = {"JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_LOCAL_DEVICE_IDS"}
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "pyarrow", "scikit-learn")
 
 
@@ -22,7 +24,7 @@ def environment(devices: Sequence[jax.Device], precision: str) -> dict[str, Any]
     """Everything about this process and machine that a result may depend on."""
     versions: dict[str, str | None] = {"gradbench": gradbench.__version__, "python": platform.python_version()}
     versions |= {package: _version(package) for package in PACKAGES}
-    flags = {key: os.environ[key] for key in sorted(os.environ) if key == "XLA_FLAGS" or key.startswith("JAX_")}
+    flags = {key for key in os.environ if key == "XLA_FLAGS" or key.startswith("JAX_")} - PLACES
     return {
         "versions": versions,
         "git_commit": git_commit(),
@@ -34,7 +36,7 @@ def environment(devices: Sequence[jax.Device], precision: str) -> dict[str, Any]
         "cpu_cores": cores(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "precision": precision,
-        "flags": flags,
+        "flags": {key: os.environ[key] for key in sorted(flags)},
     }
 
 

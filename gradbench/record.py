@@ -231,6 +231,17 @@ class RunWriter:
     def pair(self, number: int) -> PairStore:
         return PairStore(self.path / "parts" / f"{number:04d}")
 
+    def waiting(self, pairs: int, should_stop: Callable[[], bool]) -> Generator[int]:
+        """The pairs that are not complete, until a stop."""
+        for number in range(pairs):
+            if not self.pair(number).complete:
+                if should_stop():
+                    return
+                yield number
+
+    def complete(self, pairs: int) -> bool:
+        return all(self.pair(number).complete for number in range(pairs))
+
     def interrupt(self) -> None:
         self.info |= {"state": "interrupted", "ended": utc_now()}
         self.save_info()

@@ -21,6 +21,7 @@ from gradbench.limits import measure_limits
 from gradbench.optimizer import load_optimizer
 from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, load_problem
+from gradbench.processes import Following, Meeting, Shared
 from gradbench.program import Block, Program, Trial, numerics
 from gradbench.record import Run, RunWriter, find_run, load_run
 from gradbench.timing import time_evaluations, time_program
@@ -79,13 +80,16 @@ def run_plan(
     objects: dict[str, Problem] | None = None,
 ) -> Run:
     """Run a plan and return its record. `objects` are problems given as objects, by name."""
-    trials, devices = _prepare(plan, objects or {})
-    writer = RunWriter.create(out, plan, environment(devices, plan.precision))
-    writer.info["curve_points"] = curve_points(plan)
-    writer.info["problems"] = {trial.problem.name: _facts(trial.problem) for trial in trials}
-    writer.save_info()
-    with writer:
-        return _run(plan, writer, trials, devices, watcher or Watcher())
+    with Meeting() as meeting:
+        trials, devices = _prepare(plan, objects or {})
+        if not meeting.leads:
+            return _join(meeting.join(), trials, devices, watcher or Watcher())
+        writer = RunWriter.create(out, plan, environment(devices, plan.precision))
+        writer.info["curve_points"] = curve_points(plan)
+        writer.info["problems"] = {trial.problem.name: _facts(trial.problem) for trial in trials}
+        writer.save_info()
+        with writer:
+            return _lead(meeting, writer, trials, devices, watcher or Watcher())
 
 
 def resume(name: str | Path, *, results: str | Path = "results", watcher: Watcher | None = None) -> Run:
@@ -94,18 +98,42 @@ def resume(name: str | Path, *, results: str | Path = "results", watcher: Watche
     Finished pairs are not rerun and the result is the uninterrupted run's, bit for bit. Raises RecordError where
     that cannot be: other versions, or other devices, than the run began with.
     """
-    path = find_run(name, results)
-    run = load_run(path)
-    if run.info["state"] == "complete":
-        return run
-    with RunWriter.resume(path) as writer:
-        return _go_on(run.plan, writer, watcher or Watcher())
+    with Meeting() as meeting:
+        path = find_run(name, results) if meeting.leads else meeting.join()
+        run = load_run(path)
+        if run.info["state"] == "complete":
+            meeting.announce(path)
+            return run
+        if not meeting.leads:
+            return _join(path, *_prepare(run.plan, {}), watcher or Watcher())
+        with RunWriter.resume(path) as writer:
+            trials, devices = _prepare(run.plan, {})
+            _check_place(path, writer.info["environment"], environment(devices, run.plan.precision))
+            writer.info["state"] = "running"
+            writer.save_info()
+            return _lead(meeting, writer, trials, devices, watcher or Watcher())
 
 
-def _go_on(plan: SweepPlan, writer: RunWriter, watcher: Watcher) -> Run:
-    path = writer.path
-    trials, devices = _prepare(plan, {})
-    began, now = writer.info["environment"], environment(devices, plan.precision)
+def _lead(meeting: Meeting, writer: RunWriter, trials: list[Trial], devices: list[jax.Device], watcher: Watcher) -> Run:
+    """Run a plan, alone or as the process that keeps the record."""
+    if not meeting.others:
+        return _run(writer, trials, devices, watcher)
+    for trial in trials:
+        _block(writer, trial, devices)  # all now: nobody else writes run.json
+    with Shared(writer.path, writer) as shared:
+        shared.prepare(len(trials))
+        meeting.announce(writer.path)
+        return _run(shared, trials, devices, watcher)
+
+
+def _join(path: Path, trials: list[Trial], devices: list[jax.Device], watcher: Watcher) -> Run:
+    """Take part in the run that process 0 leads."""
+    with Shared(path, None) as shared:
+        _check_place(path, shared.info["environment"], environment(devices, trials[0].plan.precision))
+        return _run(shared, trials, devices, Following(watcher, shared))
+
+
+def _check_place(path: Path, began: dict[str, Any], now: dict[str, Any]) -> None:
     for key in ("platform", "device_kind", "device_count", "precision", "flags"):
         if began.get(key) != now[key]:
             raise RecordError(f"{path}: began with {key} {began.get(key)}, here it is {now[key]}; it cannot go on here")
@@ -113,8 +141,6 @@ def _go_on(plan: SweepPlan, writer: RunWriter, watcher: Watcher) -> Run:
         before = began.get("versions", {}).get(package)
         if before != now["versions"][package]:
             raise RecordError(f"{path}: began with {package} {before}, here it is {now['versions'][package]}")
-    writer.info["state"] = "running"
-    return _run(plan, writer, trials, devices, watcher)
 
 
 def _prepare(plan: SweepPlan, objects: dict[str, Problem]) -> tuple[list[Trial], list[jax.Device]]:
@@ -144,15 +170,11 @@ def _facts(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _run(plan: SweepPlan, writer: RunWriter, trials: list[Trial], devices: list[jax.Device], watcher: Watcher) -> Run:
+def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Device], watcher: Any) -> Run:
+    plan = trials[0].plan
     watcher.started(writer.path)
-    for number, (trial, (problem, optimizer)) in enumerate(zip(trials, plan.pairs, strict=True)):
-        store = writer.pair(number)
-        if store.complete:
-            continue
-        if watcher.should_stop():
-            writer.interrupt()
-            return load_run(writer.path)
+    for number in writer.waiting(len(trials), watcher.should_stop):
+        trial, (problem, optimizer), store = trials[number], plan.pairs[number], writer.pair(number)
         watcher.pair_started(number, problem, optimizer)
         try:
             program = Program(trial, _block(writer, trial, devices), devices)
@@ -168,13 +190,18 @@ def _run(plan: SweepPlan, writer: RunWriter, trials: list[Trial], devices: list[
             return load_run(writer.path)
         tables = PairTables(store.read("trials"), store.read("timings"), writer.info["problems"])
         watcher.pair_done(number, problem, optimizer, tables)
-    limits = measure_limits(tuple(devices), plan.dtype, plan.precision)
-    writer.info["limits"] = dataclasses.asdict(limits)
-    writer.finish(limits.judge)
+    if not writer.complete(len(trials)):
+        writer.interrupt()
+    elif isinstance(writer, Shared) and not writer.writer:
+        writer.wait()
+    else:
+        limits = measure_limits(tuple(devices), plan.dtype, plan.precision)
+        writer.info["limits"] = dataclasses.asdict(limits)
+        writer.finish(limits.judge)
     return load_run(writer.path)
 
 
-def _block(writer: RunWriter, trial: Trial, devices: list[jax.Device]) -> Block:
+def _block(writer: RunWriter | Shared, trial: Trial, devices: list[jax.Device]) -> Block:
     """The pair's block: the one in run.json if the run began with it, else chosen now and stored."""
     name = f"{trial.problem.name} × {trial.optimizer.spec}"
     blocks = writer.info["blocks"]

@@ -27,13 +27,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no GPU here"))
 
 
-@pytest.fixture
-def sweep(tmp_path, monkeypatch) -> Callable[..., Any]:
-    """gradbench.sweep into this test's own folder, with the least of timing: that has tests of its own."""
+def time_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least of timing: that has tests of its own."""
     monkeypatch.setattr(runner, "_time_alone", lambda program, time_problem: [])
     monkeypatch.setattr(timing, "SAMPLES", 1)
     monkeypatch.setattr(timing, "BUDGET_SECONDS", 0.0)
     monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch) -> Callable[..., Any]:
+    """gradbench.sweep into this test's own folder, with the least of timing."""
+    time_little(monkeypatch)
 
     def run(*arguments: Any, **settings: Any) -> Any:
         return runner.sweep(*arguments, out=tmp_path / "results", **settings)
