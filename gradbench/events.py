@@ -88,7 +88,7 @@ def observe(
     under = exists & (loss <= levels[:, None, :])  # (7, R, S)
 
     def first_row(condition: jax.Array) -> jax.Array:
-        """The first row under a condition (R, S), `count` if none: a plain minimum, which vectorises as argmax does not."""
+        """The first row under a condition (R, S), `count` if none: a minimum vectorises as argmax does not."""
         return jnp.min(jnp.where(condition, index, count), axis=0)
 
     stop = diverged | (under[-1] & facts.stop_at_target)
