@@ -81,13 +81,16 @@ def test_compile_stages_counts_a_loop_body_once():
     assert 2 * 16**3 <= compiled.flops < 2 * 2 * 16**3
 
 
-def test_blocks_fit_the_cache_and_share_large_data():
+def test_blocks_fit_the_cache_and_share_large_data(monkeypatch):
+    from gradbench import cost
     from gradbench.cost import choose_block
     from gradbench.devices import find_devices
     from gradbench.optimizer import load_optimizer
     from gradbench.plan import SweepPlan
     from gradbench.problem import load_problem
     from gradbench.program import Trial
+
+    monkeypatch.setattr(cost, "cores", lambda: 1)
 
     def lanes(name, count=64, steps=400):
         plan = SweepPlan((name,), ("sgd",), (1e-3, 1.0, count), seeds=1, steps=steps)
