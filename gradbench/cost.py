@@ -20,7 +20,6 @@ from gradbench.program import Block, Trial, equations
 
 CHUNK_SECONDS = 0.1  # of one chunk: long beside the host's work between two (1 to 2 ms), a tick of a progress bar
 RETIRE_SECONDS = 0.025  # the same where trials wait: a finished one should leave its slot soon
-ROW_BYTES = 2**26  # of a chunk's observations
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,11 @@ class Machine:
     step_s: float  # of an empty step: loop, launches
     near_bytes: float  # what a block's intermediate values should fit in, if they are read as fast as they come
     product_bytes: float  # the same where they go through matrix products, which read them more than once
+    row_bytes: float  # of a chunk's observations: on a CPU they stay in its shared cache until they are gone through
 
 
-CPU = Machine(flops=5e10, bytes=5e10, step_s=1e-6, near_bytes=2**18, product_bytes=3 * 2**20)
-ACCELERATOR = Machine(flops=1e13, bytes=1e12, step_s=5e-5, near_bytes=math.inf, product_bytes=math.inf)
+CPU = Machine(flops=5e10, bytes=5e10, step_s=1e-6, near_bytes=2**18, product_bytes=3 * 2**20, row_bytes=2**24)
+ACCELERATOR = Machine(1e13, 1e12, step_s=5e-5, near_bytes=math.inf, product_bytes=math.inf, row_bytes=2**26)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     rows = CHUNK_SECONDS / row_s
     if needed > lanes and plan.retire:
         rows = min(rows, max(RETIRE_SECONDS / row_s, total_rows / 8))
-    rows = max(1.0, min(rows, total_rows, ROW_BYTES / (16 * lanes * spread)))
+    rows = max(1.0, min(rows, total_rows, machine.row_bytes / (16 * lanes * spread)))
     chunks = math.ceil(total_rows / rows)
     return Block(count, lanes, math.ceil(total_rows / chunks), stride)
 
