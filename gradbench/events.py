@@ -5,6 +5,8 @@ One small program over a chunk's rows, compiled once a block shape and shared by
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -58,6 +60,50 @@ def blank(slots: int, dtype: np.dtype) -> Events:
     )
 
 
+class Tiles:
+    """A chunk's rows (R, S) in runs of a few: an event's tile is found among the tiles' extremes, its row in the tile."""
+
+    def __init__(self, count: int):
+        self.count, self.size = count, max(1, math.isqrt(count) // 4)  # a gathered entry costs about 16 that stream by
+        self.tiles = -(-count // self.size)
+
+    def reduce(self, function: Callable[..., jax.Array], values: jax.Array) -> jax.Array:
+        """(R, S) -> (tiles, S)."""
+        whole = self.count // self.size * self.size
+        parts = [function(values[:whole].reshape(-1, self.size, values.shape[1]), axis=1)]
+        if whole < self.count:
+            parts.append(function(values[whole:], axis=0)[None])
+        return jnp.concatenate(parts)
+
+    def rows(self, tile: jax.Array) -> jax.Array:
+        """The rows of a tile a slot, (..., S) -> (..., size, S)."""
+        rows = self.size * tile[..., None, :] + jnp.arange(self.size, dtype=jnp.int32)[:, None]
+        return jnp.clip(rows, 0, self.count - 1)
+
+    def first(self, values: jax.Array, maybe: jax.Array, condition: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """The first row of `values` (R, S) under a condition, (..., S), `count` if none. The first tile in `maybe`
+        (..., tiles, S) must be the one that holds it."""
+        index = jnp.arange(self.tiles, dtype=jnp.int32)[:, None]
+        rows = self.rows(jnp.min(jnp.where(maybe, index, self.tiles), axis=-2))
+        return jnp.min(jnp.where(condition(take(values, rows)), rows, self.count), axis=-2)
+
+    def lowest(self, values: jax.Array, lows: jax.Array, count: jax.Array) -> jax.Array:
+        """The lowest finite value of the first `count` (S,) rows, all finite but perhaps the last; infinite if none.
+        `lows` are the tiles' minima."""
+        tile = (count - 1) // self.size  # that of the last row: taken row by row
+        before = jnp.arange(self.tiles, dtype=jnp.int32)[:, None] < tile
+        rows = self.rows(tile)
+        rest = take(values, rows)
+        rest = jnp.where((rows < count) & jnp.isfinite(rest), rest, jnp.inf)
+        return jnp.minimum(jnp.min(jnp.where(before, lows, jnp.inf), axis=0), jnp.min(rest, axis=0))
+
+
+def take(values: jax.Array, rows: jax.Array) -> jax.Array:
+    """Of `values` (R, S) the rows (..., K, S), a row number for each slot."""
+    slots = values.shape[1]
+    return jnp.take_along_axis(values, rows.reshape(-1, slots), axis=0, mode="clip").reshape(rows.shape)
+
+
 @partial(jax.jit, donate_argnums=0)
 def observe(
     events: Events, rows: Row, first: jax.Array, facts: Facts, wanted: jax.Array
@@ -67,68 +113,79 @@ def observe(
     `wanted` (C, K) holds, for every chunk of a trial, the rows its curve keeps (any number where fewer). Returns the
     events and the kept losses and gradient norms, (K, S) each.
     """
-    count = rows.loss.shape[0]
-    index = jnp.arange(count, dtype=jnp.int32)[:, None]
-    reached = first + facts.stride * (index - 1)  # updates made by the row before
-    step = jnp.minimum(first + facts.stride * index, facts.steps)
-    exists = (step == 0) | (reached < facts.steps)
+    loss, count = rows.loss, rows.loss.shape[0]
+    tiles = Tiles(count)
     fresh = first == 0
     unseen = blank(1, events.initial_loss.dtype)
     events = Events(
         *(jnp.where(fresh.reshape(-1, *(1,) * (e.ndim - 1)), new, e) for new, e in zip(unseen, events, strict=True))
     )
 
-    loss, minimum = rows.loss, jnp.asarray(facts.minimum, rows.loss.dtype)
+    minimum = jnp.asarray(facts.minimum, loss.dtype)
     initial = jnp.where(fresh, loss[0], events.initial_loss)
     gap = jnp.where(jnp.isnan(minimum), jnp.abs(initial), initial - minimum)
-    diverged = exists & (~jnp.isfinite(loss) | (loss > initial + DIVERGENCE * jnp.abs(gap)))
     levels = jnp.asarray((*TARGETS, facts.target), loss.dtype)[:, None]
     levels = jnp.where(jnp.isnan(minimum), jnp.nan, minimum + levels * gap)  # NaN is never reached
     levels = levels.at[-1].set(jnp.where(jnp.isnan(minimum), jnp.asarray(facts.solved, loss.dtype), levels[-1]))
-    under = exists & (loss <= levels[:, None, :])  # (7, R, S)
+    levels, ceiling = levels[:, None], initial + DIVERGENCE * jnp.abs(gap)  # (7, 1, S), (S,)
 
-    def first_row(condition: jax.Array) -> jax.Array:
-        """The first row under a condition (R, S), `count` if none: a minimum vectorises as argmax does not."""
-        return jnp.min(jnp.where(condition, index, count), axis=0)
+    lows, highs = tiles.reduce(jnp.min, loss), tiles.reduce(jnp.max, loss)  # NaN where a tile has one
+    sound = (highs <= ceiling) & (highs < jnp.inf) & (lows > -jnp.inf)
+    failed = tiles.first(loss, ~sound, lambda x: ~jnp.isfinite(x) | (x > ceiling))
+    # A tile with a NaN may hold a hit before it; none after it counts.
+    reached = tiles.first(loss, ~(lows > levels), lambda x: x <= levels)  # (7, S)
+    stop = jnp.minimum(failed, jnp.where(facts.stop_at_target, reached[-1], count))
 
-    stop = diverged | (under[-1] & facts.stop_at_target)
-    seen = exists & (index <= first_row(stop)) & ~events.finished
-    rows_seen = jnp.sum(seen, axis=0)
-    last = jnp.maximum(rows_seen - 1, 0)
+    def rows_until(step: jax.Array) -> jax.Array:
+        """How many of the chunk's rows are at `step` at the latest."""
+        return jnp.clip((step - first) // facts.stride + 1, 0, count)
+
+    exist = rows_until(facts.steps + facts.stride - 1)  # the last row is at the last step, if less than a stride on
+    seen = jnp.where(events.finished, 0, jnp.minimum(exist, stop + 1))
+    calm = jnp.minimum(seen, rows_until(facts.steps - 1 - (facts.steps - 1) // 4))  # the rows before the tail
+
+    def step(row: jax.Array) -> jax.Array:
+        return jnp.minimum(first + facts.stride * row, facts.steps)
+
+    def first_step(row: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where((old < 0) & (row < seen), step(row), old)
 
     def at_last(values: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(rows_seen > 0, jnp.take_along_axis(values, last[None], axis=0)[0], old)
+        return jnp.where(seen > 0, values, old)
 
-    def first_step(condition: jax.Array, old: jax.Array) -> jax.Array:
-        """The step of the first seen row under a condition (R, S), unless there was one before."""
-        row = first_row(condition & seen)
-        return jnp.where((old < 0) & (row < count), jnp.minimum(first + facts.stride * row, facts.steps), old)
+    last = jnp.maximum(seen - 1, 0)
+    low = tiles.lowest(loss, lows, seen)
+    lowest = tiles.first(loss, ~(lows > low), lambda x: x == low)
 
-    valid = jnp.where(seen & jnp.isfinite(loss), loss, jnp.inf)
-    low = jnp.min(valid, axis=0)
-    best_step = jnp.minimum(first + facts.stride * first_row(valid == low), facts.steps)
-    tail = seen & (step > TAIL * facts.steps)
-    grad_norm = jnp.sqrt(rows.grad_norm_squared).astype(loss.dtype)
-    diverged_at = first_step(diverged, events.diverged_at)
-    hits = jnp.stack([first_step(u, events.hits[:, k]) for k, u in enumerate(under)], axis=1)
+    def turned_in_tail() -> jax.Array:
+        index = jnp.arange(count, dtype=jnp.int32)[:, None]
+        return jnp.sum(jnp.where((calm <= index) & (index < seen), rows.turned, 0), axis=0)
+
+    turned = jax.lax.cond(jnp.any(calm < seen), turned_in_tail, lambda: jnp.zeros_like(events.tail_turned))
+
+    def norms(rows_of: jax.Array) -> jax.Array:
+        return jnp.sqrt(take(rows.grad_norm_squared, rows_of)).astype(loss.dtype)
+
+    diverged_at = first_step(failed, events.diverged_at)
+    hits = jnp.stack([first_step(row, events.hits[:, k]) for k, row in enumerate(reached)], axis=1)
     stopped = (diverged_at >= 0) | (facts.stop_at_target & (hits[:, -1] >= 0))
     after = Events(
         initial_loss=initial,
-        final_loss=at_last(loss, events.final_loss),
-        final_grad_norm=at_last(grad_norm, events.final_grad_norm),
+        final_loss=at_last(take(loss, last[None])[0], events.final_loss),
+        final_grad_norm=at_last(norms(last[None])[0], events.final_grad_norm),
         best_loss=jnp.minimum(low, events.best_loss),
-        best_step=jnp.where(low < events.best_loss, best_step, events.best_step),
-        steps_run=at_last(step, events.steps_run),
+        best_step=jnp.where(low < events.best_loss, step(lowest), events.best_step),
+        steps_run=at_last(step(last), events.steps_run),
         diverged_at=diverged_at,
         hits=hits,
-        tail_start=jnp.minimum(jnp.min(jnp.where(tail, jnp.inf, valid), axis=0), events.tail_start),
-        tail_rows=events.tail_rows + jnp.sum(tail, axis=0, dtype=jnp.float32),
-        tail_turned=events.tail_turned + jnp.sum(jnp.where(tail, rows.turned, 0), axis=0),
-        finished=stopped | (step[-1] >= facts.steps),
+        tail_start=jnp.minimum(tiles.lowest(loss, lows, calm), events.tail_start),
+        tail_rows=events.tail_rows + (seen - calm),
+        tail_turned=events.tail_turned + turned,
+        finished=stopped | (step(count - 1) >= facts.steps),
     )
     chunk = first // (facts.stride * count)
     kept = jnp.clip(wanted[chunk].T, 0, count - 1)  # (K, S)
-    return after, jnp.take_along_axis(loss, kept, axis=0), jnp.take_along_axis(grad_norm, kept, axis=0)
+    return after, take(loss, kept), norms(kept)
 
 
 def verdict(events: Events, facts: Facts) -> np.ndarray:
