@@ -61,7 +61,7 @@ def blank(slots: int, dtype: np.dtype) -> Events:
 
 
 class Tiles:
-    """A chunk's rows (R, S) in runs of a few: an event's tile is found among the tiles' extremes, its row in the tile."""
+    """A chunk's rows (R, S) in runs of a few: an event's tile is found among their extremes, its row in the tile."""
 
     def __init__(self, count: int):
         self.count, self.size = count, max(1, math.isqrt(count) // 4)  # a gathered entry costs about 16 that stream by
@@ -136,7 +136,7 @@ def observe(
     reached = tiles.first(loss, ~(lows > levels), lambda x: x <= levels)  # (7, S)
     stop = jnp.minimum(failed, jnp.where(facts.stop_at_target, reached[-1], count))
 
-    def rows_until(step: jax.Array) -> jax.Array:
+    def rows_until(step: Any) -> jax.Array:
         """How many of the chunk's rows are at `step` at the latest."""
         return jnp.clip((step - first) // facts.stride + 1, 0, count)
 
@@ -144,7 +144,7 @@ def observe(
     seen = jnp.where(events.finished, 0, jnp.minimum(exist, stop + 1))
     calm = jnp.minimum(seen, rows_until(facts.steps - 1 - (facts.steps - 1) // 4))  # the rows before the tail
 
-    def step(row: jax.Array) -> jax.Array:
+    def step(row: Any) -> jax.Array:
         return jnp.minimum(first + facts.stride * row, facts.steps)
 
     def first_step(row: jax.Array, old: jax.Array) -> jax.Array:

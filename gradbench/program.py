@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -212,9 +212,7 @@ class Program:
         self.trial, self.block, self.devices = trial, block, list(devices[: block.devices])
         mesh = Mesh(np.array(self.devices), (TRIALS,), axis_types=(AxisType.Auto,))
         self.sharded, self.replicated = NamedSharding(mesh, P(TRIALS)), NamedSharding(mesh, P())
-        plan, problem = trial.plan, trial.problem
-        with jax.enable_x64(plan.dtype == "float64"):
-            self.data = jax.device_put(cast(problem.data, plan.dtype), self.replicated)
+        plan = trial.plan
         self.rate_dtype = jnp.promote_types(jnp.float32, plan.dtype)
 
         def advance(state: State, rates: jax.Array, seeds: jax.Array, first: jax.Array, data: Data):
@@ -234,6 +232,34 @@ class Program:
         self.advance = jax.jit(spread, donate_argnums=0, compiler_options=options)
         self._start = jax.jit(jax.vmap(trial.start), out_shardings=self.sharded)
         self._admit = jax.jit(self._select, donate_argnums=1, out_shardings=self.sharded)
+
+    @cached_property
+    def data(self) -> Data:
+        """The problem's, on every device: placed at first use, since a program may be compiled long before it runs."""
+        plan = self.trial.plan
+        with jax.enable_x64(plan.dtype == "float64"):
+            return jax.device_put(cast(self.trial.problem.data, plan.dtype), self.replicated)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What `advance` takes, as shapes: it compiles without an array being made."""
+        trial, slots = self.trial, self.block.slots
+
+        def shapes() -> tuple[Any, ...]:
+            rates = jnp.zeros(slots, self.rate_dtype)
+            seeds, first = jnp.zeros(slots, jnp.uint32), jnp.zeros(slots, jnp.int32)
+            with jax.enable_x64(False):
+                params = jax.vmap(lambda seed: trial.problem.init(jax.random.key(seed)))(seeds)
+            return jax.vmap(trial.start)(params, rates), rates, seeds, first
+
+        def sharded(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        with numerics(trial.plan.dtype, trial.plan.precision):
+            data = jax.eval_shape(lambda: cast(trial.problem.data, trial.plan.dtype))
+            return (
+                *jax.tree.map(partial(sharded, sharding=self.sharded), jax.eval_shape(shapes)),
+                jax.tree.map(partial(sharded, sharding=self.replicated), data),
+            )
 
     def place(self, array: np.ndarray) -> jax.Array:
         """A host array with one entry a slot, onto the devices."""

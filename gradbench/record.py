@@ -47,6 +47,7 @@ TIMINGS = pa.schema(
         # T(2n)/T(n) of the timed work, whether it is within 1.9 to 2.1, and each sample's seconds a step
         *[("doubling", _NUMBER), ("trusted", pa.bool_()), ("step_s_samples", pa.list_(_NUMBER))],
         ("compile_cached", pa.bool_()),  # compile_s is what loading it from the compilation cache took
+        ("compile_ahead", pa.bool_()),  # trace_s to compile_s were spent while an earlier pair's sweep used the cores
         # what a step needs on its devices, the least seconds in which they could do it (limits.py), what sets that, and
         # limit_s / step_s_median
         *[("devices", _COUNT), ("kernels_per_step", _COUNT), ("moved_bytes", _NUMBER)],
@@ -61,7 +62,16 @@ SHARPNESS = pa.schema(
 )
 # sharpness is optional: only a plan that asks for it leaves the file, and older records have none
 # added since the first records, which read as null there
-_ADDED = ("compile_cached", "devices", "kernels_per_step", "moved_bytes", "limit_s", "limit", "of_limit")
+_ADDED = (
+    "compile_cached",
+    "compile_ahead",
+    "devices",
+    "kernels_per_step",
+    "moved_bytes",
+    "limit_s",
+    "limit",
+    "of_limit",
+)
 ADDED = {("timings", name) for name in _ADDED}
 STATES = ("running", "complete", "interrupted")
 # what no row can be without

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from gradbench.cost import choose_block, solo_block
-from gradbench.devices import find_devices
+from gradbench.devices import cores, find_devices
 from gradbench.engine import PairSweep, Progress, curve_points
 from gradbench.environment import environment
 from gradbench.errors import GradbenchError, PlanError, RecordError, RunError, one_line
@@ -23,8 +25,8 @@ from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, load_problem
 from gradbench.processes import Following, Meeting, Shared
 from gradbench.program import Block, Program, Trial, numerics
-from gradbench.record import Run, RunWriter, find_run, load_run
-from gradbench.timing import time_evaluations, time_program
+from gradbench.record import PairStore, Run, RunWriter, find_run, load_run
+from gradbench.timing import Compiled, compile_program, time_evaluations, time_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,23 +175,36 @@ def _facts(problem: Problem) -> dict[str, Any]:
 def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Device], watcher: Any) -> Run:
     plan = trials[0].plan
     watcher.started(writer.path)
-    for number in writer.waiting(len(trials), watcher.should_stop):
-        trial, (problem, optimizer), store = trials[number], plan.pairs[number], writer.pair(number)
-        watcher.pair_started(number, problem, optimizer)
-        try:
-            program = Program(trial, _block(writer, trial, devices), devices)
-            finished = _run_pair(plan, number, program, store, watcher, time_problem=optimizer == plan.optimizers[-1])
-        except GradbenchError:
-            writer.interrupt()
-            raise
-        except jax.errors.JaxRuntimeError as error:
-            writer.interrupt()
-            raise RunError(f"{problem} × {optimizer}: {one_line(error)}") from error
-        if not finished:
-            writer.interrupt()
-            return load_run(writer.path)
-        tables = PairTables(store.read("trials"), store.read("timings"), writer.info["problems"])
-        watcher.pair_done(number, problem, optimizer, tables)
+    with ThreadPoolExecutor(1) as beside:
+        ahead: dict[int, Future[CompiledPair]] = {}
+
+        def compiling(number: int, ahead: bool) -> Callable[[], CompiledPair]:
+            block = _block(writer, trials[number], devices)
+            return partial(CompiledPair.of, trials[number], block, devices, writer.pair(number).timed, ahead)
+
+        for number in writer.waiting(len(trials), watcher.should_stop):
+            (problem, optimizer), store = plan.pairs[number], writer.pair(number)
+            watcher.pair_started(number, problem, optimizer)
+            try:
+                pair = ahead.pop(number).result() if number in ahead else compiling(number, ahead=False)()
+                if not store.timed:
+                    store.save("timings", pair.timings(time_problem=optimizer == plan.optimizers[-1]))
+                # The next pair compiles while this one sweeps: nothing is timed meanwhile.
+                follower = _following(writer, number, len(trials)) if _core_free(devices) else None
+                if follower is not None:
+                    ahead[follower] = beside.submit(compiling(follower, ahead=True))
+                finished = _sweep_pair(plan, number, pair, store, watcher)
+            except GradbenchError:
+                writer.interrupt()
+                raise
+            except jax.errors.JaxRuntimeError as error:
+                writer.interrupt()
+                raise RunError(f"{problem} × {optimizer}: {one_line(error)}") from error
+            if not finished:
+                writer.interrupt()
+                return load_run(writer.path)
+            tables = PairTables(store.read("trials"), store.read("timings"), writer.info["problems"])
+            watcher.pair_done(number, problem, optimizer, tables)
     if not writer.complete(len(trials)):
         writer.interrupt()
     elif isinstance(writer, Shared) and not writer.writer:
@@ -199,6 +214,18 @@ def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Devi
         writer.info["limits"] = dataclasses.asdict(limits)
         writer.finish(limits.judge)
     return load_run(writer.path)
+
+
+def _core_free(devices: list[jax.Device]) -> bool:
+    """Whether a sweep on these devices leaves a core to compile on. On cores that are all devices it gains nothing."""
+    return devices[0].platform != "cpu" or len(devices) < cores()
+
+
+def _following(writer: RunWriter | Shared, number: int, pairs: int) -> int | None:
+    """The pair that runs after this one; None where nobody knows, since several processes take them."""
+    if isinstance(writer, Shared):
+        return None
+    return next((n for n in range(number + 1, pairs) if not writer.pair(n).complete), None)
 
 
 def _block(writer: RunWriter | Shared, trial: Trial, devices: list[jax.Device]) -> Block:
@@ -211,29 +238,51 @@ def _block(writer: RunWriter | Shared, trial: Trial, devices: list[jax.Device]) 
     return Block(**blocks[name])
 
 
-def _run_pair(plan: SweepPlan, number: int, program: Program, store: Any, watcher: Watcher, time_problem: bool) -> bool:
-    """Compile and time one pair, then sweep it. A function of (plan, pair): other pairs do not enter it."""
-    rates = np.resize(np.repeat(plan.rates, plan.seeds), program.block.slots)
-    advance, batched = time_program(program, "batched", rates)
-    if not store.timed:
-        store.save("timings", [*_time_alone(program, time_problem), batched])
-    pair = PairSweep(program, advance, plan, number, store)
-    finished = pair.run(watcher.chunk, watcher.should_stop)
-    if finished:
-        if plan.sharpness:
-            from gradbench.theory import sharpness_rows  # only a plan that asks for it waits for SciPy
+@dataclasses.dataclass(frozen=True)
+class CompiledPair:
+    """A pair's program, and the same for one trial alone (None where the pair is timed already), each with what
+    compiling it took. A function of (plan, pair): other pairs do not enter it."""
 
-            trial = program.trial
-            store.save("sharpness", sharpness_rows(trial.problem, trial.optimizer.spec, plan, store.read("trials")))
-        store.finish()
-    return finished
+    together: tuple[Program, Compiled]
+    alone: tuple[Program, Compiled] | None
+
+    @classmethod
+    def of(cls, trial: Trial, block: Block, devices: list[jax.Device], timed: bool, ahead: bool) -> CompiledPair:
+        """`timed` and `ahead`: whether it has its timings, and whether another pair's sweep is going on."""
+        program = Program(trial, block, devices)
+        return cls(_compile(program, ahead), None if timed else _compile_alone(program, ahead))
+
+    def timings(self, time_problem: bool) -> list[dict[str, Any]]:
+        """Timings rows: one trial alone, at the middle learning rate; the problem's loss and gradient if wanted (once a
+        problem, with its last optimizer: the first answer should not wait for them); the first trials together."""
+        program, plan = self.together[0], self.together[0].trial.plan
+        middle = math.exp(sum(map(math.log, plan.rates)) / len(plan.rates))
+        first = np.resize(np.repeat(plan.rates, plan.seeds), program.block.slots)
+        rows = []
+        if self.alone:
+            rows = time_evaluations(self.alone[0], plan) if time_problem else []
+            rows.append(time_program(*self.alone, "solo", np.array([middle])))
+        return [*rows, time_program(*self.together, "batched", first)]
 
 
-def _time_alone(program: Program, time_problem: bool) -> list[dict[str, Any]]:
-    """Timings rows of one trial alone, at the middle learning rate, and of the problem's loss and gradient (once a
-    problem, with its last optimizer: the first answer should not wait for them)."""
-    plan = program.trial.plan
-    middle = math.exp(sum(map(math.log, plan.rates)) / len(plan.rates))
-    alone = Program(program.trial, solo_block(program.block), program.devices)
-    _, solo = time_program(alone, "solo", np.array([middle]))
-    return [*(time_evaluations(alone, plan) if time_problem else []), solo]
+def _compile(program: Program, ahead: bool) -> tuple[Program, Compiled]:
+    return program, dataclasses.replace(compile_program(program), ahead=ahead)
+
+
+def _compile_alone(program: Program, ahead: bool) -> tuple[Program, Compiled] | None:
+    """The program of one trial on one device."""
+    return _compile(Program(program.trial, solo_block(program.block), program.devices), ahead)
+
+
+def _sweep_pair(plan: SweepPlan, number: int, pair: CompiledPair, store: PairStore, watcher: Watcher) -> bool:
+    """Sweep one pair; whether it was finished."""
+    program, compiled = pair.together
+    if not PairSweep(program, compiled.call, plan, number, store).run(watcher.chunk, watcher.should_stop):
+        return False
+    if plan.sharpness:
+        from gradbench.theory import sharpness_rows  # only a plan that asks for it waits for SciPy
+
+        trial = program.trial
+        store.save("sharpness", sharpness_rows(trial.problem, trial.optimizer.spec, plan, store.read("trials")))
+    store.finish()
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,12 +25,18 @@ SAMPLE_SECONDS = 0.005  # of one sample at least: the clock and a thread's wake-
 BUDGET_SECONDS = 20.0  # of one measurement; slow steps get fewer samples, and the record says how many
 
 
-_cache_hits: list[str] = []
+class _Heard(threading.local):
+    """What this thread has heard of JAX's compilation cache."""
+
+    hits = 0
+
+
+_heard = _Heard()
 
 
 def _listen(event: str, **_: Any) -> None:
     if event == "/jax/compilation_cache/cache_hits":
-        _cache_hits.append(event)
+        _heard.hits += 1
 
 
 jax.monitoring.register_event_listener(_listen)
@@ -37,7 +44,8 @@ jax.monitoring.register_event_listener(_listen)
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled function and the seconds each stage took; `cached` if compiling was loading it from the cache."""
+    """A compiled function and the seconds each stage took; `cached` if compiling was loading it from the cache, `ahead`
+    if it was done while an earlier pair's sweep used the cores."""
 
     call: Any  # jax.stages.Compiled
     trace_s: float
@@ -46,12 +54,13 @@ class Compiled:
     cached: bool
     flops: float | None
     bytes: float | None
+    ahead: bool = False
 
 
 def compile_stages(function: Any, *arguments: Any) -> Compiled:
     """Trace, lower and compile a jitted function ahead, each timed. FLOP and bytes count a loop's body once."""
     clock = time.perf_counter
-    _cache_hits.clear()
+    _heard.hits = 0
     start = clock()
     traced = function.trace(*arguments)
     traced_at = clock()
@@ -61,7 +70,7 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
     done = clock()
     analysis = compiled.cost_analysis() or {}
     stages = (traced_at - start, lowered_at - traced_at, done - lowered_at)
-    return Compiled(compiled, *stages, bool(_cache_hits), analysis.get("flops"), analysis.get("bytes accessed"))
+    return Compiled(compiled, *stages, _heard.hits > 0, analysis.get("flops"), analysis.get("bytes accessed"))
 
 
 def measure(once: Callable[[int], float], steps: int) -> dict[str, Any]:
@@ -95,8 +104,14 @@ def measure(once: Callable[[int], float], steps: int) -> dict[str, Any]:
     }
 
 
-def time_program(program: Program, mode: str, rates: np.ndarray) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Compile a program's `advance` and time it on trials at their start: the compiled call, and a timings row.
+def compile_program(program: Program) -> Compiled:
+    """A program's `advance`, compiled for its devices."""
+    with numerics(program.trial.plan.dtype, program.trial.plan.precision):
+        return compile_stages(program.advance, *program.arguments())
+
+
+def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndarray) -> dict[str, Any]:
+    """Time a program on trials at their start: a timings row.
 
     `rates` holds the first trials' learning rates, one a slot. Every sample starts the trials anew, untimed, so
     diverged or converged arithmetic weighs what it weighs at the start of a sweep.
@@ -111,7 +126,6 @@ def time_program(program: Program, mode: str, rates: np.ndarray) -> tuple[Callab
     with numerics(trial.plan.dtype, trial.plan.precision):
         first = program.place(np.zeros(block.slots, np.int32))
         arguments = (learning_rates, placed_seeds, first, program.data)
-        compiled = compile_stages(program.advance, start(), *arguments)
 
         def once(repeats: int) -> float:
             state, rows = start(), None
@@ -124,7 +138,7 @@ def time_program(program: Program, mode: str, rates: np.ndarray) -> tuple[Callab
         first_run_s = once(1)
         steady = measure(once, block.steps)
         moved = 2 * _bytes(start()) + _data_read(program)
-    row = {
+    return {
         "problem": trial.problem.name,
         "optimizer": trial.optimizer.spec,
         "mode": mode,
@@ -132,7 +146,6 @@ def time_program(program: Program, mode: str, rates: np.ndarray) -> tuple[Callab
         "devices": block.devices,
         **_costs(compiled, first_run_s, steady, block.devices * _share_of_row(program, compiled.flops), moved),
     }
-    return compiled.call, row
 
 
 def _bytes(tree: Any) -> int:
@@ -167,6 +180,7 @@ def _costs(
         "lower_s": compiled.lower_s,
         "compile_s": compiled.compile_s,
         "compile_cached": compiled.cached,
+        "compile_ahead": compiled.ahead,
         "first_run_s": first_run_s,
         "flops_per_step": flops,
         "bytes_per_step": None if compiled.bytes is None else compiled.bytes * scale,

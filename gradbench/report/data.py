@@ -176,7 +176,7 @@ def timing_rows(run: Run, name: str) -> list[dict[str, Any]]:
         each = {key: row[key] for key in ("problem", "optimizer", "mode", "trials", "trusted", "samples")}
         for key in ("step_s_median", "step_s_p25", "step_s_p75"):
             each[key.replace("step_s_", "")] = row[key] / row["trials"]
-        for key in ("trace_s", "lower_s", "compile_s", "first_run_s", "flops_per_s", "compile_cached"):
+        for key in ("trace_s", "lower_s", "compile_s", "first_run_s", "flops_per_s", "compile_cached", "compile_ahead"):
             each[key] = row[key]
         rows.append(each | {"run": name})
     return rows
