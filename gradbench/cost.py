@@ -81,9 +81,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     spread = min(len(devices) if machine is ACCELERATOR else cores(), trials)
     needed = math.ceil(trials / spread)
 
-    with jax.enable_x64(plan.dtype == "float64"):
-        state = jax.eval_shape(trial.start, *_start_shapes(trial))
-    state_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    state_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(trial.state_shape()))
     # The state is held twice where it is replaced, beside the values one step makes.
     fits = device_memory(devices[0]) / 4 / (2 * state_bytes + whole.bytes)
     # Data larger than the cache is read from memory at every step: more lanes share that reading.
@@ -119,8 +117,3 @@ def observation_stride(problem: Problem, plan: SweepPlan) -> int:
 def solo_block(block: Block) -> Block:
     """One trial alone on one device, in chunks of the same steps."""
     return Block(1, 1, block.rows, block.stride)
-
-
-def _start_shapes(trial: Trial) -> tuple:
-    params = jax.eval_shape(lambda: trial.problem.init(jax.random.key(0)))
-    return params, jax.ShapeDtypeStruct((), np.float32)

@@ -142,7 +142,7 @@ def observe(
 
     exist = rows_until(facts.steps + facts.stride - 1)  # the last row is at the last step, if less than a stride on
     seen = jnp.where(events.finished, 0, jnp.minimum(exist, stop + 1))
-    calm = jnp.minimum(seen, rows_until(facts.steps - 1 - (facts.steps - 1) // 4))  # the rows before the tail
+    calm = jnp.minimum(seen, rows_until(jnp.asarray(TAIL * facts.steps, jnp.int32)))  # the rows before the tail
 
     def step(row: Any) -> jax.Array:
         return jnp.minimum(first + facts.stride * row, facts.steps)

@@ -163,6 +163,14 @@ class Trial:
         opt_state = jax.tree.map(jnp.asarray, opt_state)
         return State(params, opt_state, jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
 
+    def state_shape(self) -> State:
+        """What `start` returns, as shapes."""
+        with jax.enable_x64(False):
+            params = jax.eval_shape(lambda: self.problem.init(jax.random.key(0)))
+        with numerics(self.plan.dtype, self.plan.precision):
+            rate = jax.ShapeDtypeStruct((), jnp.promote_types(jnp.float32, self.plan.dtype))
+            return jax.eval_shape(self.start, params, rate)
+
     def step(self, state: State, learning_rate: jax.Array, data: Data) -> tuple[State, Row]:
         """One observation of `data` and one update."""
         params, opt_state, updates, turned = state
@@ -243,23 +251,17 @@ class Program:
     def arguments(self) -> tuple[Any, ...]:
         """What `advance` takes, as shapes: it compiles without an array being made."""
         trial, slots = self.trial, self.block.slots
-
-        def shapes() -> tuple[Any, ...]:
-            rates = jnp.zeros(slots, self.rate_dtype)
-            seeds, first = jnp.zeros(slots, jnp.uint32), jnp.zeros(slots, jnp.int32)
-            with jax.enable_x64(False):
-                params = jax.vmap(lambda seed: trial.problem.init(jax.random.key(seed)))(seeds)
-            return jax.vmap(trial.start)(params, rates), rates, seeds, first
-
-        def sharded(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-        with numerics(trial.plan.dtype, trial.plan.precision):
+        scalars = (jax.ShapeDtypeStruct((), kind) for kind in (self.rate_dtype, jnp.uint32, jnp.int32))
+        with jax.enable_x64(trial.plan.dtype == "float64"):
             data = jax.eval_shape(lambda: cast(trial.problem.data, trial.plan.dtype))
-            return (
-                *jax.tree.map(partial(sharded, sharding=self.sharded), jax.eval_shape(shapes)),
-                jax.tree.map(partial(sharded, sharding=self.replicated), data),
-            )
+
+        def placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding, *axis: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*axis, *leaf.shape), leaf.dtype, sharding=sharding)
+
+        return (
+            *jax.tree.map(lambda leaf: placed(leaf, self.sharded, slots), (trial.state_shape(), *scalars)),
+            jax.tree.map(lambda leaf: placed(leaf, self.replicated), data),
+        )
 
     def place(self, array: np.ndarray) -> jax.Array:
         """A host array with one entry a slot, onto the devices."""

@@ -176,7 +176,7 @@ def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Devi
     plan = trials[0].plan
     watcher.started(writer.path)
     with ThreadPoolExecutor(1) as beside:
-        ahead: dict[int, Future[CompiledPair]] = {}
+        following: Future[CompiledPair] | None = None
 
         def compiling(number: int, ahead: bool) -> Callable[[], CompiledPair]:
             block = _block(writer, trials[number], devices)
@@ -186,13 +186,12 @@ def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Devi
             (problem, optimizer), store = plan.pairs[number], writer.pair(number)
             watcher.pair_started(number, problem, optimizer)
             try:
-                pair = ahead.pop(number).result() if number in ahead else compiling(number, ahead=False)()
+                pair = following.result() if following else compiling(number, ahead=False)()
                 if not store.timed:
                     store.save("timings", pair.timings(time_problem=optimizer == plan.optimizers[-1]))
                 # The next pair compiles while this one sweeps: nothing is timed meanwhile.
                 follower = _following(writer, number, len(trials)) if _core_free(devices) else None
-                if follower is not None:
-                    ahead[follower] = beside.submit(compiling(follower, ahead=True))
+                following = None if follower is None else beside.submit(compiling(follower, ahead=True))
                 finished = _sweep_pair(plan, number, pair, store, watcher)
             except GradbenchError:
                 writer.interrupt()

@@ -4,7 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
-from gradbench import cli, runner, timing
+from conftest import time_little
+
+from gradbench import cli
 from gradbench.report import scenery
 
 GUIDE = Path(__file__).parent.parent / "docs" / "guide.md"
@@ -18,10 +20,7 @@ PICTURES = re.findall(r"!\[[^\]]*\]\(pictures/([^)]*)\)", GUIDE.read_text())
 
 def test_every_command_of_the_guide_runs_and_makes_its_pictures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "_compile_alone", lambda *_: None)  # timing has tests of its own
-    monkeypatch.setattr(timing, "SAMPLES", 1)
-    monkeypatch.setattr(timing, "BUDGET_SECONDS", 0.0)
-    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.0)
+    time_little(monkeypatch)
     monkeypatch.setattr(scenery, "COARSE", 5)  # a network's landscape at 41 × 41 points costs seconds
     for command in COMMANDS:
         words = shlex.split(command)

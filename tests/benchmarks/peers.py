@@ -47,6 +47,7 @@ if importlib.util.find_spec("torch"):
     SIDES += [TorchLoop, TorchVmap, TorchCompile]
 STARRED = ("PyTorch loop", "jitted step loop")
 ALL = "all three"
+STEADY_SECONDS = 0.25  # of one sample at least: a core that has just waited is slow, and the engine's bowl takes 4 ms
 SCHEMA = pa.schema(
     [
         *[("problem", pa.string()), ("optimizer", pa.string()), ("side", pa.string())],
@@ -57,9 +58,6 @@ SCHEMA = pa.schema(
         *[("loss_share", pa.float64()), ("void", pa.string())],
     ]
 )
-
-
-STEADY_SECONDS = 0.25  # of one sample at least: a core that has just waited is slow, and the engine's bowl takes 4 ms
 
 
 def steady(side: Side) -> float:
