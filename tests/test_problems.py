@@ -65,6 +65,20 @@ def test_linear_regression_minimum_is_scikit_learns(spec):
     assert problem.minimum == pytest.approx(expected, rel=1e-8)
 
 
+@pytest.mark.parametrize("score", [0.0, -0.0, 3.0, -3.0, 1e3, -1e3])
+def test_logistic_loss_keeps_its_derivatives_at_a_tie_and_far_out(score):
+    problem = load_problem("logistic_regression[examples=4,features=1,l2=0]")
+    data = {"X": jnp.ones((1, 1)), "y": jnp.ones(1)}
+    with jax.enable_x64(True):
+        w = jnp.array([score])
+        value, (slope,) = jax.value_and_grad(problem.loss)(w, data)
+        ((bend,),) = jax.hessian(problem.loss)(w, data)
+    p, q = (1 / (1 + np.exp(np.clip([score, -score], -700, 700)))).tolist()
+    rtol = 8 * np.finfo(float).eps  # an exp, a log1p, a sum, a quotient and a product on either side
+    np.testing.assert_allclose(value, np.logaddexp(0, -score), rtol=rtol)
+    np.testing.assert_allclose([slope, bend], [-p, p * q], rtol=rtol, atol=1e-300)
+
+
 @pytest.mark.parametrize("spec", ["logistic_regression", "logistic_regression[l2=0.1]", "logistic_regression[l2=1e-6]"])
 def test_logistic_regression_minimum_is_scipys(spec):
     from scipy.optimize import minimize
