@@ -20,6 +20,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # invoke() says so in our words
+    default_parameter=Parameter(negative="", show_default=lambda v: None if v is False or v == () else str(v)),
 )
 Format = Annotated[str, Parameter(name=["--format", "-f"])]
 
@@ -44,7 +45,7 @@ def note(text: str) -> None:
 @app.command
 def run(
     *problems: str,
-    optimizer: Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"], negative="")] = (),
+    optimizer: Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"])] = (),
     lr: str | None = None,
     seeds: Whole = None,
     steps: Whole = None,
@@ -53,14 +54,14 @@ def run(
     precision: str | None = None,
     device: str | None = None,
     target: float | None = None,
-    stop_at_target: Annotated[bool | None, Parameter(negative="")] = None,
+    stop_at_target: bool | None = None,
     record_points: Whole = None,
     retire: Annotated[bool | None, Parameter(name="--retire", negative="--no-retire")] = None,
-    sharpness: Annotated[bool | None, Parameter(negative="")] = None,
+    sharpness: bool | None = None,
     config: Path | None = None,
     resume: str | None = None,
     out: Path = Path("results"),
-    quiet: Annotated[bool, Parameter(negative="")] = False,
+    quiet: bool = False,
     format: Format = "table",
 ) -> int:
     """Sweep learning rates and seeds, and record convergence and timing.
@@ -165,10 +166,10 @@ def _out_option(out: Path) -> str:
 def compare(
     record: str = "latest",
     *,
-    problem: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    optimizer: Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"], negative="")] = (),
+    problem: tuple[str, ...] = (),
+    optimizer: Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"])] = (),
     factor: float = 2.0,
-    summary: Annotated[bool, Parameter(negative="")] = False,
+    summary: bool = False,
     results: Path = Path("results"),
     format: Format = "table",
 ) -> int:
@@ -203,7 +204,7 @@ def report(
     *records: str,
     out: Path = Path("report.html"),
     figures: Path | None = None,
-    check: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
+    check: tuple[Path, ...] = (),
     results: Path = Path("results"),
     format: Format = "svg",
 ) -> int:
@@ -272,13 +273,13 @@ def regress(
 @app.command
 def check(
     *problems: str,
-    dtype: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    dtype: tuple[str, ...] = (),
     precision: str = "highest",
     device: str | None = None,
-    program: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    fast: Annotated[bool, Parameter(negative="")] = False,
-    strict: Annotated[bool, Parameter(negative="")] = False,
-    self_test: Annotated[bool, Parameter(negative="")] = False,
+    program: tuple[str, ...] = (),
+    fast: bool = False,
+    strict: bool = False,
+    self_test: bool = False,
     seed: Annotated[int, Parameter(converter=_whole)] = 0,
     out: Path = Path("results"),
     format: Format = "table",
@@ -296,11 +297,11 @@ def check(
     precision
         Of matrix products: highest, tf32 or default (the device's).
     device
-        cpu, gpu or tpu; all that are here if not given.
+        cpu, gpu, tpu or all; JAX's choice if not given. On a platform's second and later devices one program is run.
     program
         Only these of the programs that a report names; repeat for more.
     fast
-        Fewer samples, points and programs; a coarser answer in seconds.
+        One point, one program (value_and_grad) and fewer differences; an answer in seconds.
     strict
         Exit 1 also where the answer is INCONCLUSIVE.
     self_test

@@ -132,9 +132,11 @@ def validate(problem: Problem) -> Problem:
     except Exception as error:
         raise fault(f"init(key) raised {type(error).__name__}: {one_line(error)}") from error
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves or any(leaf.size == 0 for _, leaf in leaves):
-        raise fault("init(key) returned no parameters, or an empty array")
+    if not leaves:
+        raise fault("init(key) returned no parameters")
     for path, leaf in leaves:
+        if leaf.size == 0:
+            raise fault(f"params{jax.tree_util.keystr(path)} is empty, of shape {leaf.shape}")
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise fault(f"params{jax.tree_util.keystr(path)} is {leaf.dtype}; parameters must be floats")
     constant: list[str] = []  # what a loss that is no JAX array is; it could not have a gradient

@@ -12,7 +12,7 @@ import pytest
 
 import gradbench
 from gradbench.errors import GradbenchError, PlanError, ProblemError
-from gradbench.gradients import faults, formula, oracle
+from gradbench.gradients import faults, formula, interpreter, oracle, reference
 from gradbench.gradients.command import run_check
 
 ONE = {"fast": True, "programs": ["jit"]}
@@ -138,13 +138,34 @@ def test_a_callback_that_raises_is_inconclusive_and_quotes_it():
     assert "the host says no" in report.formula[0].finding
 
 
-def test_a_rule_that_iterates_to_a_tolerance_is_not_accused():
-    problem = at_zero(lambda p: faults.with_backward(lambda g: g * (1 + 1e-8), _cube)(p, ()))
+@pytest.mark.parametrize(
+    ("turns", "error", "verdicts"),
+    [
+        (0, 1e-8, {"PASS", "INCONCLUSIVE"}),
+        (0, 1e-5, {"FAIL"}),
+        (3, 1e-5, {"INCONCLUSIVE"}),
+        (3, 1e-3, {"FAIL"}),
+    ],
+)
+def test_a_rule_that_iterates_to_a_tolerance_is_not_accused(turns, error, verdicts):
+    def loss(params, data):
+        return _cube(params, data) + jax.lax.while_loop(lambda n: n < turns, lambda n: n + 1, 0)
+
+    problem = at_zero(lambda p: faults.with_backward(lambda g: g * (1 + error), loss if turns else _cube)(p, ()))
     tests, _ = formula.check(problem, oracle.points(problem, "float64", 1)[0], None, 1.0, True)
-    assert tests[0].verdict in ("PASS", "INCONCLUSIVE")
-    problem = at_zero(lambda p: faults.with_backward(lambda g: g * (1 + 1e-5), _cube)(p, ()))
-    tests, _ = formula.check(problem, oracle.points(problem, "float64", 1)[0], None, 1.0, True)
-    assert tests[0].verdict == "FAIL"
+    assert tests[0].verdict in verdicts
+
+
+def test_a_loop_that_never_ends_is_inconclusive(monkeypatch):
+    for module in (reference, interpreter):
+        monkeypatch.setattr(module, "MOST_TURNS", 100)
+
+    def loss(params, data):
+        return _cube(params, data) + jax.lax.while_loop(lambda n: n < 1, lambda n: n * 1, 0)
+
+    report = gradbench.check_gradient(gradbench.Problem(init=lambda key: jnp.ones(2), loss=loss), **ONE)
+    assert report.verdict == "INCONCLUSIVE"
+    assert "a while loop has not ended after 100 turns" in report.rows[0].reason
 
 
 def _cube(params, data):

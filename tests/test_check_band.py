@@ -9,7 +9,8 @@ from jax import lax
 from gradbench.gradients import oracle, rounding
 from gradbench.gradients.band import Band, quantile
 from gradbench.gradients.formats import flushes_subnormals, format_of, input_class
-from gradbench.gradients.interpreter import Interpreter, Pair, open_jaxpr
+from gradbench.gradients.interpreter import Interpreter, Pair
+from gradbench.gradients.jaxprs import open_jaxpr
 
 CPU = jax.devices("cpu")[0]
 GENERATOR = np.random.default_rng(11)
@@ -31,6 +32,9 @@ FUNCTIONS = {
     "nested calls": lambda w: jax.jit(lambda v: jax.nn.softplus(jax.checkpoint(jnp.sin)(v)))(w),
     "scan": scan,
     "while": lambda w: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 1.5), (0, w))[1],
+    "interpolation": lambda w: jnp.interp(
+        w, jnp.linspace(-3, 3, 9, dtype=w.dtype), jnp.arange(9.0, dtype=w.dtype) ** 2
+    ),
     "cond": lambda w: lax.cond(w[0] < 1e6, lambda v: v * v, lambda v: v, w),
     "scatter add": lambda w: jnp.zeros(3, w.dtype).at[jnp.array([0, 1, 1, 2, 0, 0])].add(w),
     "scatter sub": lambda w: jnp.zeros(3, w.dtype).at[jnp.array([0, 1, 1, 2, 0, 0])].subtract(w),

@@ -165,6 +165,10 @@ GOOD = "import jax.numpy as jnp\nimport numpy as np\nfrom gradbench import Probl
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p > 0))", "must be a float, got int32"),
         ("return Problem(lambda k: jnp.ones(2, int), lambda p, d: jnp.sum(p) * 1.0)", "parameters must be floats"),
         ("return Problem(lambda k: {}, lambda p, d: 0.0)", "no parameters"),
+        (
+            "return Problem(lambda k: {'a': jnp.ones((0, 2))}, lambda p, d: 0.0)",
+            r"params\['a'\] is empty, of shape \(0, 2\)",
+        ),
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: p @ jnp.ones(3))", "loss.* raised TypeError"),
         ("return Problem(lambda k: 1 / 0, lambda p, d: 0.0)", "init.* raised ZeroDivisionError"),
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), [1.0, np.nan])", "not finite"),

@@ -27,9 +27,10 @@ UNIT = format_of(jnp.float64).unit
 # A fault smaller than this is not resolved by differences and the direction is INCONCLUSIVE: half of a leaf's slope
 # is the coarsest fault (a factor 2) that must be seen.
 COARSEST = 0.5
-# A derivative that iterates to a tolerance (an adjoint of an ODE, an implicit root) differs by that much from its
-# loss's: below the unit of float32 it is INCONCLUSIVE, not FAIL.
-NEGLIGIBLE = 2.0**-24
+# A derivative that iterates to a tolerance (an adjoint of an ODE, an implicit root) differs from its loss's by some
+# multiple of that. Below the unit of float32 the difference is INCONCLUSIVE, not FAIL; below the root of that unit
+# where the loss has a custom rule and a while loop.
+NEGLIGIBLE, NEGLIGIBLE_ITERATED = 2.0**-24, 2.0**-12
 
 
 @dataclasses.dataclass
@@ -155,6 +156,8 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
     """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones."""
     faults, unclear, seen, kinks, tried = [], [], 0.0, 0, 0
     large = sum(g.size for g in gradient) > 10**5
+    iterated = "while" in oracle.primitives(loss.trace) and bool(oracle.custom_rules(loss.trace))
+    negligible = NEGLIGIBLE_ITERATED if iterated else NEGLIGIBLE
     for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
         scale = max(1.0, float(np.sqrt(np.mean(leaf**2))))
         entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
@@ -190,10 +193,14 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
             slack = slope.tolerance + UNIT * (norm * 8 + abs(along))
             off = slope.off(along)
             reference = max(abs(along), norm / math.sqrt(g.size), abs(middle))
-            if slack < off <= NEGLIGIBLE * reference:
+            if slack < off <= negligible * reference:
+                told = (
+                    "a custom rule that iterates to a tolerance may be so far off"
+                    if iterated
+                    else "less than float32 resolves"
+                )
                 unclear.append(
-                    f"{where}: slope {along:.10g}, differences give {middle:.10g}, {off / reference:.0e} apart: less "
-                    "than float32 resolves, as a rule that iterates to a tolerance would be"
+                    f"{where}: slope {along:.10g}, differences give {middle:.10g}, {off / reference:.0e} apart: {told}"
                 )
             elif off > slack:
                 ratio = f", {along / middle:.7g} times" if abs(middle) > slack else ""

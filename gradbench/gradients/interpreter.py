@@ -18,15 +18,13 @@ from jax import lax
 
 from gradbench.gradients import rounding
 from gradbench.gradients.formats import INPUT_UNIT, format_of, input_class
-
-CALLS = rounding.names(
-    "jit pjit closed_call core_closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call "
-    "custom_vjp_call_jaxpr eval_jaxpr xla_call"
-)
+from gradbench.gradients.jaxprs import called, open_jaxpr, scan_counts
 
 # A decision (x > 0) is taken at 4 times its sampled deviation: the largest of 32 normal deviations exceeds 1.5 sigma
 # with probability 0.99, so a tie that rounding can turn (up to 6 sigma) is turned in some of the samples.
 TIE_REACH = 4.0
+
+MOST_TURNS = 10**5  # of a while loop, which may never end outside a loss's domain
 
 
 class Pair(NamedTuple):
@@ -74,20 +72,6 @@ def widen(params: dict[str, Any]) -> dict[str, Any]:
         return value
 
     return {key: one(value) for key, value in params.items()}
-
-
-def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
-    """The jaxpr and its constants, of a closed or an open one."""
-    return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
-
-
-def equations(trace: Any):
-    """Every equation of a jaxpr, nested ones included."""
-    for equation in open_jaxpr(trace)[0].eqns:
-        yield equation
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-                yield from equations(value)
 
 
 class Interpreter:
@@ -183,14 +167,9 @@ class Interpreter:
         name, params = equation.primitive.name, equation.params
         if not equation.outvars:  # jax.debug.print
             return [], no_flags()
-        if name in CALLS:
-            inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params)
-            return self.run(*open_jaxpr(inner), ins)
-        if name == "custom_linear_solve":
-            lengths, jaxprs = params["const_lengths"], params["jaxprs"]
-            start = lengths.matvec + lengths.vecmat
-            right = ins[start + lengths.solve + lengths.transpose_solve :]
-            return self.run(*open_jaxpr(jaxprs.solve), [*ins[start : start + lengths.solve], *right])
+        call = called(equation, ins)
+        if call:
+            return self.run(*call)
         control = {"scan": self.scan, "while": self.loop, "cond": self.branch}.get(name)
         if control:
             return control(params, ins)
@@ -321,7 +300,10 @@ class Interpreter:
         return [*carry, *stacked], flags
 
     def loop(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
-        """A while loop runs as often as it does without noise; a noisy condition that disagrees raises the tie flag."""
+        """A while loop runs as often as it does without noise; a noisy condition that disagrees raises the tie flag.
+
+        So does an end by MOST_TURNS.
+        """
         test, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
         tests, bodies = params["cond_nconsts"], params["body_nconsts"]
         test_consts, body_consts = ins[:tests], ins[tests : tests + bodies]
@@ -330,13 +312,16 @@ class Interpreter:
             return self.run(*test, [*test_consts, *carry])[0][0]
 
         def step(state):
-            carry, flags = state
+            carry, flags, turns = state
             outputs, raised = self.turn(*body, [*body_consts, *carry], "a while loop")
             again = condition(outputs)
-            return outputs, flags.add(raised)._replace(tie=flags.tie | raised.tie | (again.exact != again.noisy))
+            differ = (again.exact != again.noisy) | (again.exact & (turns + 1 == MOST_TURNS))
+            return outputs, flags.add(raised)._replace(tie=flags.tie | raised.tie | differ), turns + 1
 
-        start = (list(ins[tests + bodies :]), no_flags())
-        return lax.while_loop(lambda state: condition(state[0]).exact, step, start)
+        def goes_on(state):
+            return condition(state[0]).exact & (state[2] < MOST_TURNS)
+
+        return lax.while_loop(goes_on, step, (list(ins[tests + bodies :]), no_flags(), 0))[:2]
 
     def branch(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         """A cond takes the branch it takes without noise; a noisy index that disagrees raises the tie flag."""
@@ -344,14 +329,6 @@ class Interpreter:
         branches = [lambda b=b: self.run(*open_jaxpr(b), operands) for b in params["branches"]]
         outputs, flags = lax.switch(index.exact.astype(jnp.int32), branches)
         return outputs, flags._replace(tie=flags.tie | (index.exact != index.noisy))
-
-
-def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
-    """(constants, carried values) of a scan."""
-    if "num_consts" in params:
-        return params["num_consts"], params["num_carry"]
-    consts, carried = (len(part) for part in list(params["ft_in"].unpack())[:2])  # jax 0.12 keeps the groups as a tree
-    return consts, carried
 
 
 _COMBINERS = {

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradbench.gradients.interpreter import CALLS, Interpreter, Pair, open_jaxpr, scan_counts, wide
-
-MOST_TURNS = 10**5  # of a while loop, which may never end outside a loss's domain
+from gradbench.gradients.interpreter import MOST_TURNS, Interpreter, Pair, wide
+from gradbench.gradients.jaxprs import called, open_jaxpr, scan_counts
 
 
 def run(trace: Any, arguments: list[Any]) -> list[np.ndarray]:
@@ -53,13 +52,9 @@ def _equation(equation: Any, ins: list[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if not equation.outvars:  # jax.debug.print
         return []
-    if name in CALLS:
-        return _run(*open_jaxpr(next(params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params)), ins)
-    if name == "custom_linear_solve":
-        lengths = params["const_lengths"]
-        start = lengths.matvec + lengths.vecmat
-        right = ins[start + lengths.solve + lengths.transpose_solve :]
-        return _run(*open_jaxpr(params["jaxprs"].solve), [*ins[start : start + lengths.solve], *right])
+    call = called(equation, ins)
+    if call:
+        return _run(*call)
     if name in _CONTROL:
         return _CONTROL[name](params, ins)
     if name in _IDENTITIES:
