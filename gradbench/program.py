@@ -302,6 +302,9 @@ def initialise(problem: Problem) -> Callable[[jax.Array], Params]:
     held = _initialisers.get(id(problem))
     if held is None or held[0] is not problem:
         _initialisers.clear()  # one problem at a time: its data should not outlive its run
-        held = problem, jax.jit(jax.vmap(lambda seed: problem.init(jax.random.key(seed))))
+        # Random bits unroll into long programs: two seconds to compile for speed, half a second not, to the same bits.
+        options = {"xla_backend_optimization_level": 1}
+        start = jax.vmap(lambda seed: problem.init(jax.random.key(seed)))
+        held = problem, jax.jit(start, compiler_options=options)
         _initialisers[id(problem)] = held
     return held[1]

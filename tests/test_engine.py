@@ -62,6 +62,13 @@ def test_trajectories_are_those_of_a_plain_optax_loop(sweep, optimizer):
         np.testing.assert_allclose(curves["loss"][curves["trial"] == trial], expected, rtol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["mlp", "quadratic_bowl"])
+def test_starts_have_the_same_bits_as_when_compiled_for_speed(name):
+    problem, seeds = gradbench.load_problem(name), jnp.arange(5, dtype=jnp.uint32)
+    expected = jax.jit(jax.vmap(lambda seed: problem.init(jax.random.key(seed))))(seeds)
+    jax.tree.map(np.testing.assert_array_equal, initialise(problem)(seeds), expected)
+
+
 def test_minibatch_trajectories_are_those_of_a_plain_loop(sweep, small_blocks):
     small_blocks(rows=2)
     run = sweep("linear_regression", ["sgd"], [0.01, 0.05], seeds=2, steps=40, batch_size=32, dtype="float64")
