@@ -74,7 +74,8 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     rows for a chunk of about CHUNK_SECONDS."""
     plan, problem = trial.plan, trial.problem
     machine = CPU if devices[0].platform == "cpu" else ACCELERATOR
-    step, whole = work(problem, plan, batch=True), work(problem, plan, batch=False)
+    step = work(problem, plan, batch=True)
+    whole = step if plan.batch_size is None else work(problem, plan, batch=False)
     seconds = max(step.flops / machine.flops, step.bytes / machine.bytes)  # of one trial's step
     # XLA's arithmetic depends on the lanes, not on a trial's slot or its neighbours. So on a CPU the lanes are chosen
     # for its cores, however many devices are made of them: the same bits on all counts (docs/devices.md).
