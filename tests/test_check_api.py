@@ -264,6 +264,12 @@ def test_the_command_prints_data_and_writes_a_record(tmp_path, capsys):
     assert record["checks"][0]["problem"] == "quadratic_bowl[dim=2]"
 
 
+def test_a_bad_name_is_found_before_anything_is_checked(capsys):
+    with pytest.raises(ProblemError, match="nosuch"):
+        run_check(["quadratic_bowl[dim=2]", "nosuch"], fast=True, out=None)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_self_test_takes_no_problem():
     with pytest.raises(PlanError, match="give no problem"):
         run_check(["mlp"], self_test=True, out=None)

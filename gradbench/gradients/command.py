@@ -19,6 +19,7 @@ from gradbench.gradients.check import check_gradient
 from gradbench.gradients.formats import DTYPES
 from gradbench.gradients.report import CheckReport
 from gradbench.plan import DEFAULT_PROBLEMS
+from gradbench.problem import load_problem
 from gradbench.record import utc_now, write_json
 from gradbench.tables import Column, check_format, render, to_json
 
@@ -50,8 +51,11 @@ def run_check(
         raise PlanError("self-test: it plants its faults in a network of its own; give no problem")
     if self_test:
         return _run_self_test(dtypes, device, fast, output_format, out, tell)
+    problems = problems or DEFAULT_PROBLEMS
+    for problem in problems:
+        load_problem(problem)  # all now: the last one's misspelt name should not cost the reports of the others
     reports = []
-    for problem in problems or DEFAULT_PROBLEMS:
+    for problem in problems:
         tell(f"checking {problem if isinstance(problem, str) else problem.name} ...")
         report = check_gradient(
             problem, dtype=dtypes, precision=precision, device=device, fast=fast, programs=programs, seed=seed
