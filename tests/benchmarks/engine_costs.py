@@ -39,7 +39,12 @@ HARNESS = {
     "logistic_regression": (20000, "1e-3:1e-1:64"),
     "mlp": (200, "1e-3:1e-1:64"),
 }
-RETIREMENT = {"quadratic_bowl": "1e-2:1e3:16384", "linear_regression": "1e-2:1e3:2048"}
+# Steps and learning rates of sweeps whose trials are many, or long.
+RETIREMENT = [
+    ("quadratic_bowl", 1000, "1e-2:1e3:16384"),
+    ("quadratic_bowl", 10000, "1e-2:1e3:2048"),
+    ("linear_regression", 1000, "1e-2:1e3:2048"),
+]
 SCALE = (64, 1024, 16384, 131072, 1000000)
 
 
@@ -101,9 +106,12 @@ def main() -> None:
     for name, (steps, rates) in HARNESS.items():
         pair = Pair(name, rates, steps)
         rows.append({"what": "harness over bare", "case": name} | ratio(options.rounds, pair.sweep, pair.bare))
-    for name, rates in RETIREMENT.items():
-        kept, retired = (Pair(name, rates, 1000, retire=retire) for retire in (False, True))
-        rows.append({"what": "no retirement over retirement", "case": name} | ratio(3, kept.sweep, retired.sweep))
+    for name, steps, rates in RETIREMENT:
+        kept, retired = (Pair(name, rates, steps, retire=retire) for retire in (False, True))
+        case = f"{name}, {steps} steps"
+        rows.append(
+            {"what": "no retirement over retirement", "case": case} | ratio(options.rounds, kept.sweep, retired.sweep)
+        )
     base = Pair("quadratic_bowl", f"1e-4:1e-3:{SCALE[0]}", 100)
     for count in [count for count in SCALE if count <= options.most]:
         pair = Pair("quadratic_bowl", f"1e-4:1e-3:{count}", 100)
