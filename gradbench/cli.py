@@ -20,7 +20,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # invoke() says so in our words
-    default_parameter=Parameter(negative="", show_default=lambda v: None if v is False or v == () else str(v)),
+    default_parameter=Parameter(negative="", show_default=lambda v: None if v in (None, ()) or v is False else str(v)),
 )
 Format = Annotated[str, Parameter(name=["--format", "-f"])]
 

@@ -274,7 +274,8 @@ class Program:
     def start(self, seeds: np.ndarray, rates: jax.Array) -> State:
         """Every slot at its trial's starting point. Starts are drawn in float32, so all dtypes share them."""
         with jax.enable_x64(False):
-            params = initialise(self.trial.problem)(self.place(seeds.astype(np.uint32)))
+            starts = initialise(self.trial.problem, self.devices[0].platform)
+            params = starts(self.place(seeds.astype(np.uint32)))
         with numerics(self.trial.plan.dtype, self.trial.plan.precision):
             return self._start(params, rates)
 
@@ -294,17 +295,17 @@ class Program:
         return jax.tree.map(pick, new, state)
 
 
-_initialisers: dict[int, tuple[Problem, Callable[[jax.Array], Params]]] = {}
+_initialisers: dict[tuple[int, str], tuple[Problem, Callable[[jax.Array], Params]]] = {}
 
 
-def initialise(problem: Problem) -> Callable[[jax.Array], Params]:
+def initialise(problem: Problem, platform: str) -> Callable[[jax.Array], Params]:
     """seeds (S,) -> starting points with a leading axis S; compiled once a problem, whatever the optimizers."""
-    held = _initialisers.get(id(problem))
+    held = _initialisers.get((id(problem), platform))
     if held is None or held[0] is not problem:
         _initialisers.clear()  # one problem at a time: its data should not outlive its run
-        # Random bits unroll into long programs: two seconds to compile for speed, half a second not, to the same bits.
-        options = {"xla_backend_optimization_level": 1}
         start = jax.vmap(lambda seed: problem.init(jax.random.key(seed)))
+        # XLA:CPU unrolls random bits into long programs: an mlp's take it two seconds to compile for speed.
+        options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
         held = problem, jax.jit(start, compiler_options=options)
-        _initialisers[id(problem)] = held
+        _initialisers[id(problem), platform] = held
     return held[1]

@@ -138,22 +138,53 @@ def test_a_callback_that_raises_is_inconclusive_and_quotes_it():
     assert "the host says no" in report.formula[0].finding
 
 
+def _counted(loss, turns=3):
+    """`loss` plus the 0 that a while loop counts up to."""
+    return lambda p, d: loss(p, d) + jax.lax.while_loop(lambda n: n < turns, lambda n: n + 1, 0) - turns
+
+
 @pytest.mark.parametrize(
-    ("turns", "error", "verdicts"),
+    ("inside", "error", "verdicts"),
     [
-        (0, 1e-8, {"PASS", "INCONCLUSIVE"}),
-        (0, 1e-5, {"FAIL"}),
-        (3, 1e-5, {"INCONCLUSIVE"}),
-        (3, 1e-3, {"FAIL"}),
+        (False, 1e-8, {"PASS", "INCONCLUSIVE"}),
+        (False, 1e-5, {"FAIL"}),
+        (True, 1e-5, {"INCONCLUSIVE"}),
+        (True, 1e-3, {"FAIL"}),
     ],
 )
-def test_a_rule_that_iterates_to_a_tolerance_is_not_accused(turns, error, verdicts):
-    def loss(params, data):
-        return _cube(params, data) + jax.lax.while_loop(lambda n: n < turns, lambda n: n + 1, 0)
+def test_a_rule_that_iterates_to_a_tolerance_is_not_accused(inside, error, verdicts):
+    def corrupt(gradient):
+        return gradient * (1 + error)
 
-    problem = at_zero(lambda p: faults.with_backward(lambda g: g * (1 + error), loss if turns else _cube)(p, ()))
+    loss = faults.with_backward(corrupt, _counted(_cube)) if inside else _counted(faults.with_backward(corrupt, _cube))
+    problem = at_zero(lambda p: loss(p, ()))
     tests, _ = formula.check(problem, oracle.points(problem, "float64", 1)[0], None, 1.0, True)
     assert tests[0].verdict in verdicts
+    assert (tests[0].resolves is not None) == (tests[0].verdict != "FAIL")
+
+
+def test_a_rule_that_is_off_at_the_start_alone_is_not_passed_over():
+    counted = _counted(lambda x, d: (x + 1) ** 3)
+    cube = faults._rule(
+        lambda x: counted(x, ()), lambda x, y, ct: ct * 3 * (x + 1) ** 2 * jnp.where(x == 0, 1 + 1e-5, 1)
+    )
+    report = gradbench.check_gradient(at_zero(lambda p: jnp.sum(cube(p))), programs=["jit"])
+    assert report.verdict == "INCONCLUSIVE"
+    assert any("at the start" in test.finding for test in report.formula)
+
+
+def test_an_implicit_root_by_a_loose_iteration_is_not_accused():
+    def root(f, guess):
+        return jax.lax.while_loop(lambda x: jnp.abs(f(x)) > 1e-6, lambda x: x - 0.1 * f(x), guess)
+
+    def loss(p, d):
+        return jnp.sum(p**2) * jax.lax.custom_root(
+            lambda x: x**3 - p[0] - 3, 1.5 + 0 * p[0], root, lambda g, y: y / g(1.0)
+        )
+
+    report = gradbench.check_gradient(gradbench.Problem(init=lambda key: jnp.ones(2), loss=loss), programs=["jit"])
+    assert report.verdict == "INCONCLUSIVE"
+    assert "iterates to a tolerance" in report.formula[0].finding
 
 
 def test_a_loop_that_never_ends_is_inconclusive(monkeypatch):

@@ -35,6 +35,7 @@ FUNCTIONS = {
     "interpolation": lambda w: jnp.interp(
         w, jnp.linspace(-3, 3, 9, dtype=w.dtype), jnp.arange(9.0, dtype=w.dtype) ** 2
     ),
+    "indices of some": lambda w: w[jnp.nonzero(w > 0, size=2)[0]],
     "cond": lambda w: lax.cond(w[0] < 1e6, lambda v: v * v, lambda v: v, w),
     "scatter add": lambda w: jnp.zeros(3, w.dtype).at[jnp.array([0, 1, 1, 2, 0, 0])].add(w),
     "scatter sub": lambda w: jnp.zeros(3, w.dtype).at[jnp.array([0, 1, 1, 2, 0, 0])].subtract(w),

@@ -34,6 +34,7 @@ FUNCTIONS = {
     "interpolation": lambda w: jnp.interp(
         w, jnp.linspace(-3, 3, 9, dtype=w.dtype), jnp.arange(9.0, dtype=w.dtype) ** 2
     ),
+    "indices of some": lambda w: w[jnp.nonzero(w > 0, size=2)[0]],
     "cond": lambda w: lax.cond(w[0] < 1e6, lambda v: v * v, lambda v: v, w),
     "switch": lambda w: lax.switch(7, [lambda v: v, lambda v: 2 * v, lambda v: 3 * v], w),
     "select of three": lambda w: lax.select_n(jnp.arange(6) % 3, w, 2 * w, 3 * w),

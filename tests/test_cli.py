@@ -43,6 +43,7 @@ def test_every_verb_has_help_and_is_in_the_readme():
         text = subprocess.run([sys.executable, "-m", "gradbench", verb, "--help"], capture_output=True, text=True)
         assert text.returncode == 0
         assert "Usage: gradbench" in text.stdout
+        assert "[default: None]" not in text.stdout
 
 
 def test_neither_import_nor_help_loads_jax():

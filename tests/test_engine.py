@@ -53,7 +53,7 @@ def test_trajectories_are_those_of_a_plain_optax_loop(sweep, optimizer):
     for trial, (name, rate, seed) in enumerate(itertools.product(["mlp", "linear_regression"], rates, range(2))):
         problem = gradbench.load_problem(name)
         # The start is drawn in float32 whatever the run's dtype, and a jitted draw may differ in its last bit.
-        start = initialise(problem)(jnp.array([seed], jnp.uint32))
+        start = initialise(problem, jax.default_backend())(jnp.array([seed], jnp.uint32))
         with jax.enable_x64(True):
             drawn = jax.tree.map(lambda leaf: np.asarray(leaf)[0], start)
             problem = gradbench.Problem(lambda key, drawn=drawn: drawn, problem.loss, problem.data)
@@ -62,11 +62,11 @@ def test_trajectories_are_those_of_a_plain_optax_loop(sweep, optimizer):
         np.testing.assert_allclose(curves["loss"][curves["trial"] == trial], expected, rtol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["mlp", "quadratic_bowl"])
+@pytest.mark.parametrize("name", ["mlp", "rastrigin"])
 def test_starts_have_the_same_bits_as_when_compiled_for_speed(name):
     problem, seeds = gradbench.load_problem(name), jnp.arange(5, dtype=jnp.uint32)
     expected = jax.jit(jax.vmap(lambda seed: problem.init(jax.random.key(seed))))(seeds)
-    jax.tree.map(np.testing.assert_array_equal, initialise(problem)(seeds), expected)
+    jax.tree.map(np.testing.assert_array_equal, initialise(problem, jax.default_backend())(seeds), expected)
 
 
 def test_minibatch_trajectories_are_those_of_a_plain_loop(sweep, small_blocks):

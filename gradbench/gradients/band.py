@@ -84,6 +84,7 @@ class Band:
             trace = jax.make_jaxpr(function)(*shapes)
         self._jaxpr, self._consts = open_jaxpr(trace)
         self._consts = [np.asarray(c) if _is_plain(c) else c for c in self._consts]
+        self._precision = precision
         unit = format_of(dtype).unit
         # Deviations of 2^-40 stand 12 bits above the rounding of the interpretation itself (2^-53).
         # Formats narrower than the program's own (mixed precision) may not be moved so far that a function bends: by
@@ -129,7 +130,8 @@ class Band:
 
     def sample(self, params: Any, data: Any) -> Spread:
         """The spread at a point. `params` and `data` have the band's dtype; the result is float64 NumPy."""
-        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        cpu = jax.default_device(jax.devices("cpu")[0])
+        with jax.enable_x64(True), cpu, precision_context(self._precision):  # what is traced only now has it too
             leaves = [np.asarray(x) for x in jax.tree.leaves((params, data))]
             arguments = [jnp.asarray(x.astype(wide(x.dtype)) if is_float(x) else x) for x in leaves]
             chunk = SAMPLES if self._small else 4

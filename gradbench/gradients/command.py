@@ -51,15 +51,15 @@ def run_check(
         raise PlanError("self-test: it plants its faults in a network of its own; give no problem")
     if self_test:
         return _run_self_test(dtypes, device, fast, output_format, out, tell)
-    problems = problems or DEFAULT_PROBLEMS
-    for problem in problems:
-        load_problem(problem)  # all now: the last one's misspelt name should not cost the reports of the others
+    # All loaded now: the last one's misspelt name should not cost the reports of the others.
+    loaded = [(load_problem(problem), isinstance(problem, str)) for problem in problems or DEFAULT_PROBLEMS]
     reports = []
-    for problem in problems:
-        tell(f"checking {problem if isinstance(problem, str) else problem.name} ...")
+    for problem, from_spec in loaded:
+        tell(f"checking {problem.name} ...")
         report = check_gradient(
             problem, dtype=dtypes, precision=precision, device=device, fast=fast, programs=programs, seed=seed
         )
+        report.from_spec = from_spec
         reports.append(report)
         if output_format == "table":
             print(report, flush=True)

@@ -20,6 +20,7 @@ from gradbench.errors import one_line
 from gradbench.gradients import oracle, reference
 from gradbench.gradients.band import Spread, quantile
 from gradbench.gradients.formats import format_of
+from gradbench.gradients.jaxprs import custom_rules
 from gradbench.gradients.judge import meaning
 from gradbench.problem import Problem
 
@@ -29,13 +30,17 @@ UNIT = format_of(jnp.float64).unit
 COARSEST = 0.5
 # A derivative that iterates to a tolerance (an adjoint of an ODE, an implicit root) differs from its loss's by some
 # multiple of that. Below the unit of float32 the difference is INCONCLUSIVE, not FAIL; below the root of that unit
-# where the loss has a custom rule and a while loop.
+# where a custom rule of the loss holds a while loop.
 NEGLIGIBLE, NEGLIGIBLE_ITERATED = 2.0**-24, 2.0**-12
+
+
+_ITERATES = "a rule that iterates to a tolerance may be so far off"
 
 
 @dataclasses.dataclass
 class Test:
-    """One test: its name, PASS / FAIL / INCONCLUSIVE, one line of finding, and the smallest fault it could see."""
+    """One test: its name, PASS / FAIL / INCONCLUSIVE, one line of finding, and the smallest fault it could see. An
+    INCONCLUSIVE one that has the last is a difference too small to accuse."""
 
     name: str
     verdict: str
@@ -64,6 +69,9 @@ class Loss:
         self.trace = oracle.trace(problem.loss, point.params, point.data)
         self.leaves = [np.asarray(x).astype(np.float64) for x in jax.tree.leaves(point.params)]
         self._data = jax.tree.leaves(point.data)
+        self.rules = custom_rules(self.trace)
+        self.iterates = any(loops for _, loops in self.rules)
+        self.negligible = NEGLIGIBLE_ITERATED if self.iterates else NEGLIGIBLE
         self.value = self.at(0.0, [None] * len(self.leaves))
         # Without a band a thousand roundings are assumed.
         self.noise = max(UNIT * abs(self.value), 1000 * UNIT * abs(self.value) if noise is None else noise)
@@ -125,9 +133,9 @@ def check(
     if tests[0].verdict != "FAIL" or all(np.isfinite(g).all() for g in gradient):
         tests.append(_taylor(loss, gradient, generator))
         if not fast:
-            tests.append(_forward_against_reverse(problem, point, gradient, norms, generator))
+            tests.append(_forward_against_reverse(problem, loss, point, gradient, norms, generator))
         if problem.gradient is not None:
-            tests.append(_analytic(problem.gradient, point, gradient, norms, names))
+            tests.append(_analytic(problem.gradient, loss, point, gradient, norms, names))
     if tests[0].verdict == "FAIL":
         tests.append(_suspects(loss, point, gradient, names))
     return tests, gradient
@@ -136,15 +144,15 @@ def check(
 def check_start(problem: Problem, start: oracle.Point, spread: Spread | None, share: float, fast: bool) -> list[Test]:
     """The tests that fail at the start itself, where kinks and `where` traps lie (a start is often 0); see `check`.
 
-    What is unclear there was tested at the point nearby. With `fast` only a gradient that is not finite is looked into.
+    What is unclear there was tested at the point nearby, but for a difference too small to accuse. With `fast` only a
+    gradient that is not finite is looked into.
     """
     _, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), start.params, start.data)
     if fast and all(np.isfinite(g).all() for g in gradient):
         return []
     tests, _ = check(problem, start, spread, share, True)
-    if not any(t.verdict == "FAIL" for t in tests):
-        return []
-    kept = [t for t in tests if t.verdict == "FAIL" or t.name == "suspects"]
+    kept = [t for t in tests if t.verdict == "FAIL" or (t.verdict == "INCONCLUSIVE" and t.resolves is not None)]
+    kept += [t for t in tests if kept and t.name == "suspects"]
     return [dataclasses.replace(t, finding=f"at the start: {t.finding}") for t in kept]
 
 
@@ -154,10 +162,8 @@ def leaf_names(params: Any) -> list[str]:
 
 def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: int | None) -> Test:
     """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones."""
-    faults, unclear, seen, kinks, tried = [], [], 0.0, 0, 0
+    faults, close, unclear, seen, kinks, tried = [], [], [], 0.0, 0, 0
     large = sum(g.size for g in gradient) > 10**5
-    iterated = "while" in oracle.primitives(loss.trace) and bool(oracle.custom_rules(loss.trace))
-    negligible = NEGLIGIBLE_ITERATED if iterated else NEGLIGIBLE
     for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
         scale = max(1.0, float(np.sqrt(np.mean(leaf**2))))
         entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
@@ -193,14 +199,10 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
             slack = slope.tolerance + UNIT * (norm * 8 + abs(along))
             off = slope.off(along)
             reference = max(abs(along), norm / math.sqrt(g.size), abs(middle))
-            if slack < off <= negligible * reference:
-                told = (
-                    "a custom rule that iterates to a tolerance may be so far off"
-                    if iterated
-                    else "less than float32 resolves"
-                )
-                unclear.append(
-                    f"{where}: slope {along:.10g}, differences give {middle:.10g}, {off / reference:.0e} apart: {told}"
+            if slack < off <= loss.negligible * reference:
+                text = f"{where}: slope {along:.10g}, differences give {middle:.10g}, {off / reference:.0e} apart"
+                close.append(
+                    (off / reference, f"{text}: {_ITERATES if loss.iterates else 'less than float32 resolves'}")
                 )
             elif off > slack:
                 ratio = f", {along / middle:.7g} times" if abs(middle) > slack else ""
@@ -215,6 +217,8 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
                 seen = max(seen, slack / reference)
     if faults:
         return Test("finite differences", "FAIL", max(faults)[1] + f" ({len(faults)} of {tried} directions)")
+    if close:
+        return Test("finite differences", "INCONCLUSIVE", f"{max(close)[1]} ({len(close)} of {tried})", max(close)[0])
     if unclear:
         return Test("finite differences", "INCONCLUSIVE", unclear[0] + f" ({len(unclear)} of {tried})")
     finding = f"{tried} directions agree" + (f", {kinks} at kinks, between the one-sided slopes" if kinks else "")
@@ -259,7 +263,7 @@ def _taylor(loss: Loss, gradient, generator) -> Test:
     return Test(name, verdict, ", ".join(text))
 
 
-def _forward_against_reverse(problem: Problem, point, gradient, norms, generator) -> Test:
+def _forward_against_reverse(problem: Problem, loss: Loss, point, gradient, norms, generator) -> Test:
     """<w, Jv> = <J'w, v>: for a scalar loss the forward derivative along v against <g, v>."""
     name = "forward against reverse"
     worst, slack = 0.0, 0.0
@@ -285,11 +289,18 @@ def _forward_against_reverse(problem: Problem, point, gradient, norms, generator
             ),
         )
     size = math.sqrt(sum(float(np.sum(g * g)) for g in gradient))
-    verdict = "PASS" if worst <= slack + 16 * UNIT * size else "FAIL"
-    return Test(name, verdict, f"they differ by {worst:.1e}, rounding allows {slack:.1e}")
+    finding = f"they differ by {worst:.1e}, rounding allows {slack:.1e}"
+    return _agreement(name, finding, worst <= slack + 16 * UNIT * size, worst / size if size else worst, loss)
 
 
-def _analytic(function: Callable, point, gradient, norms, names) -> Test:
+def _agreement(name: str, finding: str, within: bool, relative: float, loss: Loss) -> Test:
+    """The test of two derivatives, each of which may iterate, that are `relative` apart."""
+    if not within and loss.iterates and relative <= NEGLIGIBLE_ITERATED:
+        return Test(name, "INCONCLUSIVE", f"{finding}: {_ITERATES}", relative)
+    return Test(name, "PASS" if within else "FAIL", finding)
+
+
+def _analytic(function: Callable, loss: Loss, point, gradient, norms, names) -> Test:
     known = oracle.evaluate(function, point.params, point.data)
     worst = []
     for g, a, s, name in zip(gradient, known, norms, names):
@@ -300,17 +311,16 @@ def _analytic(function: Callable, point, gradient, norms, names) -> Test:
     ratio, name, off = max(worst)
     size = float(np.sqrt(sum(np.sum(g * g) for g in gradient)))
     relative = off / size if size else off
-    return Test("analytic gradient", "PASS" if ratio <= 1 else "FAIL", f"{name} differs by {relative:.1e} of the norm")
+    return _agreement("analytic gradient", f"{name} differs by {relative:.1e} of the norm", ratio <= 1, relative, loss)
 
 
 def _suspects(loss: Loss, point, gradient, names) -> Test:
     """What could be at fault: custom rules (stripped and differentiated natively) and stop_gradients."""
-    rules = oracle.custom_rules(loss.trace)
     found = []
     if "stop_gradient" in oracle.primitives(loss.trace):
         found.append("the loss has a stop_gradient")
-    if rules:
-        listed = "; ".join(rules)
+    if loss.rules:
+        listed = "; ".join(name for name, _ in loss.rules)
         try:
             native = _native(loss, point)
         except Exception as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from gradbench.gradients.rounding import names
 
@@ -25,9 +25,51 @@ def equations(trace: Any) -> Iterator[Any]:
     """Every equation of a jaxpr, nested ones included."""
     for equation in open_jaxpr(trace)[0].eqns:
         yield equation
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-                yield from equations(value)
+        for inner in nested(equation):
+            yield from equations(inner)
+
+
+def nested(equation: Any) -> list[Any]:
+    """The jaxprs that an equation holds."""
+    if equation.primitive.name == "call_hi_primitive":
+        return [_expanded(equation)]
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns"))
+    return [value for value in values if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
+
+
+def _expanded(equation: Any) -> Any:
+    """What a primitive of jax 0.12 such as searchsorted stands for, which JAX traces where it lowers it."""
+    dtypes = [str(v.aval.dtype) for v in (*equation.invars, *equation.outvars)]
+    wide = any(dtype in ("float64", "complex128", "int64", "uint64") for dtype in dtypes)
+    return _trace(equation.params["_prim"], wide, jax.config.values["jax_default_matmul_precision"])
+
+
+@functools.lru_cache(maxsize=256)
+def _trace(primitive: Any, wide: bool, precision: str | None) -> Any:
+    def shape(aval: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+    with jax.enable_x64(wide), jax.default_matmul_precision(precision):
+        return jax.make_jaxpr(primitive.expand)(*jax.tree.map(shape, primitive.in_avals))
+
+
+def custom_rules(trace: Any) -> list[tuple[str, bool]]:
+    """What in a trace of a loss has a derivative of its own, by name, and whether it holds a while loop: it may then
+    iterate to a tolerance, and so may its derivative."""
+    found = {}
+    for equation in equations(trace):
+        name, params = equation.primitive.name, equation.params
+        if name == "call_hi_primitive":
+            name = f"the rule of {type(params['_prim']).__name__}"
+        elif name in CALLS and name.startswith("custom"):
+            inner = open_jaxpr(params.get("call_jaxpr", params.get("fun_jaxpr")))[0]
+            function = params.get("name") or getattr(getattr(inner, "debug_info", None), "func_name", None)
+            name = f"{name.split('_call')[0]} of {function or 'a function'}"
+        elif name != "custom_linear_solve":
+            continue
+        inside = {e.primitive.name for inner in nested(equation) for e in equations(inner)}
+        found[name] = found.get(name, False) or "while" in inside
+    return sorted(found.items())
 
 
 def called(equation: Any, ins: list[Any]) -> tuple[Any, list[Any], list[Any]] | None:
@@ -43,11 +85,8 @@ def called(equation: Any, ins: list[Any]) -> tuple[Any, list[Any], list[Any]] | 
         start = lengths.matvec + lengths.vecmat
         right = ins[start + lengths.solve + lengths.transpose_solve :]
         return *open_jaxpr(params["jaxprs"].solve), [*ins[start : start + lengths.solve], *right]
-    if name == "call_hi_primitive":  # of jax 0.12, such as searchsorted: it is traced where it is lowered
-        primitive = params["_prim"]
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), primitive.in_avals)
-        with jax.enable_x64(any(v.aval.dtype in (np.float64, np.int64) for v in equation.invars)):
-            return *open_jaxpr(jax.make_jaxpr(primitive.expand)(*shapes)), ins
+    if name == "call_hi_primitive":
+        return *open_jaxpr(_expanded(equation)), ins
     return None
 
 

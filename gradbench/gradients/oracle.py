@@ -18,7 +18,7 @@ import numpy as np
 from gradbench.gradients import reference
 from gradbench.gradients.formats import round_to, x64_context
 from gradbench.gradients.interpreter import Interpreter, Pair
-from gradbench.gradients.jaxprs import CALLS, equations, open_jaxpr
+from gradbench.gradients.jaxprs import equations, open_jaxpr
 from gradbench.problem import Problem
 
 _WORK = 2**28  # parameters x examples; a problem beyond it is checked on fewer of its examples
@@ -146,18 +146,6 @@ def widened(trace: Any, arguments: Any) -> list[Any]:
     leaves = [Pair(x, x) for x in jax.tree.leaves(arguments)]
     outputs, _ = Interpreter(None, jax.devices("cpu")[0], lambda dtype: False).run(jaxpr, consts, leaves)
     return [p.exact for p in outputs]
-
-
-def custom_rules(trace: Any) -> list[str]:
-    """The names of functions with a custom derivative in a trace of a loss."""
-    names = []
-    for equation in equations(trace):
-        if equation.primitive.name in CALLS and equation.primitive.name.startswith("custom"):
-            inner = open_jaxpr(equation.params.get("call_jaxpr", equation.params.get("fun_jaxpr")))[0]
-            info = getattr(inner, "debug_info", None)
-            name = equation.params.get("name") or getattr(info, "func_name", None) or "a function"
-            names.append(f"{equation.primitive.name.split('_call')[0]} of {name}")
-    return sorted(set(names))
 
 
 def primitives(trace: Any) -> set[str]:

@@ -88,11 +88,12 @@ def _scan(params: dict[str, Any], ins: list[Any]) -> list[Any]:
 def _while(params: dict[str, Any], ins: list[Any]) -> list[Any]:
     tests, bodies = params["cond_nconsts"], params["body_nconsts"]
     test, body, carry = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"]), ins[tests + bodies :]
-    for _ in range(MOST_TURNS):
-        if not bool(_run(*test, [*ins[:tests], *carry])[0]):
-            return carry
-        carry = _run(*body, [*ins[tests : tests + bodies], *carry])
-    raise RuntimeError(f"a while loop has not ended after {MOST_TURNS} turns")
+    turns = 0
+    while bool(_run(*test, [*ins[:tests], *carry])[0]):
+        if turns == MOST_TURNS:
+            raise RuntimeError(f"a while loop has not ended after {MOST_TURNS} turns")
+        carry, turns = _run(*body, [*ins[tests : tests + bodies], *carry]), turns + 1
+    return carry
 
 
 def _cond(params: dict[str, Any], ins: list[Any]) -> list[Any]:
