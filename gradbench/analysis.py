@@ -17,6 +17,7 @@ from gradbench.record import Run
 from gradbench.spec import parse_spec
 
 SAFE_FACTOR = 2.0
+_USED = ["problem", "optimizer", "learning_rate", "verdict", "initial_loss", "final_loss", "minimum", "steps_to_target"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def summarise_tables(
     if not 1 <= factor < math.inf:
         raise GradbenchError(f"factor: need a number of at least 1, got {factor}")
     times = {(row["problem"], row["optimizer"], row["mode"]): row for row in timings.to_pylist()}
+    trials = trials.select(_USED)  # of millions of trials, each pair's are copied
     for problem, optimizer in pairs:
         rows = trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
         if rows.num_rows == 0:

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,14 @@ def _writing(path: Path) -> Generator[Path]:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    with _writing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_tables([table], table.schema, path)
+
+
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
+    """One file of several tables, one after another, so that only one need be in memory."""
+    with _writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -163,7 +169,10 @@ class PairStore:
 
     def read(self, name: str) -> pa.Table:
         """One of the tables, as far as it is written."""
-        return _concatenated(sorted(self.folder.glob(f"{name}*.parquet")), name)
+        parts = [read_table(part, name) for part in sorted(self.folder.glob(f"{name}*.parquet"))]
+        table = pa.concat_tables([SCHEMAS[name].empty_table(), *parts])
+        order = {"trials": ["trial"], "curves": ["trial", "step"]}.get(name)
+        return table.sort_by([(column, "ascending") for column in order]) if order else table
 
     def finish(self) -> None:
         write_json({"parts": self.parts}, self.folder / "complete.json")
@@ -260,25 +269,20 @@ class RunWriter:
         """Join the parts into the tables, the timings' rows as `judge_timings` returns them; only then is the run
         complete."""
         for name in SCHEMAS if self.info["plan"].get("sharpness") else SCHEMAS.keys() - {"sharpness"}:
-            table = _joined_parts(self.path, name)
+            tables = _by_pair(self.path, name)
             if name == "timings":
-                table = pa.Table.from_pylist(judge_timings(table.to_pylist()), schema=TIMINGS)
-            write_table(table, self.path / f"{name}.parquet")
+                rows = [row for table in tables for row in table.to_pylist()]
+                tables = [pa.Table.from_pylist(judge_timings(rows), schema=TIMINGS)]
+            write_tables(tables, SCHEMAS[name], self.path / f"{name}.parquet")
         self.info |= {"state": "complete", "ended": utc_now()}
         self.save_info()
         shutil.rmtree(self.path / "parts", ignore_errors=True)
         (self.path / ".lock").unlink(missing_ok=True)
 
 
-def _joined_parts(path: Path, name: str) -> pa.Table:
-    return _concatenated(sorted(path.glob(f"parts/*/{name}*.parquet")), name)
-
-
-def _concatenated(parts: list[Path], name: str) -> pa.Table:
-    tables = [read_table(part, name) for part in parts]
-    table = pa.concat_tables(tables) if tables else SCHEMAS[name].empty_table()
-    order = {"trials": ["trial"], "curves": ["trial", "step"]}.get(name)
-    return table.sort_by([(column, "ascending") for column in order]) if order else table
+def _by_pair(path: Path, name: str) -> Iterator[pa.Table]:
+    """What each pair has left of a table, in the order of the pairs."""
+    return (PairStore(folder).read(name) for folder in sorted(path.glob("parts/*")))
 
 
 def read_table(path: Path, name: str) -> pa.Table:
@@ -389,6 +393,7 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
         raise RecordError(f"{path / 'run.json'}: damaged plan: {error}") from error
     complete = info["state"] == "complete"
     if not complete:
-        return Run(path, plan, info, *(_joined_parts(path, name) for name in SCHEMAS))
+        tables = (pa.concat_tables([schema.empty_table(), *_by_pair(path, name)]) for name, schema in SCHEMAS.items())
+        return Run(path, plan, info, *tables)
     names = [name for name in SCHEMAS if name != "sharpness" or plan.sharpness]
     return Run(path, plan, info, *(read_table(path / f"{name}.parquet", name) for name in names))

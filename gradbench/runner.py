@@ -202,8 +202,9 @@ def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Devi
             if not finished:
                 writer.interrupt()
                 return load_run(writer.path)
-            tables = PairTables(store.read("trials"), store.read("timings"), writer.info["problems"])
-            watcher.pair_done(number, problem, optimizer, tables)
+            read = store.read("trials"), store.read("timings")
+            watcher.pair_done(number, problem, optimizer, PairTables(*read, writer.info["problems"]))
+            del read  # of a million trials: not beside the next pair's sweep
     if not writer.complete(len(trials)):
         writer.interrupt()
     elif isinstance(writer, Shared) and not writer.writer:

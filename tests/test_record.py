@@ -252,7 +252,7 @@ def test_a_full_disk_leaves_no_half_written_table(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.pq, "write_table", full)
+    monkeypatch.setattr(module.pq.ParquetWriter, "write_table", full)
     with pytest.raises(RunError, match="No space left"):
         module.write_table(SCHEMAS["curves"].empty_table(), tmp_path / "curves.parquet")
     assert list(tmp_path.iterdir()) == []
