@@ -15,7 +15,7 @@ import numpy as np
 from gradbench.devices import cores
 from gradbench.minibatch import cut
 from gradbench.plan import SweepPlan
-from gradbench.problem import Problem, cast
+from gradbench.problem import Problem, shapes
 from gradbench.program import Block, Trial, equations
 
 CHUNK_SECONDS = 0.1  # of one chunk: long beside the host's work between two (1 to 2 ms), a tick of a progress bar
@@ -48,10 +48,8 @@ class Work:
 
 def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
     """Counted on the traced program; `batch` for one minibatch instead of all the data."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, data = shapes(problem, plan.dtype)
     with jax.enable_x64(plan.dtype == "float64"):
-        params = jax.eval_shape(lambda k: cast(problem.init(k), plan.dtype), key)
-        data = jax.eval_shape(lambda: cast(problem.data, plan.dtype))
         if batch and plan.batch_size is not None and problem.examples is not None:
             rows, examples = jax.ShapeDtypeStruct((plan.batch_size,), jnp.int32), problem.examples
             data = jax.eval_shape(lambda d, r: cut(d, r, examples), data, rows)

@@ -107,6 +107,12 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
+def shapes(problem: Problem, dtype: str) -> tuple[Params, Data]:
+    """What a run in `dtype` starts from and what it reads, as shapes: nothing is drawn or placed."""
+    with jax.enable_x64(dtype == "float64"):
+        return jax.eval_shape(lambda: cast((problem.init(jax.random.key(0)), problem.data), dtype))
+
+
 def validate(problem: Problem) -> Problem:
     """The problem itself if it keeps the contract, else ProblemError. Nothing is computed, only shapes."""
     name = problem.name

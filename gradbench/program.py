@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from gradbench.minibatch import batch_rows, cut
 from gradbench.optimizer import Optimizer, extra_arguments
 from gradbench.plan import SweepPlan
-from gradbench.problem import Data, Params, Problem, cast
+from gradbench.problem import Data, Params, Problem, cast, shapes
 
 TRIALS = "trials"
 _MATMUL = {"highest": "highest", "tf32": "tensorfloat32", "default": None}
@@ -149,9 +149,7 @@ class Trial:
     @classmethod
     def of(cls, problem: Problem, optimizer: Optimizer, plan: SweepPlan) -> Trial:
         """Raises OptimizerError if the optimizer cannot be traced on this problem."""
-        dtype = jnp.dtype(plan.dtype)
-        params = jax.eval_shape(lambda: cast(problem.init(jax.random.key(0)), dtype))
-        data = jax.eval_shape(lambda: cast(problem.data, dtype))
+        params, data = shapes(problem, plan.dtype)
         extras = extra_arguments(optimizer, plan.steps, problem.loss, params, data)
         loss = jax.make_jaxpr(problem.loss)(params, data)
         names = {equation.primitive.name for equation in equations(loss.jaxpr)}
@@ -165,8 +163,7 @@ class Trial:
 
     def state_shape(self) -> State:
         """What `start` returns, as shapes."""
-        with jax.enable_x64(False):
-            params = jax.eval_shape(lambda: self.problem.init(jax.random.key(0)))
+        params, _ = shapes(self.problem, self.plan.dtype)
         with numerics(self.plan.dtype, self.plan.precision):
             rate = jax.ShapeDtypeStruct((), jnp.promote_types(jnp.float32, self.plan.dtype))
             return jax.eval_shape(self.start, params, rate)
@@ -252,8 +249,7 @@ class Program:
         """What `advance` takes, as shapes: it compiles without an array being made."""
         trial, slots = self.trial, self.block.slots
         scalars = (jax.ShapeDtypeStruct((), kind) for kind in (self.rate_dtype, jnp.uint32, jnp.int32))
-        with jax.enable_x64(trial.plan.dtype == "float64"):
-            data = jax.eval_shape(lambda: cast(trial.problem.data, trial.plan.dtype))
+        _, data = shapes(trial.problem, trial.plan.dtype)
 
         def placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding, *axis: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((*axis, *leaf.shape), leaf.dtype, sharding=sharding)

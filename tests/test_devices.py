@@ -14,7 +14,7 @@ PROBLEMS = ("quadratic_bowl", "logistic_regression", "mlp[hidden=8]")
 OPTIMIZERS = ("sgd", "adam")
 COUNTS = (1, 2, 4, 8)
 
-# A digest of each pair's tables, without the timing that a whole run does. 26 trials queue for 4 slots a core.
+# A digest of each pair's tables, without the timing that a whole run does. 26 trials queue for 4 slots a device.
 SCRIPT = """
 import hashlib, itertools, json, pathlib, sys, tempfile
 

@@ -32,8 +32,6 @@ COARSEST = 0.5
 # multiple of that. Below the unit of float32 the difference is INCONCLUSIVE, not FAIL; below the root of that unit
 # where a custom rule of the loss holds a while loop.
 NEGLIGIBLE, NEGLIGIBLE_ITERATED = 2.0**-24, 2.0**-12
-
-
 _ITERATES = "a rule that iterates to a tolerance may be so far off"
 
 
@@ -71,7 +69,6 @@ class Loss:
         self._data = jax.tree.leaves(point.data)
         self.rules = custom_rules(self.trace)
         self.iterates = any(loops for _, loops in self.rules)
-        self.negligible = NEGLIGIBLE_ITERATED if self.iterates else NEGLIGIBLE
         self.value = self.at(0.0, [None] * len(self.leaves))
         # Without a band a thousand roundings are assumed.
         self.noise = max(UNIT * abs(self.value), 1000 * UNIT * abs(self.value) if noise is None else noise)
@@ -164,6 +161,9 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
     """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones."""
     faults, close, unclear, seen, kinks, tried = [], [], [], 0.0, 0, 0
     large = sum(g.size for g in gradient) > 10**5
+    negligible, excuse = NEGLIGIBLE, "less than float32 resolves"
+    if loss.iterates:
+        negligible, excuse = NEGLIGIBLE_ITERATED, _ITERATES
     for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
         scale = max(1.0, float(np.sqrt(np.mean(leaf**2))))
         entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
@@ -199,11 +199,9 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
             slack = slope.tolerance + UNIT * (norm * 8 + abs(along))
             off = slope.off(along)
             reference = max(abs(along), norm / math.sqrt(g.size), abs(middle))
-            if slack < off <= loss.negligible * reference:
+            if slack < off <= negligible * reference:
                 text = f"{where}: slope {along:.10g}, differences give {middle:.10g}, {off / reference:.0e} apart"
-                close.append(
-                    (off / reference, f"{text}: {_ITERATES if loss.iterates else 'less than float32 resolves'}")
-                )
+                close.append((off / reference, f"{text}: {excuse}"))
             elif off > slack:
                 ratio = f", {along / middle:.7g} times" if abs(middle) > slack else ""
                 told = meaning(along / middle, examples, slack / abs(middle)) if ratio else ""

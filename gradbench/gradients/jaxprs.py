@@ -62,7 +62,7 @@ def custom_rules(trace: Any) -> list[tuple[str, bool]]:
         if name == "call_hi_primitive":
             name = f"the rule of {type(params['_prim']).__name__}"
         elif name in CALLS and name.startswith("custom"):
-            inner = open_jaxpr(params.get("call_jaxpr", params.get("fun_jaxpr")))[0]
+            inner, _ = open_jaxpr(_body(params))
             function = params.get("name") or getattr(getattr(inner, "debug_info", None), "func_name", None)
             name = f"{name.split('_call')[0]} of {function or 'a function'}"
         elif name != "custom_linear_solve":
@@ -72,6 +72,11 @@ def custom_rules(trace: Any) -> list[tuple[str, bool]]:
     return sorted(found.items())
 
 
+def _body(params: dict[str, Any]) -> Any:
+    """The jaxpr among a call's parameters."""
+    return next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params)
+
+
 def called(equation: Any, ins: list[Any]) -> tuple[Any, list[Any], list[Any]] | None:
     """What a call runs in its place: the jaxpr, its constants and its arguments out of `ins`; None of another equation.
 
@@ -79,7 +84,7 @@ def called(equation: Any, ins: list[Any]) -> tuple[Any, list[Any], list[Any]] | 
     """
     name, params = equation.primitive.name, equation.params
     if name in CALLS:
-        return *open_jaxpr(next(params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params)), ins
+        return *open_jaxpr(_body(params)), ins
     if name == "custom_linear_solve":
         lengths = params["const_lengths"]
         start = lengths.matvec + lengths.vecmat
