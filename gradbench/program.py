@@ -20,6 +20,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gradbench.division import by_reciprocals
 from gradbench.minibatch import batch_rows, cut
 from gradbench.optimizer import Optimizer, extra_arguments
 from gradbench.plan import SweepPlan
@@ -222,10 +223,11 @@ class Program:
 
         def advance(state: State, rates: jax.Array, seeds: jax.Array, first: jax.Array, data: Data):
             if plan.batch_size is None:
-                step = jax.vmap(trial.step, in_axes=(0, 0, None))
+                step = by_reciprocals(jax.vmap(trial.step, in_axes=(0, 0, None)))
                 return jax.lax.scan(lambda s, _: step(s, rates, data), state, length=block.rows)
             keys = jax.vmap(order_key)(seeds)
-            segment = jax.vmap(partial(trial.segment, stride=block.stride), in_axes=(0, 0, None, 0, 0))
+            segment = partial(trial.segment, stride=block.stride)
+            segment = by_reciprocals(jax.vmap(segment, in_axes=(0, 0, None, 0, 0)))
             offsets = block.stride * jnp.arange(block.rows, dtype=jnp.int32)
             return jax.lax.scan(lambda s, offset: segment(s, rates, data, keys, first + offset), state, offsets)
 
