@@ -7,8 +7,9 @@ Four problems x sgd, momentum, adam. Steady: seconds in the loop over the steps,
 runs of a quarter of a second at least; every side in turn in each round, medians. End to end: from the problem's arrays
 to the last loss of all trials in this process, building and compiling included (imports not), once a side. A side that
 would take minutes runs 4 of the trials, and its end-to-end time is its first run plus the rest at the steady pace; its
-heading has a star. benchopt is timed as whole processes against `gradbench run`. A side whose final losses differ from
-the engine's by more than rounding explains (sides/rounding.py) is void. Needs the extra `peers`.
+heading has a star. benchopt is timed as whole processes against `gradbench run`; the bowl also with 50 times the steps,
+once. A side whose final losses differ from the engine's by more than rounding explains (sides/rounding.py) is void.
+Needs the extra `peers`.
 """
 
 from __future__ import annotations
@@ -105,10 +106,10 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_benchopt(problem: str, count: int, rounds: int) -> list[dict[str, Any]]:
-    common = dict.fromkeys(SCHEMA.names) | {"problem": problem, "optimizer": ALL, "steps": PROBLEMS[problem][0]}
+def measure_benchopt(sweep: end_to_end.Sweep, count: int, rounds: int) -> list[dict[str, Any]]:
+    common = dict.fromkeys(SCHEMA.names) | {"problem": sweep.problem, "optimizer": ALL, "steps": sweep.steps}
     try:
-        rows = [common | row for row in end_to_end.measure(problem, count, rounds)]
+        rows = [common | row for row in end_to_end.measure(sweep, count, rounds)]
     except Exception as error:
         return [common | {"side": "benchopt", "void": one_line(error)[:300]}]
     for row in rows:
@@ -116,13 +117,18 @@ def measure_benchopt(problem: str, count: int, rounds: int) -> list[dict[str, An
     return rows
 
 
+def times(slow: float, fast: float) -> str:
+    """Their ratio to three digits, in plain digits."""
+    return f"{float(f'{slow / fast:.3g}'):g}"
+
+
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line a pair: how many times the engine's time each side takes, steady and (end to end)."""
-    lines: dict[tuple[str, str], dict[str, Any]] = {}
-    engines = {(row["problem"], row["optimizer"]): row for row in rows if row["side"] == "engine"}
+    lines: dict[tuple[str, str, int], dict[str, Any]] = {}
+    engines = {(row["problem"], row["optimizer"], row["steps"]): row for row in rows if row["side"] == "engine"}
     for row in rows:
-        pair = row["problem"], row["optimizer"]
-        line = lines.setdefault(pair, {"problem": pair[0].split("[")[0], "optimizer": pair[1]})
+        pair = row["problem"], row["optimizer"], row["steps"]
+        line = lines.setdefault(pair, {"problem": pair[0].split("[")[0], "optimizer": pair[1], "steps": pair[2]})
         engine = engines.get(pair)
         if row["side"] == "engine" and row["step_s"]:
             line["engine_us"] = f"{row['step_s'] * 1e6:.3g}"
@@ -131,14 +137,14 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if row["void"] or not row["loss_share"] <= 1:
             line[row["side"]] = "void"
             continue
-        steady = f"{row['step_s'] / engine['step_s']:.3g}" if row["step_s"] else ""
-        line[row["side"]] = f"{steady} ({row['end_to_end_s'] / engine['end_to_end_s']:.3g})".strip()
+        steady = times(row["step_s"], engine["step_s"]) if row["step_s"] else ""
+        line[row["side"]] = f"{steady} ({times(row['end_to_end_s'], engine['end_to_end_s'])})".strip()
     return list(lines.values())
 
 
 def show(rows: list[dict[str, Any]], output_format: str) -> str:
     names = list(dict.fromkeys(row["side"] for row in rows if row["side"] != "engine"))
-    columns = [Column("problem", "problem", str), Column("optimizer", "optimizer", str)]
+    columns = [Column("problem", "problem", str), Column("optimizer", "optimizer", str), Column("steps", "steps", str)]
     columns.append(Column("engine_us", "engine, µs a trial-step"))
     columns += [Column(name, name + "*" * (name in STARRED)) for name in names]
     lines = [dict.fromkeys(column.key for column in columns) | line for line in ratios(rows)]
@@ -187,9 +193,10 @@ def main() -> None:
             print(f"{name} × {optimizer}", file=sys.stderr, flush=True)
             add(measure(Case.of(name, optimizer, options.rates), options.rounds))
     if importlib.util.find_spec("benchopt") and ALL in options.optimizers:
-        for name in [name for name in end_to_end.CASES if name in options.problems]:
-            print(f"{name}, benchopt", file=sys.stderr, flush=True)
-            add(measure_benchopt(name, options.rates, options.rounds))
+        for sweep in [sweep for sweep in end_to_end.SWEEPS if sweep.problem in options.problems]:
+            print(f"{sweep.problem}, {sweep.steps} steps, benchopt", file=sys.stderr, flush=True)
+            rounds = options.rounds if sweep.steps == PROBLEMS[sweep.problem][0] else 1
+            add(measure_benchopt(sweep, options.rates, rounds))
     print(show(rows, options.format))
 
 

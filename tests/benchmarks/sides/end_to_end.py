@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,14 +24,23 @@ from .rounding import tolerances
 
 FOLDER = Path(__file__).parent / "benchopt"
 SOLVERS = ("numpy-loop", "jax-loop")
-# One grid for the three optimizers, stable for each.
-CASES = {name: (PROBLEMS[name][0], min(PROBLEMS[name][1])) for name in ("quadratic_bowl", "logistic_regression")}
+LONG = 50
 Losses = dict[str, np.ndarray]  # by optimizer, in the order of the learning rates
 
 
-def grid(problem: str, count: int) -> np.ndarray:
-    top = CASES[problem][1]
-    return np.geomspace(top / 100, top, count)
+class Sweep(NamedTuple):
+    problem: str
+    steps: int
+    highest: float  # learning rate, stable for the three optimizers; the lowest is a hundredth of it
+
+    def rates(self, count: int) -> np.ndarray:
+        """Numbers that float32 holds."""
+        return np.geomspace(self.highest / 100, self.highest, count).astype(np.float32).astype(float)
+
+
+SWEEPS = [Sweep(name, PROBLEMS[name][0], min(PROBLEMS[name][1])) for name in ("quadratic_bowl", "logistic_regression")]
+# Steps enough to show more than start and compilation, as many times smaller.
+SWEEPS.append(Sweep(SWEEPS[0].problem, LONG * SWEEPS[0].steps, SWEEPS[0].highest / LONG))
 
 
 def _timed(command: list[str]) -> float:
@@ -44,35 +54,35 @@ def _timed(command: list[str]) -> float:
     return spent
 
 
-def gradbench(problem: str, rates: np.ndarray) -> tuple[float, Losses]:
+def gradbench(sweep: Sweep, rates: np.ndarray) -> tuple[float, Losses]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "gradbench", "run", problem, "--lr", ",".join(map(repr, rates.tolist()))]
+        command = [sys.executable, "-m", "gradbench", "run", sweep.problem, "--lr", ",".join(map(repr, rates.tolist()))]
         command += [part for name in OPTIMIZERS for part in ("-o", name)]
-        command += ["--seeds", "1", "--steps", str(CASES[problem][0]), "--no-retire", "--quiet", "--out", folder]
+        command += ["--seeds", "1", "--steps", str(sweep.steps), "--no-retire", "--quiet", "--out", folder]
         spent = _timed(command)
         trials = load_run(next(Path(folder).iterdir())).trials.to_pandas()
     by_rate = trials.sort_values("learning_rate").groupby("optimizer")["final_loss"]
     return spent, {name: losses.to_numpy() for name, losses in by_rate}
 
 
-def benchopt(solver: str, problem: str, rates: np.ndarray) -> tuple[float, Losses]:
+def benchopt(solver: str, sweep: Sweep, rates: np.ndarray) -> tuple[float, Losses]:
     listed = ",".join(map(repr, rates.tolist()))
-    settings = f"optimizer=[{','.join(OPTIMIZERS)}],steps={CASES[problem][0]},learning_rate=[{listed}]"
+    settings = f"optimizer=[{','.join(OPTIMIZERS)}],steps={sweep.steps},learning_rate=[{listed}]"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out.parquet"
         command = [sys.executable, "-m", "benchopt", "run", str(FOLDER), "-s", f"{solver}[{settings}]"]
-        command += ["-d", f"data[kind={problem}]", "-n", "1", "-j", str(cores()), "--timeout", "600"]
+        command += ["-d", f"data[kind={sweep.problem}]", "-n", "1", "-j", str(cores()), "--timeout", "600"]
         spent = _timed([*command, "--no-cache", "--no-plot", "--output", str(output)])
         rows = pq.read_table(output).to_pandas()
     by_rate = rows.sort_values("p_solver_learning_rate").groupby("p_solver_optimizer")["objective_value"]
     return spent, {name: losses.to_numpy() for name, losses in by_rate}
 
 
-def measure(problem: str, count: int, rounds: int) -> list[dict]:
+def measure(sweep: Sweep, count: int, rounds: int) -> list[dict]:
     """A row a side, with every round's seconds."""
-    rates = grid(problem, count).astype(np.float32).astype(float)
-    sides = {"engine": lambda: gradbench(problem, rates)}
-    sides |= {f"benchopt {s}": lambda s=s: benchopt(s, problem, rates) for s in SOLVERS}
+    rates = sweep.rates(count)
+    sides = {"engine": lambda: gradbench(sweep, rates)}
+    sides |= {f"benchopt {s}": lambda s=s: benchopt(s, sweep, rates) for s in SOLVERS}
     spent: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, Losses] = {}
     for _ in range(rounds):
@@ -84,7 +94,7 @@ def measure(problem: str, count: int, rounds: int) -> list[dict]:
         share = 0.0
         for optimizer in OPTIMIZERS:
             # a step more: the loss after the last update, not before it
-            case = Case(problem, optimizer, rates.astype(np.float32), CASES[problem][0] + 1)
+            case = Case(sweep.problem, optimizer, rates.astype(np.float32), sweep.steps + 1)
             off = np.abs(losses[name][optimizer] - losses["engine"][optimizer])[case.judged]
             share = max(share, float(np.max(off / tolerances(case))))
         rows.append({"side": name, "end_to_end_samples": spent[name], "loss_share": share, "trials": 3 * count})
