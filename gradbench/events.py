@@ -32,6 +32,11 @@ class Facts(NamedTuple):
     target: float  # the plan's relative gap
     stop_at_target: bool
 
+    def arrays(self, dtype: np.dtype) -> Any:
+        """Facts of arrays, the floats of `dtype`."""
+        types = {int: np.int32, bool: np.bool_}
+        return jax.tree.map(lambda value: np.asarray(value, types.get(type(value), dtype)), self)
+
 
 class Events(NamedTuple):
     """Per slot, arrays (S,), of jax on the devices and of numpy on the host. Steps are int32, -1 for never; losses are
@@ -107,11 +112,12 @@ def take(values: jax.Array, rows: jax.Array) -> jax.Array:
 @partial(jax.jit, donate_argnums=0)
 def observe(
     events: Events, rows: Row, first: jax.Array, facts: Facts, wanted: jax.Array
-) -> tuple[Events, jax.Array, jax.Array]:
+) -> tuple[Events, jax.Array, tuple[jax.Array, jax.Array]]:
     """Take a chunk's rows (R, S), whose first is at step `first` (S,), into `events`.
 
     `wanted` (C, K) holds, for every chunk of a trial, the rows its curve keeps (any number where fewer). Returns the
-    events and the kept losses and gradient norms, (K, S) each.
+    events, the next chunk's `first`, and for the host, in as few arrays as can be since each costs it a wait: whether
+    each slot's trial is finished and its steps so far, int32 (2, S); the kept losses and gradient norms, (2, K, S).
     """
     loss, count = rows.loss, rows.loss.shape[0]
     tiles = Tiles(count)
@@ -185,7 +191,8 @@ def observe(
     )
     chunk = first // (facts.stride * count)
     kept = jnp.clip(wanted[chunk].T, 0, count - 1)  # (K, S)
-    return after, take(loss, kept), norms(kept)
+    status = jnp.stack([after.finished.astype(jnp.int32), after.steps_run])
+    return after, first + facts.stride * count, (status, jnp.stack([take(loss, kept), norms(kept)]))
 
 
 def verdict(events: Events, facts: Facts) -> np.ndarray:
