@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.devices import cores
+from gradbench.jaxprs import equations, nested
 from gradbench.minibatch import cut
 from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, shapes
-from gradbench.program import Block, Trial, equations
+from gradbench.program import Block, Trial
 
 CHUNK_SECONDS = 0.1  # of one chunk: long beside the host's work between two (1 to 2 ms), a tick of a progress bar
 RETIRE_SECONDS = 0.025  # the same where trials wait: a finished one should leave its slot soon
@@ -55,7 +56,8 @@ def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
             data = jax.eval_shape(lambda d, r: cut(d, r, examples), data, rows)
         gradient = jax.jit(jax.value_and_grad(problem.loss)).trace(params, data)
         analysis = gradient.lower().cost_analysis() or {}
-    results = (v.aval for equation in equations(gradient.jaxpr.jaxpr) for v in equation.outvars)
+    computing = (equation for equation in equations(gradient.jaxpr) if not nested(equation))  # what loops hold, once
+    results = (v.aval for equation in computing for v in equation.outvars)
     made = sum(aval.size * aval.dtype.itemsize for aval in results if hasattr(aval, "size"))
     return Work(float(analysis.get("flops", 0.0)), float(made))
 

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradbench.jaxprs import REMATERIALISED, called, open_jaxpr
+
 
 def by_reciprocals(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, of pytrees of arrays, with x * (1 / y) for every x / y whose y is broadcast: one rounding more.
@@ -21,16 +23,15 @@ def by_reciprocals(function: Callable[..., Any]) -> Callable[..., Any]:
     Calls, loops and branches inside included; what is under jax.checkpoint stays as it is.
     """
 
-    def rewritten(*args: Any) -> Any:
-        jaxpr, result = jax.make_jaxpr(function, return_shape=True)(*args)
-        return jax.tree.unflatten(jax.tree.structure(result), _run(jaxpr, jax.tree.leaves(args)))
+    def changed(*args: Any) -> Any:
+        traced, result = jax.make_jaxpr(function, return_shape=True)(*args)
+        return jax.tree.unflatten(jax.tree.structure(result), _run(*open_jaxpr(traced), jax.tree.leaves(args)))
 
-    return rewritten
+    return changed
 
 
-def _run(jaxpr: Any, args: Sequence[Any]) -> list[Any]:
-    """The outputs of a jaxpr and its constants."""
-    consts, jaxpr = jaxpr.consts, getattr(jaxpr, "jaxpr", jaxpr)
+def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """The outputs of an open jaxpr."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
     def read(variable: Any) -> Any:
@@ -43,26 +44,26 @@ def _run(jaxpr: Any, args: Sequence[Any]) -> list[Any]:
     return [read(v) for v in jaxpr.outvars]
 
 
-# Where primitives keep what they run: once and in their place, or by some rule of their own.
-_CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 _BODIES = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
 
 
 def _results(equation: Any, operands: list[Any]) -> Sequence[Any]:
     primitive, params = equation.primitive, equation.params
-    if primitive.name in _CALLS:
-        return _run(params[_CALLS[primitive.name]], operands)
+    inner = None if primitive.name in REMATERIALISED else called(equation, operands)
+    if inner is not None:
+        return _run(*inner)
     if primitive.name == "div":
         (x, y), result = operands, equation.outvars[0].aval
         if jnp.issubdtype(result.dtype, jnp.inexact) and jnp.size(y) < result.size:
             # float16 cannot hold the reciprocals of small numbers.
             wide = jnp.promote_types(result.dtype, jnp.float32)
             return [jnp.multiply(x, jnp.reciprocal(jnp.asarray(y, wide))).astype(result.dtype)]
-    params = params | {key: jax.tree.map(_rewritten, params[key]) for key in _BODIES.get(primitive.name, ())}
+    params = params | {key: jax.tree.map(_changed, params[key]) for key in _BODIES.get(primitive.name, ())}
     results = primitive.bind(*operands, **primitive.get_bind_params(params))
     return results if primitive.multiple_results else [results]
 
 
-def _rewritten(body: Any) -> Any:
+def _changed(body: Any) -> Any:
+    """A loop's or a branch's jaxpr with its divisions changed."""
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in body.in_avals]
-    return jax.make_jaxpr(lambda *args: _run(body, args))(*shapes)
+    return jax.make_jaxpr(lambda *args: _run(*open_jaxpr(body), args))(*shapes)

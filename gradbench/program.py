@@ -8,7 +8,7 @@ compile serves every learning rate, seed and refill.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gradbench.division import by_reciprocals
+from gradbench.jaxprs import equations
 from gradbench.minibatch import batch_rows, cut
 from gradbench.optimizer import Optimizer, extra_arguments
 from gradbench.plan import SweepPlan
@@ -127,17 +128,6 @@ def _like(new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: n if n.dtype == o.dtype else n.astype(o.dtype), new, old)
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations that compute: those of inner jaxprs instead of the calls and loops that hold them, once each."""
-    for equation in jaxpr.eqns:
-        parameters = jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
-        inner = [getattr(p, "jaxpr", p) for p in parameters if hasattr(p, "eqns")]
-        for body in inner:
-            yield from equations(body)
-        if not inner:
-            yield equation
-
-
 @dataclass(frozen=True)
 class Trial:
     """One trial's arithmetic, with no axis for trials: how it starts, and how one observed row comes about. `products`
@@ -155,7 +145,7 @@ class Trial:
         params, data = shapes(problem, plan.dtype)
         extras = extra_arguments(optimizer, plan.steps, problem.loss, params, data)
         loss = jax.make_jaxpr(problem.loss)(params, data)
-        names = {equation.primitive.name for equation in equations(loss.jaxpr)}
+        names = {equation.primitive.name for equation in equations(loss)}
         return cls(problem, optimizer, plan, extras, bool(names & {"dot_general", "conv_general_dilated"}))
 
     def start(self, params: Params, learning_rate: jax.Array) -> State:

@@ -10,7 +10,7 @@ from gradbench.gradients import oracle, rounding
 from gradbench.gradients.band import Band, quantile
 from gradbench.gradients.formats import flushes_subnormals, format_of, input_class
 from gradbench.gradients.interpreter import Interpreter, Pair
-from gradbench.gradients.jaxprs import open_jaxpr
+from gradbench.jaxprs import open_jaxpr
 
 CPU = jax.devices("cpu")[0]
 GENERATOR = np.random.default_rng(11)

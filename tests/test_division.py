@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradbench.division import by_reciprocals
-from gradbench.gradients.jaxprs import equations
+from gradbench.jaxprs import equations
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from gradbench.gradients.formats import flushes_subnormals, format_of, precision_context, x64_context
 from gradbench.gradients.interpreter import Interpreter, Pair, is_float, wide
-from gradbench.gradients.jaxprs import equations, open_jaxpr
+from gradbench.jaxprs import equations, open_jaxpr
 
 SAMPLES = 32  # sigma is then known to 1/sqrt(2*32) = 12 %
 FALSE_ALARM = 1e-6  # the probability, under the model, that one right gradient is called wrong anywhere

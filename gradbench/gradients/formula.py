@@ -20,8 +20,8 @@ from gradbench.errors import one_line
 from gradbench.gradients import oracle, reference
 from gradbench.gradients.band import Spread, quantile
 from gradbench.gradients.formats import format_of
-from gradbench.gradients.jaxprs import custom_rules
 from gradbench.gradients.judge import meaning
+from gradbench.jaxprs import custom_rules
 from gradbench.problem import Problem
 
 UNIT = format_of(jnp.float64).unit

@@ -18,7 +18,7 @@ from jax import lax
 
 from gradbench.gradients import rounding
 from gradbench.gradients.formats import INPUT_UNIT, format_of, input_class
-from gradbench.gradients.jaxprs import called, open_jaxpr, scan_counts
+from gradbench.jaxprs import called, open_jaxpr, scan_counts
 
 # A decision (x > 0) is taken at 4 times its sampled deviation: the largest of 32 normal deviations exceeds 1.5 sigma
 # with probability 0.99, so a tie that rounding can turn (up to 6 sigma) is turned in some of the samples.

@@ -18,7 +18,7 @@ import numpy as np
 from gradbench.gradients import reference
 from gradbench.gradients.formats import round_to, x64_context
 from gradbench.gradients.interpreter import Interpreter, Pair
-from gradbench.gradients.jaxprs import equations, open_jaxpr
+from gradbench.jaxprs import equations, open_jaxpr
 from gradbench.problem import Problem
 
 _WORK = 2**28  # parameters x examples; a problem beyond it is checked on fewer of its examples

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from gradbench.gradients.interpreter import MOST_TURNS, Interpreter, Pair, wide
-from gradbench.gradients.jaxprs import called, open_jaxpr, scan_counts
+from gradbench.jaxprs import called, open_jaxpr, scan_counts
 
 
 def run(trace: Any, arguments: list[Any]) -> list[np.ndarray]:

@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 
-from gradbench.gradients.rounding import names
-
-CALLS = names(
-    "jit pjit closed_call core_closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call "
-    "custom_vjp_call_jaxpr eval_jaxpr xla_call"
-)
+REMATERIALISED = frozenset({"remat", "remat2", "checkpoint"})
+CALLS = REMATERIALISED | {
+    *("jit", "pjit", "closed_call", "core_closed_call", "core_call", "xla_call", "eval_jaxpr"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+}
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
