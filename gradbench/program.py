@@ -20,12 +20,12 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gradbench.division import by_reciprocals
 from gradbench.jaxprs import equations
 from gradbench.minibatch import batch_rows, cut
 from gradbench.optimizer import Optimizer, extra_arguments
 from gradbench.plan import SweepPlan
 from gradbench.problem import Data, Params, Problem, cast, shapes
+from gradbench.rewrite import rewritten
 
 TRIALS = "trials"
 _MATMUL = {"highest": "highest", "tf32": "tensorfloat32", "default": None}
@@ -102,25 +102,10 @@ def inner(a: Any, b: Any) -> jax.Array:
     """The inner product of two pytrees, accumulated in float32 at least."""
     wide = partial(jnp.promote_types, jnp.float32)
     products = [
-        _sum(x.astype(wide(x.dtype)) * y.astype(wide(y.dtype)))
+        jnp.sum(x.astype(wide(x.dtype)) * y.astype(wide(y.dtype)))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     ]
     return sum(products[1:], products[0])
-
-
-_WINDOW = 32  # XLA:CPU sums more entries than this by windows, which do not vectorise
-
-
-def _sum(x: jax.Array) -> jax.Array:
-    """The sum of an array's entries. One of a few hundred is folded to a window's width first: half a bowl's step."""
-    parts = -(-x.size // _WINDOW)
-    if not 1 < parts <= _WINDOW:
-        return jnp.sum(x)
-    x = x.reshape(-1)
-    folded = list(jnp.pad(x, (0, -x.size % parts)).reshape(parts, -1))
-    while len(folded) > 1:
-        folded = [jnp.add(*pair) for pair in zip(folded[::2], folded[1::2])] + folded[len(folded) & ~1 :]
-    return jnp.sum(folded[0])
 
 
 def _like(new: Any, old: Any) -> Any:
@@ -210,16 +195,16 @@ class Program:
         self.trial, self.block, self.devices = trial, block, list(devices[: block.devices])
         mesh = Mesh(np.array(self.devices), (TRIALS,), axis_types=(AxisType.Auto,))
         self.sharded, self.replicated = NamedSharding(mesh, P(TRIALS)), NamedSharding(mesh, P())
-        plan = trial.plan
+        plan, platform = trial.plan, self.devices[0].platform
         self.rate_dtype = jnp.promote_types(jnp.float32, plan.dtype)
 
         def advance(state: State, rates: jax.Array, seeds: jax.Array, first: jax.Array, data: Data):
             if plan.batch_size is None:
-                step = by_reciprocals(jax.vmap(trial.step, in_axes=(0, 0, None)))
+                step = rewritten(jax.vmap(trial.step, in_axes=(0, 0, None)), platform)
                 return jax.lax.scan(lambda s, _: step(s, rates, data), state, length=block.rows)
             keys = jax.vmap(order_key)(seeds)
             segment = partial(trial.segment, stride=block.stride)
-            segment = by_reciprocals(jax.vmap(segment, in_axes=(0, 0, None, 0, 0)))
+            segment = rewritten(jax.vmap(segment, in_axes=(0, 0, None, 0, 0)), platform)
             offsets = block.stride * jnp.arange(block.rows, dtype=jnp.int32)
             return jax.lax.scan(lambda s, offset: segment(s, rates, data, keys, first + offset), state, offsets)
 
@@ -227,7 +212,7 @@ class Program:
         spread = jax.shard_map(
             advance, mesh=mesh, in_specs=(*per_trial, P()), out_specs=(P(TRIALS), P(None, TRIALS)), check_vma=False
         )
-        options = loop_options(self.devices[0].platform, trial.products)
+        options = loop_options(platform, trial.products)
         self.advance = jax.jit(spread, donate_argnums=0, compiler_options=options)
         self._start = jax.jit(jax.vmap(trial.start), out_shardings=self.sharded)
         self._admit = jax.jit(self._select, donate_argnums=1, out_shardings=self.sharded)

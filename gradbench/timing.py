@@ -19,6 +19,7 @@ from gradbench.limits import kernels_per_row
 from gradbench.plan import SweepPlan
 from gradbench.problem import cast
 from gradbench.program import Program, State, inner, loop_options, numerics
+from gradbench.rewrite import rewritten
 
 SAMPLES = 9
 SAMPLE_SECONDS = 0.005  # of one sample at least: the clock and a thread's wake-up cost microseconds
@@ -194,7 +195,8 @@ def _costs(
 def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
     """Timings rows of the problem's loss alone (mode value) and with its gradient (value_and_grad), one trial."""
     problem, rows, length = program.trial.problem, [], program.block.rows
-    options = loop_options(program.devices[0].platform, program.trial.products)
+    platform = program.devices[0].platform
+    options = loop_options(platform, program.trial.products)
     with jax.enable_x64(False):
         start = problem.init(jax.random.key(0))
     with numerics(plan.dtype, plan.precision):
@@ -213,6 +215,7 @@ def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
         for step in (value, value_and_grad):
 
             def chain(params: Any, nothing: jax.Array, data: Any, step: Callable[..., Any] = step) -> jax.Array:
+                step = rewritten(step, platform)
                 after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=length)
                 return inner(after, after)
 

@@ -1,4 +1,4 @@
-"""Division by a broadcast array becomes multiplication by a reciprocal, and nothing else changes."""
+"""Divisions by reciprocals, sums by parts, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradbench.division import by_reciprocals
 from gradbench.jaxprs import equations
+from gradbench.rewrite import rewritten
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
 
@@ -51,7 +51,7 @@ def test_no_array_is_divided_by_a_broadcast_one(name):
     args = (X, jnp.float32(3)) if name == "batched" else (X,)
     function = FUNCTIONS[name]
     assert any(divisions(function, *args))  # or this test would see nothing
-    changed = by_reciprocals(function)
+    changed = rewritten(function, "gpu")
     assert not any(divisions(changed, *args))
     assert jax.tree.structure(changed(*args)) == jax.tree.structure(function(*args))
     for new, old in zip(jax.tree.leaves(changed(*args)), jax.tree.leaves(function(*args)), strict=True):
@@ -60,16 +60,65 @@ def test_no_array_is_divided_by_a_broadcast_one(name):
 
 
 def test_divisions_entry_by_entry_and_of_integers_stay():
-    assert jnp.array_equal(by_reciprocals(lambda x, y: x / y)(X, X + 9), X / (X + 9))
+    assert jnp.array_equal(rewritten(lambda x, y: x / y, "gpu")(X, X + 9), X / (X + 9))
     whole = jnp.arange(-7, 8)
-    assert jnp.array_equal(by_reciprocals(lambda x: x // 3)(whole), whole // 3)
+    assert jnp.array_equal(rewritten(lambda x: x // 3, "gpu")(whole), whole // 3)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_a_quotient_keeps_its_dtype_and_is_rounded_twice_at_most(dtype):
     y = jnp.asarray(1e-5, dtype)  # float16 cannot hold its reciprocal
     x = X.astype(dtype) * y
-    quotient = by_reciprocals(lambda x, y: x / y)(x, y)
+    quotient = rewritten(lambda x, y: x / y, "gpu")(x, y)
     assert quotient.dtype == dtype
     exact = np.asarray(x, np.float64) / np.asarray(y, np.float64)
     np.testing.assert_allclose(np.asarray(quotient, np.float64), exact, rtol=1.01 * float(jnp.finfo(dtype).eps))
+
+
+def column_sums(x):
+    return jnp.sum(x, axis=0)
+
+
+SUMS = {
+    "a bowl": (lambda x: jnp.sum(x), (100,)),
+    "one more than a window": (lambda x: jnp.sum(x), (33,)),
+    "batched, with a rest": (lambda x: jnp.mean(x, axis=-1), (7, 569)),
+    "over two axes": (lambda x: jnp.sum(x, axis=(1, 2)), (3, 20, 11)),
+    "in a scan": (lambda x: jax.lax.scan(lambda c, row: (c + row.sum(), row.sum()), 0.0, x)[1], (4, 1024)),
+}
+
+
+def summed(function, x):
+    """How many entries each sum adds up."""
+    found = [e for e in equations(jax.make_jaxpr(function)(x)) if e.primitive.name == "reduce_sum"]
+    return [e.invars[0].aval.size // e.outvars[0].aval.size for e in found]
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_on_a_cpu_no_more_than_32_entries_are_summed_at_once(name):
+    function, shape = SUMS[name]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    assert max(summed(function, x)) > 32
+    assert max(summed(rewritten(function, "cpu"), x)) <= 32
+    assert summed(rewritten(function, "gpu"), x) == summed(function, x)
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((100,), (0,)), ((33,), (0,)), ((7, 569), (1,)), ((3, 20, 11), (1, 2))])
+def test_a_folded_sum_is_the_sum(shape, axes):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    folded = rewritten(lambda x: jnp.sum(x, axis=axes), "cpu")(jnp.asarray(x))
+    # An entry goes through at most 5 additions of parts, 31 within the last part, 31 of the rest and one of the two.
+    allowed = 68 * np.finfo(np.float32).eps / 2 * np.abs(x).sum(axis=axes)
+    assert (np.abs(folded - x.sum(axis=axes, dtype=np.float64)) <= allowed).all()
+
+
+def test_a_sum_of_exps_stays():
+    x = jnp.ones(100)
+    for function in (lambda x: jnp.sum(2 * jnp.exp(x)), lambda x: jnp.mean(jax.nn.softplus(x))):
+        assert 100 in summed(rewritten(function, "cpu"), x)
+    assert 100 not in summed(rewritten(lambda x: jnp.sum(x @ jnp.exp(jnp.eye(100))), "cpu"), x)
+
+
+def test_sums_in_other_dtypes_and_of_more_entries_stay():
+    for x in (jnp.ones(100, jnp.int32), jnp.ones(1025), jnp.ones((100, 3))):
+        assert summed(rewritten(column_sums, "cpu"), x) == summed(column_sums, x)
