@@ -39,15 +39,16 @@ def numerics(dtype: str, precision: str):
 
 
 @cache
-def loop_options(platform: str, products: bool) -> dict[str, bool | int]:
-    """Compiler options of a loop over steps, empty where the compiler does not know them.
+def loop_options(platform: str, products: bool, lanes: int = 1) -> dict[str, bool | int]:
+    """Compiler options of a loop over steps of `lanes` trials, empty where the compiler does not know them.
 
     XLA:CPU copies every array of a loop's state at every step unless asked to look where each is last read: a third of
     a bowl's step. Not with matrix products, beside which copies cost nothing: jax 0.10 then runs the products of both
-    devices' loops at once, on cores already busy, and a network's step takes a third longer. What stands between
-    products, an exp of every example, is 2 to 6 % of a step faster in vectors of 512 bits, where a core has them.
+    devices' loops at once, on cores already busy, and a network's step takes a third longer. What stands between the
+    products of several trials, an exp of every example, is 2 to 6 % of a step faster in vectors of 512 bits, where a
+    core has them; one trial's products of a matrix and a vector are half as slow again.
     """
-    if platform != "cpu":
+    if platform != "cpu" or (products and lanes == 1):
         return {}
     name = "xla_cpu_prefer_vector_width" if products else "xla_cpu_copy_insertion_use_region_analysis"
     options = {name: 512 if products else True}
@@ -212,7 +213,7 @@ class Program:
         spread = jax.shard_map(
             advance, mesh=mesh, in_specs=(*per_trial, P()), out_specs=(P(TRIALS), P(None, TRIALS)), check_vma=False
         )
-        options = loop_options(platform, trial.products)
+        options = loop_options(platform, trial.products, block.lanes)
         self.advance = jax.jit(spread, donate_argnums=0, compiler_options=options)
         self._start = jax.jit(jax.vmap(trial.start), out_shardings=self.sharded)
         self._admit = jax.jit(self._select, donate_argnums=1, out_shardings=self.sharded)
