@@ -19,7 +19,7 @@ from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, shapes
 from gradbench.program import Block, Trial
 
-CHUNK_SECONDS = 0.1  # of one chunk: long beside the host's work between two (1 to 2 ms), a tick of a progress bar
+CHUNK_SECONDS = 0.1  # of one chunk: long beside the host's work between two (about 1 ms), a tick of a progress bar
 RETIRE_SECONDS = 0.025  # the same where trials wait: a finished one should leave its slot soon
 
 

@@ -58,7 +58,7 @@ class _Rewrite:
             with equation.ctx.manager:
                 results = self.results(equation, [read(v) for v in equation.invars], dear)
             values.update(zip(equation.outvars, results, strict=True))
-            if _dear(equation, dear):
+            if self.sums and _dear(equation, dear):
                 dear.update(equation.outvars)
         return [read(v) for v in jaxpr.outvars]
 

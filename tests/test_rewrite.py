@@ -17,31 +17,31 @@ def scanned(x):
     return jax.lax.scan(lambda carry, row: (carry + row / row.sum(), carry / (1 + row[0] ** 2)), jnp.zeros(3), x)
 
 
-def halved(x):
+def rescaled(x):
     return jax.lax.while_loop(lambda x: jnp.max(x / jnp.sum(x)) > 9, lambda x: x / jnp.sum(x**2), x)
 
 
 @jax.custom_jvp
-def centred(x):
+def normalised(x):
     return x / jnp.sum(x)
 
 
-centred.defjvp(lambda primals, tangents: (centred(*primals), tangents[0]))
+normalised.defjvp(lambda primals, tangents: (normalised(*primals), tangents[0]))
 
 FUNCTIONS = {
     "softmax": jax.nn.softmax,
     "in a jit": jax.jit(lambda x: {"a": x / jnp.linalg.norm(x), "b": [x.sum(0, keepdims=True) + x]}),
     "in a scan": scanned,
-    "in a while loop": halved,
+    "in a while loop": rescaled,
     "in a branch": lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x / x[0], lambda x: x / jnp.sum(x), x),
-    "in a function with a derivative of its own": lambda x: centred(x),
+    "in a function with a derivative of its own": lambda x: normalised(x),
     "its gradient": jax.grad(lambda x: jnp.sum(x**3 / jnp.sum(x**2))),
     "batched": jax.vmap(lambda x, scale: x / scale, in_axes=(0, None)),
 }
 
 
 def divisions(function, *args):
-    """The shapes of every x / y: broadcast or not."""
+    """Of every x / y, whether y is broadcast."""
     found = [e for e in equations(jax.make_jaxpr(function)(*args)) if e.primitive.name == "div"]
     return [e.invars[1].aval.size < e.outvars[0].aval.size for e in found]
 

@@ -39,7 +39,7 @@ class Sweep(NamedTuple):
 
 
 SWEEPS = [Sweep(name, PROBLEMS[name][0], min(PROBLEMS[name][1])) for name in ("quadratic_bowl", "logistic_regression")]
-# Steps enough to show more than start and compilation, as many times smaller.
+# So many steps that start and compilation no longer decide, at learning rates as many times smaller.
 SWEEPS.append(Sweep(SWEEPS[0].problem, LONG * SWEEPS[0].steps, SWEEPS[0].highest / LONG))
 
 
