@@ -35,7 +35,7 @@ class Machine:
     row_bytes: float  # of a chunk's observations: on a CPU they stay in its shared cache until they are gone through
 
 
-CPU = Machine(flops=5e10, bytes=5e10, step_s=1e-6, near_bytes=2**18, product_bytes=3 * 2**20, row_bytes=2**24)
+CPU = Machine(flops=5e10, bytes=5e10, step_s=1e-6, near_bytes=2**18, product_bytes=2**24, row_bytes=2**24)
 ACCELERATOR = Machine(1e13, 1e12, step_s=5e-5, near_bytes=math.inf, product_bytes=math.inf, row_bytes=2**26)
 
 

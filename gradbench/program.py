@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gradbench.jaxprs import equations
+from gradbench.layout import examples_last
 from gradbench.minibatch import batch_rows, cut
 from gradbench.optimizer import Optimizer, extra_arguments
 from gradbench.plan import SweepPlan
@@ -196,16 +197,16 @@ class Program:
         self.trial, self.block, self.devices = trial, block, list(devices[: block.devices])
         mesh = Mesh(np.array(self.devices), (TRIALS,), axis_types=(AxisType.Auto,))
         self.sharded, self.replicated = NamedSharding(mesh, P(TRIALS)), NamedSharding(mesh, P())
-        plan, platform = trial.plan, self.devices[0].platform
+        plan, platform, lanes = trial.plan, self.devices[0].platform, block.lanes
         self.rate_dtype = jnp.promote_types(jnp.float32, plan.dtype)
 
         def advance(state: State, rates: jax.Array, seeds: jax.Array, first: jax.Array, data: Data):
             if plan.batch_size is None:
-                step = rewritten(jax.vmap(trial.step, in_axes=(0, 0, None)), platform)
+                step = rewritten(jax.vmap(trial.step, in_axes=(0, 0, None)), platform, lanes)
                 return jax.lax.scan(lambda s, _: step(s, rates, data), state, length=block.rows)
             keys = jax.vmap(order_key)(seeds)
             segment = partial(trial.segment, stride=block.stride)
-            segment = rewritten(jax.vmap(segment, in_axes=(0, 0, None, 0, 0)), platform)
+            segment = rewritten(jax.vmap(segment, in_axes=(0, 0, None, 0, 0)), platform, lanes)
             offsets = block.stride * jnp.arange(block.rows, dtype=jnp.int32)
             return jax.lax.scan(lambda s, offset: segment(s, rates, data, keys, first + offset), state, offsets)
 
@@ -223,7 +224,12 @@ class Program:
         """The problem's, on every device: placed at first use, since a program may be compiled long before it runs."""
         plan = self.trial.plan
         with jax.enable_x64(plan.dtype == "float64"):
-            return jax.device_put(cast(self.trial.problem.data, plan.dtype), self.replicated)
+            return jax.device_put(self._laid_out(cast(self.trial.problem.data, plan.dtype)), self.replicated)
+
+    def _laid_out(self, data: Data) -> Data:
+        """The problem's data, or their shapes, as `advance` takes them."""
+        turned = self.devices[0].platform == "cpu" and self.block.lanes > 1 and self.trial.plan.batch_size is None
+        return jax.tree.map(examples_last, data) if turned else data
 
     def arguments(self) -> tuple[Any, ...]:
         """What `advance` takes, as shapes: it compiles without an array being made."""
@@ -236,7 +242,7 @@ class Program:
 
         return (
             *jax.tree.map(lambda leaf: placed(leaf, self.sharded, slots), (trial.state_shape(), *scalars)),
-            jax.tree.map(lambda leaf: placed(leaf, self.replicated), data),
+            jax.tree.map(lambda leaf: placed(leaf, self.replicated), self._laid_out(data)),
         )
 
     def place(self, array: np.ndarray) -> jax.Array:

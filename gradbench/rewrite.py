@@ -20,21 +20,28 @@ import jax
 import jax.numpy as jnp
 
 from gradbench.jaxprs import REMATERIALISED, called, equations, nested, open_jaxpr
+from gradbench.layout import Turned, aligned, product, straight, transposed, turned, without
 
 _WINDOW = 32
 _MOST = 32 * _WINDOW  # entries; beyond, the parts would make a long program
 
 
-def rewritten(function: Callable[..., Any], platform: str) -> Callable[..., Any]:
-    """`function`, of pytrees of arrays, with its divisions and, on a CPU, its sums as above.
+def rewritten(function: Callable[..., Any], platform: str, lanes: int = 1) -> Callable[..., Any]:
+    """`function`, of pytrees of arrays, with its divisions and, on a CPU, its sums as above; and with the matrix
+    products of several lanes as in layout.py, whose Turned its arguments may be.
 
     Calls, loops and branches inside included; what is under jax.checkpoint stays as it is.
     """
-    rewrite = _Rewrite(platform == "cpu")
+    rewrite = _Rewrite(platform == "cpu", platform == "cpu" and lanes > 1)
+
+    def shape(x: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Turned) else x
 
     def changed(*args: Any) -> Any:
-        traced, result = jax.make_jaxpr(function, return_shape=True)(*args)
-        return jax.tree.unflatten(jax.tree.structure(result), rewrite.run(*open_jaxpr(traced), jax.tree.leaves(args)))
+        leaves, tree = jax.tree.flatten(args, is_leaf=lambda x: isinstance(x, Turned))
+        traced, result = jax.make_jaxpr(function, return_shape=True)(*jax.tree.unflatten(tree, map(shape, leaves)))
+        results = map(straight, rewrite.run(*open_jaxpr(traced), leaves))
+        return jax.tree.unflatten(jax.tree.structure(result), results)
 
     return changed
 
@@ -43,8 +50,8 @@ _BODIES = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("
 
 
 class _Rewrite:
-    def __init__(self, sums: bool):
-        self.sums = sums
+    def __init__(self, sums: bool, products: bool):
+        self.sums, self.products = sums, products
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         """The outputs of an open jaxpr."""
@@ -68,10 +75,29 @@ class _Rewrite:
         inner = None if primitive.name in REMATERIALISED else called(equation, operands)
         if inner is not None:
             return self.run(*inner)
+        if self.products and primitive.name == "transpose":
+            return [transposed(operands[0], params["permutation"])]
+        if self.products and primitive.name == "dot_general":
+            result = product(*operands, params)
+            if result is not None:
+                return [result]
+        if any(isinstance(x, Turned) for x in operands):
+            if primitive.name in _ENTRY_BY_ENTRY:
+                arrays, order = aligned(operands)
+                return [turned(*self.results(equation, arrays, dear), order)]
+            if primitive.name in _REDUCTIONS:
+                axes, order = without(operands[0], params["axes"])
+                equation = equation.replace(params=params | {"axes": axes})
+                return [turned(*self.results(equation, [operands[0].array], dear), order)]
+            operands = [straight(x) for x in operands]
         if primitive.name == "div" and _broadcasts(equation):
             return [_product(*operands)]
-        if primitive.name == "reduce_sum" and self.sums and _folds(equation) and dear.isdisjoint(equation.invars):
-            return [_folded(operands[0], len(params["axes"]))]
+        if primitive.name == "reduce_sum" and self.sums:
+            axes = params["axes"]
+            if _folds(operands[0], axes) and dear.isdisjoint(equation.invars):
+                return [_folded(operands[0], len(axes))]
+            if self.products and _long(operands[0], axes):
+                return [_by_ones(operands[0], len(axes))]
         params = params | {key: jax.tree.map(self.body, params[key]) for key in _BODIES.get(primitive.name, ())}
         results = primitive.bind(*operands, **primitive.get_bind_params(params))
         return results if primitive.multiple_results else [results]
@@ -79,7 +105,7 @@ class _Rewrite:
     def body(self, body: Any) -> Any:
         """A loop's or a branch's jaxpr, rewritten."""
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in body.in_avals]
-        return jax.make_jaxpr(lambda *args: self.run(*open_jaxpr(body), args))(*shapes)
+        return jax.make_jaxpr(lambda *args: [straight(x) for x in self.run(*open_jaxpr(body), args)])(*shapes)
 
 
 def _broadcasts(division: Any) -> bool:
@@ -95,20 +121,52 @@ def _product(x: Any, y: Any) -> jax.Array:
     return jnp.multiply(x, jnp.reciprocal(jnp.asarray(y, wide))).astype(dtype)
 
 
-def _folds(reduction: Any) -> bool:
-    """Whether a sum is of the last axes, in a dtype that sums are made in, and of so many entries."""
-    x, axes = reduction.invars[0].aval, reduction.params["axes"]
+def _folds(x: jax.Array, axes: Sequence[int]) -> bool:
+    """Whether a sum of `x` over `axes` is worth folding, in a dtype that sums are made in."""
+    return x.dtype in (jnp.float32, jnp.float64) and _WINDOW < _entries(x, axes) <= _MOST
+
+
+def _long(x: jax.Array, axes: Sequence[int]) -> bool:
+    """Whether sums of `x` over `axes` are many, and too long to fold."""
+    return x.dtype in (jnp.float32, jnp.float64) and _MOST < _entries(x, axes) <= min(_MOST * _WINDOW, x.size - 1)
+
+
+def _entries(x: jax.Array, axes: Sequence[int]) -> int:
+    """How many entries a sum over `axes` has, 0 if they are not the last ones."""
     last = range(x.ndim - len(axes), x.ndim)
-    return (
-        x.dtype in (jnp.float32, jnp.float64)
-        and set(axes) == set(last)
-        and _WINDOW < math.prod(x.shape[axis] for axis in last) <= _MOST
-    )
+    return math.prod(x.shape[axis] for axis in last) if set(axes) == set(last) else 0
 
 
+def _by_ones(x: jax.Array, axes: int) -> jax.Array:
+    """The sums over the last `axes` axes, as a product with ones."""
+    x = jnp.reshape(x, (*x.shape[: x.ndim - axes], -1))
+    return jnp.matmul(x, jnp.ones(x.shape[-1], x.dtype), precision="highest")
+
+
+_REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"}
 _DEAR = {
     *("exp", "exp2", "expm1", "log", "log1p", "pow", "tanh", "logistic", "erf", "erfc", "erf_inv", "lgamma", "digamma"),
     *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh"),
+}
+_ENTRY_BY_ENTRY = _DEAR | {
+    *(
+        "add",
+        "add_any",
+        "sub",
+        "mul",
+        "div",
+        "rem",
+        "neg",
+        "abs",
+        "sign",
+        "max",
+        "min",
+        "clamp",
+        "integer_pow",
+        "square",
+    ),
+    *("sqrt", "rsqrt", "cbrt", "floor", "ceil", "round", "is_finite", "nextafter", "select_n", "convert_element_type"),
+    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "copy", "reduce_precision"),
 }
 _APART = {"dot_general", "conv_general_dilated", "reduce_sum", "reduce_max", "reduce_min", "scan", "while", "cond"}
 

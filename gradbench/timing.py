@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.cost import work
+from gradbench.layout import plain
 from gradbench.limits import kernels_per_row
 from gradbench.plan import SweepPlan
 from gradbench.problem import cast
@@ -156,7 +157,7 @@ def _bytes(tree: Any) -> int:
 def _data_read(program: Program) -> float:
     """Bytes of data that one step of a block cannot do without: each device's, once; or each trial's minibatch, and the
     share that falls to a step of reading it all for an observation."""
-    plan, problem, block, whole = program.trial.plan, program.trial.problem, program.block, _bytes(program.data)
+    plan, problem, block, whole = program.trial.plan, program.trial.problem, program.block, _bytes(plain(program.data))
     if plan.batch_size is None or not problem.examples:
         return whole * block.devices
     return whole * (block.slots * plan.batch_size / problem.examples + block.devices / block.stride)
@@ -200,7 +201,7 @@ def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
     with jax.enable_x64(False):
         start = problem.init(jax.random.key(0))
     with numerics(plan.dtype, plan.precision):
-        params, data = jax.device_put((cast(start, plan.dtype), program.data), program.devices[0])
+        params, data = jax.device_put((cast(start, plan.dtype), plain(program.data)), program.devices[0])
         nothing = jnp.zeros((), plan.dtype)  # an argument, so that the compiler cannot know it is 0
 
         # Each evaluation's result goes into the next one's params, times that 0: nothing is dropped or hoisted.

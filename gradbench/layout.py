@@ -1,0 +1,163 @@
+"""Matrix products as XLA:CPU computes them fast, whatever order of axes they are written in.
+
+Its kernels read a matrix of data fastest along its examples, and write a result fastest along its longer side: with
+examples as rows, as most losses are written, a network's step takes twice as long. So an array may be kept with its
+axes in another order than its value has (`Turned`), products are taken in the order that suits them, and what is done
+entry by entry to their results is done in that order too. Transposes cost nothing then, and most cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+VECTOR = 16  # float32 numbers in the widest vectors of a CPU
+_LARGEST = 2**26  # bytes of data that is kept in two orders
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("array", "value"), meta_fields=("order",))
+@dataclass(frozen=True)
+class Turned:
+    """A value whose axis order[i] is axis i of `array`; and the value itself, where it is at hand."""
+
+    array: Any
+    order: tuple[int, ...]
+    value: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape[self.order.index(axis)] for axis in range(self.array.ndim))
+
+    @property
+    def dtype(self) -> Any:
+        return self.array.dtype
+
+
+def turned(array: jax.Array, order: Sequence[int]) -> Any:
+    order = tuple(order)
+    return array if order == tuple(range(len(order))) else Turned(array, order)
+
+
+def straight(x: Any) -> Any:
+    """The value of what may be turned."""
+    if not isinstance(x, Turned):
+        return x
+    return jnp.transpose(x.array, [x.order.index(axis) for axis in range(x.array.ndim)]) if x.value is None else x.value
+
+
+def plain(tree: Any) -> Any:
+    """A pytree with the values of what is turned in it."""
+    return jax.tree.map(straight, tree, is_leaf=lambda x: isinstance(x, Turned))
+
+
+def examples_last(x: Any) -> Any:
+    """A matrix of more rows than columns, also kept the other way round; anything else, and what is large, as it is.
+    Of an array, or of its shape."""
+    size = math.prod(x.shape) * x.dtype.itemsize
+    if len(x.shape) != 2 or x.shape[0] <= x.shape[1] or size > _LARGEST or not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    shape = isinstance(x, jax.ShapeDtypeStruct)
+    return Turned(jax.ShapeDtypeStruct(x.shape[::-1], x.dtype) if shape else x.T, (1, 0), x)
+
+
+def transposed(x: Any, permutation: Sequence[int]) -> Any:
+    """jnp.transpose(x, permutation), not made."""
+    array, order = _parts(x)
+    return turned(array, [list(permutation).index(axis) for axis in order])
+
+
+def _parts(x: Any) -> tuple[jax.Array, tuple[int, ...]]:
+    return (x.array, x.order) if isinstance(x, Turned) else (x, tuple(range(jnp.ndim(x))))
+
+
+def aligned(operands: Sequence[Any]) -> tuple[list[Any], tuple[int, ...]]:
+    """The operands of something done entry by entry, all with the axes in the order of the first that is turned."""
+    order = next(x.order for x in operands if isinstance(x, Turned))
+
+    def in_order(x: Any) -> Any:
+        if jnp.ndim(getattr(x, "array", x)) == 0 or (isinstance(x, Turned) and x.order == order):
+            return getattr(x, "array", x)
+        return jnp.transpose(straight(x), order)
+
+    return [in_order(x) for x in operands], order
+
+
+def without(x: Turned, axes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """For a reduction of a value over `axes`: the axes of the array to reduce, and the order of the result."""
+    left = [axis for axis in x.order if axis not in axes]
+    return tuple(x.order.index(axis) for axis in axes), tuple(sorted(left).index(axis) for axis in left)
+
+
+class _Factor(NamedTuple):
+    """One side of a product: an array of batch axes, then its free entries in one axis and the summed ones in another;
+    the free axes' sizes, and which axes of the value they are."""
+
+    array: jax.Array
+    last: bool  # whether the summed axis is the last
+    sizes: tuple[int, ...]
+    free: tuple[int, ...]
+
+    @property
+    def entries(self) -> int:
+        return math.prod(self.sizes)
+
+    @property
+    def summed(self) -> int:
+        return self.array.ndim - (1 if self.last else 2)
+
+
+def _factor(x: Any, batch: Sequence[int], summed: Sequence[int]) -> _Factor:
+    array, order = _parts(x)
+    free = [axis for axis in order if axis not in batch and axis not in summed]
+    wanted = (*batch, *free, *summed)
+    last = order != (*batch, *summed, *free)  # free and summed axes change places without a copy
+    array = jnp.transpose(array, [order.index(axis) for axis in (wanted if last else order)])
+    sizes = tuple(array.shape[len(batch) :][: len(free)] if last else array.shape[array.ndim - len(free) :])
+    entries = math.prod(sizes)
+    array = jnp.reshape(array, (*array.shape[: len(batch)], *((entries, -1) if last else (-1, entries))))
+    return _Factor(array, last, sizes, tuple(free))
+
+
+def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
+    """lax.dot_general(a, b, **params) of matrices, perhaps turned; None of a vector.
+
+    The result's last axis is the longer one, since kernels vectorise along it; of two that are both shorter than the
+    sums over them, the one that fills vectors better. The smaller factor is laid out with its sums along the last axis.
+    """
+    (summed_a, summed_b), (batch_a, batch_b) = params["dimension_numbers"]
+    batch = tuple(range(len(batch_a)))
+    terms = math.prod(a.shape[axis] for axis in summed_a)
+    shared = terms * math.prod(a.shape[axis] for axis in batch_a)
+    if min(math.prod(a.shape), math.prod(b.shape)) <= shared or terms == 1:
+        return None
+    factors = [_factor(a, batch_a, summed_a), _factor(b, batch_b, summed_b)]
+
+    def rank(f: _Factor) -> tuple[float, int]:
+        fill = f.entries / (VECTOR * math.ceil(f.entries / VECTOR))
+        return (fill, -f.entries) if terms > max(g.entries for g in factors) else (0, f.entries)
+
+    swapped = rank(factors[0]) > rank(factors[1])
+    first, second = factors[::-1] if swapped else factors
+    if not first.last and 4 * first.array.size < second.array.size:
+        first = first._replace(array=jax.lax.optimization_barrier(jnp.swapaxes(first.array, -1, -2)), last=True)
+    result = jax.lax.dot_general(
+        first.array,
+        second.array,
+        (((first.summed,), (second.summed,)), (batch, batch)),
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+    )
+    # Or XLA would take the product in another order, to spare itself a transpose.
+    result = jax.lax.optimization_barrier(result)
+    result = jnp.reshape(result, (*result.shape[: len(batch)], *first.sizes, *second.sizes))
+    places = [len(batch) + sorted(f.free).index(axis) for f in factors for axis in f.free]
+    count = len(factors[0].free)
+    places = [*places[:count], *(count + place for place in places[count:])]
+    order = (*places[count:], *places[:count]) if swapped else tuple(places)
+    return turned(result, (*batch, *order))
