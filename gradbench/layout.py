@@ -40,6 +40,7 @@ class Turned:
 
 
 def turned(array: jax.Array, order: Sequence[int]) -> Any:
+    """The value whose axis order[i] is axis i of `array`."""
     order = tuple(order)
     return array if order == tuple(range(len(order))) else Turned(array, order)
 
@@ -81,9 +82,8 @@ def aligned(operands: Sequence[Any]) -> tuple[list[Any], tuple[int, ...]]:
     order = next(x.order for x in operands if isinstance(x, Turned))
 
     def in_order(x: Any) -> Any:
-        if jnp.ndim(getattr(x, "array", x)) == 0 or (isinstance(x, Turned) and x.order == order):
-            return getattr(x, "array", x)
-        return jnp.transpose(straight(x), order)
+        array, kept = _parts(x)
+        return array if kept in ((), order) else jnp.transpose(straight(x), order)
 
     return [in_order(x) for x in operands], order
 
@@ -96,12 +96,13 @@ def without(x: Turned, axes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int,
 
 class _Factor(NamedTuple):
     """One side of a product: an array of batch axes, then its free entries in one axis and the summed ones in another;
-    the free axes' sizes, and which axes of the value they are."""
+    the sizes of its free axes, and which axes of the result they are."""
 
     array: jax.Array
     last: bool  # whether the summed axis is the last
     sizes: tuple[int, ...]
-    free: tuple[int, ...]
+    places: tuple[int, ...]
+    data: bool  # kept in two orders
 
     @property
     def entries(self) -> int:
@@ -112,23 +113,26 @@ class _Factor(NamedTuple):
         return self.array.ndim - (1 if self.last else 2)
 
 
-def _factor(x: Any, batch: Sequence[int], summed: Sequence[int]) -> _Factor:
+def _factor(x: Any, batch: Sequence[int], summed: Sequence[int], start: int) -> _Factor:
+    """Of `x`, whose free axes are the result's from `start` on."""
     array, order = _parts(x)
     free = [axis for axis in order if axis not in batch and axis not in summed]
-    wanted = (*batch, *free, *summed)
-    last = order != (*batch, *summed, *free)  # free and summed axes change places without a copy
-    array = jnp.transpose(array, [order.index(axis) for axis in (wanted if last else order)])
-    sizes = tuple(array.shape[len(batch) :][: len(free)] if last else array.shape[array.ndim - len(free) :])
-    entries = math.prod(sizes)
-    array = jnp.reshape(array, (*array.shape[: len(batch)], *((entries, -1) if last else (-1, entries))))
-    return _Factor(array, last, sizes, tuple(free))
+    last = order != (*batch, *summed, *free)  # or it serves as it is
+    if last:
+        array = jnp.transpose(array, [order.index(axis) for axis in (*batch, *free, *summed)])
+    sizes = tuple(x.shape[axis] for axis in free)
+    data = isinstance(x, Turned) and x.value is not None
+    matrix = (math.prod(sizes), -1) if last else (-1, math.prod(sizes))
+    array = jnp.reshape(array, (*array.shape[: len(batch)], *matrix))
+    return _Factor(array, last, sizes, tuple(start + sorted(free).index(axis) for axis in free), data)
 
 
 def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
     """lax.dot_general(a, b, **params) of matrices, perhaps turned; None of a vector.
 
     The result's last axis is the longer one, since kernels vectorise along it; of two that are both shorter than the
-    sums over them, the one that fills vectors better. The smaller factor is laid out with its sums along the last axis.
+    sums over them, the one that fills vectors better. A factor much smaller than the other has its sums laid along its
+    last axis.
     """
     (summed_a, summed_b), (batch_a, batch_b) = params["dimension_numbers"]
     batch = tuple(range(len(batch_a)))
@@ -136,14 +140,13 @@ def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
     shared = terms * math.prod(a.shape[axis] for axis in batch_a)
     if min(math.prod(a.shape), math.prod(b.shape)) <= shared or terms == 1:
         return None
-    factors = [_factor(a, batch_a, summed_a), _factor(b, batch_b, summed_b)]
 
-    def rank(f: _Factor) -> tuple[float, int]:
-        fill = f.entries / (VECTOR * math.ceil(f.entries / VECTOR))
-        return (fill, -f.entries) if terms > max(g.entries for g in factors) else (0, f.entries)
+    def rank(f: _Factor) -> tuple[int, bool]:
+        long = terms > max(g.entries for g in factors)
+        return (min(f.entries, VECTOR), not f.data) if long else (f.entries, False)
 
-    swapped = rank(factors[0]) > rank(factors[1])
-    first, second = factors[::-1] if swapped else factors
+    factors = [_factor(a, batch_a, summed_a, len(batch)), _factor(b, batch_b, summed_b, len(a.shape) - len(summed_a))]
+    first, second = sorted(factors, key=rank)
     if not first.last and 4 * first.array.size < second.array.size:
         first = first._replace(array=jax.lax.optimization_barrier(jnp.swapaxes(first.array, -1, -2)), last=True)
     result = jax.lax.dot_general(
@@ -156,8 +159,4 @@ def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
     # Or XLA would take the product in another order, to spare itself a transpose.
     result = jax.lax.optimization_barrier(result)
     result = jnp.reshape(result, (*result.shape[: len(batch)], *first.sizes, *second.sizes))
-    places = [len(batch) + sorted(f.free).index(axis) for f in factors for axis in f.free]
-    count = len(factors[0].free)
-    places = [*places[:count], *(count + place for place in places[count:])]
-    order = (*places[count:], *places[:count]) if swapped else tuple(places)
-    return turned(result, (*batch, *order))
+    return turned(result, (*batch, *first.places, *second.places))

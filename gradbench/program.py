@@ -228,7 +228,7 @@ class Program:
 
     def _laid_out(self, data: Data) -> Data:
         """The problem's data, or their shapes, as `advance` takes them."""
-        turned = self.devices[0].platform == "cpu" and self.block.lanes > 1 and self.trial.plan.batch_size is None
+        turned = self.devices[0].platform == "cpu" and self.block.lanes > 1
         return jax.tree.map(examples_last, data) if turned else data
 
     def arguments(self) -> tuple[Any, ...]:

@@ -7,7 +7,9 @@ devices, and unstable learning rates amplify them. So it is decided here, always
 
 Sums. XLA:CPU sums more than 32 entries by windows, in a kernel that does not vectorise: 40 % of a bowl's step. So there
 a sum of a few hundred is folded to 32 or fewer first, by adding its parts, and they are summed. Not a sum of exps or
-logs: taking them in the folding kernel costs more than it saves.
+logs: taking them in the folding kernel costs more than it saves. Many longer sums are a product with ones.
+
+Products. Those of several lanes on a CPU are taken in the order of axes that suits it: see layout.py.
 """
 
 from __future__ import annotations

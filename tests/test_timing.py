@@ -99,7 +99,8 @@ def test_blocks_fit_the_cache_and_share_large_data(monkeypatch):
         trial = Trial.of(load_problem(name), load_optimizer("sgd"), plan)
         return choose_block(trial, find_devices("cpu")[:1], count)
 
-    assert lanes("mlp").lanes == 2  # 1797 rows of activations fill a core's cache, but products like company
+    assert lanes("mlp").lanes == 4  # 1797 rows of activations fill a core's cache, but products like company
+    assert lanes("mlp[hidden=128]").lanes == 2
     assert lanes("quadratic_bowl").lanes == 64
     assert lanes("logistic_regression", count=90).lanes == 45  # two equal blocks, not one of 50 and one of 40
     assert lanes("quadratic_bowl", count=10**6, steps=10).lanes > 1000

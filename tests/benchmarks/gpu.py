@@ -36,6 +36,7 @@ from gradbench.cost import choose_block
 from gradbench.devices import describe, find_devices
 from gradbench.environment import environment
 from gradbench.errors import one_line
+from gradbench.layout import plain
 from gradbench.optimizer import load_optimizer
 from gradbench.plan import SweepPlan
 from gradbench.problem import Problem, load_problem
@@ -125,7 +126,7 @@ def loop(
     def start() -> State:
         return program.start(np.zeros(trials, np.uint32), rates)
 
-    arguments = (rates, program.data)
+    arguments = (rates, plain(program.data))
     with numerics("float32", "highest"):
         compiled = jax.jit(advance, donate_argnums=0).lower(start(), *arguments).compile(compiler_options=options)
     return _timed(start, compiled, arguments), trials, steps
