@@ -4,13 +4,15 @@
 
 harness: a whole sweep (queue, events, curves, progress) over its compiled program called bare as often, 64 learning
 rates of sgd, long trials. retirement: a sweep of five decades of learning rates, three of which diverge, with
---no-retire over without. scale: the sweep's seconds a trial-step, from 64 trials to a million, over those of 64.
+--no-retire over without. layout: a network written with examples as rows, over the mlp file's, which has them as
+columns. scale: the sweep's seconds a trial-step, from 64 trials to a million, over those of 64.
 Medians of interleaved rounds; ratios of one run.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -19,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gradbench.cost import choose_block
 from gradbench.devices import find_devices
@@ -51,10 +55,14 @@ SCALE = (64, 1024, 16384, 131072, 1000000)
 class Pair:
     """One compiled pair, swept into a folder that is thrown away."""
 
-    def __init__(self, problem: str, rates: str, steps: int, seeds: int = 1, retire: bool = True):
+    def __init__(
+        self, problem: str, rates: str, steps: int, seeds: int = 1, retire: bool = True, loss: Callable | None = None
+    ):
         self.plan = SweepPlan((problem,), ("sgd",), rates, seeds=seeds, steps=steps, retire=retire)
         with numerics("float32", "highest"):
-            trial = Trial.of(load_problem(problem), load_optimizer("sgd"), self.plan)
+            loaded = load_problem(problem)
+            loaded = dataclasses.replace(loaded, loss=loss) if loss else loaded
+            trial = Trial.of(loaded, load_optimizer("sgd"), self.plan)
         devices = find_devices(None)
         self.program = Program(trial, choose_block(trial, devices, self.plan.trials_per_pair), devices)
         self.chunks = 0
@@ -86,6 +94,13 @@ class Pair:
             return time.perf_counter() - began
 
 
+def by_rows(params: Any, data: Any) -> jax.Array:
+    """The mlp file's loss with examples as rows, as most networks are written."""
+    hidden = jnp.tanh(data["x"] @ params[0]["w"] + params[0]["b"])
+    logits = hidden @ params[1]["w"] + params[1]["b"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, data["y"]).mean()
+
+
 def ratio(rounds: int, above: Callable[[], float], below: Callable[[], float]) -> dict[str, Any]:
     pairs = [(above(), below()) for _ in range(rounds)]
     return {
@@ -112,6 +127,9 @@ def main() -> None:
         rows.append(
             {"what": "no retirement over retirement", "case": case} | ratio(options.rounds, kept.sweep, retired.sweep)
         )
+    rows_pair, columns_pair = (Pair("mlp", HARNESS["mlp"][1], HARNESS["mlp"][0], loss=loss) for loss in (by_rows, None))
+    row = ratio(options.rounds, rows_pair.sweep, columns_pair.sweep)
+    rows.append({"what": "examples as rows over as columns", "case": "mlp"} | row)
     base = Pair("quadratic_bowl", f"1e-4:1e-3:{SCALE[0]}", 100)
     for count in [count for count in SCALE if count <= options.most]:
         pair = Pair("quadratic_bowl", f"1e-4:1e-3:{count}", 100)
