@@ -102,7 +102,7 @@ class _Factor(NamedTuple):
     last: bool  # whether the summed axis is the last
     sizes: tuple[int, ...]
     places: tuple[int, ...]
-    data: bool  # kept in two orders
+    value: jax.Array | None  # of data kept in two orders, the other one
 
     @property
     def entries(self) -> int:
@@ -121,18 +121,18 @@ def _factor(x: Any, batch: Sequence[int], summed: Sequence[int], start: int) -> 
     if last:
         array = jnp.transpose(array, [order.index(axis) for axis in (*batch, *free, *summed)])
     sizes = tuple(x.shape[axis] for axis in free)
-    data = isinstance(x, Turned) and x.value is not None
+    value = x.value if isinstance(x, Turned) else None
     matrix = (math.prod(sizes), -1) if last else (-1, math.prod(sizes))
     array = jnp.reshape(array, (*array.shape[: len(batch)], *matrix))
-    return _Factor(array, last, sizes, tuple(start + sorted(free).index(axis) for axis in free), data)
+    return _Factor(array, last, sizes, tuple(start + sorted(free).index(axis) for axis in free), value)
 
 
 def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
     """lax.dot_general(a, b, **params) of matrices, perhaps turned; None of a vector.
 
     The result's last axis is the longer one, since kernels vectorise along it; of two that are both shorter than the
-    sums over them, the one that fills vectors better. A factor much smaller than the other has its sums laid along its
-    last axis.
+    sums over them, the one that fills vectors better, or that is not data. A factor much smaller than the other has its
+    sums laid along its last axis; data that comes second is read by rows.
     """
     (summed_a, summed_b), (batch_a, batch_b) = params["dimension_numbers"]
     batch = tuple(range(len(batch_a)))
@@ -141,12 +141,15 @@ def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
     if min(math.prod(a.shape), math.prod(b.shape)) <= shared or terms == 1:
         return None
 
-    def rank(f: _Factor) -> tuple[int, bool]:
+    def rank(f: _Factor) -> tuple[float, bool]:
+        filled = f.entries / (VECTOR * math.ceil(f.entries / VECTOR))
         long = terms > max(g.entries for g in factors)
-        return (min(f.entries, VECTOR), not f.data) if long else (f.entries, False)
+        return (round(filled, 1), f.value is None) if long else (f.entries, False)
 
     factors = [_factor(a, batch_a, summed_a, len(batch)), _factor(b, batch_b, summed_b, len(a.shape) - len(summed_a))]
     first, second = sorted(factors, key=rank)
+    if second.last and second.value is not None:
+        second = second._replace(array=second.value, last=False)
     if not first.last and 4 * first.array.size < second.array.size:
         first = first._replace(array=jax.lax.optimization_barrier(jnp.swapaxes(first.array, -1, -2)), last=True)
     result = jax.lax.dot_general(

@@ -147,7 +147,22 @@ def _by_ones(x: jax.Array, axes: int) -> jax.Array:
 
 _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"}
 _DEAR = {
-    *("exp", "exp2", "expm1", "log", "log1p", "pow", "tanh", "logistic", "erf", "erfc", "erf_inv", "lgamma", "digamma"),
+    *(
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log1p",
+        "pow",
+        "tanh",
+        "logistic",
+        "erf",
+        "erfc",
+        "erf_inv",
+        "lgamma",
+        "digamma",
+    ),
     *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh"),
 }
 _ENTRY_BY_ENTRY = _DEAR | {
