@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-VECTOR = 16  # float32 numbers in the widest vectors of a CPU
+_VECTOR = 16  # float32 numbers in the widest vectors of a CPU
 _LARGEST = 2**26  # bytes of data that is kept in two orders
 
 
@@ -31,12 +31,22 @@ class Turned:
     value: Any = None
 
     @property
+    def places(self) -> tuple[int, ...]:
+        """Where in `array` each axis of the value is."""
+        return tuple(self.order.index(axis) for axis in range(len(self.order)))
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.array.shape[self.order.index(axis)] for axis in range(self.array.ndim))
+        return tuple(self.array.shape[place] for place in self.places)
 
     @property
     def dtype(self) -> Any:
         return self.array.dtype
+
+
+def pays(platform: str, lanes: int) -> bool:
+    """Whether products and data are laid out so: not those of one trial, whose cost is that of what is written."""
+    return platform == "cpu" and lanes > 1
 
 
 def turned(array: jax.Array, order: Sequence[int]) -> Any:
@@ -49,7 +59,7 @@ def straight(x: Any) -> Any:
     """The value of what may be turned."""
     if not isinstance(x, Turned):
         return x
-    return jnp.transpose(x.array, [x.order.index(axis) for axis in range(x.array.ndim)]) if x.value is None else x.value
+    return jnp.transpose(x.array, x.places) if x.value is None else x.value
 
 
 def plain(tree: Any) -> Any:
@@ -91,7 +101,7 @@ def aligned(operands: Sequence[Any]) -> tuple[list[Any], tuple[int, ...]]:
 def without(x: Turned, axes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """For a reduction of a value over `axes`: the axes of the array to reduce, and the order of the result."""
     left = [axis for axis in x.order if axis not in axes]
-    return tuple(x.order.index(axis) for axis in axes), tuple(sorted(left).index(axis) for axis in left)
+    return tuple(x.places[axis] for axis in axes), tuple(sorted(left).index(axis) for axis in left)
 
 
 class _Factor(NamedTuple):
@@ -142,7 +152,7 @@ def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
         return None
 
     def rank(f: _Factor) -> tuple[float, bool]:
-        filled = f.entries / (VECTOR * math.ceil(f.entries / VECTOR))
+        filled = f.entries / (_VECTOR * math.ceil(f.entries / _VECTOR))
         long = terms > max(g.entries for g in factors)
         return (round(filled, 1), f.value is None) if long else (f.entries, False)
 

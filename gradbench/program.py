@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gradbench.jaxprs import equations
-from gradbench.layout import examples_last
+from gradbench.layout import examples_last, pays
 from gradbench.minibatch import batch_rows, cut
 from gradbench.optimizer import Optimizer, extra_arguments
 from gradbench.plan import SweepPlan
@@ -214,7 +214,7 @@ class Program:
         spread = jax.shard_map(
             advance, mesh=mesh, in_specs=(*per_trial, P()), out_specs=(P(TRIALS), P(None, TRIALS)), check_vma=False
         )
-        options = loop_options(platform, trial.products, block.lanes)
+        options = loop_options(platform, trial.products, lanes)
         self.advance = jax.jit(spread, donate_argnums=0, compiler_options=options)
         self._start = jax.jit(jax.vmap(trial.start), out_shardings=self.sharded)
         self._admit = jax.jit(self._select, donate_argnums=1, out_shardings=self.sharded)
@@ -228,8 +228,7 @@ class Program:
 
     def _laid_out(self, data: Data) -> Data:
         """The problem's data, or their shapes, as `advance` takes them."""
-        turned = self.devices[0].platform == "cpu" and self.block.lanes > 1
-        return jax.tree.map(examples_last, data) if turned else data
+        return jax.tree.map(examples_last, data) if pays(self.devices[0].platform, self.block.lanes) else data
 
     def arguments(self) -> tuple[Any, ...]:
         """What `advance` takes, as shapes: it compiles without an array being made."""

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from gradbench.jaxprs import REMATERIALISED, called, equations, nested, open_jaxpr
-from gradbench.layout import Turned, aligned, product, straight, transposed, turned, without
+from gradbench.layout import Turned, aligned, pays, product, straight, transposed, turned, without
 
 _WINDOW = 32
 _MOST = 32 * _WINDOW  # entries; beyond, the parts would make a long program
@@ -34,7 +34,7 @@ def rewritten(function: Callable[..., Any], platform: str, lanes: int = 1) -> Ca
 
     Calls, loops and branches inside included; what is under jax.checkpoint stays as it is.
     """
-    rewrite = _Rewrite(platform == "cpu", platform == "cpu" and lanes > 1)
+    rewrite = _Rewrite(platform == "cpu", pays(platform, lanes))
 
     def shape(x: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Turned) else x
@@ -93,7 +93,7 @@ class _Rewrite:
                 return [turned(*self.results(equation, [operands[0].array], dear), order)]
             operands = [straight(x) for x in operands]
         if primitive.name == "div" and _broadcasts(equation):
-            return [_product(*operands)]
+            return [_quotient(*operands)]
         if primitive.name == "reduce_sum" and self.sums:
             axes = params["axes"]
             if _folds(operands[0], axes) and dear.isdisjoint(equation.invars):
@@ -115,7 +115,7 @@ def _broadcasts(division: Any) -> bool:
     return jnp.issubdtype(result.dtype, jnp.inexact) and division.invars[1].aval.size < result.size
 
 
-def _product(x: Any, y: Any) -> jax.Array:
+def _quotient(x: Any, y: Any) -> jax.Array:
     """x / y by the reciprocal of y, one rounding more: in float32 at least, since float16 cannot hold the reciprocals
     of small numbers."""
     dtype = jnp.result_type(x)
@@ -124,19 +124,20 @@ def _product(x: Any, y: Any) -> jax.Array:
 
 
 def _folds(x: jax.Array, axes: Sequence[int]) -> bool:
-    """Whether a sum of `x` over `axes` is worth folding, in a dtype that sums are made in."""
-    return x.dtype in (jnp.float32, jnp.float64) and _WINDOW < _entries(x, axes) <= _MOST
+    """Whether a sum of `x` over `axes` is worth folding."""
+    return _WINDOW < _entries(x, axes) <= _MOST
 
 
 def _long(x: jax.Array, axes: Sequence[int]) -> bool:
     """Whether sums of `x` over `axes` are many, and too long to fold."""
-    return x.dtype in (jnp.float32, jnp.float64) and _MOST < _entries(x, axes) <= min(_MOST * _WINDOW, x.size - 1)
+    return _MOST < _entries(x, axes) <= min(_MOST * _WINDOW, x.size - 1)
 
 
 def _entries(x: jax.Array, axes: Sequence[int]) -> int:
-    """How many entries a sum over `axes` has, 0 if they are not the last ones."""
+    """How many entries a sum over `axes` has, 0 if they are not the last ones or no dtype that sums are made in."""
     last = range(x.ndim - len(axes), x.ndim)
-    return math.prod(x.shape[axis] for axis in last) if set(axes) == set(last) else 0
+    changes = set(axes) == set(last) and x.dtype in (jnp.float32, jnp.float64)
+    return math.prod(x.shape[axis] for axis in last) if changes else 0
 
 
 def _by_ones(x: jax.Array, axes: int) -> jax.Array:

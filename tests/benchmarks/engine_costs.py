@@ -127,8 +127,9 @@ def main() -> None:
         rows.append(
             {"what": "no retirement over retirement", "case": case} | ratio(options.rounds, kept.sweep, retired.sweep)
         )
-    rows_pair, columns_pair = (Pair("mlp", HARNESS["mlp"][1], HARNESS["mlp"][0], loss=loss) for loss in (by_rows, None))
-    row = ratio(options.rounds, rows_pair.sweep, columns_pair.sweep)
+    steps, rates = HARNESS["mlp"]
+    in_rows, in_columns = (Pair("mlp", rates, steps, loss=loss) for loss in (by_rows, None))
+    row = ratio(options.rounds, in_rows.sweep, in_columns.sweep)
     rows.append({"what": "examples as rows over as columns", "case": "mlp"} | row)
     base = Pair("quadratic_bowl", f"1e-4:1e-3:{SCALE[0]}", 100)
     for count in [count for count in SCALE if count <= options.most]:
