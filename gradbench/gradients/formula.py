@@ -1,30 +1,25 @@
-"""Is the derivative the derivative of the loss? Float64, op by op, against finite differences and other roads.
-
-A finite difference has two errors: truncation, which the difference between two step sizes shows, and rounding, the
-spread of the loss over the step. The step is the one where the two together are least; its tolerance is their sum.
-"""
+"""Is the derivative the derivative of the loss? Float64, op by op, against finite differences (see differences.py) and
+other ways to compute it."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradbench.errors import one_line
 from gradbench.gradients import oracle, reference
 from gradbench.gradients.band import Spread, quantile
-from gradbench.gradients.formats import format_of
+from gradbench.gradients.differences import UNIT, Slope, slope_at_zero
 from gradbench.gradients.judge import meaning
+from gradbench.gradients.rounding import names
 from gradbench.jaxprs import custom_rules
 from gradbench.problem import Problem
 
-UNIT = format_of(jnp.float64).unit
 # A fault smaller than this is not resolved by differences and the direction is INCONCLUSIVE: half of a leaf's slope
 # is the coarsest fault (a factor 2) that must be seen.
 COARSEST = 0.5
@@ -32,6 +27,13 @@ COARSEST = 0.5
 # multiple of that. Below the unit of float32 the difference is INCONCLUSIVE, not FAIL; below the root of that unit
 # where a custom rule of the loss holds a while loop.
 NEGLIGIBLE, NEGLIGIBLE_ITERATED = 2.0**-24, 2.0**-12
+# Primitives whose slope may jump, or may become infinite, at a point.
+_KINKED = names(
+    "abs max min sign clamp select_n cond while sort top_k argmax argmin reduce_max reduce_min cummax cummin floor "
+    "ceil round rem sqrt rsqrt cbrt pow eq ne lt le gt ge scatter_max scatter_min scatter-max scatter-min "
+    "pure_callback select_and_scatter_add select_and_gather_add reduce_window_max reduce_window_min"
+)
+_TAYLOR_STEPS = 40  # halvings at most
 _ITERATES = "a rule that iterates to a tolerance may be so far off"
 
 
@@ -46,20 +48,6 @@ class Test:
     resolves: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Slope:
-    """The slope of the loss along a direction from differences: a value, or an interval at a kink, +- tolerance."""
-
-    low: float
-    high: float
-    tolerance: float
-    kink: bool
-
-    def off(self, slope: float) -> float:
-        """How far `slope` lies outside."""
-        return max(self.low - slope, slope - self.high, 0.0)
-
-
 class Loss:
     """The loss at a point as a function of one number, the step along a direction; float64, op by op."""
 
@@ -68,6 +56,7 @@ class Loss:
         self.leaves = [np.asarray(x).astype(np.float64) for x in jax.tree.leaves(point.params)]
         self._data = jax.tree.leaves(point.data)
         self.rules = custom_rules(self.trace)
+        self.smooth = _KINKED.isdisjoint(oracle.primitives(self.trace))
         self.iterates = any(loops for _, loops in self.rules)
         self.value = self.at(0.0, [None] * len(self.leaves))
         # Without a band a thousand roundings are assumed.
@@ -78,35 +67,10 @@ class Loss:
         params = [x if v is None else x + step * v for x, v in zip(self.leaves, direction)]
         return float(reference.run(self.trace, [*params, *self._data])[0])
 
-    def slope(self, direction: Sequence[np.ndarray | None], scale: float) -> Slope | None:
-        """From central differences at steps scale/4, scale/16, ...; None where the loss is not finite there."""
-        known = []
-        factor = quantile(1)
-        for power in range(1, 14):
-            step = scale * 4.0**-power
-            ahead, behind = self.at(step, direction), self.at(-step, direction)
-            if not (math.isfinite(ahead) and math.isfinite(behind)):
-                continue
-            rounding = factor * self.noise / (math.sqrt(2) * step)
-            known.append(((ahead - self.value) / step, (self.value - behind) / step, rounding))
-            if len(known) < 2:
-                continue
-            truncation = abs(sum(known[-2][:2]) - sum(known[-1][:2])) / 2
-            if rounding > 4 * truncation and len(known) > 3:
-                break  # smaller steps only add rounding
-        if len(known) < 2:
-            return None
-        candidates = []
-        for (plus, minus, _), (finer_plus, finer_minus, rounding) in itertools.pairwise(known):
-            gap = abs((plus + minus) - (finer_plus + finer_minus)) / 2
-            candidates.append((gap + rounding, finer_plus, finer_minus, abs(plus - minus), rounding))
-        tolerance, plus, minus, wider, rounding = min(candidates)
-        # The gap between the one-sided slopes shrinks with the step where the loss is smooth, and stays at a kink.
-        jump = abs(plus - minus)
-        if jump > 0.5 * wider and jump > 4 * rounding:
-            return Slope(min(plus, minus), max(plus, minus), tolerance + rounding, True)
-        centre = (plus + minus) / 2
-        return Slope(centre, centre, tolerance, False)
+    def slope(self, direction: Sequence[np.ndarray | None], start: float, size: float) -> Slope | None:
+        """Along a direction, from steps around `start`, where `size` is that of the slope asked about; None where the
+        loss is not finite nearby."""
+        return slope_at_zero(lambda h: self.at(h, direction), self.value, self.noise, start, size, self.smooth)
 
 
 def check(
@@ -126,14 +90,16 @@ def check(
         return [Test("loss", "INCONCLUSIVE", f"the loss is {float(value)} at this point")], gradient
     generator = np.random.default_rng(1)
     norms = [0.0] * len(gradient) if spread is None else [n / share for n in spread.norm[1:]]
-    tests = [_differences(loss, gradient, names, generator, fast, point.examples)]
-    if tests[0].verdict != "FAIL" or all(np.isfinite(g).all() for g in gradient):
-        tests.append(_taylor(loss, gradient, generator))
+    differences, reach = _differences(loss, gradient, names, generator, fast, point.examples)
+    tests = [differences]
+    if differences.verdict != "FAIL" or all(np.isfinite(g).all() for g in gradient):
+        tests.append(_taylor(loss, gradient, reach, generator))
         if not fast:
             tests.append(_forward_against_reverse(problem, loss, point, gradient, norms, generator))
         if problem.gradient is not None:
             tests.append(_analytic(problem.gradient, loss, point, gradient, norms, names))
-    if tests[0].verdict == "FAIL":
+    tests += _value_of_rules(loss, float(value))
+    if differences.verdict == "FAIL":
         tests.append(_suspects(loss, point, gradient, names))
     return tests, gradient
 
@@ -157,15 +123,33 @@ def leaf_names(params: Any) -> list[str]:
     return [jax.tree_util.keystr(path) or "params" for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: int | None) -> Test:
-    """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones."""
+def _value_of_rules(loss: Loss, with_gradient: float) -> list[Test]:
+    """A custom rule may report another value than the function that it differentiates: the loss beside a gradient is
+    then not the loss. No test where there is no custom rule."""
+    if not loss.rules:
+        return []
+    off, slack = abs(with_gradient - loss.value), quantile(1) * math.sqrt(2) * loss.noise
+    relative = off / abs(loss.value) if loss.value else off
+    finding = f"the loss is {loss.value:.10g}, beside its gradient {with_gradient:.10g}"
+    if off <= slack:
+        return [Test("value of the rules", "PASS", finding, slack / abs(loss.value) if loss.value else None)]
+    if loss.iterates and relative <= NEGLIGIBLE_ITERATED:
+        return [Test("value of the rules", "INCONCLUSIVE", f"{finding}: {_ITERATES}", relative)]
+    listed = "; ".join(name for name, _ in loss.rules)
+    return [Test("value of the rules", "FAIL", f"{finding}: a rule reports another value ({listed})")]
+
+
+def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: int | None) -> tuple[Test, list[float]]:
+    """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones. Also, per leaf, how
+    far an entry was moved where a slope was known best."""
+    reach = [oracle.length(leaf) for leaf in loss.leaves]
     faults, close, unclear, seen, kinks, tried = [], [], [], 0.0, 0, 0
     large = sum(g.size for g in gradient) > 10**5
     negligible, excuse = NEGLIGIBLE, "less than float32 resolves"
     if loss.iterates:
         negligible, excuse = NEGLIGIBLE_ITERATED, _ITERATES
     for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
-        scale = max(1.0, float(np.sqrt(np.mean(leaf**2))))
+        length = oracle.length(leaf)
         entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
         entries += [int(i) for i in np.flatnonzero(~np.isfinite(g))[:1]]
         if not (fast or large):
@@ -181,14 +165,16 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
             tried += 1
             whole: list[np.ndarray | None] = [None] * len(gradient)
             whole[number] = direction
-            # A direction of +-1/sqrt(n) moves every entry 1/sqrt(n); steps start where each moves by its leaf's size.
-            reach = scale * (math.sqrt(g.size) if entry is None else 1.0)
-            slope = loss.slope(whole, min(reach, 16 * scale))
+            along = float(np.sum(g * direction)) if entry is None else float(g.reshape(-1)[entry])
+            size = max(abs(along), norm / math.sqrt(g.size)) if math.isfinite(norm) else 0.0
+            # A direction of +-1/sqrt(n) moves every entry 1/sqrt(n).
+            spread = math.sqrt(g.size) if entry is None else 1.0
+            slope = loss.slope(whole, length * min(spread, 16), size)
             where = name if entry is None else f"{name}{list(map(int, np.unravel_index(entry, g.shape)))}"
             if slope is None:
                 unclear.append(f"{where}: the loss is not finite nearby")
                 continue
-            along = float(np.sum(g * direction)) if entry is None else float(g.reshape(-1)[entry])
+            reach[number] = min(reach[number], slope.step / spread)
             middle = (slope.low + slope.high) / 2
             if not math.isfinite(along):
                 give = f"one-sided slopes are {slope.low:.6g} and {slope.high:.6g}"
@@ -213,14 +199,15 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
                 unclear.append(f"{where}: differences are only good to {slack:.1e}")
             elif reference > 0:
                 seen = max(seen, slack / reference)
+    name = "finite differences"
     if faults:
-        return Test("finite differences", "FAIL", max(faults)[1] + f" ({len(faults)} of {tried} directions)")
+        return Test(name, "FAIL", max(faults)[1] + f" ({len(faults)} of {tried} directions)"), reach
     if close:
-        return Test("finite differences", "INCONCLUSIVE", f"{max(close)[1]} ({len(close)} of {tried})", max(close)[0])
+        return Test(name, "INCONCLUSIVE", f"{max(close)[1]} ({len(close)} of {tried})", max(close)[0]), reach
     if unclear:
-        return Test("finite differences", "INCONCLUSIVE", unclear[0] + f" ({len(unclear)} of {tried})")
+        return Test(name, "INCONCLUSIVE", unclear[0] + f" ({len(unclear)} of {tried})"), reach
     finding = f"{tried} directions agree" + (f", {kinks} at kinks, between the one-sided slopes" if kinks else "")
-    return Test("finite differences", "PASS", finding, seen)
+    return Test(name, "PASS", finding, seen), reach
 
 
 def _unit(shape: tuple[int, ...], entry: int) -> np.ndarray:
@@ -235,26 +222,36 @@ def _where(loss: Loss) -> str:
     return " (the loss has a `where`: its unused branch has an infinite derivative; guard the argument too)"
 
 
-def _taylor(loss: Loss, gradient, generator) -> Test:
-    """The remainder f(x+hv) - f(x) - h<g,v> falls like h^2, and like h^3 in the central form, down to the noise."""
+def _taylor(loss: Loss, gradient, reach: list[float], generator) -> Test:
+    """The remainder f(x+hv) - f(x) - h<g,v> falls like h^2, and like h^3 in the central form, down to the noise.
+
+    v moves an entry by a quarter of its leaf's length, but at most 1000 times what differences moved it: those are best
+    over steps of u^(1/3) of the loss's own length.
+    """
     name = "Taylor remainder"
-    direction = [generator.standard_normal(g.shape) / math.sqrt(g.size) for g in gradient]
+    sizes = [min(oracle.length(leaf) / 4, 1000 * r) for leaf, r in zip(loss.leaves, reach)]
+    direction = [size * generator.standard_normal(g.shape) for size, g in zip(sizes, gradient)]
     along = float(sum(np.sum(g * v) for g, v in zip(gradient, direction)))
     floor = 10 * quantile(1) * loss.noise
-    rows = []
-    for power in range(2, 16):
+    rows: list[tuple[float, float, float]] = []
+    for power in range(_TAYLOR_STEPS):
         step = 2.0**-power
         ahead, behind = loss.at(step, direction), loss.at(-step, direction)
         rows.append((step, abs(ahead - loss.value - step * along), abs(ahead - behind - 2 * step * along)))
+        if all(max(row[1:]) <= floor for row in rows[-2:]) and power > 2:
+            break
     text, verdict = [], "PASS"
-    for label, column, order in (("slope", 1, 2), ("central", 2, 3)):
-        usable = [(math.log(r[0]), math.log(r[column])) for r in rows if math.isfinite(r[column]) and r[column] > floor]
+    for label, column in (("slope", 1), ("central", 2)):
+        usable = [(r[0], r[column]) for r in rows if math.isfinite(r[column]) and r[column] > floor]
         if len(usable) < 3:
             text.append(f"{label} at the noise floor")
             continue
-        slope = float(np.polyfit([x for x, _ in usable[-4:]], [y for _, y in usable[-4:]], 1)[0])
+        steps, remainders = np.log(usable[-4:]).T
+        slope = float(np.polyfit(steps, remainders, 1)[0])
         text.append(f"{label} {slope:.2f}")
-        if slope < (1 + order) / 2:  # a wrong gradient leaves a remainder of order 1
+        # A wrong gradient leaves a remainder of order 1 down to the floor, so the last one above is at most twice that.
+        # One that drops further at one step had a kink on its way until then.
+        if slope < 1.5 and usable[-1][1] < 4 * floor:
             verdict = "INCONCLUSIVE"
     if verdict != "PASS":
         text.append("wants 2 and 3: a wrong gradient, or a loss that is not smooth here")

@@ -42,7 +42,7 @@ class Point:
 def points(problem: Problem, dtype: str, count: int = 2, seed: int = 0) -> list[Point]:
     """`count` points: a random one near the start first (a start such as 0 hides terms), then the start itself.
 
-    Near means a normal step of a tenth of the leaf's root mean square, or of 1 where that is smaller.
+    Near means a normal step of a tenth of the leaf's root mean square, or of 1 where the leaf is 0.
     """
     with jax.enable_x64(False), jax.default_device(jax.devices("cpu")[0]):
         start = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(problem.init)(jax.random.key(seed)))
@@ -59,8 +59,13 @@ def points(problem: Problem, dtype: str, count: int = 2, seed: int = 0) -> list[
 
 
 def _near(start: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    size = 0.1 * max(1.0, float(np.sqrt(np.mean(start**2))))
-    return start + size * generator.standard_normal(start.shape)
+    return start + 0.1 * length(start) * generator.standard_normal(start.shape)
+
+
+def length(leaf: np.ndarray) -> float:
+    """The root mean square of a leaf's entries; 1 where they are all 0."""
+    size = float(np.max(np.abs(leaf)))
+    return size * float(np.sqrt(np.mean((leaf / size) ** 2))) if size else 1.0
 
 
 def cut_examples(problem: Problem, parameters: int, seed: int) -> tuple[Any, int | None]:

@@ -1,0 +1,114 @@
+"""Right gradients of losses as users write them are not accused, and what is wrong in such losses is found."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gradbench import Problem, check_gradient
+from gradbench.gradients import differences, formula, oracle
+
+GENERATOR = np.random.default_rng(5)
+ROWS = GENERATOR.standard_normal((100, 10))
+VALUES = ROWS @ GENERATOR.standard_normal(10)
+
+
+def lasso(params, data):
+    rows, values = data
+    return jnp.mean((rows @ params - values) ** 2) + 0.1 * jnp.sum(jnp.abs(params))
+
+
+def test_a_lasso_from_zero_passes():
+    problem = Problem(init=lambda key: jnp.zeros(10), loss=lasso, data=(ROWS, VALUES), name="lasso")
+    report = check_gradient(problem, fast=True)
+    start = oracle.points(problem, "float64", 2)[1]
+    at_start, _ = formula.check(problem, start, None, 1.0, False)
+    assert report.verdict == "PASS", str(report)
+    assert at_start[0].verdict == "PASS", at_start[0].finding
+    assert "kinks" in at_start[0].finding
+
+
+@pytest.mark.parametrize("exponent", range(-12, 13, 4))
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_loss_of_any_length_is_judged_at_its_own(exponent, offset):
+    """From a start of the loss's own length, and from one that is all 0."""
+    length = 10.0**exponent
+
+    def bump(params, data, factor=1.0):
+        params = factor * params + jax.lax.stop_gradient((1 - factor) * params)
+        return jnp.sum(1 / (1 + (params / length - 0.7) ** 2))
+
+    for factor, verdict in ((1.0, "PASS"), (1.001, "FAIL"), (0.0, "FAIL"), (-1.0, "FAIL")):
+        problem = Problem(
+            init=lambda key: offset * length * jax.random.normal(key, (5,)),
+            loss=lambda params, data, factor=factor: bump(params, data, factor),
+        )
+        start = oracle.points(problem, "float64", 2)[1]
+        tests, _ = formula.check(problem, start, None, 1.0, False)
+        assert tests[0].verdict == verdict, (factor, tests[0].finding)
+
+
+@pytest.mark.parametrize(("function", "ends"), [(abs, (-1, 1)), (lambda x: max(0.0, x), (0, 1))])
+@pytest.mark.parametrize("curvature", [0.0, 3.0])
+def test_a_kink_is_an_interval_beside_a_curve_too(function, ends, curvature):
+    slope = differences.slope_at_zero(lambda x: function(x) + curvature * x * x, 0.0, 1e-16, 1.0, 1.0, False)
+    assert slope.kink
+    np.testing.assert_allclose((slope.low, slope.high), ends, atol=slope.tolerance)
+    assert slope.tolerance < 1e-6
+
+
+def test_steps_that_agree_by_chance_do_not_win():
+    """Over long steps the differences of a narrow bump are all 0, exactly."""
+    slope = differences.slope_at_zero(lambda x: np.exp(-((x / 1e-6 - 0.5) ** 2)), np.exp(-0.25), 1e-16, 1.0, 1e5, True)
+    np.testing.assert_allclose(slope.low, np.exp(-0.25) * 1e6, atol=slope.tolerance)
+    assert slope.tolerance < 1e-6 * slope.low
+
+
+@pytest.mark.parametrize("size", [1000, 50_000])
+def test_a_rounding_that_all_entries_share_is_allowed(size):
+    """Compilers multiply by a rounded 1/3: the gradient's scale is off by up to a unit, however many entries."""
+    problem = Problem(init=lambda key: jax.random.normal(key, (size,)), loss=lambda p, _: jnp.sum((p / 3.0) ** 2))
+    report = check_gradient(problem, programs=["jit", "value_and_grad"])
+    assert report.verdict == "PASS", str(report)
+
+
+def test_a_scale_a_few_units_off_is_still_found():
+    """What entries share is at most some units: ten of them are not allowed."""
+
+    @jax.custom_vjp
+    def half_square(p):
+        return jnp.sum((p / 3.0) ** 2)
+
+    def backward(p, cotangent):
+        rounding = 1 + (2.0**-20 if p.dtype == jnp.float32 else 0.0)
+        return (cotangent * (2 * p / 9.0) * rounding,)
+
+    half_square.defvjp(lambda p: (half_square(p), p), backward)
+    problem = Problem(init=lambda key: jax.random.normal(key, (1000,)), loss=lambda p, _: half_square(p))
+    report = check_gradient(problem, programs=["value_and_grad"], fast=True)
+    assert report.verdict != "PASS", str(report)
+
+
+def test_a_rule_that_reports_another_value_is_found():
+    @jax.custom_vjp
+    def larger(x):
+        return jnp.tanh(x)
+
+    @jax.custom_jvp
+    def shifted(x):
+        return jnp.tanh(x)
+
+    @jax.custom_jvp
+    def right(x):
+        return jnp.tanh(x)
+
+    larger.defvjp(lambda x: (1.1 * jnp.tanh(x), x), lambda x, ct: (ct * (1 - jnp.tanh(x) ** 2),))
+    shifted.defjvp(lambda x, t: (jnp.tanh(x[0]) + 0.01, t[0] * (1 - jnp.tanh(x[0]) ** 2)))
+    right.defjvp(lambda x, t: (jnp.tanh(x[0]), t[0] * (1 - jnp.tanh(x[0]) ** 2)))
+    for function, verdict in ((larger, "FAIL"), (shifted, "FAIL"), (right, "PASS")):
+        problem = Problem(init=lambda key: jax.random.normal(key, (5,)), loss=lambda p, _, f=function: jnp.sum(f(p)))
+        tests, _ = formula.check(problem, oracle.points(problem, "float64", 1)[0], None, 1.0, True)
+        found = {test.name: test for test in tests}
+        assert found["finite differences"].verdict == "PASS"
+        assert found["value of the rules"].verdict == verdict
+        assert (f"of {function.__name__}" in found["value of the rules"].finding) == (verdict == "FAIL")
