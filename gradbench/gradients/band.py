@@ -19,10 +19,11 @@ import numpy as np
 
 from gradbench.gradients.formats import flushes_subnormals, format_of, precision_context, x64_context
 from gradbench.gradients.interpreter import Interpreter, Pair, is_float, wide
-from gradbench.jaxprs import equations, open_jaxpr
+from gradbench.jaxprs import equations, nested, open_jaxpr
 
 SAMPLES = 32  # sigma is then known to 1/sqrt(2*32) = 12 %
 FALSE_ALARM = 1e-6  # the probability, under the model, that one right gradient is called wrong anywhere
+_QUICK = 2**20  # entries made on the way: their samples take a second, compiled without optimisation
 _LARGE = 2**22  # entries; above it the samples are taken one at a time, so that memory stays that of a few gradients
 
 
@@ -124,9 +125,10 @@ class Band:
                 along.append(jnp.sum((product / jnp.where(total > 0, total, 1.0)) ** 2))
             return exact, squares, norms, along, flags.overflow.any(), flags.tie.any()
 
-        # Where the samples take less time than compiling for speed, do not compile for speed.
         self._small = self.size + sum(math.prod(v.aval.shape) for v in self._jaxpr.invars) <= _LARGE // SAMPLES
-        self._moments = jax.jit(moments, compiler_options={"xla_backend_optimization_level": 0} if self._small else {})
+        # Where the samples take less time than compiling for speed, do not compile for speed.
+        level = {"xla_backend_optimization_level": 0 if _entries(self._jaxpr) <= _QUICK else 1} if self._small else {}
+        self._moments = jax.jit(moments, compiler_options=level)
 
     def sample(self, params: Any, data: Any) -> Spread:
         """The spread at a point. `params` and `data` have the band's dtype; the result is float64 NumPy."""
@@ -166,6 +168,16 @@ def _units(trace: Any) -> list[float]:
     """The unit roundoff of every format that results of the trace are rounded to."""
     dtypes = {v.aval.dtype for e in equations(trace) for v in e.outvars if hasattr(v.aval, "dtype")}
     return [format_of(d).unit for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
+
+
+def _entries(jaxpr: Any) -> int:
+    """How many entries a jaxpr's results have, those of a scan's body at every turn."""
+    total = 0
+    for equation in open_jaxpr(jaxpr)[0].eqns:
+        inside = sum(map(_entries, nested(equation)))
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += turns * inside or sum(math.prod(getattr(v.aval, "shape", ())) for v in equation.outvars)
+    return total
 
 
 def _is_plain(constant: Any) -> bool:

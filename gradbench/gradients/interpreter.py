@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from gradbench.gradients import rounding
-from gradbench.gradients.formats import INPUT_UNIT, format_of, input_class
+from gradbench.gradients.formats import INPUT_UNIT, Format, format_of, input_class
 from gradbench.jaxprs import called, open_jaxpr, scan_counts
 
 # A decision (x > 0) is taken at 4 times its sampled deviation: the largest of 32 normal deviations exceeds 1.5 sigma
@@ -132,16 +132,18 @@ class Interpreter:
         size = np.where(plain, 0.0, np.maximum(np.abs(array) * form.unit, form.spacing / 2))
         return Pair(exact, self.add(exact, exact, jnp.asarray(size), salt=0))
 
-    def add(self, noisy: Any, exact: Any, amplitude: Any, salt: int | None = None) -> Any:
-        """`noisy` plus noise of that amplitude, which the exact value picks; zero and infinity stay what they are."""
+    def add(self, noisy: Any, exact: Any, amplitude: Any, salt: int | None = None, picks: Any = None) -> Any:
+        """`noisy` plus noise of that amplitude; zero and infinity stay what they are. The exact value picks the noise,
+        or `picks`, which broadcasts to it."""
         if self.seed is None:
             return noisy
         salt = next(self._salts) if salt is None else salt
         amplitude = self.scale * jnp.where((exact == 0) | ~jnp.isfinite(exact), 0.0, amplitude)
-        if jnp.iscomplexobj(exact):
-            draws = [rounding.signs(self._picks(part), self.seed, salt) for part in (exact.real, exact.imag)]
+        picks = self._picks(exact) if picks is None else picks
+        if jnp.iscomplexobj(picks):
+            draws = [rounding.signs(part, self.seed, salt) for part in (picks.real, picks.imag)]
             return noisy + amplitude * lax.complex(*draws)
-        return noisy + amplitude * rounding.signs(self._picks(exact), self.seed, salt)
+        return noisy + amplitude * rounding.signs(picks, self.seed, salt)
 
     def _picks(self, exact: Any) -> Any:
         """What picks the noise: the value; in a loop's worst case the place, so that every turn rounds alike."""
@@ -227,8 +229,24 @@ class Interpreter:
                 large = jnp.abs(e) > format_of(dtype).largest
                 flags = flags._replace(overflow=flags.overflow | jnp.any(large & jnp.isfinite(e)))
             amplitude = self.amplitude(name, params, bind, ins, e, dtypes, dtype, units)
-            results.append(Pair(e, n) if amplitude is None else Pair(e, self.add(n, e, amplitude)))
+            if amplitude is not None:
+                n = self.shared(equation, ins, e, self.add(n, e, amplitude), format_of(dtype))
+            results.append(Pair(e, n))
         return results, flags
+
+    def shared(self, equation: Any, ins: list[Pair], exact: Any, noisy: Any, form: Format) -> Any:
+        """`noisy` with the roundings that many entries share, by the rules of `rounding`."""
+        name = equation.primitive.name  # shared roundings are relative: their amplitudes have the sign of the value
+        if name == "div":
+            return self.add(noisy, exact, form.unit * exact, rounding.RECIPROCAL, picks=ins[1].exact)
+        if name == "mul":
+            for variable, pair in zip(equation.invars, ins):
+                if hasattr(variable, "val") and not _power_of_two(variable.val):
+                    noisy = self.add(noisy, exact, form.unit * exact, picks=pair.exact)
+        if name in rounding.ELEMENTARY:
+            amplitude = rounding.SHARED_UNITS * min(form.unit, format_of(jnp.float32).unit) * exact
+            return self.add(noisy, exact, amplitude, picks=rounding.leading(exact))
+        return noisy
 
     def amplitude(self, name, params, bind, ins, exact, dtypes, dtype, units) -> Any:
         """How far rounding may take this result, or None where it is exact. Rules: the docstring of `rounding`."""
@@ -237,6 +255,8 @@ class Interpreter:
         form = format_of(dtype)
         one = form.unit * jnp.abs(exact) + self.underflow(dtype)
         if units is not None:
+            if name in rounding.ELEMENTARY and form.digits >= 24:
+                units -= rounding.SHARED_UNITS
             return units * one
         if name == "one_minus_square":  # 1 - x^2, its square rounded too
             return one + form.unit * jnp.abs(1 - exact)
@@ -343,6 +363,10 @@ _COMBINERS = {
 
 def _same(value: Any) -> Pair:
     return Pair(value, value)
+
+
+def _power_of_two(constant: Any) -> bool:
+    return np.ndim(constant) == 0 and abs(np.frexp(np.float64(constant))[0]) == 0.5
 
 
 def _array_float(x: Any) -> bool:

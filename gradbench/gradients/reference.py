@@ -6,14 +6,18 @@ approximates. A primitive without a line here is run by JAX, alone, on the CPU.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+import threadpoolctl
 
 from gradbench.gradients.interpreter import MOST_TURNS, Interpreter, Pair, wide
-from gradbench.jaxprs import called, open_jaxpr, scan_counts
+from gradbench.gradients.rounding import sum_terms
+from gradbench.jaxprs import called, equations, open_jaxpr, scan_counts
 
 
 def run(trace: Any, arguments: list[Any]) -> list[np.ndarray]:
@@ -21,8 +25,26 @@ def run(trace: Any, arguments: list[Any]) -> list[np.ndarray]:
 
     Raises what a primitive raises when it cannot be run.
     """
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]), np.errstate(all="ignore"):
+    cpu, threads = jax.default_device(jax.devices("cpu")[0]), _threads(trace)
+    with jax.enable_x64(True), cpu, np.errstate(all="ignore"), threads:
         return [np.asarray(x) for x in _run(*open_jaxpr(trace), arguments)]
+
+
+_SMALL_PRODUCT = 2**24  # multiplications: milliseconds on one core
+
+
+def _threads(trace: Any) -> contextlib.AbstractContextManager:
+    """One thread for the matrix products of a trace whose products are all small. Where other work keeps the cores busy
+    each product may wait for its second thread as long as a time slice, 4 ms for 40 microseconds of work."""
+    products = [e for e in equations(trace) if e.primitive.name == "dot_general"]
+    sizes = [e.outvars[0].aval.size * sum_terms("dot_general", e.params, [v.aval for v in e.invars]) for e in products]
+    return contextlib.nullcontext() if max(sizes, default=0) > _SMALL_PRODUCT else _blas().limit(limits=1)
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    """The libraries that NumPy multiplies with; looking for them takes milliseconds."""
+    return threadpoolctl.ThreadpoolController()
 
 
 def _run(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
