@@ -40,6 +40,15 @@ def one_line(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+def error_text(error: BaseException) -> str:
+    """An exception's type and line; of a callback's, which quotes a traceback, the last line of that."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    quoted = "Traceback" in lines[0]
+    return f"{type(error).__name__}: {lines[-1].strip() if quoted else one_line(error)}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A ", did you mean 'x'?" for the known name nearest to `name`, or the empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

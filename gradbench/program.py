@@ -224,9 +224,9 @@ class Program:
         """The problem's, on every device: placed at first use, since a program may be compiled long before it runs."""
         plan = self.trial.plan
         with jax.enable_x64(plan.dtype == "float64"):
-            return jax.device_put(self._laid_out(cast(self.trial.problem.data, plan.dtype)), self.replicated)
+            return jax.device_put(self.laid_out(cast(self.trial.problem.data, plan.dtype)), self.replicated)
 
-    def _laid_out(self, data: Data) -> Data:
+    def laid_out(self, data: Data) -> Data:
         """The problem's data, or their shapes, as `advance` takes them."""
         return jax.tree.map(examples_last, data) if pays(self.devices[0].platform, self.block.lanes) else data
 
@@ -241,7 +241,7 @@ class Program:
 
         return (
             *jax.tree.map(lambda leaf: placed(leaf, self.sharded, slots), (trial.state_shape(), *scalars)),
-            jax.tree.map(lambda leaf: placed(leaf, self.replicated), self._laid_out(data)),
+            jax.tree.map(lambda leaf: placed(leaf, self.replicated), self.laid_out(data)),
         )
 
     def place(self, array: np.ndarray) -> jax.Array:

@@ -1,12 +1,14 @@
 """Right gradients of losses as users write them are not accused, and what is wrong in such losses is found."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gradbench import Problem, check_gradient
-from gradbench.gradients import differences, formula, oracle
+from gradbench.gradients import differences, formula, oracle, sandbox
 
 GENERATOR = np.random.default_rng(5)
 ROWS = GENERATOR.standard_normal((100, 10))
@@ -112,3 +114,36 @@ def test_a_rule_that_reports_another_value_is_found():
         assert found["finite differences"].verdict == "PASS"
         assert found["value of the rules"].verdict == verdict
         assert (f"of {function.__name__}" in found["value of the rules"].finding) == (verdict == "FAIL")
+
+
+def bowl(params, data):
+    return jnp.sum(data * params * params)
+
+
+BOWL = Problem(init=lambda key: jnp.ones(3), loss=bowl, data=np.ones(3), name="bowl")
+
+
+def test_a_program_that_ends_its_process_fails_by_name(monkeypatch):
+    script = (
+        "import os, sys; sys.stdin.buffer.readline(); sys.stderr.write('F0 emitter.cc Check failed'); os.abort()"
+    )
+    monkeypatch.setattr(sandbox, "COMMAND", [sys.executable, "-c", script])
+    sandbox.child.cache_clear()
+    try:
+        report = check_gradient(BOWL, programs=["value_and_grad", "batched"])
+    finally:
+        sandbox.child.cache_clear()
+    verdicts = {row.program: row.verdict for row in report.rows}
+    assert verdicts == {"value_and_grad": "PASS", "batched": "FAIL"}
+    assert "SIGABRT: F0 emitter.cc Check failed" in report.rows[-1].reason
+
+
+def test_the_child_compiles_and_outlives_what_it_cannot_compile():
+    with jax.enable_x64(True):
+        double, wrong = jax.jit(lambda x: 2 * x), jax.jit(lambda x: jnp.linalg.cholesky(x))
+        shape = (jax.ShapeDtypeStruct((3, 3), jnp.float64),)
+        first = sandbox.child()
+        sandbox.survive(double, shape, {})
+        sandbox.survive(wrong, shape, {"no such option": 1})
+        sandbox.survive(double, shape, {})
+    assert sandbox.child() is first

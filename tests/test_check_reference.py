@@ -46,6 +46,7 @@ FUNCTIONS = {
     "outer product": lambda w: jnp.tensordot(w, w, 0),
     "solve": lambda w: jnp.linalg.solve(jnp.outer(w, w) + jnp.eye(6), w),
     "complex": lambda w: jnp.abs(jnp.fft.fft(w)) ** 2,
+    "split": lambda w: jnp.concatenate(jnp.split(w.reshape(2, 3), [1, 2], axis=1)[::-1], axis=1),
     "moves": lambda w: jnp.concatenate([w[::-1], w[1:5:2]]).reshape(2, 2, 2).transpose(2, 0, 1).squeeze(),
     "whole numbers": lambda w: (w * 3).astype(jnp.int32) // 2 + jnp.arange(6),
     "random keys": lambda w: w + jax.random.uniform(jax.random.key(0), (6,)),

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from gradbench.errors import PlanError, ProblemError, one_line
-from gradbench.gradients import formats, formula, oracle
+from gradbench.errors import PlanError, ProblemError, error_text, one_line
+from gradbench.gradients import formats, formula, oracle, sandbox
 from gradbench.gradients import programs as program_table
 from gradbench.gradients.band import Spread
 from gradbench.gradients.execution import Execution, Row
@@ -71,6 +71,8 @@ def check_gradient(
     classes = [formats.known("precision", p, formats.PRECISIONS) for p in classes]
     names = _select(programs, fast)
     targets = devices_for(device)
+    if "batched" in names and any(target.platform == "cpu" for target in targets):
+        sandbox.child()  # it starts while the rest is being done
     reference, start = oracle.points(problem, "float64", 2, seed)
     try:
         oracle.trace(jax.value_and_grad(problem.loss), reference.params, reference.data)
@@ -91,7 +93,8 @@ def check_gradient(
                 try:
                     found, left_out = execution.check(points, asked)
                 except Exception as error:
-                    rows.append(_unable(one, kind, target, error))
+                    reason = f"the loss or its band cannot be run: {error_text(error)}"
+                    rows.append(execution.unable("all", "INCONCLUSIVE", reason))
                     continue
                 rows += found
                 skipped |= left_out
@@ -109,7 +112,7 @@ def check_gradient(
         with contextlib.suppress(Exception):  # it leaves the point, and may leave the loss's domain
             lines = lesson(problem, reference, gradient)
     except Exception as error:  # a user's loss may hold anything: a kernel for another device, a callback that raises
-        reason = f"the loss cannot be run one primitive at a time in float64: {_said(error)}"
+        reason = f"the loss cannot be run one primitive at a time in float64: {error_text(error)}"
         tests = [formula.Test("finite differences", "INCONCLUSIVE", reason)]
     return CheckReport(
         problem=problem.name,
@@ -156,16 +159,3 @@ def _fallback_spreads(problem: Problem, count: int, seed: int) -> tuple[list[Spr
         return [execution.band(p).sample(p.params, p.data) for p in points], _share(execution)
     except Exception:
         return [], 1.0
-
-
-def _unable(dtype: str, precision: str, device: jax.Device, error: Exception) -> Row:
-    reason = f"the program or its band cannot be run: {_said(error)}"
-    where = f"{device.platform}:{device.id}"
-    return Row("all", dtype, precision, where, "INCONCLUSIVE", reason, 0.0, float("inf"), 0, "", [])
-
-
-def _said(error: Exception) -> str:
-    """The exception's type and line; of a callback's, which quotes a traceback, the last line of that."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    quoted = any("Traceback" in line for line in lines[:1])
-    return f"{type(error).__name__}: {lines[-1].strip() if quoted else one_line(error)}"

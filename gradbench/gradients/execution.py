@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradbench.gradients import oracle, programs
+from gradbench.errors import error_text
+from gradbench.gradients import oracle, programs, sandbox
 from gradbench.gradients.band import Band, Spread, quantile
 from gradbench.gradients.formats import flushes_subnormals, format_of, input_class, precision_context, x64_context
 from gradbench.gradients.formula import UNIT, leaf_names
@@ -17,9 +18,9 @@ from gradbench.gradients.judge import Judgement, judge
 from gradbench.problem import Problem
 
 ORDER = {"PASS": 0, "INCONCLUSIVE": 1, "FAIL": 2}
-REPEATS = 5  # every program is called this often at a point
+REPEATS = 5  # every program is called this often at a point, twice where that takes over _SLOW_SECONDS
 MANY_REPEATS = 100  # and one of them so often where that takes at most _REPEAT_SECONDS: faults that come and go
-_REPEAT_SECONDS = 0.5
+_REPEAT_SECONDS, _SLOW_SECONDS = 0.5, 2.0
 
 
 @dataclasses.dataclass
@@ -38,6 +39,7 @@ class Row:
     point: str
     leaves: list[Any]
     notes: list[str] = dataclasses.field(default_factory=list)
+    died: bool = False  # with its compiler
 
 
 @dataclasses.dataclass
@@ -157,7 +159,7 @@ class Execution:
                 calls += 1
                 if calls == 1:
                     started = time.perf_counter()  # the first call compiles
-                elif calls >= repeats and time.perf_counter() - started > _REPEAT_SECONDS:
+                elif time.perf_counter() - started > (_REPEAT_SECONDS if calls >= repeats else _SLOW_SECONDS):
                     break
         judged = [self.judge(got, reference, names, extra) for got in answers.values()]
         worst = max(judged, key=lambda j: (ORDER[j.verdict], j.off))
@@ -228,32 +230,52 @@ class Execution:
         return [(len(parts) + 2) * unit * s + (len(parts) + 1) * self.form.spacing for s in size], ""
 
     def check(self, points: list[oracle.Point], names: list[str]) -> tuple[list[Row], dict[str, str]]:
-        """A row for each program, its worst point; and the programs not asked, with the reason."""
+        """A row for each program, its worst point; and the programs that were skipped, with the reason."""
         rows: dict[str, Row] = {}
         skipped: dict[str, str] = {}
-        examples = points[0].examples
-        runners = {n: self.runner(n, examples) for n in names if n in programs.PROGRAMS}
         for point in points:
             reference = self.reference(point)
-            for name, runner in runners.items():
-                extra = None
-                if name == "microbatches":
-                    extra, why = self.microbatches(reference)
-                    if extra is None:
-                        skipped[name] = why
-                        continue
-                most = MANY_REPEATS if name == "value_and_grad" else REPEATS
-                row = self.run(name, runner, reference, extra=extra, most=most)
-                if name == "value_and_grad" and point is points[0]:
-                    seen = self.precision_seen(runner, reference)
-                    row.notes += [seen] if seen else []
-                _keep(rows, row)
-            if programs.FORWARD in names and programs.FORWARD not in skipped:
-                try:
-                    _keep(rows, self.forward(point, reference))
-                except TypeError:
-                    skipped[programs.FORWARD] = "a custom_vjp has no forward derivative"
+            for name in names:
+                if name in skipped or (name in rows and rows[name].died):
+                    continue
+                found = self.program(name, point, reference, seen=point is points[0])
+                if isinstance(found, str):
+                    skipped[name] = found
+                else:
+                    _keep(rows, found)
         return list(rows.values()), skipped
+
+    def program(self, name: str, point: oracle.Point, reference: Reference, seen: bool) -> Row | str:
+        """One program at one point, `seen` with the precision that was found in force; or why it was skipped."""
+        try:
+            if name == programs.FORWARD:
+                return self.forward(point, reference)
+            extra = None
+            if name == "microbatches":
+                extra, why = self.microbatches(reference)
+                if extra is None:
+                    return why
+            runner = self.runner(name, point.examples)
+            most = MANY_REPEATS if name == "value_and_grad" else REPEATS
+            row = self.run(name, runner, reference, extra=extra, most=most)
+            if name == "value_and_grad" and seen:
+                note = self.precision_seen(runner, reference)
+                row.notes += [note] if note else []
+            return row
+        except sandbox.CompilerDied as error:
+            reason = f"the compiler ends the process on this program ({error})"
+            return dataclasses.replace(self.unable(name, "FAIL", reason), died=True)
+        except Exception as error:
+            if name == programs.FORWARD and isinstance(error, TypeError):
+                return "a custom_vjp has no forward derivative"
+            if name in ("vmap", programs.FORWARD) and isinstance(error, NotImplementedError):
+                return f"JAX cannot batch this loss: {error_text(error)}"
+            return self.unable(name, "INCONCLUSIVE", f"the program cannot be run: {error_text(error)}")
+
+    def unable(self, program: str, verdict: str, reason: str) -> Row:
+        """The row of what gave no answer."""
+        where = f"{self.device.platform}:{self.device.id}"
+        return Row(program, self.dtype, self.precision, where, verdict, reason, 0.0, float("inf"), 0, "", [])
 
     def forward(self, point: oracle.Point, reference: Reference, repeats: int = REPEATS) -> Row:
         """Forward-mode slopes along fixed directions against <g*, v>."""

@@ -14,6 +14,7 @@ import optax
 
 from gradbench import program as sweep
 from gradbench.errors import PlanError, nearest
+from gradbench.gradients import sandbox
 from gradbench.gradients.oracle import take_rows
 from gradbench.optimizer import Optimizer
 from gradbench.plan import SweepPlan
@@ -57,6 +58,9 @@ def _has_aux(loss: LossFunction, examples: int | None) -> Runner:
     return jax.jit(run)
 
 
+LANES = 3
+
+
 def _lanes(params: Any) -> Any:
     """Three trials along a leading axis: half the params, the params, the params turned round."""
     return jax.tree.map(lambda x: jnp.stack([x * jnp.asarray(0.5, x.dtype), x, -x]), params)
@@ -88,7 +92,8 @@ def _keeps_gradient(learning_rate: Any, steps: int) -> optax.GradientTransformat
 
 
 def _batched(loss: LossFunction, examples: int | None) -> Runner:
-    """The sweep's own program (gradbench.program), two steps of three trials that stay where they are."""
+    """The sweep's own program (gradbench.program), two steps of three trials that stay where they are. Raises
+    CompilerDied where the compiler does not survive it."""
     made: list[sweep.Program] = []
 
     def runner(params, data):
@@ -97,11 +102,15 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
             plan = SweepPlan(dtype=str(one.dtype), steps=2)
             problem = Problem(init=lambda key: params, loss=loss, data=data, examples=examples)
             trial = sweep.Trial.of(problem, Optimizer("keeps the gradient", _keeps_gradient), plan)
-            made.append(sweep.Program(trial, sweep.Block(devices=1, lanes=3, rows=2, stride=1), list(one.devices())))
+            block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1)
+            program = sweep.Program(trial, block, list(one.devices()))
+            if program.devices[0].platform == "cpu":  # its products are ours, in orders that few programs have
+                sandbox.survive(program.advance, program.arguments(), sweep.loop_options("cpu", trial.products, LANES))
+            made.append(program)
         program = made[0]
-        rates, none = program.rates(np.zeros(3)), program.place(np.zeros(3, np.int32))
+        rates, none = program.rates(np.zeros(LANES)), program.place(np.zeros(LANES, np.int32))
         state = program._start(_lanes(params), rates)
-        state, rows = program.advance(state, rates, none.astype(jnp.uint32), none, data)
+        state, rows = program.advance(state, rates, none.astype(jnp.uint32), none, program.laid_out(data))
         return rows.loss[-1, 1], _lane(state.opt_state)
 
     return runner

@@ -81,6 +81,8 @@ def _equation(equation: Any, ins: list[Any]) -> list[Any]:
         return _CONTROL[name](params, ins)
     if name in _IDENTITIES:
         return ins
+    if name == "split":
+        return np.split(ins[0], np.cumsum(params["sizes"])[:-1], params["axis"])
     plain = all(getattr(x, "dtype", None) in (np.float64, np.int32, np.int64, np.uint32, np.bool_) for x in ins)
     if plain and name in _ANY:
         return [np.asarray(_ANY[name](params, *ins))]
