@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint bench bench-peers gpu clean
+.PHONY: run test lint zoo bench bench-peers gpu clean
 
 run: $(STAMP)
 	$(BIN)/gradbench run
@@ -16,6 +16,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
+
+# Losses as users write them, all right: what the check says of them, and the engine beside a plain loop.
+zoo: $(STAMP)
+	$(BIN)/python tests/run_zoo.py $(ZOO)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -o addopts="--strict-markers" $(BENCH)
