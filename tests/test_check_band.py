@@ -9,7 +9,8 @@ from jax import lax
 from gradbench.gradients import oracle, rounding
 from gradbench.gradients.band import Band, quantile
 from gradbench.gradients.formats import flushes_subnormals, format_of, input_class
-from gradbench.gradients.interpreter import Interpreter, Pair
+from gradbench.gradients.interpreter import Interpreter
+from gradbench.gradients.pairs import Pair
 from gradbench.jaxprs import open_jaxpr
 
 CPU = jax.devices("cpu")[0]

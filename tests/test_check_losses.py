@@ -9,6 +9,7 @@ import pytest
 
 from gradbench import Problem, check_gradient
 from gradbench.gradients import differences, formula, oracle, sandbox
+from gradbench.gradients.execution import Execution
 
 GENERATOR = np.random.default_rng(5)
 ROWS = GENERATOR.standard_normal((100, 10))
@@ -124,9 +125,7 @@ BOWL = Problem(init=lambda key: jnp.ones(3), loss=bowl, data=np.ones(3), name="b
 
 
 def test_a_program_that_ends_its_process_fails_by_name(monkeypatch):
-    script = (
-        "import os, sys; sys.stdin.buffer.readline(); sys.stderr.write('F0 emitter.cc Check failed'); os.abort()"
-    )
+    script = "import os, sys; sys.stdin.buffer.readline(); sys.stderr.write('F0 emitter.cc Check failed'); os.abort()"
     monkeypatch.setattr(sandbox, "COMMAND", [sys.executable, "-c", script])
     sandbox.child.cache_clear()
     try:
@@ -147,3 +146,24 @@ def test_the_child_compiles_and_outlives_what_it_cannot_compile():
         sandbox.survive(wrong, shape, {"no such option": 1})
         sandbox.survive(double, shape, {})
     assert sandbox.child() is first
+
+
+def test_a_quotient_whose_reciprocal_leaves_the_range_is_named():
+    """Shares of a sum near the top of float32: programs that take x * (1 / y) give 0."""
+    largest = float(np.finfo(np.float32).max)
+    target = np.array([0.7, 0.1, 0.1, 0.1])
+
+    def shares(params, data):
+        x = params * jnp.asarray(0.9 * largest, params.dtype)
+        return jnp.sum((x / jnp.sum(x) - data) ** 2)
+
+    def by_reciprocal(params, data):
+        x = params * jnp.asarray(0.9 * largest, params.dtype)
+        return jnp.sum((x * (1 / jnp.sum(x)) - data) ** 2)
+
+    problem = Problem(init=lambda key: jnp.full(4, 0.25), loss=shares, data=target, name="shares")
+    execution = Execution(problem, "float32", "highest", jax.devices("cpu")[0])
+    reference = execution.reference(oracle.points(problem, "float32", 2)[1])
+    row = execution.run("jit", jax.jit(jax.value_and_grad(by_reciprocal)), reference)
+    assert row.verdict == "FAIL"
+    assert "reciprocal" in row.reason

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.gradients.formats import flushes_subnormals, format_of, precision_context, x64_context
-from gradbench.gradients.interpreter import Interpreter, Pair, is_float, wide
+from gradbench.gradients.interpreter import Interpreter
+from gradbench.gradients.pairs import Pair, is_float, wide
 from gradbench.jaxprs import equations, nested, open_jaxpr
 
 SAMPLES = 32  # sigma is then known to 1/sqrt(2*32) = 12 %
@@ -44,7 +45,8 @@ class Spread:
         sigma: per entry.
         norm: per leaf, of the Euclidean norm of the error.
         along: per leaf, of the error's component along the leaf, divided by the leaf's norm: the spread of beta.
-        overflow, tie: whether a value left the format's range; whether rounding can turn a decision.
+        overflow, tie, reciprocal: whether a value left the format's range; whether rounding can turn a decision;
+            whether the reciprocal of a divisor leaves the range where the quotient does not.
         unknown, stagnating: primitives without a rule; sums with k u >= 1.
     """
 
@@ -54,6 +56,7 @@ class Spread:
     along: list[float]
     overflow: bool
     tie: bool
+    reciprocal: bool
     unknown: tuple[str, ...]
     stagnating: tuple[str, ...]
 
@@ -123,7 +126,7 @@ class Band:
                 total = jnp.sum(relative * relative)
                 product = jnp.sum(deviation * relative, axis=axes)
                 along.append(jnp.sum((product / jnp.where(total > 0, total, 1.0)) ** 2))
-            return exact, squares, norms, along, flags.overflow.any(), flags.tie.any()
+            return exact, squares, norms, along, *(flag.any() for flag in flags)
 
         self._small = self.size + sum(math.prod(v.aval.shape) for v in self._jaxpr.invars) <= _LARGE // SAMPLES
         # Where the samples take less time than compiling for speed, do not compile for speed.
@@ -146,7 +149,7 @@ class Band:
                     exact, sums = part[0], part[1:]
                 else:
                     sums = jax.tree.map(lambda a, b: a | b if np.asarray(a).dtype == bool else a + b, sums, part[1:])
-        squares, norms, along, overflow, tie = sums
+        squares, norms, along, overflow, tie, reciprocal = sums
 
         def deviation(total: Any) -> Any:
             return np.sqrt(np.asarray(total) / SAMPLES) / self.scale * self.reference_share
@@ -159,6 +162,7 @@ class Band:
             along=[float(deviation(a)) for a in along],
             overflow=bool(overflow),
             tie=bool(tie),
+            reciprocal=bool(reciprocal),
             unknown=tuple(sorted(self.unknown)),
             stagnating=tuple(sorted(self.stagnating)),
         )

@@ -148,6 +148,10 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
     negligible, excuse = NEGLIGIBLE, "less than float32 resolves"
     if loss.iterates:
         negligible, excuse = NEGLIGIBLE_ITERATED, _ITERATES
+    # What the loss changes by as a leaf moves by its length, of the leaf where that is most: beside it a slope of 0 need
+    # not be known to a share of itself.
+    sizes = [float(np.sqrt(np.mean(g**2))) * oracle.length(leaf) for leaf, g in zip(loss.leaves, gradient)]
+    steepest = max((size for size in sizes if math.isfinite(size)), default=0.0)
     for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
         length = oracle.length(leaf)
         entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
@@ -195,7 +199,7 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
                 kind = "not between the one-sided slopes" if slope.kink else "differences give"
                 got = f"{slope.low:.7g} and {slope.high:.7g}" if slope.kink else f"{middle:.7g}"
                 faults.append((off / slack, f"{where}: slope {along:.7g}, {kind} {got} +- {slack:.1e}{ratio}"))
-            elif slack > COARSEST * reference and slack > 1000 * UNIT * max(abs(loss.value), norm):
+            elif slack > COARSEST * reference and slack * length > NEGLIGIBLE * steepest:
                 unclear.append(f"{where}: differences are only good to {slack:.1e}")
             elif reference > 0:
                 seen = max(seen, slack / reference)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,60 +18,21 @@ from jax import lax
 
 from gradbench.gradients import rounding
 from gradbench.gradients.formats import INPUT_UNIT, Format, format_of, input_class
+from gradbench.gradients.pairs import (
+    Flags,
+    Pair,
+    can_turn,
+    is_float,
+    is_float_array,
+    loses_reciprocal,
+    no_flags,
+    reach,
+    wide,
+    widen,
+)
 from gradbench.jaxprs import called, open_jaxpr, scan_counts
 
-# A decision (x > 0) is taken at 4 times its sampled deviation: the largest of 32 normal deviations exceeds 1.5 sigma
-# with probability 0.99, so a tie that rounding can turn (up to 6 sigma) is turned in some of the samples.
-TIE_REACH = 4.0
-
 MOST_TURNS = 10**5  # of a while loop, which may never end outside a loss's domain
-
-
-class Pair(NamedTuple):
-    """A value without noise and with it, both float64 where floating. One object twice where noise cannot reach."""
-
-    exact: Any
-    noisy: Any
-
-
-class Flags(NamedTuple):
-    """Where the model may not hold: a value beyond the format's range; a choice that rounding can turn.
-
-    A choice is an equality, a sort, an argmax, the index of a cond or the end of a while. (Orderings such as x > 0 need
-    no flag: the samples turn them, see TIE_REACH.)
-    """
-
-    overflow: jax.Array
-    tie: jax.Array
-
-    def add(self, other: Flags) -> Flags:
-        return Flags(self.overflow | other.overflow, self.tie | other.tie)
-
-
-def no_flags() -> Flags:
-    return Flags(jnp.zeros((), bool), jnp.zeros((), bool))
-
-
-def is_float(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.inexact)
-
-
-def wide(dtype: Any) -> Any:
-    """float64 or complex128 for floats, the dtype itself otherwise."""
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        return np.dtype(np.complex128)
-    return np.dtype(np.float64) if jnp.issubdtype(dtype, jnp.floating) else dtype
-
-
-def widen(params: dict[str, Any]) -> dict[str, Any]:
-    """A primitive's parameters with every float dtype among them made wide."""
-
-    def one(value: Any) -> Any:
-        if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
-            return wide(np.dtype(value))
-        return value
-
-    return {key: one(value) for key, value in params.items()}
 
 
 class Interpreter:
@@ -207,7 +168,7 @@ class Interpreter:
                 return operands[0]
             result = equation.primitive.bind(*operands, **(params if as_traced else wide_params))
             results = result if equation.primitive.multiple_results else [result]
-            results = [x.astype(wide(x.dtype)) if _array_float(x) else x for x in results]
+            results = [x.astype(wide(x.dtype)) if is_float_array(x) else x for x in results]
             return results if equation.primitive.multiple_results else results[0]
 
         exact = bind([p.exact for p in ins])
@@ -215,19 +176,21 @@ class Interpreter:
         decision = name in rounding.DECISIONS or (name == "convert_element_type" and not is_float(exact))
         noisy_in = [p.noisy for p in ins]
         if decision and name not in ("eq", "ne"):
-            noisy_in = [_reach(p) for p in ins]
+            noisy_in = [reach(p) for p in ins]
         noisy = bind(noisy_in) if reached else exact
         flags = no_flags()
         if reached and (name in ("eq", "ne") or name in rounding.SELECTIONS):
-            flags = flags._replace(tie=_tie(name, ins, exact, noisy))
+            flags = flags._replace(tie=can_turn(name, ins, exact, noisy))
         if not equation.primitive.multiple_results:
             exact, noisy = [exact], [noisy]
         results = []
         for e, n, dtype in zip(exact, noisy, outs):
             # Only float16's range is narrow enough for a right program to leave it on the way.
-            if _array_float(e) and dtype == np.float16 and name not in rounding.EXACT | {"reduce_precision"}:
+            if is_float_array(e) and dtype == np.float16 and name not in rounding.EXACT | {"reduce_precision"}:
                 large = jnp.abs(e) > format_of(dtype).largest
                 flags = flags._replace(overflow=flags.overflow | jnp.any(large & jnp.isfinite(e)))
+            if name == "div" and is_float_array(e):
+                flags = flags._replace(reciprocal=loses_reciprocal(e, ins[1].exact, format_of(dtype)))
             amplitude = self.amplitude(name, params, bind, ins, e, dtypes, dtype, units)
             if amplitude is not None:
                 n = self.shared(equation, ins, e, self.add(n, e, amplitude), format_of(dtype))
@@ -250,7 +213,7 @@ class Interpreter:
 
     def amplitude(self, name, params, bind, ins, exact, dtypes, dtype, units) -> Any:
         """How far rounding may take this result, or None where it is exact. Rules: the docstring of `rounding`."""
-        if self.seed is None or not _array_float(exact):
+        if self.seed is None or not is_float_array(exact):
             return None
         form = format_of(dtype)
         one = form.unit * jnp.abs(exact) + self.underflow(dtype)
@@ -367,26 +330,6 @@ def _same(value: Any) -> Pair:
 
 def _power_of_two(constant: Any) -> bool:
     return np.ndim(constant) == 0 and abs(np.frexp(np.float64(constant))[0]) == 0.5
-
-
-def _array_float(x: Any) -> bool:
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
-
-
-def _reach(pair: Pair) -> Any:
-    if pair.noisy is pair.exact or not is_float(pair.exact):
-        return pair.noisy
-    return pair.exact + TIE_REACH * (pair.noisy - pair.exact)
-
-
-def _tie(name: str, ins: list[Pair], exact: Any, noisy: Any) -> jax.Array:
-    if name in rounding.SELECTIONS:
-        pairs = zip(jax.tree.leaves(exact), jax.tree.leaves(noisy))
-        return jnp.stack([jnp.any(a != b) for a, b in pairs if not is_float(a)] or [jnp.zeros((), bool)]).any()
-    if not is_float(ins[0].exact):
-        return jnp.any(exact != noisy)
-    (a, b), (da, db) = (p.exact for p in ins), (jnp.abs(p.noisy - p.exact) for p in ins)
-    return jnp.any((a != b) & (jnp.abs(a - b) <= TIE_REACH * (da + db)))
 
 
 def _precision_word(precision: Any) -> str:

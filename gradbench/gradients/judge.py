@@ -121,6 +121,8 @@ def judge(
         if coarse:
             verdict = "INCONCLUSIVE"
             reason = f"rounding alone may move {coarse[0].path} by {coarse[0].scale_resolves:.0%} of itself"
+    if verdict == "FAIL" and spread.reciprocal:
+        reason += f"; a quotient x / y has a reciprocal 1 / y beyond {form.name}'s range: compilers take x * (1 / y)"
     undefined = [name for e, name in zip(expected, names) if np.isnan(e).any()]
     if undefined and verdict == "PASS":
         verdict, reason = "INCONCLUSIVE", f"the exact {_of(undefined[0])} is not a number"

@@ -17,7 +17,8 @@ import numpy as np
 
 from gradbench.gradients import reference
 from gradbench.gradients.formats import round_to, x64_context
-from gradbench.gradients.interpreter import Interpreter, Pair
+from gradbench.gradients.interpreter import Interpreter
+from gradbench.gradients.pairs import Pair
 from gradbench.jaxprs import equations, open_jaxpr
 from gradbench.problem import Problem
 

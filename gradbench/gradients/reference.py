@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import threadpoolctl
 
-from gradbench.gradients.interpreter import MOST_TURNS, Interpreter, Pair, wide
+from gradbench.gradients.interpreter import MOST_TURNS, Interpreter
+from gradbench.gradients.pairs import Pair, wide
 from gradbench.gradients.rounding import sum_terms
 from gradbench.jaxprs import called, equations, open_jaxpr, scan_counts
 

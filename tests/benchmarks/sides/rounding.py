@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.gradients.formats import flushes_subnormals
-from gradbench.gradients.interpreter import Interpreter, Pair, is_float, wide
+from gradbench.gradients.interpreter import Interpreter
+from gradbench.gradients.pairs import Pair, is_float, wide
 from gradbench.program import numerics
 
 from .cases import JUDGED, Case
