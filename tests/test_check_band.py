@@ -71,10 +71,19 @@ def test_float32_errors_lie_within_the_tolerance(name):
 
 
 def test_one_addition_has_the_spread_of_a_uniform_rounding_error():
-    numbers = 1 + GENERATOR.random(4000)
-    spread = band(lambda a: a + jnp.float32(0.5), numbers)
-    expected = 2.0**-24 * (numbers + 0.5) / np.sqrt(3)  # a uniform law on [-a, a] has deviation a / sqrt 3
+    numbers = np.float32(1 + GENERATOR.random((2, 4000)))
+    spread = band(lambda a: a[0] + jnp.float32(2.0**-20) * a[1], numbers)
+    # a uniform law on [-a, a] has deviation a / sqrt 3; 2^-20 of each sum is 0, where 20 bits of a[1] are
+    expected = 2.0**-24 * (numbers[0] + 2.0**-20 * numbers[1]) / np.sqrt(3)
     assert np.sqrt(np.mean((spread.sigma[0] / expected) ** 2)) == pytest.approx(1.0, rel=0.05)
+
+
+def test_what_the_format_holds_is_not_rounded():
+    """The index of a median is floor(0.5 * 40): noise of one unit would pick its neighbour."""
+    numbers = np.float32(GENERATOR.standard_normal(41))
+    spread = band(lambda a: (a + jnp.floor(jnp.float32(0.5) * (a.size - 1.0)), jnp.median(a)), numbers)
+    assert spread.sigma[1] == 0
+    assert (spread.sigma[0] > 0).mean() > 0.5  # the format holds a sum or two by chance
 
 
 def test_a_sum_of_like_terms_spreads_like_sequential_addition():

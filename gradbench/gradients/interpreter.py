@@ -193,7 +193,14 @@ class Interpreter:
                 flags = flags._replace(reciprocal=loses_reciprocal(e, ins[1].exact, format_of(dtype)))
             amplitude = self.amplitude(name, params, bind, ins, e, dtypes, dtype, units)
             if amplitude is not None:
-                n = self.shared(equation, ins, e, self.add(n, e, amplitude), format_of(dtype))
+                form = format_of(dtype)
+                n = self.shared(equation, ins, e, self.add(n, e, amplitude), form)
+                if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(e):
+                    # One correctly rounded operation on numbers as they are: exact where its result is in the format.
+                    held = lax.reduce_precision(e, exponent_bits=11, mantissa_bits=form.digits - 1) == e
+                    for pair in ins:
+                        held &= pair.exact == pair.noisy
+                    n = jnp.where(held, e, n)
             results.append(Pair(e, n))
         return results, flags
 
