@@ -148,8 +148,8 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
     negligible, excuse = NEGLIGIBLE, "less than float32 resolves"
     if loss.iterates:
         negligible, excuse = NEGLIGIBLE_ITERATED, _ITERATES
-    # What the loss changes by as a leaf moves by its length, of the leaf where that is most: beside it a slope of 0 need
-    # not be known to a share of itself.
+    # What the loss changes by as a leaf moves by its length, of the leaf where that is most: beside it a slope of 0
+    # need not be known to a share of itself.
     sizes = [float(np.sqrt(np.mean(g**2))) * oracle.length(leaf) for leaf, g in zip(loss.leaves, gradient)]
     steepest = max((size for size in sizes if math.isfinite(size)), default=0.0)
     for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
