@@ -17,7 +17,7 @@ import optax
 import optax.contrib
 
 from gradbench.errors import GradbenchError, OptimizerError, nearest, one_line
-from gradbench.spec import Spec, check_settings, load_file, parse_spec
+from gradbench.spec import Spec, check_settings, is_path, load_file, parse_spec
 
 ALIASES: dict[str, Callable[..., Any]] = {
     "momentum": partial(optax.sgd, momentum=0.9),
@@ -148,7 +148,7 @@ def _without_empty_arrays(inner: optax.GradientTransformationExtraArgs) -> optax
 def _find(spec: Spec) -> Callable[..., Any]:
     if ":" in spec.target:
         place, _, name = spec.target.rpartition(":")
-        if place.endswith(".py") or "/" in place:
+        if is_path(place):
             module: Any = load_file(Path(place).expanduser(), OptimizerError)
         else:
             try:

@@ -12,6 +12,7 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import StopAfter
 
 import gradbench
 from gradbench import engine, runner
@@ -23,17 +24,6 @@ PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": (1e-3, 1.0, 12), "seeds
 
 def same(left, right) -> bool:
     return left.trials.equals(right.trials) and left.curves.equals(right.curves)
-
-
-class StopAfter(runner.Watcher):
-    """Asks for a stop at the n-th question; the engine asks before every chunk and pair."""
-
-    def __init__(self, questions: int):
-        self.questions = questions
-
-    def should_stop(self) -> bool:
-        self.questions -= 1
-        return self.questions < 0
 
 
 def test_a_record_has_every_table_with_its_schema(sweep):
@@ -169,6 +159,25 @@ def test_two_processes_cannot_write_one_run(sweep, small_blocks, tmp_path):
         gradbench.resume(stopped.path)
 
 
+@pytest.mark.parametrize("error", [ValueError("a fault of ours"), KeyboardInterrupt(), RunError("known")])
+def test_a_run_that_fails_is_interrupted_not_running(sweep, small_blocks, tmp_path, error):
+    class Failing(runner.Watcher):
+        def chunk(self, progress):
+            raise error
+
+    small_blocks()
+    with pytest.raises(type(error)) as caught:
+        runner.run_plan(gradbench.SweepPlan(("beale",), **PLAN), out=tmp_path / "results", watcher=Failing())
+    [path] = (tmp_path / "results").iterdir()
+    assert json.loads((path / "run.json").read_text())["state"] == "interrupted"
+    kept = list(path.glob("traceback-*.txt"))
+    assert len(kept) == isinstance(error, ValueError)  # of what nobody foresaw
+    if kept:
+        assert "ValueError: a fault of ours" in kept[0].read_text()
+        assert caught.value.__notes__ == [f"the traceback is in {kept[0]}"]
+    assert gradbench.resume(path).info["state"] == "complete"
+
+
 @pytest.fixture
 def record(sweep):
     return sweep("beale", ["sgd"], [1e-3], seeds=1, steps=5)
@@ -227,6 +236,8 @@ def test_damaged_run_json_is_refused(record, text, words):
         ("problems", 3, "'problems' does not hold"),
         ("problems", {"beale": 3}, "'problems' does not hold"),
         ("problems", {"beale": {"curvature": "x"}}, "'problems' does not hold"),
+        ("sources", {"problems": {"beale": 3}, "optimizers": {}}, "'sources' does not hold"),
+        ("sources", {"problems": {}}, "'sources' does not hold"),
     ],
 )
 def test_run_json_that_says_nonsense_is_refused(record, key, value, words):
