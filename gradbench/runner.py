@@ -64,7 +64,7 @@ def sweep(
 ) -> Run:
     """Sweep learning rates and seeds over problems and optimizers, and record it under `out`.
 
-    `problems` are specs or Problem objects; `learning_rates` is (low, high, count), "low:high:count" or the values;
+    `problems` are specs or Problem objects; `learning_rates` is "low:high:count", log_range's, or the values;
     `settings` are SweepPlan's other fields, such as seeds=3, steps=1000, dtype="float64". Prints nothing. Raises a
     GradbenchError for bad input, RunError if the run itself fails.
     """

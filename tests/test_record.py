@@ -19,7 +19,7 @@ from gradbench import engine, runner
 from gradbench.errors import RecordError, RunError
 from gradbench.record import SCHEMAS, find_run, load_run, write_json
 
-PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": (1e-3, 1.0, 12), "seeds": 2, "steps": 60}
+PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:1.0:12", "seeds": 2, "steps": 60}
 
 
 def same(left, right) -> bool:
@@ -72,7 +72,7 @@ def test_an_interrupted_run_resumes_to_the_same_record(sweep, small_blocks, tmp_
 
 def test_an_optimizer_with_a_random_key_resumes(sweep, small_blocks, tmp_path):
     small_blocks()
-    plan = gradbench.SweepPlan(("himmelblau",), ("noisy_sgd",), (1e-3, 1e-2, 12), steps=60)
+    plan = gradbench.SweepPlan(("himmelblau",), ("noisy_sgd",), "1e-3:1e-2:12", steps=60)
     whole = runner.run_plan(plan, out=tmp_path)
     stopped = runner.run_plan(plan, out=tmp_path, watcher=StopAfter(4))
     assert same(gradbench.resume(stopped.path), whole)
@@ -112,7 +112,7 @@ class Aloud(runner.Watcher):
 engine.CHECKPOINT_SECONDS = 0.0
 runner.choose_block = lambda *_: Block(1, 20, 300, 1)  # the same chunks on any machine
 runner._compile_alone = lambda *_: None
-plan = SweepPlan(("logistic_regression",), ("sgd", "adam"), (1e-3, 1.0, 40), steps=1500)
+plan = SweepPlan(("logistic_regression",), ("sgd", "adam"), "1e-3:1.0:40", steps=1500)
 if sys.argv[2] == "run":
     runner.run_plan(plan, out=sys.argv[1], watcher=Aloud())
 else:
