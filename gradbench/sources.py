@@ -90,9 +90,9 @@ def recorded_problem(run: Run, name: str) -> tuple[Problem | None, str]:
 
     if why := recorded_file(run, name):
         return None, why
-    if parse_spec(name, ProblemError).target not in problem_names():
-        return None, f"{name} is not one of gradbench's own problems, and a record's files are not run"
     try:
+        if parse_spec(name, ProblemError).target not in problem_names():
+            return None, f"{name} is not one of gradbench's own problems, and a record's files are not run"
         problem = load_problem(name)
     except ProblemError as error:
         return None, str(error)

@@ -212,6 +212,28 @@ def test_a_diverged_trial_ends_where_it_diverged_and_is_not_padded(sweep):
     assert run.curves["step"].to_pylist()[-1] == 5
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e-9, 100.0])
+@pytest.mark.parametrize("facts", [{}, {"minimum": -1.0}, {"target": -0.999}])
+def test_a_loss_that_begins_near_0_or_below_may_rise_and_is_diverged_when_it_blows_up(sweep, offset, facts):
+    facts = {name: value - offset for name, value in facts.items()}
+    problem = gradbench.Problem(
+        lambda key: jnp.ones(()), lambda p, _: p**2 - 1 - offset, data=(), name="shifted", **facts
+    )
+    adam = sweep(problem, ["adam"], [3.0], seeds=1, steps=400).trials.to_pylist()[0]  # goes to -2 first: 3 above
+    assert adam["verdict"] != "diverged"
+    assert adam["best_loss"] < -0.5 - offset
+    sgd = sweep(problem, ["sgd"], [2.0], seeds=1, steps=60).trials.to_pylist()[0]  # 9 times as high at every step
+    assert sgd["verdict"] == "diverged"
+
+
+def test_a_start_at_the_minimum_has_not_diverged_by_a_little_noise(sweep):
+    there = gradbench.Problem(
+        lambda key: jnp.full(3, 0.1), lambda p, _: jnp.sum((p - 0.1) ** 2) + 0.3, minimum=0.3, name="there"
+    )
+    trial = sweep(there, ["noisy_sgd[eta=1e-3]"], [0.1], seeds=1, steps=5).trials.to_pylist()[0]
+    assert trial["verdict"] == "converged"
+
+
 def test_non_finite_losses_are_data(sweep, tmp_path):
     file = tmp_path / "edge.py"
     file.write_text(

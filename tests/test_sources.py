@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import html
 import json
 
 import numpy as np
 import pytest
 from conftest import StopAfter
+from synthetic import make_run
 
 import gradbench
 from gradbench import runner
+from gradbench.answers import compare_text
 from gradbench.errors import RecordError
 from gradbench.record import write_json
-from gradbench.sources import fingerprint
+from gradbench.report import write_report
+from gradbench.report.scenery import scenes
+from gradbench.sources import fingerprint, recorded_file, recorded_problem, sources
 
 BOWL = """
 import jax.numpy as jnp
@@ -113,3 +118,72 @@ def test_data_have_one_fingerprint_in_one_dtype():
     assert len(prints([1.0, 2.0], [1.0, 2.0001], [[1.0, 2.0]], [1, 2], [1.0], [])) == 6
     assert fingerprint({"x": np.ones(2)}, "float32") != fingerprint({"y": np.ones(2)}, "float32")
     assert fingerprint(np.ones(2), "bfloat16") != fingerprint(np.ones(2), "float16")
+
+
+def recorded(name: str = "linear_regression[examples=20,features=2]", **change) -> gradbench.Run:
+    """A made-up record of a built-in problem whose source is as it is here, but for `change`."""
+    run = make_run(problems=[name], optimizers=["sgd"])
+    source = sources(run.plan, {name: gradbench.load_problem(name)}, {})["problems"][name]
+    return dataclasses.replace(
+        run, info=run.info | {"sources": {"problems": {name: source | change}, "optimizers": {}}}
+    )
+
+
+def test_a_problem_of_ours_is_had_again_as_it_was():
+    problem, why = recorded_problem(recorded(), "linear_regression[examples=20,features=2]")
+    assert why == ""
+    assert problem.examples == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sha256": "0" * 64}, "linear_regression.py here is not the file of this run"),
+        ({"sha256": None, "file": None}, "was given as an object, which only its own process had"),
+        ({"data_sha256": "0" * 64}, "here are not those of this run"),
+    ],
+)
+def test_another_problem_of_the_same_name_is_not_drawn_and_the_page_says_why(tmp_path, change, words):
+    run = recorded(**change)
+    run.info["problems"][run.plan.problems[0]]["curvature"] = None
+    found = scenes([run])
+    assert [(scene.seen, scene.ends, scene.largest_at_start) for scene in found.values()] == [(None, [], None)]
+    assert f"No landscape, and no limit at the start: {html.escape(found[run.plan.problems[0]].missing)}." in (
+        write_report([run], tmp_path / "page.html").read_text()
+    )
+    assert words in found[run.plan.problems[0]].missing
+
+
+def test_a_problem_is_not_drawn_where_another_run_on_the_page_had_another():
+    runs = [recorded(), recorded(sha256="0" * 64)]
+    [scene] = scenes(runs).values()
+    assert scene.missing.startswith("linear_regression.py here is not the file of this run")
+
+
+def test_a_record_of_before_there_were_digests_is_drawn_as_before():
+    run = make_run(problems=["beale"], optimizers=["sgd"], rates=(1e-4, 1e-3))
+    run.info["problems"]["beale"]["parameters"] = 2
+    assert scenes([run])["beale"].seen is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({}, None),
+        ({"sha256": "0" * 64}, "linear_regression.py here is not the file of this run"),
+        ({"sha256": None, "file": None}, "was given as an object, which only its own process had"),
+    ],
+)
+def test_compare_notes_a_problem_that_is_another_one_here(change, note):
+    run = recorded(**change)
+    notes = json.loads(compare_text(run, "json", 2.0))["notes"]
+    assert bool(notes) == (note is not None)
+    if note:
+        assert note in notes[0]
+        assert compare_text(run, "markdown", 2.0).splitlines()[-1] == f"Note: {notes[0]}."
+
+
+def test_a_file_that_is_gone_is_noted(stopped):
+    path, folder = stopped
+    (folder / "bowl.py").unlink()
+    assert recorded_file(gradbench.load_run(path), "./bowl.py[data=rows.csv]") == "bowl.py is not here"
