@@ -27,7 +27,7 @@ def sources(plan: SweepPlan, problems: Mapping[str, Problem], objects: Container
     """
     return {
         "problems": {
-            name: (NOWHERE if name in objects else _source(problem_file(name)))
+            name: (NOWHERE if name in objects else _problem_source(name))
             | {"data_sha256": fingerprint(problems[name].data, plan.dtype)}
             for name in plan.problems
         },
@@ -109,6 +109,11 @@ def problem_file(spec: str) -> Path:
     return problem_path(parse_spec(spec, ProblemError).target)
 
 
+def _problem_source(spec: str) -> dict[str, Any]:
+    target, file = parse_spec(spec, ProblemError).target, problem_file(spec)
+    return _source(file, target if is_path(target) else file.name)
+
+
 def _optimizer_source(spec: str) -> dict[str, Any]:
     place, colon, _ = parse_spec(spec, OptimizerError).target.rpartition(":")
     if not colon:
@@ -119,9 +124,9 @@ def _optimizer_source(spec: str) -> dict[str, Any]:
     return NOWHERE | {"file": place} if file is None else _source(Path(file), place)
 
 
-def _source(file: Path, name: str | None = None) -> dict[str, Any]:
-    """`name` is what people know the file by: a record does not keep where it was."""
-    return {"file": name or file.name, "sha256": digest(file)}
+def _source(file: Path, name: str) -> dict[str, Any]:
+    """`name` is what the user calls the file: a record does not keep where it was."""
+    return {"file": name, "sha256": digest(file)}
 
 
 def digest(file: Path) -> str:

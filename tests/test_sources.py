@@ -49,7 +49,7 @@ def test_the_files_and_data_of_a_run_are_in_its_record(stopped):
     found = json.loads((path / "run.json").read_text())["sources"]
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("bowl.py", "sgd.py")}
     problem = found["problems"]["./bowl.py[data=rows.csv]"]
-    assert (problem["file"], problem["sha256"]) == ("bowl.py", digests["bowl.py"])
+    assert (problem["file"], problem["sha256"]) == ("./bowl.py", digests["bowl.py"])
     assert found["optimizers"] == {
         "./sgd.py:make": {"file": "./sgd.py", "sha256": digests["sgd.py"]},
         "sgd": {"file": None, "sha256": None},
@@ -186,4 +186,4 @@ def test_compare_notes_a_problem_that_is_another_one_here(change, note):
 def test_a_file_that_is_gone_is_noted(stopped):
     path, folder = stopped
     (folder / "bowl.py").unlink()
-    assert recorded_file(gradbench.load_run(path), "./bowl.py[data=rows.csv]") == "bowl.py is not here"
+    assert recorded_file(gradbench.load_run(path), "./bowl.py[data=rows.csv]") == "./bowl.py is not here"
