@@ -270,6 +270,6 @@ def test_a_full_disk_leaves_no_half_written_table(tmp_path, monkeypatch):
 
 
 def test_curves_of_a_huge_sweep_keep_fewer_points():
-    plan = gradbench.SweepPlan(("beale",), ("sgd",), (1e-3, 1.0, 10_000), seeds=100)
+    plan = gradbench.SweepPlan(("beale",), ("sgd",), "1e-3:1:10000", seeds=100)
     assert engine.curve_points(plan) == 5
     assert engine.curve_points(gradbench.SweepPlan()) == 200
