@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gradbench.gradients import check_gradient as check_gradient
     from gradbench.optimizer import load_optimizer as load_optimizer
     from gradbench.plan import SweepPlan as SweepPlan
+    from gradbench.plan import log_range as log_range
     from gradbench.problem import Problem as Problem
     from gradbench.problem import load_problem as load_problem
     from gradbench.record import Run as Run
@@ -33,6 +34,7 @@ _PUBLIC = {
     "load_optimizer": "optimizer",
     "load_problem": "problem",
     "load_run": "record",
+    "log_range": "plan",
     "resume": "runner",
     "run_plan": "runner",
     "sweep": "runner",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +17,44 @@ from gradbench.record import Run
 from gradbench.spec import parse_spec
 
 SAFE_FACTOR = 2.0
-_USED = ["problem", "optimizer", "learning_rate", "verdict", "initial_loss", "final_loss", "minimum", "steps_to_target"]
+_USED = ["trial", "problem", "optimizer", "learning_rate", "verdict", "initial_loss", "final_loss", "best_loss"]
+_USED += ["minimum", "steps_to_target"]
+
+
+class Reference(NamedTuple):
+    """The loss that a problem's gaps are taken against, and its `kind`: "minimum" where that is known; else "target",
+    the loss that the problem states as solved; else "best found", the lowest that any trial of the record reached, that
+    of `trial`."""
+
+    kind: str
+    loss: float  # NaN where no trial has a finite loss
+    trial: int | None = None
+
+    @property
+    def words(self) -> str:
+        """As a sentence has it."""
+        return {"minimum": "the minimum", "target": "the target loss"}.get(self.kind, "the best loss found")
+
+
+def reference(trials: pa.Table, facts: Mapping[str, Any] | None = None) -> Reference:
+    """Of one problem: `trials` are all of the record's, `facts` what run.json says of the problem."""
+    minimum = trials["minimum"].drop_null()
+    if len(minimum):
+        return Reference("minimum", minimum[0].as_py())
+    target = (facts or {}).get("target")
+    if target is not None:
+        return Reference("target", float(target))
+    best = trials["best_loss"].to_numpy(zero_copy_only=False).astype(float)
+    best = np.where(np.isfinite(best), best, np.inf)
+    if not len(best) or np.isinf(best.min()):
+        return Reference("best found", math.nan)
+    return Reference("best found", float(best.min()), trials["trial"][int(best.argmin())].as_py())
 
 
 @dataclass(frozen=True)
 class RateSummary:
-    """One learning rate over its seeds. Gaps are relative to the first gap; where the minimum is unknown it counts
-    as 0, so the gap is the final loss over the first. A diverged trial's gap is infinite."""
+    """One learning rate over its seeds. Gaps are to the pair's reference and relative to the first gap (relative_gaps).
+    A diverged trial's gap is infinite."""
 
     learning_rate: float
     seeds: int
@@ -31,6 +62,7 @@ class RateSummary:
     gap_median: float
     gap_low: float
     gap_high: float
+    loss_median: float  # the final loss; not finite where most diverge
     steps_to_target: float | None  # median over seeds; None where half of them or more never reach it
     steps_worst: float  # of the slowest seed; infinite where one never reaches it
     time_to_target_s: float | None  # median steps times the solo step time
@@ -58,6 +90,7 @@ class PairSummary:
 
     problem: str
     optimizer: str
+    reference: Reference
     rates: list[RateSummary]
     best: RateSummary | None
     safe: tuple[float, float] | None
@@ -88,23 +121,28 @@ def summarise_tables(
     facts: dict[str, dict[str, Any]],
     factor: float = SAFE_FACTOR,
 ) -> Iterator[PairSummary]:
-    """The same from tables; `facts` holds each problem's curvature, by name."""
+    """The same from tables; `facts` holds each problem's curvature and target, by name."""
     if not 1 <= factor < math.inf:
         raise GradbenchError(f"factor: need a number of at least 1, got {factor}")
     times = {(row["problem"], row["optimizer"], row["mode"]): row for row in timings.to_pylist()}
     trials = trials.select(_USED)  # of millions of trials, each pair's are copied
+    references = {
+        problem: reference(trials.filter(pc.field("problem") == problem), facts.get(problem))
+        for problem in dict.fromkeys(problem for problem, _ in pairs)
+    }
     for problem, optimizer in pairs:
         rows = trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
         if rows.num_rows == 0:
             continue
         solo, batched = (times.get((problem, optimizer, mode)) for mode in ("solo", "batched"))
         solo_step_s = solo["step_s_median"] if solo else None
-        rates = _rates(rows, solo_step_s)
+        rates = _rates(rows, solo_step_s, references[problem])
         best = _best(rates)
         curvature = facts.get(problem, {}).get("curvature")
         yield PairSummary(
             problem,
             optimizer,
+            references[problem],
             rates,
             best,
             _safe(rates, best, factor),
@@ -118,22 +156,29 @@ def summarise_tables(
         )
 
 
-def relative_gaps(trials: pa.Table) -> np.ndarray:
-    """Each trial's final gap over its first: float64, infinite where it diverged."""
-    columns = ("initial_loss", "final_loss", "minimum")
-    initial, final, minimum = (trials[name].to_numpy(zero_copy_only=False) for name in columns)
-    minimum = np.where(np.isnan(minimum.astype(float)), 0.0, minimum.astype(float))
+def relative_gaps(trials: pa.Table, to: Reference | None = None) -> np.ndarray:
+    """Each trial's final gap over its first, (final_loss - reference) / (initial_loss - reference): float64.
+
+    `to` is by default the reference of these trials. Infinite where a trial diverged, or began at the reference and
+    ended above it. Below 0 where it ended below a target loss; 0 at the least over a minimum, of which only rounding
+    falls short.
+    """
+    to = to or reference(trials)
+    columns = (trials[name].to_numpy(zero_copy_only=False).astype(float) for name in ("initial_loss", "final_loss"))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        gaps = np.maximum(final - minimum, 0.0) / (initial - minimum)
+        first, last = (losses - to.loss for losses in columns)
+        last = np.maximum(last, 0.0) if to.kind == "minimum" else last
+        gaps = np.where(first > 0, last / first, np.where(last <= 0, 0.0, np.inf))
     diverged = np.asarray(trials["verdict"]) == "diverged"
     return np.where(diverged | np.isnan(gaps), np.inf, gaps)
 
 
-def _rates(trials: pa.Table, solo_step_s: float | None) -> list[RateSummary]:
+def _rates(trials: pa.Table, solo_step_s: float | None, to: Reference) -> list[RateSummary]:
     """One summary a learning rate, ascending."""
     learning_rate = trials["learning_rate"].to_numpy()
     order = np.argsort(learning_rate, kind="stable")
-    gaps = relative_gaps(trials)[order]
+    gaps = relative_gaps(trials, to)[order]
+    losses = trials["final_loss"].to_numpy(zero_copy_only=False).astype(float)[order]
     steps = trials["steps_to_target"].to_numpy(zero_copy_only=False).astype(float)[order]
     steps = np.where(np.isnan(steps), np.inf, steps)
     verdicts = np.asarray(trials["verdict"])[order]
@@ -149,6 +194,7 @@ def _rates(trials: pa.Table, solo_step_s: float | None) -> list[RateSummary]:
                 _median(gaps[start:end]),
                 float(gaps[start:end].min()),
                 float(gaps[start:end].max()),
+                float(np.median(losses[start:end])),
                 middle if math.isfinite(middle) else None,
                 float(steps[start:end].max()),
                 middle * solo_step_s if math.isfinite(middle) and solo_step_s else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, Token
 
 from gradbench import __version__
-from gradbench.errors import GradbenchError, PlanError, one_line
+from gradbench.errors import GradbenchError, PlanError
+from gradbench.failures import sentence, show_warning
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 app = App(
@@ -368,9 +370,11 @@ def main() -> None:
 
 
 def invoke(arguments: list[str]) -> int:
-    """Run one command line; its exit code."""
+    """Run one command line; its exit code. 1 is an answer: whatever is not foreseen is 3."""
     try:
-        result: Any = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning  # ty: ignore[invalid-assignment]
+            result: Any = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except GradbenchError as error:
@@ -385,8 +389,8 @@ def invoke(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         note("gradbench: interrupted")
         return INTERRUPTED
-    except MemoryError as error:
-        note(f"gradbench: out of memory: {one_line(error)}")
+    except (Exception, SystemExit) as error:
+        note(f"gradbench: {sentence(error)}")
         return 3
 
 

@@ -4,7 +4,6 @@ two runs of one plan on one device must choose alike."""
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.devices import cores
+from gradbench.devices import cores, memory
 from gradbench.jaxprs import equations, nested
 from gradbench.minibatch import cut
 from gradbench.plan import SweepPlan
@@ -65,7 +64,7 @@ def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
 def device_memory(device: jax.Device) -> float:
     """Bytes one device may fill."""
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / cores()
+        return memory() / cores()
     return (device.memory_stats() or {}).get("bytes_limit", 2**33)
 
 

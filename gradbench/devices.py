@@ -4,15 +4,60 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
 from gradbench.errors import PlanError
 
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux: what a container may use
+
 
 def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores this process may use: of those it may run on as many as a container's CPU quota fills, 1 at least."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *map(int, _cpu_quotas())]))  # not rounded up: a throttled core is waited for
+
+
+def memory() -> int:
+    """Bytes of memory this process may use: the machine's, or a container's limit."""
+    limits = [int(text) for text in _cgroup_values("memory.max", "memory", "memory.limit_in_bytes") if text.isdigit()]
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(limits, default=2**33)
+
+
+def _cpu_quotas() -> Iterator[float]:
+    """Cores' worth of time in each period, of every limit there is on this process."""
+    quotas = _cgroup_values("cpu.max", "cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")
+    for quota, _, period in (text.partition(" ") for text in quotas):
+        if quota.isdigit() and period.isdigit() and int(period) > 0:  # "max" and -1 are none
+            yield int(quota) / int(period)
+
+
+def _cgroup_values(unified: str, controller: str, *names: str) -> Iterator[str]:
+    """What the kernel's control groups (cgroups(7)) say in `unified` of version 2, or in the files `names` of version
+    1's `controller`, joined by a space: of this process's group and of all above it, since each limit holds.
+
+    A container may see its own group as the root, under another path than /proc says: then the root's files are read.
+    """
+    try:
+        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        files, folders = (names, (controllers, controller)) if controllers else ((unified,), ("", "unified"))
+        root = next((CGROUPS / f for f in folders if (CGROUPS / f).is_dir()), CGROUPS)
+        group = root / path.strip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError):
+                yield " ".join((folder / name).read_text(encoding="utf-8").strip() for name in files)
+            if folder == root:
+                break
 
 
 def find_devices(platform: str | None) -> list[jax.Device]:

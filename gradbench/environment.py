@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache  # of the code this process has loaded, whatever is committed meanwhile
 def git_commit() -> str | None:
     """The commit of the checkout gradbench runs from, with "-dirty" if tracked files differ; None outside one."""
     folder = Path(__file__).parent.parent

@@ -34,6 +34,10 @@ class RunError(GradbenchError):
     exit_code = 3
 
 
+class GradbenchWarning(UserWarning):
+    """Something goes on that its user should know of."""
+
+
 def one_line(error: BaseException) -> str:
     """The first line of what an exception says, with its type when it says nothing."""
     text = " ".join(str(error).split("\n", 1)[0].split())

@@ -18,7 +18,7 @@ from gradbench.program import Row
 
 TARGETS = tuple(10.0**-k for k in range(1, 7))  # the gaps of the columns steps_to_1e-1 ... steps_to_1e-6
 TARGET_COLUMNS = tuple(f"steps_to_1e-{k}" for k in range(1, 7))
-DIVERGENCE = 1e4  # a loss this many initial gaps above where it began is diverged
+DIVERGENCE = 1e4  # a loss this many initial gaps (_scale) above where it began is diverged
 TAIL = 0.75  # the last quarter of a trial's steps decides whether it is still moving or jumping about
 
 
@@ -109,6 +109,16 @@ def take(values: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values, rows.reshape(-1, slots), axis=0, mode="clip").reshape(rows.shape)
 
 
+def _scale(initial: jax.Array, minimum: jax.Array, solved: jax.Array) -> jax.Array:
+    """What a rise of a loss is measured by, (S,): its initial gap where the minimum is known; else the initial loss's
+    magnitude, or the gap to the solved loss if that is more. Infinite where that is rounding alone, of a start at the
+    minimum or of a loss whose terms cancel there: only a loss that is not finite is diverged then."""
+    known = ~jnp.isnan(minimum)
+    gap = jnp.where(known, jnp.abs(initial - minimum), jnp.fmax(jnp.abs(initial), initial - solved))
+    rounding = jnp.finfo(initial.dtype).eps * jnp.where(known, jnp.abs(minimum), 1)
+    return jnp.where(gap > rounding, gap, jnp.inf)
+
+
 @partial(jax.jit, donate_argnums=0)
 def observe(
     events: Events, rows: Row, first: jax.Array, facts: Facts, wanted: jax.Array
@@ -129,11 +139,11 @@ def observe(
 
     minimum = jnp.asarray(facts.minimum, loss.dtype)
     initial = jnp.where(fresh, loss[0], events.initial_loss)
-    gap = jnp.where(jnp.isnan(minimum), jnp.abs(initial), initial - minimum)
+    solved = jnp.asarray(facts.solved, loss.dtype)
     levels = jnp.asarray((*TARGETS, facts.target), loss.dtype)[:, None]
-    levels = jnp.where(jnp.isnan(minimum), jnp.nan, minimum + levels * gap)  # NaN is never reached
-    levels = levels.at[-1].set(jnp.where(jnp.isnan(minimum), jnp.asarray(facts.solved, loss.dtype), levels[-1]))
-    levels, ceiling = levels[:, None], initial + DIVERGENCE * jnp.abs(gap)  # (7, 1, S), (S,)
+    levels = minimum + levels * (initial - minimum)  # NaN where the minimum is unknown: never reached
+    levels = levels.at[-1].set(jnp.where(jnp.isnan(minimum), solved, levels[-1]))
+    levels, ceiling = levels[:, None], initial + DIVERGENCE * _scale(initial, minimum, solved)  # (7, 1, S), (S,)
 
     lows, highs = tiles.reduce(jnp.min, loss), tiles.reduce(jnp.max, loss)  # NaN where a tile has one
     sound = (highs <= ceiling) & (highs < jnp.inf) & (lows > -jnp.inf)
@@ -198,7 +208,7 @@ def observe(
 def verdict(events: Events, facts: Facts) -> np.ndarray:
     """One word a trial, from host arrays. The first that holds:
 
-    diverged: the loss became non-finite, or rose over 10,000 initial gaps above where it began;
+    diverged: the loss became non-finite, or rose over 10,000 initial gaps (_scale) above where it began;
     converged: it reached the target;
     overshoots: in the last quarter, at least 40 % of the updates went past the lowest point of their own line;
     slow: the last quarter lowered the best loss by over 1 % of the gap that was left (to the minimum, or to the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import optax
 import optax.contrib
 
 from gradbench.errors import GradbenchError, OptimizerError, nearest, one_line
-from gradbench.spec import Spec, check_settings, load_file, parse_spec
+from gradbench.spec import Spec, check_settings, is_path, load_file, parse_spec
 
 ALIASES: dict[str, Callable[..., Any]] = {
     "momentum": partial(optax.sgd, momentum=0.9),
@@ -53,10 +53,25 @@ def optimizer_functions() -> dict[str, Callable[..., Any]]:
     """Every function a name may stand for: those of optax and optax.contrib that take a learning rate, and ours."""
     found = {}
     for module in (optax.contrib, optax):  # optax wins where both have a name
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            if not name.startswith("_") and "learning_rate" in inspect.signature(function).parameters:
+        for name, function in inspect.getmembers(module, callable):  # nadam is a partial, no function
+            if not (name.startswith("_") or inspect.isclass(function)) and "learning_rate" in _parameters(function):
                 found[name] = function
     return {name: function for name, function in sorted((found | ALIASES).items()) if name not in REFUSED}
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """A callable's parameters by name; none where Python cannot tell them, as of some built-in ones."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a callable takes `name=`."""
+    parameters = _parameters(function)
+    named = name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+    return named or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def load_optimizer(text: str) -> Optimizer:
@@ -64,8 +79,13 @@ def load_optimizer(text: str) -> Optimizer:
     `./mine.py:make` or `package.module:make`. Raises OptimizerError with one line."""
     spec = parse_spec(text, OptimizerError)
     function = _find(spec)
+    if not _takes(function, "learning_rate"):
+        raise OptimizerError(
+            f"{spec.text!r}: {spec.target} has no parameter learning_rate, which a sweep sets; "
+            "write def make(learning_rate, ...)"
+        )
     settings = dict(spec.settings)
-    own = inspect.signature(function).parameters
+    own = _parameters(function)
     shape = {key: settings.pop(key) for key in _SCHEDULE_SETTINGS if key in settings and key not in own}
     check_settings(Spec(spec.text, spec.target, settings), function, OptimizerError, reserved=("learning_rate",))
     missing = [
@@ -83,12 +103,28 @@ def load_optimizer(text: str) -> Optimizer:
 
     def build(learning_rate: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         rate = _scheduled(learning_rate, steps, **shape) if shape else learning_rate
-        transformation = function(rate, **settings)
+        transformation = function(learning_rate=rate, **settings)
         if not (callable(getattr(transformation, "init", None)) and callable(getattr(transformation, "update", None))):
             raise OptimizerError(f"{spec.text!r}: did not return an optax.GradientTransformation")
-        return _without_empty_arrays(optax.with_extra_args_support(transformation))
+        return _without_empty_arrays(_with_what_it_takes(transformation))
 
     return Optimizer(spec.text, build)
+
+
+def _with_what_it_takes(inner: Any) -> optax.GradientTransformationExtraArgs:
+    """The same transformation, whose update may be handed any extra arguments and passes on those that `inner`'s names,
+    or all where it takes any. optax's plain kind takes none but what it names."""
+    parameters = list(_parameters(inner.update).values())
+    named = {p.name for p in parameters[3:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    named |= {p.name for p in parameters[:3] if p.kind is p.KEYWORD_ONLY}
+    takes_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters)
+    takes_any = takes_any and isinstance(inner, optax.GradientTransformationExtraArgs)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        given = extra if takes_any else {name: value for name, value in extra.items() if name in named}
+        return inner.update(updates, state, params, **given)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _without_empty_arrays(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
@@ -112,7 +148,7 @@ def _without_empty_arrays(inner: optax.GradientTransformationExtraArgs) -> optax
 def _find(spec: Spec) -> Callable[..., Any]:
     if ":" in spec.target:
         place, _, name = spec.target.rpartition(":")
-        if place.endswith(".py") or "/" in place:
+        if is_path(place):
             module: Any = load_file(Path(place).expanduser(), OptimizerError)
         else:
             try:
@@ -163,8 +199,10 @@ def _scheduled(
 
 ExtraArguments = Callable[[jax.Array, Any, Callable[[Any], jax.Array]], dict[str, Any]]
 
-# What update() may be handed beyond gradients, state and params: optax names these in its optimizers' docstrings.
+# What update() may be handed beyond gradients, state and params: optax names these in its optimizers' docstrings. Of an
+# update that takes any, `build` cannot tell what those it hands them on to take.
 _EXTRA_ARGUMENTS: tuple[ExtraArguments, ...] = (
+    lambda value, grads, loss: {"value": value, "grad": grads, "value_fn": loss, "obj_fn": loss},
     lambda value, grads, loss: {"value": value, "grad": grads, "value_fn": loss},  # polyak, momo, line searches
     lambda value, grads, loss: {"value": value, "obj_fn": loss},  # sophia
     lambda value, grads, loss: {},
@@ -174,7 +212,7 @@ _EXTRA_ARGUMENTS: tuple[ExtraArguments, ...] = (
 def extra_arguments(
     optimizer: Optimizer, steps: int, loss: Callable[[Any, Any], jax.Array], params: Any, data: Any
 ) -> ExtraArguments:
-    """The extra arguments this optimizer's update takes, found by tracing it once on shapes of `params` and `data`.
+    """The extra arguments to hand this optimizer's update, found by tracing it on shapes of `params` and `data`.
 
     Raises OptimizerError when it cannot be traced with a learning rate that is an array.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ class SweepPlan:
     Attributes:
         problems: specs such as "mlp" or "./mine.py[width=8]".
         optimizers: specs such as "adam[b1=0.8]".
-        learning_rates: "low:high:count" (log-spaced, both ends in) or the values themselves. A tuple
-            (low, high, count) whose count is an int of at least 2 becomes the text form.
+        learning_rates: "low:high:count" (log-spaced, both ends in), which log_range makes, or the values themselves. A
+            tuple (low, high, count) whose count is an int of at least 2 is read as that range, with a warning.
         seeds: seeds 0 to seeds - 1 are run; seed s starts at `init(jax.random.key(s))`.
         steps: updates of one trial.
         batch_size: rows of a minibatch; None takes all of the data at every step.
@@ -147,6 +148,14 @@ class SweepPlan:
             raise PlanError(f"{where}: {one_line(error)}") from error
 
 
+def log_range(low: float, high: float, count: int) -> str:
+    """`count` learning rates from `low` to `high`, both in, log-spaced: "low:high:count", as --lr and run.json have it.
+
+    `SweepPlan(learning_rates=log_range(1e-4, 10, 25)).rates` are the values. Raises PlanError for a range that is none.
+    """
+    return str(_normal_rates(f"{float(low)!r}:{float(high)!r}:{count}"))
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """The settings in a TOML file whose keys are SweepPlan's fields."""
     try:
@@ -183,7 +192,14 @@ def _normal_rates(rates: Any) -> str | tuple[float, ...]:
     if isinstance(rates, int | float) and not isinstance(rates, bool):
         rates = (rates,)
     if isinstance(rates, tuple) and len(rates) == 3 and type(rates[2]) is int and rates[2] >= 2:
-        rates = "{!r}:{!r}:{}".format(*rates)
+        text, call, values = (form.format(*rates) for form in ('"{}:{}:{}"', "log_range({}, {}, {})", "[{}, {}, {}]"))
+        warnings.warn(
+            f"learning_rates={rates!r} is read as a range, and from the next version on as three values: "
+            f"write {text} or gradbench.{call} for the range, {values} for the values",
+            FutureWarning,
+            stacklevel=4,  # whoever makes the plan
+        )
+        rates = text.strip('"')
     if isinstance(rates, str):
         rates = parse_rates(rates)
     if isinstance(rates, str):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.errors import GradbenchError, ProblemError, nearest, one_line
-from gradbench.spec import check_settings, load_file, parse_spec
+from gradbench.spec import check_settings, is_path, load_file, parse_spec
 
 Params = Any
 Data = Any
@@ -60,16 +60,19 @@ def problem_names() -> list[str]:
     return sorted(p.stem for p in problems_folder().glob("*.py") if not p.stem.startswith("_"))
 
 
+def problem_path(target: str) -> Path:
+    """Where the file of a built-in name, or of a path to a user's file, should be."""
+    return Path(target).expanduser() if is_path(target) else problems_folder() / f"{target}.py"
+
+
 def problem_function(target: str) -> Callable[..., Problem]:
     """The `problem(...)` function of a built-in name or of a path to a user's file."""
-    path = Path(target).expanduser()
-    if not (target.endswith(".py") or "/" in target):
-        path = problems_folder() / f"{target}.py"
-        if not path.is_file():
-            known = problem_names()
-            raise ProblemError(
-                f"no problem {target!r}{nearest(target, known)} (built in: {', '.join(known)}; or a path ./mine.py)"
-            )
+    path = problem_path(target)
+    if not (is_path(target) or path.is_file()):
+        known = problem_names()
+        raise ProblemError(
+            f"no problem {target!r}{nearest(target, known)} (built in: {', '.join(known)}; or a path ./mine.py)"
+        )
     function = getattr(load_file(path, ProblemError), "problem", None)
     if not callable(function):
         raise ProblemError(f"{path}: has no function problem(...) that returns a gradbench.Problem")
@@ -163,6 +166,10 @@ def validate(problem: Problem) -> Problem:
         raise fault(f"loss(params, data) must be a float, got {loss.dtype}")
     if constant:
         raise fault(f"loss(params, data) must be a JAX array that depends on params, got a {constant[0]}")
+    try:
+        jax.eval_shape(jax.grad(traced), params, problem.data)
+    except Exception as error:  # JAX says what would do: scan, or a fori_loop of known length, for a while_loop
+        raise fault(f"loss(params, data) has no gradient: {type(error).__name__}: {one_line(error)}") from error
     for fact in ("minimum", "target"):
         value = getattr(problem, fact)
         if value is not None and not _finite(value):

@@ -6,7 +6,6 @@ lock that the kernel frees when the process ends, however it ends: the others th
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import time
 from collections.abc import Callable, Generator
@@ -15,7 +14,8 @@ from typing import IO, Any
 
 import jax
 
-from gradbench.errors import RunError, one_line
+from gradbench.errors import RecordError, RunError, one_line
+from gradbench.locks import NoLocks, hold
 from gradbench.record import PairStore, RunWriter, read_info
 
 POLL_SECONDS = 0.2
@@ -94,9 +94,14 @@ class Shared:
         self.held: list[IO[Any]] = []
 
     def prepare(self, pairs: int) -> None:
-        """Process 0's, before the announcement: the others look for these locks and make no folder of their own."""
+        """Process 0's, before the announcement: the others look for these locks and make no folder of their own.
+
+        Raises RecordError where there are none: what two processes both take for theirs they would both write.
+        """
         for number in range(pairs):
             (self.pair(number).folder / ".lock").touch()
+        with (self._folder(0) / ".lock").open("r+") as lock:
+            _hold(lock, self.path)
         self.info["processes"] = _job().num_processes
         self.save_info()
 
@@ -133,12 +138,10 @@ class Shared:
             lock = (self._folder(number) / ".lock").open("r+")
         except FileNotFoundError:  # process 0 has joined the parts
             return False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            return False
         self.held.append(lock)
+        if not _hold(lock, self.path):
+            self.held.pop().close()
+            return False
         return not self._complete(number)
 
     def _folder(self, number: int) -> Path:
@@ -180,12 +183,17 @@ class Shared:
     def _unlocked(self) -> bool:
         try:
             with (self.path / ".lock").open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return _hold(lock, self.path, shared=True)
         except FileNotFoundError:
             return True
-        except OSError:
-            return False
-        return True
+
+
+def _hold(lock: IO[Any], path: Path, shared: bool = False) -> bool:
+    """locks.hold, with RecordError where there are no locks."""
+    try:
+        return hold(lock, shared)
+    except NoLocks as error:
+        raise RecordError(f"{path}: cannot be locked ({error}), so several processes cannot share it") from error
 
 
 class Following:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradbench.analysis import PairSummary, best_index, relative_gaps, summarise
+from gradbench.analysis import PairSummary, Reference, best_index, relative_gaps, summarise
 from gradbench.errors import GradbenchError
 from gradbench.events import TARGET_COLUMNS
 from gradbench.record import Run
@@ -26,15 +26,15 @@ def pair_trials(run: Run, problem: str, optimizer: str) -> pa.Table:
     return run.trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
 
 
-def by_seed(trials: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(learning rates (R,), steps to the target, final gaps: both (R, S) over the seeds that every learning rate has
-    and infinite for never)."""
+def by_seed(trials: pa.Table, to: Reference | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(learning rates (R,), steps to the target, final gaps to a reference: both (R, S) over the seeds that every
+    learning rate has and infinite for never)."""
     rates, row = np.unique(trials["learning_rate"].to_numpy(), return_inverse=True)
     seeds, column = np.unique(trials["seed"].to_numpy(), return_inverse=True)
     steps, gaps = np.full((2, len(rates), len(seeds)), np.nan)
     taken = trials["steps_to_target"].to_numpy(zero_copy_only=False).astype(float)
     steps[row, column] = np.where(np.isnan(taken), np.inf, taken)
-    gaps[row, column] = relative_gaps(trials)
+    gaps[row, column] = relative_gaps(trials, to)
     complete = ~np.isnan(gaps).any(axis=0)
     return rates, steps[:, complete], gaps[:, complete]
 
@@ -48,15 +48,21 @@ class Interval(NamedTuple):
 
 
 def best_rate_interval(
-    trials: pa.Table, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    trials: pa.Table,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    to: Reference | None = None,
 ) -> Interval | None:
     """The best learning rate of a pair's trials (analysis.PairSummary.best), with a percentile bootstrap interval.
+
+    `to` is the problem's reference, by default that of these trials.
 
     Seeds are drawn with replacement, the same for every learning rate, as seeds share their starting points. With one
     seed the interval is that point alone. None where every learning rate diverges. Efron and Tibshirani 1993,
     chapter 13.
     """
-    rates, steps, gaps = by_seed(trials)
+    rates, steps, gaps = by_seed(trials, to)
     count = gaps.shape[1]
 
     def best(take: np.ndarray) -> int | None:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from gradbench import engine
 from gradbench.analysis import summarise_tables
 from gradbench.answers import pair_sentence
+from gradbench.failures import FORESEEN
 from gradbench.runner import PairTables, Watcher
 
 
@@ -66,7 +67,8 @@ class TerminalWatcher(Watcher):
 
 @contextlib.contextmanager
 def watching(quiet: bool, resume_with: str) -> Generator[TerminalWatcher]:
-    """A watcher for one run. After an interruption, or a fault, it says how to go on. `resume_with` has {path}."""
+    """A watcher for one run. After an interruption, or a failure that is foreseen, it says how to go on. `resume_with`
+    has {path}."""
     watcher = TerminalWatcher(quiet, resume_with)
 
     def stop(number: int, frame: Any) -> None:
@@ -79,7 +81,7 @@ def watching(quiet: bool, resume_with: str) -> Generator[TerminalWatcher]:
     before = [signal.signal(number, stop) for number in caught]
     try:
         yield watcher
-    except BaseException:
+    except FORESEEN:
         watcher.stopping = watcher.path is not None
         raise
     finally:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradbench.errors import GradbenchError, RecordError, RunError, one_line
+from gradbench import sources
+from gradbench.errors import GradbenchError, GradbenchWarning, RecordError, RunError, one_line
+from gradbench.failures import FORESEEN, keep_traceback
+from gradbench.files import utc_now, write_json, write_table, write_tables, writing
+from gradbench.locks import NoLocks, hold
 from gradbench.plan import SweepPlan
 
 SCHEMA_VERSION = 1
@@ -79,46 +82,6 @@ NEVER_NULL = {"trials": TRIALS.names[:8], "curves": CURVES.names[:2], "timings":
 SCHEMAS = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS, "sharpness": SHARPNESS}
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Generator[Path]:
-    """A temporary name beside `path` that becomes `path`, on disk, if nothing goes wrong, and is removed otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    write_tables([table], table.schema, path)
-
-
-def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
-    """One file of several tables, one after another, so that only one need be in memory."""
-    with _writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table)
-
-
-def write_json(value: Any, path: Path) -> None:
-    with _writing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def utc_now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 class PairStore:
     """What one pair leaves in `parts/` while its sweep goes on."""
 
@@ -138,7 +101,7 @@ class PairStore:
         return self.folder / f"{name}-{number:06d}.parquet"
 
     def checkpoint(self, arrays: dict[str, np.ndarray]) -> None:
-        with _writing(self.folder / "checkpoint.npz") as temporary, temporary.open("wb") as file:
+        with writing(self.folder / "checkpoint.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, parts=np.int64(self.parts), **arrays)
             file.flush()
 
@@ -207,12 +170,19 @@ class RunWriter:
 
     def __init__(self, path: Path, info: dict[str, Any]):
         self.path, self.info = path, info
-        self._lock = (path / ".lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+        try:
+            held = hold(self._lock)
+        except NoLocks as error:  # a run is nearly always written by one process: it goes on, and says so
+            text = f"{path}: cannot be locked ({error}); no other process may write this run meanwhile"
+            warnings.warn(text, GradbenchWarning, stacklevel=3)
+            held = True
+        if not held:
             self._lock.close()
-            raise RecordError(f"{path}: another process is writing this run") from None
+            raise RecordError(f"{path}: another process is writing this run")
 
     @classmethod
     def create(cls, out: str | Path, plan: SweepPlan, environment: dict[str, Any]) -> RunWriter:
@@ -241,7 +211,14 @@ class RunWriter:
     def __enter__(self) -> RunWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Whatever went wrong, the run does not stay "running"; the traceback of what nobody foresaw is kept in it."""
+        if error is not None:
+            if isinstance(error, Exception) and not isinstance(error, FORESEEN):
+                keep_traceback(error, self.path)
+            if self.info["state"] == "running":
+                with contextlib.suppress(RunError):  # of a full disk: the first failure is what is raised
+                    self.interrupt()
         self._lock.close()
 
     def save_info(self) -> None:
@@ -277,6 +254,7 @@ class RunWriter:
         self.info |= {"state": "complete", "ended": utc_now()}
         self.save_info()
         shutil.rmtree(self.path / "parts", ignore_errors=True)
+        self._lock.close()  # Windows removes no open file
         (self.path / ".lock").unlink(missing_ok=True)
 
 
@@ -328,6 +306,8 @@ def read_info(path: Path) -> dict[str, Any]:
             raise RecordError(f"{file}: damaged: {key!r} is missing or not a {kind.__name__}")
     if info["state"] not in STATES:
         raise RecordError(f"{file}: damaged: 'state' is {info['state']!r}, should be {', '.join(STATES)}")
+    if not sources.hold(info.get("sources")):
+        raise RecordError(f"{file}: damaged: 'sources' does not hold files and digests by problem and optimizer")
     if not _facts_hold(info.get("problems", {})):
         raise RecordError(f"{file}: damaged: 'problems' does not hold facts by problem, with (mu, L) as curvature")
     return info

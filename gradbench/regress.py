@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.stats
 
-from gradbench.analysis import relative_gaps
+from gradbench.analysis import Reference, reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record import Run
 from gradbench.tables import Column, check_format, render, to_json
@@ -150,26 +150,42 @@ def _convergence_rows(old: Run, new: Run, notes: list[str]) -> list[dict[str, An
         return []
     rows = []
     for problem, optimizer in old.plan.pairs:
-        a, b = (_outcomes(run.trials, problem, optimizer) for run in (old, new))
+        to = _references(old, new, problem)
+        a, b = (_outcomes(run.trials, problem, optimizer, of) for run, of in zip((old, new), to))
         shared = sorted(a.keys() & b.keys())
         if not shared:
             continue
-        for index, what in ((0, "steps to target"), (1, "final gap")):
+        for index, what in ((0, "steps to target"), (1, f"final gap to {to[0].kind}")):
             before, after = (np.array([table[key][index] for key in shared]) for table in (a, b))
             use = np.isfinite(before) | np.isfinite(after)
-            if use.any():
+            if index and to[0].kind != to[1].kind:
+                notes.append(f"{problem} × {optimizer}: final gaps not compared, to {to[0].kind} → to {to[1].kind}")
+            elif use.any():
                 rows.append(_paired(problem, optimizer, what, before[use], after[use]))
                 break
     return rows
 
 
-def _outcomes(trials: pa.Table, problem: str, optimizer: str) -> dict[tuple[float, int], tuple[float, float]]:
+def _references(old: Run, new: Run, problem: str) -> list[Reference]:
+    """What the problem's gaps are taken against in the two records: the better of two best losses found in both."""
+    found = []
+    for run in (old, new):
+        trials = run.trials.filter(pc.field("problem") == problem)
+        found.append(reference(trials, run.info.get("problems", {}).get(problem)))
+    if {of.kind for of in found} == {"best found"}:
+        return [min(found, key=lambda of: (math.isnan(of.loss), of.loss))] * 2
+    return found
+
+
+def _outcomes(
+    trials: pa.Table, problem: str, optimizer: str, to: Reference
+) -> dict[tuple[float, int], tuple[float, float]]:
     """(learning rate, seed) -> (steps to the target, final gap), infinite for never and for diverged."""
     rows = trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
     steps = rows["steps_to_target"].to_numpy(zero_copy_only=False).astype(float)
     steps = np.where(np.isnan(steps), np.inf, steps)
     keys = zip(rows["learning_rate"].to_pylist(), rows["seed"].to_pylist())
-    return dict(zip(keys, zip(steps.tolist(), relative_gaps(rows).tolist())))
+    return dict(zip(keys, zip(steps.tolist(), relative_gaps(rows, to).tolist())))
 
 
 def _paired(problem: str, optimizer: str, what: str, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from gradbench.cost import choose_block, solo_block
 from gradbench.devices import cores, find_devices
 from gradbench.engine import PairSweep, Progress, curve_points
 from gradbench.environment import environment
-from gradbench.errors import GradbenchError, PlanError, RecordError, RunError, one_line
+from gradbench.errors import PlanError, RecordError, RunError, one_line
 from gradbench.limits import measure_limits
 from gradbench.optimizer import load_optimizer
 from gradbench.plan import SweepPlan
@@ -26,6 +26,7 @@ from gradbench.problem import Problem, load_problem
 from gradbench.processes import Following, Meeting, Shared
 from gradbench.program import Block, Program, Trial, numerics
 from gradbench.record import PairStore, Run, RunWriter, find_run, load_run
+from gradbench.sources import difference, given_as_object, sources
 from gradbench.timing import Compiled, compile_program, time_evaluations, time_program
 
 
@@ -63,7 +64,7 @@ def sweep(
 ) -> Run:
     """Sweep learning rates and seeds over problems and optimizers, and record it under `out`.
 
-    `problems` are specs or Problem objects; `learning_rates` is (low, high, count), "low:high:count" or the values;
+    `problems` are specs or Problem objects; `learning_rates` is "low:high:count", log_range's, or the values;
     `settings` are SweepPlan's other fields, such as seeds=3, steps=1000, dtype="float64". Prints nothing. Raises a
     GradbenchError for bad input, RunError if the run itself fails.
     """
@@ -84,13 +85,15 @@ def run_plan(
     """Run a plan and return its record. `objects` are problems given as objects, by name."""
     with Meeting() as meeting:
         trials, devices = _prepare(plan, objects or {})
+        problems = {trial.problem.name: trial.problem for trial in trials}
+        found = sources(plan, problems, objects or {})
         if not meeting.leads:
-            return _join(meeting.join(), trials, devices, watcher or Watcher())
-        writer = RunWriter.create(out, plan, environment(devices, plan.precision))
-        writer.info["curve_points"] = curve_points(plan)
-        writer.info["problems"] = {trial.problem.name: _facts(trial.problem) for trial in trials}
-        writer.save_info()
-        with writer:
+            return _join(meeting.join(), trials, devices, found, watcher or Watcher())
+        with RunWriter.create(out, plan, environment(devices, plan.precision)) as writer:
+            writer.info["curve_points"] = curve_points(plan)
+            writer.info["problems"] = {name: _facts(problem) for name, problem in problems.items()}
+            writer.info["sources"] = found
+            writer.save_info()
             return _lead(meeting, writer, trials, devices, watcher or Watcher())
 
 
@@ -98,7 +101,8 @@ def resume(name: str | Path, *, results: str | Path = "results", watcher: Watche
     """Go on with an interrupted or killed run; a complete one is returned as it is.
 
     Finished pairs are not rerun and the result is the uninterrupted run's, bit for bit. Raises RecordError where
-    that cannot be: other versions, or other devices, than the run began with.
+    that cannot be: other versions, devices, problems, data or optimizers than the run began with, or a problem that was
+    given as an object, which no other process has.
     """
     with Meeting() as meeting:
         path = find_run(name, results) if meeting.leads else meeting.join()
@@ -106,11 +110,17 @@ def resume(name: str | Path, *, results: str | Path = "results", watcher: Watche
         if run.info["state"] == "complete":
             meeting.announce(path)
             return run
+        if lost := given_as_object(run.info):
+            raise RecordError(
+                f"{path}: {lost[0]} was given as a Problem object, which only its own process had, so it cannot go on; "
+                "a problem in a file can: gradbench run ./mine.py"
+            )
+        trials, devices = _prepare(run.plan, {})
+        found = sources(run.plan, {trial.problem.name: trial.problem for trial in trials}, {})
         if not meeting.leads:
-            return _join(path, *_prepare(run.plan, {}), watcher or Watcher())
+            return _join(path, trials, devices, found, watcher or Watcher())
         with RunWriter.resume(path) as writer:
-            trials, devices = _prepare(run.plan, {})
-            _check_place(path, writer.info["environment"], environment(devices, run.plan.precision))
+            _check_same(path, writer.info, environment(devices, run.plan.precision), found)
             writer.info["state"] = "running"
             writer.save_info()
             return _lead(meeting, writer, trials, devices, watcher or Watcher())
@@ -128,21 +138,30 @@ def _lead(meeting: Meeting, writer: RunWriter, trials: list[Trial], devices: lis
         return _run(shared, trials, devices, watcher)
 
 
-def _join(path: Path, trials: list[Trial], devices: list[jax.Device], watcher: Watcher) -> Run:
-    """Take part in the run that process 0 leads."""
+def _join(path: Path, trials: list[Trial], devices: list[jax.Device], found: dict, watcher: Watcher) -> Run:
+    """Take part in the run that process 0 leads; `found` are this process's sources."""
     with Shared(path, None) as shared:
-        _check_place(path, shared.info["environment"], environment(devices, trials[0].plan.precision))
+        _check_same(path, shared.info, environment(devices, trials[0].plan.precision), found)
         return _run(shared, trials, devices, Following(watcher, shared))
 
 
-def _check_place(path: Path, began: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_same(path: Path, info: dict[str, Any], now: dict[str, Any], found: dict[str, Any]) -> None:
+    """RecordError unless this process, its environment `now` and sources `found`, is as the run began."""
+    began, packages = info["environment"], ["gradbench", "jax", "jaxlib", "optax"]
     for key in ("platform", "device_kind", "device_count", "precision", "flags"):
         if began.get(key) != now[key]:
             raise RecordError(f"{path}: began with {key} {began.get(key)}, here it is {now[key]}; it cannot go on here")
-    for package in ("gradbench", "jax", "jaxlib", "optax"):
+    if "sources" in info:  # older runs are held to what they were held to
+        packages.append("numpy")  # of the other packages come data alone, which have a digest
+        if began.get("git_commit") != now["git_commit"]:
+            before, here = began.get("git_commit"), now["git_commit"]
+            raise RecordError(f"{path}: began with gradbench's commit {before}, here it is {here}; go back to it")
+    for package in packages:
         before = began.get("versions", {}).get(package)
         if before != now["versions"][package]:
             raise RecordError(f"{path}: began with {package} {before}, here it is {now['versions'][package]}")
+    if what := difference(info["sources"], found) if "sources" in info else None:
+        raise RecordError(f"{path}: {what} this run began; undo that, or begin a new run")
 
 
 def _prepare(plan: SweepPlan, objects: dict[str, Problem]) -> tuple[list[Trial], list[jax.Device]]:
@@ -193,11 +212,7 @@ def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Devi
                 follower = _following(writer, number, len(trials)) if _core_free(devices) else None
                 following = None if follower is None else beside.submit(compiling(follower, ahead=True))
                 finished = _sweep_pair(plan, number, pair, store, watcher)
-            except GradbenchError:
-                writer.interrupt()
-                raise
             except jax.errors.JaxRuntimeError as error:
-                writer.interrupt()
                 raise RunError(f"{problem} × {optimizer}: {one_line(error)}") from error
             if not finished:
                 writer.interrupt()

@@ -47,6 +47,11 @@ def parse_spec(text: str, error: type[GradbenchError]) -> Spec:
     return Spec(text, target, settings)
 
 
+def is_path(target: str) -> bool:
+    """Whether a spec's target is a path to a file, not a name or a module."""
+    return target.endswith(".py") or "/" in target
+
+
 def _split(text: str, whole: str, error: type[GradbenchError]) -> list[str]:
     """Cut at commas that stand outside any bracket."""
     items, depth, start = [], 0, 0

@@ -112,6 +112,6 @@ def _table(headings: list[str], cells: list[list[str]], right: list[bool], title
     for row in cells:
         table.add_row(*map(Text, row))
     text = io.StringIO()
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 220
     Console(file=text, width=width, no_color=True).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").split("\n"))

@@ -214,5 +214,6 @@ def sharpness_along(
 def sharpness_rows(problem: Problem, optimizer: str, plan: SweepPlan, trials: pa.Table) -> list[dict[str, Any]]:
     """sharpness_along for the learning rates of a finished pair that tell most (analysis.telling_rates: four at most),
     as `gradbench run --sharpness` records it. `trials` are the pair's rows."""
-    [pair] = summarise_tables([(problem.name, optimizer)], trials, TIMINGS.empty_table(), {})
+    facts = {problem.name: {"target": problem.target}}
+    [pair] = summarise_tables([(problem.name, optimizer)], trials, TIMINGS.empty_table(), facts)
     return sharpness_along(problem, optimizer, list(telling_rates(pair)), plan=plan)

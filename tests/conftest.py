@@ -58,3 +58,14 @@ def small_blocks(monkeypatch) -> Callable[..., None]:
         monkeypatch.setattr(runner, "choose_block", block)
 
     return force
+
+
+class StopAfter(runner.Watcher):
+    """Asks for a stop at the n-th question; the engine asks before every chunk and pair."""
+
+    def __init__(self, questions: int):
+        self.questions = questions
+
+    def should_stop(self) -> bool:
+        self.questions -= 1
+        return self.questions < 0

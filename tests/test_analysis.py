@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from gradbench.analysis import relative_gaps, stable_limit, summarise_tables
+import gradbench
+from gradbench.analysis import Reference, reference, relative_gaps, stable_limit, summarise, summarise_tables
+from gradbench.answers import compare_text, pair_sentence, run_table
 from gradbench.errors import GradbenchError
 from gradbench.events import Events, Facts, verdict
 from gradbench.record import TIMINGS, TRIALS
@@ -73,6 +77,52 @@ def test_rates_come_ascending_whatever_the_plan_s_order():
 def test_gaps_are_relative_and_infinite_where_diverged():
     rows = [(0.1, 0, "slow", 1.25, None), (0.1, 1, "diverged", 1.0, None), (0.1, 2, "slow", 0.999, None)]
     assert relative_gaps(trials(rows)).tolist() == [0.25, math.inf, 0.0]
+
+
+def unknown(*losses: tuple[float, float, float]) -> pa.Table:
+    """Trials of a problem of unknown minimum from (initial loss, final loss, best loss)."""
+    base = dict.fromkeys(TRIALS.names) | {"problem": "p", "optimizer": "sgd", "learning_rate": 0.1, "verdict": "slow"}
+    keys = ("initial_loss", "final_loss", "best_loss")
+    rows = [base | {"trial": 7 + i, "seed": i} | dict(zip(keys, row)) for i, row in enumerate(losses)]
+    return pa.Table.from_pylist(rows, schema=TRIALS)
+
+
+def test_the_reference_is_the_minimum_else_the_target_else_the_best_loss_found():
+    found = unknown((2.0, -1.0, -3.0), (2.0, -2.0, -4.0), (2.0, math.inf, math.nan))
+    assert reference(trials(converged(0.1, 20)), {"target": 5.0}) == Reference("minimum", 1.0)
+    assert reference(found, {"target": -1.0}) == Reference("target", -1.0)
+    assert reference(found, {"target": None}) == reference(found) == Reference("best found", -4.0, 8)
+    assert math.isnan(reference(unknown((2.0, math.nan, math.inf))).loss)
+
+
+def test_gaps_of_losses_below_zero_are_to_the_best_loss_found():
+    # sum(p**2) - 100 from ones(2): the first gap to the best, -100, is 2
+    found = unknown((-98.0, -99.0, -99.0), (-98.0, -100.0, -100.0), (-98.0, -97.0, -98.0))
+    assert relative_gaps(found).tolist() == [0.5, 0.0, 1.5]
+
+
+def test_gaps_to_a_target_go_below_zero_and_a_start_at_the_reference_is_no_fault():
+    rows = unknown((2.0, 0.5, 0.5), (2.0, 0.0, 0.0), (1.0, 0.5, 0.5), (1.0, 1.0, 1.0), (1.0, 1.5, 1.0))
+    assert relative_gaps(rows, Reference("target", 1.0)).tolist() == [-0.5, -1.0, 0.0, 0.0, math.inf]
+
+
+def test_every_table_and_sentence_says_what_gaps_are_to(sweep):
+    problem = gradbench.Problem(lambda key: jnp.ones(2), lambda p, _: jnp.sum(p**2) - 100, name="below")
+    run = sweep(problem, ["sgd", "adam"], [0.001, 0.1], seeds=1, steps=200, dtype="float64")
+    # sgd at 0.1 multiplies p by 0.8 a step: by step 200 the loss is -100 + 2 × 0.8**400, which rounds to -100
+    best = run.trials.to_pylist()[1]["trial"]
+    table = compare_text(run, "markdown", 2.0)
+    assert f"below × sgd: gaps to the best loss found, -100 (trial {best})" in table
+    assert "| best found |" in run_table(run, "markdown")
+    [sgd, adam] = json.loads(compare_text(run, "json", 2.0))["pairs"]
+    assert (sgd["reference"], sgd["reference_loss"], sgd["reference_trial"]) == ("best found", -100.0, best)
+    assert sgd["final_gap"] == 0.0
+    # 0.998**200 of the distance is left, and its square of the gap
+    assert sgd["rates"][0]["gap_median"] == pytest.approx(0.998**400, rel=1e-10)
+    assert 0 < adam["rates"][0]["gap_median"] < 1
+    assert pair_sentence(summarise(run)[0]).startswith(
+        "below × sgd: best at learning rate 0.1, where it ends at loss -100 ("
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,20 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
 
 import gradbench
 from gradbench.cli import app, invoke
+from gradbench.errors import GradbenchWarning
 
 ROOT = Path(__file__).parent.parent
 VERBS = [name for name in app if not name.startswith("-")]
@@ -168,6 +171,63 @@ def test_a_keyboard_interrupt_is_one_line(command, monkeypatch):
 
     monkeypatch.setattr("gradbench.inventory.list_text", interrupted)
     assert command("list") == (130, "", "gradbench: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["run", "beale", "-o", "sgd", *QUICK], "gradbench.runner.choose_block"),
+        (["check", "beale", "--fast"], "gradbench.gradients.command.check_gradient"),
+        (["compare"], "gradbench.answers.compare_text"),
+        (["report"], "gradbench.report.write_report"),
+        (["regress", "old"], "gradbench.regress.compare_runs"),
+        (["list"], "gradbench.inventory.list_text"),
+        (["doctor"], "gradbench.doctor.examine"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("fault", [ZeroDivisionError("a fault\nof ours"), SystemExit(1)], ids=repr)
+def test_what_nobody_foresaw_is_exit_code_3_and_one_line(command, tmp_path, monkeypatch, arguments, place, fault):
+    def fails(*_, **__):
+        raise fault
+
+    fault.__notes__ = []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("gradbench.record.load_run", lambda *_: None)
+    monkeypatch.setattr(place, fails)
+    code, _, err = command(*arguments)
+    [line] = [line for line in err.splitlines() if not line.startswith("checking")]
+    assert code == 3
+    kept = re.fullmatch(rf"gradbench: {type(fault).__name__}: .* \(unexpected; the traceback is in (.*)\)", line)
+    text = Path(kept[1]).read_text()
+    assert "Traceback (most recent call last)" in text
+    assert text.splitlines()[-1] in ("of ours", "SystemExit: 1")
+
+
+def test_a_failing_loss_leaves_its_traceback_in_the_run_s_folder(command, tmp_path, monkeypatch):
+    (tmp_path / "loud.py").write_text(
+        "import jax\nimport jax.numpy as jnp\nfrom gradbench import Problem\n\n\ndef problem():\n"
+        "    def loss(params, data):\n        jax.debug.print('{}', params, ordered=True)\n"
+        "        return jnp.sum(params**2)\n\n    return Problem(lambda key: jnp.ones(2), loss)\n"
+    )
+    code, _, err = command("run", "./loud.py", "-o", "sgd", "--lr", "0.1,0.2", "--steps", "3")
+    [path] = tmp_path.glob("results/*/")
+    [kept] = path.glob("traceback-*.txt")
+    assert code == 3
+    assert err.splitlines() == [line for line in err.splitlines() if str(kept.relative_to(tmp_path)) in line]
+    assert "ordered effects are not supported" in err
+    assert json.loads((path / "run.json").read_text())["state"] == "interrupted"
+
+
+def test_a_warning_of_ours_is_one_line(command, monkeypatch):
+    def warns(_):
+        warnings.warn("cannot be locked", GradbenchWarning, stacklevel=1)
+        return "text"
+
+    monkeypatch.setattr("gradbench.inventory.list_text", warns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert command("list") == (0, "text\n", "gradbench: cannot be locked\n")
 
 
 def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(tmp_path):

@@ -1,4 +1,4 @@
-"""The same sweep on 1, 2, 4 and 8 virtual devices: the same bits."""
+"""The same sweep on 1, 2, 4 and 8 virtual devices: the same bits; and what of a machine a container may use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import subprocess
 import sys
 
 import pytest
+
+from gradbench import devices
+from gradbench.cost import device_memory
 
 PROBLEMS = ("quadratic_bowl", "logistic_regression", "mlp[hidden=8]", "normalised.py")
 OPTIMIZERS = ("sgd", "adam")
@@ -83,3 +86,57 @@ def digests(tmp_path_factory):
 @pytest.mark.parametrize("pair", [" x ".join(pair) for pair in itertools.product(PROBLEMS, OPTIMIZERS)])
 def test_all_numbers_of_devices_give_the_same_record(digests, pair):
     assert len({digests[count][pair] for count in COUNTS}) == 1
+
+
+def cgroups(folder, monkeypatch, own: str, files: dict[str, str]) -> None:
+    """A made-up /sys/fs/cgroup with these files, and /proc/self/cgroup."""
+    for name, text in files.items():
+        path = folder / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    (folder / "own").write_text(own)
+    monkeypatch.setattr(devices, "CGROUPS", folder / "cgroup")
+    monkeypatch.setattr(devices, "OWN_CGROUPS", folder / "own")
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: range(64), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "100000 100000"}, 1),  # a container sees its own group as the root
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),  # of the group above
+        ("0::/\n", {"cpu.max": "50000 100000"}, 1),  # half a core is one
+        ("0::/\n", {"cpu.max": "250000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "max 100000"}, 64),
+        ("0::/\n", {}, 64),
+        ("0::/gone\n", {"cpu.max": "400000 100000"}, 4),
+        (
+            "3:cpu,cpuacct:/docker/1\n0::/\n",  # version 1, whose path is not there inside a container
+            {"cpu,cpuacct/cpu.cfs_quota_us": "200000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+    ],
+)
+def test_a_container_has_the_cores_of_its_quota(tmp_path, monkeypatch, own, files, cores):
+    cgroups(tmp_path, monkeypatch, own, files)
+    assert devices.cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limit"),
+    [
+        ("0::/a/b\n", {"memory.max": "max", "a/memory.max": "1000000", "a/b/memory.max": "2000000"}, 1_000_000),
+        ("4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "3000000"}, 3_000_000),
+        ("4:memory:/a\n", {"memory/a/memory.limit_in_bytes": str(2**63 - 4096)}, None),
+        ("0::/\n", {"memory.max": "max"}, None),
+    ],
+)
+def test_a_container_has_the_memory_of_its_limit(tmp_path, monkeypatch, own, files, limit):
+    cgroups(tmp_path, monkeypatch, own, files)
+    assert devices.memory() == (limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def test_a_device_may_fill_its_share_of_a_containers_memory(tmp_path, monkeypatch):
+    cgroups(tmp_path, monkeypatch, "0::/\n", {"memory.max": "8000000", "cpu.max": "200000 100000"})
+    assert device_memory(devices.find_devices("cpu")[0]) == 4_000_000

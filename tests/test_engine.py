@@ -109,7 +109,7 @@ def test_shuffled_positions_are_uniform():
         assert ((counts - expected) ** 2 / expected).sum() < chi2.ppf(1 - 1e-6, len(counts) - 1)
 
 
-PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": (1e-3, 10.0, 16), "seeds": 2, "steps": 60}
+PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:10.0:16", "seeds": 2, "steps": 60}
 
 
 def test_two_runs_of_one_plan_are_identical(sweep, small_blocks):
@@ -159,10 +159,10 @@ def compilations(action) -> int:
 
 def test_compilations_do_not_grow_with_trials(sweep, small_blocks):
     small_blocks()
-    plan = {"learning_rates": (1e-3, 1.0, 10), "seeds": 2, "steps": 50}
+    plan = {"learning_rates": "1e-3:1.0:10", "seeds": 2, "steps": 50}
     sweep("himmelblau", ["sgd"], **plan)  # compiles what every pair of this block shape shares
     few = compilations(lambda: sweep("himmelblau", ["sgd"], **plan))
-    many = compilations(lambda: sweep("himmelblau", ["sgd"], (1e-4, 10.0, 60), seeds=5, steps=50))
+    many = compilations(lambda: sweep("himmelblau", ["sgd"], "1e-4:10.0:60", seeds=5, steps=50))
     assert few == many
     assert 0 < few <= 12
 
@@ -170,7 +170,7 @@ def test_compilations_do_not_grow_with_trials(sweep, small_blocks):
 def test_the_engine_compiles_each_block_program_once(sweep, small_blocks, monkeypatch):
     small_blocks()
     observe.clear_cache()
-    sweep("beale", ["sgd", "adam"], (1e-4, 1.0, 40), seeds=2, steps=50)
+    sweep("beale", ["sgd", "adam"], "1e-4:1.0:40", seeds=2, steps=50)
     assert observe._cache_size() == 1  # shared by both pairs
 
 
@@ -183,7 +183,7 @@ def test_a_loop_without_copies_computes_the_same(optimizer, batch_size, sweep, m
 
     def results(options):
         monkeypatch.setattr(program, "loop_options", lambda *_: options)
-        run = sweep(problems, [optimizer], (1e-3, 1.0, 8), **plan)
+        run = sweep(problems, [optimizer], "1e-3:1.0:8", **plan)
         return run.trials, run.curves
 
     options = program.loop_options("cpu", False)
@@ -212,6 +212,28 @@ def test_a_diverged_trial_ends_where_it_diverged_and_is_not_padded(sweep):
     assert run.curves["step"].to_pylist()[-1] == 5
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e-9, 100.0])
+@pytest.mark.parametrize("facts", [{}, {"minimum": -1.0}, {"target": -0.999}])
+def test_a_loss_that_begins_near_0_or_below_may_rise_and_is_diverged_when_it_blows_up(sweep, offset, facts):
+    facts = {name: value - offset for name, value in facts.items()}
+    problem = gradbench.Problem(
+        lambda key: jnp.ones(()), lambda p, _: p**2 - 1 - offset, data=(), name="shifted", **facts
+    )
+    adam = sweep(problem, ["adam"], [3.0], seeds=1, steps=400).trials.to_pylist()[0]  # goes to -2 first: 3 above
+    assert adam["verdict"] != "diverged"
+    assert adam["best_loss"] < -0.5 - offset
+    sgd = sweep(problem, ["sgd"], [2.0], seeds=1, steps=60).trials.to_pylist()[0]  # 9 times as high at every step
+    assert sgd["verdict"] == "diverged"
+
+
+def test_a_start_at_the_minimum_has_not_diverged_by_a_little_noise(sweep):
+    there = gradbench.Problem(
+        lambda key: jnp.full(3, 0.1), lambda p, _: jnp.sum((p - 0.1) ** 2) + 0.3, minimum=0.3, name="there"
+    )
+    trial = sweep(there, ["noisy_sgd[eta=1e-3]"], [0.1], seeds=1, steps=5).trials.to_pylist()[0]
+    assert trial["verdict"] == "converged"
+
+
 def test_non_finite_losses_are_data(sweep, tmp_path):
     file = tmp_path / "edge.py"
     file.write_text(
@@ -236,7 +258,7 @@ def test_recorded_rows_hold_both_ends_and_no_more_than_asked():
 
 def test_a_thousand_trials_stream_through_a_small_block(sweep, small_blocks):
     small_blocks(lanes=8, rows=11)
-    run = sweep("quadratic_bowl[dim=2]", ["sgd"], (1e-3, 4.0, 500), seeds=2, steps=20, record_points=3)
+    run = sweep("quadratic_bowl[dim=2]", ["sgd"], "1e-3:4.0:500", seeds=2, steps=20, record_points=3)
     assert run.trials["trial"].to_pylist() == list(range(1000))
     assert run.trials["learning_rate"].to_pylist() == np.repeat(run.plan.rates, 2).tolist()
     assert run.curves.num_rows <= 3000

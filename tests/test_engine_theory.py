@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-STEPS, RATES = 100, (1e-3, 2.0, 25)
+import gradbench
+
+STEPS, RATES = 100, "1e-3:2.0:25"
 LAMBDAS = np.geomspace(1 / 100, 1.0, 100)
 MOMENTUM = {"sgd": 0.0, "momentum": 0.9}
 
@@ -61,7 +63,7 @@ def test_every_recorded_loss_is_the_closed_form(sweep, optimizer, dtype):
 
 @pytest.mark.parametrize(("optimizer", "limit"), [("sgd", 1.0), ("momentum", 1.9), ("nesterov", 2 * 1.9 / 2.8 / 2)])
 def test_divergence_begins_within_a_grid_step_of_the_stable_limit(sweep, optimizer, limit):
-    run = sweep("quadratic_bowl", [optimizer], (limit / 4, limit * 4, 41), seeds=1, steps=800)
+    run = sweep("quadratic_bowl", [optimizer], gradbench.log_range(limit / 4, limit * 4, 41), seeds=1, steps=800)
     diverged = np.array(run.trials["verdict"]) == "diverged"
     edge = int(np.argmax(diverged))
     rates = np.array(run.plan.rates)
@@ -81,7 +83,7 @@ def test_verdicts_of_gradient_descent_follow_theory(sweep):
 
 
 def test_targets_are_found_at_every_step_not_from_the_thinned_curve(sweep):
-    run = sweep("quadratic_bowl", ["sgd"], (0.05, 0.9, 9), seeds=1, steps=STEPS, record_points=5)
+    run = sweep("quadratic_bowl", ["sgd"], "0.05:0.9:9", seeds=1, steps=STEPS, record_points=5)
     loss, _ = closed_form(np.array(run.plan.rates), 0.0, np.float32)
     for k in range(1, 7):
         reached = loss <= 10.0**-k * loss[0]

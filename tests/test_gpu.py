@@ -45,7 +45,7 @@ def test_a_gradient_in_tf32_is_within_the_band_of_tf32():
 
 @pytest.mark.parametrize("problem", ["quadratic_bowl", "linear_regression", "logistic_regression"])
 def test_a_sweep_on_the_gpu_is_the_sweep_on_the_cpu(sweep, problem):
-    plan = {"learning_rates": (1e-3, 0.1, 64), "seeds": 1, "steps": 50, "dtype": "float64"}
+    plan = {"learning_rates": "1e-3:0.1:64", "seeds": 1, "steps": 50, "dtype": "float64"}
     gpu, cpu = (sweep(problem, ["momentum"], device=device, **plan) for device in (DEVICE, "cpu"))
     np.testing.assert_allclose(gpu.trials["final_loss"], cpu.trials["final_loss"], rtol=1e-10)
     assert gpu.trials["verdict"].to_pylist() == cpu.trials["verdict"].to_pylist()
@@ -53,7 +53,7 @@ def test_a_sweep_on_the_gpu_is_the_sweep_on_the_cpu(sweep, problem):
 
 def test_two_runs_on_the_gpu_are_identical(sweep):
     plan = {"seeds": 1, "steps": 30, "device": DEVICE}
-    first, second = (sweep("mlp", ["adam"], (1e-3, 0.1, 8), **plan) for _ in range(2))
+    first, second = (sweep("mlp", ["adam"], "1e-3:0.1:8", **plan) for _ in range(2))
     assert first.curves.equals(second.curves)
 
 
@@ -70,7 +70,7 @@ class StopAfter(runner.Watcher):
 @pytest.mark.parametrize("batch_size", [None, 64])
 def test_an_interrupted_run_on_the_gpu_resumes_bit_for_bit(sweep, small_blocks, tmp_path, dtype, batch_size):
     small_blocks(devices=1)
-    plan = {"learning_rates": (1e-3, 1.0, 12), "seeds": 2, "steps": 60, "dtype": dtype, "batch_size": batch_size}
+    plan = {"learning_rates": "1e-3:1.0:12", "seeds": 2, "steps": 60, "dtype": dtype, "batch_size": batch_size}
     plan = SweepPlan(("linear_regression",), ("sgd", "adam"), device=DEVICE, **plan)
     whole = runner.run_plan(plan, out=tmp_path)
     stopped = runner.run_plan(plan, out=tmp_path, watcher=StopAfter(4))
@@ -83,7 +83,7 @@ def test_an_interrupted_run_on_the_gpu_resumes_bit_for_bit(sweep, small_blocks, 
 @pytest.mark.parametrize("batch_size", [None, 64])
 def test_the_host_is_not_asked_between_steps(batch_size):
     """A loop whose length the compiler knows needs no word from the host; and none of its values go there."""
-    plan = SweepPlan(("logistic_regression",), ("adam",), (1e-3, 0.1, 4), batch_size=batch_size, device=DEVICE)
+    plan = SweepPlan(("logistic_regression",), ("adam",), "1e-3:0.1:4", batch_size=batch_size, device=DEVICE)
     with numerics("float32", "highest"):
         trial = Trial.of(load_problem("logistic_regression"), load_optimizer("adam"), plan)
         program = Program(trial, Block(1, 4, 7, 1 if batch_size is None else 5), jax.devices(DEVICE))

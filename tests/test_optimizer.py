@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
+from types import FunctionType, ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +14,21 @@ import optax.contrib
 import pytest
 
 from gradbench.errors import OptimizerError
-from gradbench.optimizer import REFUSED, load_optimizer, optimizer_functions
+from gradbench.optimizer import REFUSED, extra_arguments, load_optimizer, optimizer_functions
 
-TAKING_A_RATE = sorted(
-    name
-    for module in (optax, optax.contrib)
-    for name, function in inspect.getmembers(module, inspect.isfunction)
-    if not name.startswith("_") and "learning_rate" in inspect.signature(function).parameters
-)
+
+def taking_a_rate(module: ModuleType) -> set[str]:
+    """The functions of a module, and partials of functions, that take a learning rate."""
+    public = {name: f for name, f in vars(module).items() if not name.startswith("_")}
+    functions = {name: f for name, f in public.items() if isinstance(f, FunctionType | partial)}
+    return {name for name, f in functions.items() if "learning_rate" in inspect.signature(f).parameters}
 
 
 def test_every_optimizer_of_optax_is_offered_or_refused():
-    assert set(TAKING_A_RATE) <= set(optimizer_functions()) | set(REFUSED)
+    names = taking_a_rate(optax) | taking_a_rate(optax.contrib)
+    assert {"nadam", "nadamw"} <= names
+    assert names <= set(optimizer_functions()) | set(REFUSED)
+    assert list(optimizer_functions()) == sorted(optimizer_functions())
     for name in REFUSED:
         with pytest.raises(OptimizerError, match="cannot be swept"):
             load_optimizer(name)
@@ -66,6 +71,7 @@ def test_settings_reach_the_optimizer():
         ("momentum", optax.sgd(0.1, momentum=0.9)),
         ("adam[b1=0.8]", optax.adam(0.1, b1=0.8)),
         ("optax:adamw[weight_decay=0.1]", optax.adamw(0.1, weight_decay=0.1)),
+        ("nadam[b1=0.8]", optax.nadam(0.1, b1=0.8)),
     ):
         mine = load_optimizer(spec).build(0.1, 10)
         params = jnp.asarray(1.0)
@@ -84,6 +90,67 @@ def test_a_users_optimizer_from_a_file(sweep, tmp_path):
     assert run.trials["final_loss"].to_pylist() == plain.trials["final_loss"].to_pylist()
 
 
+def test_a_users_optimizer_gets_the_rate_by_name_wherever_it_stands(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import optax\ndef make(scale=1.0, learning_rate=1e-3):\n    return optax.sgd(learning_rate * scale)\n"
+    )
+    mine = load_optimizer(f"{file}:make[scale=3.0]").build(0.5, 1)
+    update, _ = mine.update(jnp.ones(()), mine.init(jnp.ones(())))
+    assert float(update) == -1.5
+
+
+@pytest.mark.parametrize("signature", ["scale=1.0", "scale", "learning_rate, /"])
+def test_a_function_that_takes_no_learning_rate_by_name_is_refused(tmp_path, signature):
+    file = tmp_path / "mine.py"
+    file.write_text(f"import optax\ndef make({signature}):\n    return optax.sgd(0.1)\n")
+    with pytest.raises(OptimizerError, match=r"make has no parameter learning_rate, .* def make\(learning_rate"):
+        load_optimizer(f"{file}:make")
+
+
+def own_update(folder, named: str, used: str, kind: str = "GradientTransformationExtraArgs") -> str:
+    """The spec of an sgd whose update takes further arguments, written into a file."""
+    file = folder / "mine.py"
+    file.write_text(
+        "import optax\ndef make(learning_rate):\n    inner = optax.sgd(learning_rate)\n"
+        f"    def update(grads, state, params=None, {named}):\n        {used}\n"
+        "        return inner.update(grads, state, params)\n"
+        f"    return optax.{kind}(inner.init, update)\n"
+    )
+    return f"{file}:make"
+
+
+def squares(params, data):
+    return jnp.sum(params**2)
+
+
+@pytest.mark.parametrize("kind", ["GradientTransformation", "GradientTransformationExtraArgs"])
+@pytest.mark.parametrize(
+    ("named", "used"),
+    [
+        ("*, value", "value + 0"),
+        ("*, grad, obj_fn", "grad, obj_fn(params)"),
+        ("value_fn=None", "value_fn(params)"),
+        ("*, value, **rest", "value + 0"),
+        ("**rest", "rest"),
+    ],
+)
+def test_an_update_is_handed_the_extra_arguments_it_names(tmp_path, named, used, kind):
+    optimizer = load_optimizer(own_update(tmp_path, named, used, kind))
+    params, grads = jnp.ones(2), jnp.full(2, 2.0)
+    extras = extra_arguments(optimizer, 1, squares, params, ())
+    transformation = optimizer.build(0.25, 1)
+    handed = extras(squares(params, ()), grads, lambda p: squares(p, ()))
+    updates, _ = transformation.update(grads, transformation.init(params), params, **handed)
+    assert updates.tolist() == [-0.5, -0.5]
+
+
+def test_an_update_that_needs_something_else_is_refused(tmp_path):
+    optimizer = load_optimizer(own_update(tmp_path, "*, hessian", "hessian"))
+    with pytest.raises(OptimizerError, match=r"cannot be swept: .*'hessian'"):
+        extra_arguments(optimizer, 1, squares, jnp.ones(2), ())
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -95,6 +162,8 @@ def test_a_users_optimizer_from_a_file(sweep, tmp_path):
         ("adam[learning_rate=1]", "no setting 'learning_rate'"),
         ("./none.py:make", "no such file"),
         ("optax:nothing", "no function 'nothing'"),
+        ("optax:scale", "no parameter learning_rate"),
+        ("builtins:dict", "no parameter learning_rate"),
         ("no.such.module:make", "cannot import"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradbench.errors import PlanError
-from gradbench.plan import SweepPlan, parse_rates, read_config
+from gradbench.plan import SweepPlan, log_range, parse_rates, read_config
 
 
 def test_a_plan_survives_json_and_toml(tmp_path):
@@ -21,12 +21,31 @@ def test_a_plan_survives_json_and_toml(tmp_path):
     assert SweepPlan.from_dict(read_config(file)) == plan
 
 
-@pytest.mark.parametrize("rates", ["1e-4:10:25", (1e-4, 10.0, 25), (1e-4, 10, 25)])
+@pytest.mark.parametrize(
+    "rates", ["1e-4:10:25", log_range(1e-4, 10, 25), log_range(np.float64(1e-4), np.int64(10), 25)]
+)
 def test_a_range_is_log_spaced_with_both_ends(rates):
     values = SweepPlan(learning_rates=rates).rates
     assert values[0] == 1e-4
     assert values[-1] == 10
     np.testing.assert_allclose(values, np.geomspace(1e-4, 10, 25), rtol=1e-13)
+
+
+def test_a_tuple_is_a_range_for_one_version_more_and_says_so():
+    with pytest.warns(
+        FutureWarning, match=r'"0\.1:1:10" or gradbench\.log_range\(0\.1, 1, 10\).* \[0\.1, 1, 10\]'
+    ) as caught:
+        plan = SweepPlan(learning_rates=(0.1, 1, 10))
+    assert caught[0].filename == __file__
+    assert plan == SweepPlan(learning_rates="0.1:1:10")
+    assert SweepPlan(learning_rates=(0.1, 1, 10.0)).rates == [0.1, 1.0, 10.0]
+    assert SweepPlan(learning_rates=[0.1, 1, 10]).rates == [0.1, 1.0, 10.0]
+
+
+@pytest.mark.parametrize("arguments", [(1, 0.1, 5), (0, 1, 5), (0.1, 1, 1), (0.1, 1, 2.5), (0.1, float("nan"), 5)])
+def test_a_range_that_is_none_is_refused(arguments):
+    with pytest.raises(PlanError, match="learning rates"):
+        log_range(*arguments)
 
 
 def test_values_keep_their_order():

@@ -155,7 +155,12 @@ def test_complex_data_is_refused(tmp_path):
         load_table(tmp_path / "a.npz")
 
 
-GOOD = "import jax.numpy as jnp\nimport numpy as np\nfrom gradbench import Problem\ndef problem(width=2):\n    "
+GOOD = """import jax
+import jax.numpy as jnp
+import numpy as np
+from gradbench import Problem
+def problem(width=2):
+    """
 
 
 @pytest.mark.parametrize(
@@ -182,6 +187,11 @@ GOOD = "import jax.numpy as jnp\nimport numpy as np\nfrom gradbench import Probl
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), curvature=(np.nan, 1))", "curvature is"),
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), curvature=(2, 1))", "mu at most L"),
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), gradient=3)", "gradient is a int; give"),
+        (
+            "return Problem(lambda k: jnp.ones(2),"
+            " lambda p, d: jax.lax.while_loop(lambda p: p.sum() > 1, lambda p: p / 2, p).sum())",
+            "loss.* has no gradient: ValueError: Reverse-mode.* Try using lax.scan, or using fori_loop",
+        ),
         ("return 3", "returned int"),
         ("raise KeyError('lost')", "raised KeyError"),
         ("raise SystemExit(3)", "raised SystemExit"),

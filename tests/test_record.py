@@ -12,28 +12,18 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import StopAfter
 
 import gradbench
 from gradbench import engine, runner
 from gradbench.errors import RecordError, RunError
 from gradbench.record import SCHEMAS, find_run, load_run, write_json
 
-PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": (1e-3, 1.0, 12), "seeds": 2, "steps": 60}
+PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:1.0:12", "seeds": 2, "steps": 60}
 
 
 def same(left, right) -> bool:
     return left.trials.equals(right.trials) and left.curves.equals(right.curves)
-
-
-class StopAfter(runner.Watcher):
-    """Asks for a stop at the n-th question; the engine asks before every chunk and pair."""
-
-    def __init__(self, questions: int):
-        self.questions = questions
-
-    def should_stop(self) -> bool:
-        self.questions -= 1
-        return self.questions < 0
 
 
 def test_a_record_has_every_table_with_its_schema(sweep):
@@ -82,7 +72,7 @@ def test_an_interrupted_run_resumes_to_the_same_record(sweep, small_blocks, tmp_
 
 def test_an_optimizer_with_a_random_key_resumes(sweep, small_blocks, tmp_path):
     small_blocks()
-    plan = gradbench.SweepPlan(("himmelblau",), ("noisy_sgd",), (1e-3, 1e-2, 12), steps=60)
+    plan = gradbench.SweepPlan(("himmelblau",), ("noisy_sgd",), "1e-3:1e-2:12", steps=60)
     whole = runner.run_plan(plan, out=tmp_path)
     stopped = runner.run_plan(plan, out=tmp_path, watcher=StopAfter(4))
     assert same(gradbench.resume(stopped.path), whole)
@@ -122,7 +112,7 @@ class Aloud(runner.Watcher):
 engine.CHECKPOINT_SECONDS = 0.0
 runner.choose_block = lambda *_: Block(1, 20, 300, 1)  # the same chunks on any machine
 runner._compile_alone = lambda *_: None
-plan = SweepPlan(("logistic_regression",), ("sgd", "adam"), (1e-3, 1.0, 40), steps=1500)
+plan = SweepPlan(("logistic_regression",), ("sgd", "adam"), "1e-3:1.0:40", steps=1500)
 if sys.argv[2] == "run":
     runner.run_plan(plan, out=sys.argv[1], watcher=Aloud())
 else:
@@ -167,6 +157,25 @@ def test_two_processes_cannot_write_one_run(sweep, small_blocks, tmp_path):
     stopped = runner.run_plan(gradbench.SweepPlan(("beale",), **PLAN), out=tmp_path, watcher=StopAfter(1))
     with runner.RunWriter.resume(stopped.path), pytest.raises(RecordError, match="another process"):
         gradbench.resume(stopped.path)
+
+
+@pytest.mark.parametrize("error", [ValueError("a fault of ours"), KeyboardInterrupt(), RunError("known")])
+def test_a_run_that_fails_is_interrupted_not_running(sweep, small_blocks, tmp_path, error):
+    class Failing(runner.Watcher):
+        def chunk(self, progress):
+            raise error
+
+    small_blocks()
+    with pytest.raises(type(error)) as caught:
+        runner.run_plan(gradbench.SweepPlan(("beale",), **PLAN), out=tmp_path / "results", watcher=Failing())
+    [path] = (tmp_path / "results").iterdir()
+    assert json.loads((path / "run.json").read_text())["state"] == "interrupted"
+    kept = list(path.glob("traceback-*.txt"))
+    assert len(kept) == isinstance(error, ValueError)  # of what nobody foresaw
+    if kept:
+        assert "ValueError: a fault of ours" in kept[0].read_text()
+        assert caught.value.__notes__ == [f"the traceback is in {kept[0]}"]
+    assert gradbench.resume(path).info["state"] == "complete"
 
 
 @pytest.fixture
@@ -227,6 +236,8 @@ def test_damaged_run_json_is_refused(record, text, words):
         ("problems", 3, "'problems' does not hold"),
         ("problems", {"beale": 3}, "'problems' does not hold"),
         ("problems", {"beale": {"curvature": "x"}}, "'problems' does not hold"),
+        ("sources", {"problems": {"beale": 3}, "optimizers": {}}, "'sources' does not hold"),
+        ("sources", {"problems": {}}, "'sources' does not hold"),
     ],
 )
 def test_run_json_that_says_nonsense_is_refused(record, key, value, words):
@@ -259,6 +270,6 @@ def test_a_full_disk_leaves_no_half_written_table(tmp_path, monkeypatch):
 
 
 def test_curves_of_a_huge_sweep_keep_fewer_points():
-    plan = gradbench.SweepPlan(("beale",), ("sgd",), (1e-3, 1.0, 10_000), seeds=100)
+    plan = gradbench.SweepPlan(("beale",), ("sgd",), "1e-3:1:10000", seeds=100)
     assert engine.curve_points(plan) == 5
     assert engine.curve_points(gradbench.SweepPlan()) == 200

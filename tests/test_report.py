@@ -66,6 +66,22 @@ def test_the_page_asks_nothing_of_the_network_and_escapes_names(tmp_path):
     assert html.escape("<script>alert(1)</script>") in text
 
 
+def test_what_is_below_a_target_loss_is_drawn_at_the_foot_and_told_as_it_is(tmp_path):
+    """The synthetic loss is exp(-rate × 100): at 1 it is 4e-44, at 0.01 it is 1/e, which is a gap of 0.298 to 0.1."""
+    run = make_run(optimizers=["sgd"])
+    nothing = pa.nulls(run.trials.num_rows, pa.float64())
+    trials = run.trials.set_column(run.trials.column_names.index("minimum"), "minimum", nothing)
+    run = dataclasses.replace(run, trials=trials)
+    run.info["problems"]["quadratic_bowl"]["target"] = 0.1
+    [pair] = page_json(write_report([run], tmp_path / "page.html"))["pairs"]
+    slow, _, fast = pair["rates"]
+    assert pair["gap_to"] == "the target loss"
+    assert slow["final"] == slow["gap"] == pytest.approx((math.exp(-1.01) - 0.1) / 0.9, rel=1e-3)
+    assert fast["final"] == pytest.approx(-0.1 / 0.9, rel=1e-3)
+    # half the least gap above 0, which is seed 2's at 0.01
+    assert fast["gap"] == pytest.approx((math.exp(-1.02) - 0.1) / 0.9 / 2, rel=1e-3)
+
+
 def test_several_runs_overlay(tmp_path):
     runs = [make_run(), make_run(identifier="20260102T000000Z-fedcba")]
     page = page_json(write_report(runs, tmp_path / "page.html"))

@@ -80,7 +80,7 @@ def test_the_rate_fitted_from_the_curve_is_the_predicted_one_at_every_converging
     name = "quadratic_bowl"
     mu, largest = gradbench.load_problem(name).curvature
     limit, beta = theory.stable_limit(optimizer, largest), theory.momentum_of(optimizer).beta
-    rates = (0.05 * (1 - beta), 1.2 * limit, 15)
+    rates = gradbench.log_range(0.05 * (1 - beta), 1.2 * limit, 15)
     run = sweep(name, [optimizer], rates, seeds=1, steps=100_000, dtype="float64")
     trial, step, loss = (run.curves[name].to_numpy() for name in ("trial", "step", "loss"))
     measured, predicted = [], []

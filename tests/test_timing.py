@@ -13,7 +13,7 @@ from gradbench.errors import RunError
 
 
 def test_a_run_times_every_mode_and_stage(tmp_path):
-    run = runner.sweep("linear_regression", ["sgd", "adam"], (0.01, 0.1, 4), seeds=1, steps=50, out=tmp_path)
+    run = runner.sweep("linear_regression", ["sgd", "adam"], "0.01:0.1:4", seeds=1, steps=50, out=tmp_path)
     rows = run.timings.to_pylist()
     modes = [(row["optimizer"], row["mode"]) for row in rows]
     assert modes == [
@@ -95,7 +95,7 @@ def test_blocks_fit_the_cache_and_share_large_data(monkeypatch):
     monkeypatch.setattr(cost, "cores", lambda: 1)
 
     def lanes(name, count=64, steps=400):
-        plan = SweepPlan((name,), ("sgd",), (1e-3, 1.0, count), seeds=1, steps=steps)
+        plan = SweepPlan((name,), ("sgd",), f"1e-3:1:{count}", seeds=1, steps=steps)
         trial = Trial.of(load_problem(name), load_optimizer("sgd"), plan)
         return choose_block(trial, find_devices("cpu")[:1], count)
 
@@ -124,7 +124,7 @@ def test_a_pair_compiles_while_the_one_before_sweeps_and_says_so(sweep, a_core_i
         return compile_program(program)
 
     monkeypatch.setattr(runner, "compile_program", compile_and_tell)
-    plan = {"learning_rates": (0.01, 0.1, 4), "seeds": 1, "steps": 50, "dtype": "float64"}
+    plan = {"learning_rates": "0.01:0.1:4", "seeds": 1, "steps": 50, "dtype": "float64"}
     ahead = sweep("beale", ["sgd", "adam", "lion"], **plan)
     assert names == [("sgd", True), ("adam", False), ("lion", False)]  # each once
     assert ahead.timings["compile_ahead"].to_pylist() == [False, True, True]
@@ -142,6 +142,6 @@ def test_a_pair_that_does_not_compile_ahead_fails_in_its_own_name(sweep, a_core_
 
     monkeypatch.setattr(runner, "compile_program", refuse_adam)
     with pytest.raises(RunError, match="beale × adam: RESOURCE_EXHAUSTED"):
-        sweep("beale", ["sgd", "adam"], (0.01, 0.1, 4), seeds=1, steps=50)
+        sweep("beale", ["sgd", "adam"], "0.01:0.1:4", seeds=1, steps=50)
     (folder,) = (tmp_path / "results").glob("*/parts/0000")
     assert (folder / "complete.json").is_file()

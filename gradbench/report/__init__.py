@@ -6,7 +6,7 @@ import html
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
@@ -43,7 +43,7 @@ def write_report(runs: Sequence[Run], out: str | Path, checks: Sequence[str | Pa
     add_local_limits(data["pairs"], found)
     overall = charts.overall(runs)
     data["overall"] = {name: rows for name, (_, rows) in overall.items()}
-    data["scenes"] = {name: page_rows(scene) for name, scene in found.items()}
+    data["scenes"] = {name: page_rows(scene) for name, scene in found.items() if not scene.missing}
     data["path_colours"] = dict(zip(WORDS, charts.COLOURS))
     data["charts"] = {
         "sensitivity": charts.spec(charts.sensitivity(len(runs) > 1)),
@@ -59,7 +59,7 @@ def write_report(runs: Sequence[Run], out: str | Path, checks: Sequence[str | Pa
     template = Template((folder / "page.html").read_text(encoding="utf-8"))
     page = template.substitute(
         header=_header(runs, data),
-        answers=_answers(runs),
+        answers=_answers(runs, {name: scene.missing for name, scene in found.items()}),
         pairs=_pairs(runs),
         hide_overall="" if overall else " hidden",
         timings=_timings(data["timings"]),
@@ -138,14 +138,18 @@ def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:
     return "".join(lines)
 
 
-def _answers(runs: Sequence[Run]) -> str:
+def _answers(runs: Sequence[Run], missing: Mapping[str, str]) -> str:
+    """`missing`: why a problem has no landscape, by name; empty where it has one."""
     made = []
     for run, problem, best, others in answers(runs):
         of = next(r for r, name in zip(runs, labels(runs)) if name == run)
         title = html.escape(problem) + (f" <span class='soft'>{html.escape(run)}</span>" if len(runs) > 1 else "")
         rest = "".join(f"<li>{html.escape(text)}</li>" for text in others)
-        target = f"<p class='soft' style='font-weight:400'>{html.escape(target_words(of, problem)[1])}</p>"
-        made.append(f"<article><h3>{title}</h3><p>{html.escape(best)}</p><ul>{rest}</ul>{target}</article>")
+        said = [target_words(of, problem)[1]]
+        if why := missing.get(problem):
+            said.append(f"No landscape, and no limit at the start: {why}.")
+        soft = "".join(f"<p class='soft' style='font-weight:400'>{html.escape(text)}</p>" for text in said)
+        made.append(f"<article><h3>{title}</h3><p>{html.escape(best)}</p><ul>{rest}</ul>{soft}</article>")
     return "".join(made)
 
 
@@ -155,7 +159,7 @@ def _pairs(runs: Sequence[Run]) -> str:
     cells = []
     for run, name in zip(runs, labels(runs)):
         for pair in summarise(run):
-            interval = best_rate_interval(pair_trials(run, pair.problem, pair.optimizer))
+            interval = best_rate_interval(pair_trials(run, pair.problem, pair.optimizer), to=pair.reference)
             what = " × ".join((pair.problem, pair.optimizer, *([name] if len(runs) > 1 else [])))
             best = pair.best and pair.best.learning_rate
             sure = " … ".join(dict.fromkeys(map(number, interval[1:]))) if interval else "–"

@@ -72,7 +72,7 @@ def _rate_axis() -> Any:
 def sensitivity(several_runs: bool = False, height: int = 300) -> Any:
     """Final gap against learning rate: median line, spread of the seeds, verdict by shape, stable limit as a rule.
 
-    Data: rates (run, optimizer, learning_rate, verdict, verdicts, gap, low, high, steps, best), limits (run,
+    Data: rates (run, optimizer, learning_rate, verdict, verdicts, gap, low, high, final, steps, best), limits (run,
     optimizer, limit), chosen (a rate). Diverged learning rates stand along the top.
     """
     x = _rate_axis()
@@ -82,7 +82,7 @@ def sensitivity(several_runs: bool = False, height: int = 300) -> Any:
         alt.Tooltip("optimizer:N"),
         alt.Tooltip("learning_rate:Q", format=".4g", title="learning rate"),
         alt.Tooltip("verdicts:N", title="verdict"),
-        alt.Tooltip("gap:Q", format=".3g", title="final gap (median)"),
+        alt.Tooltip("final:Q", format=".3g", title="final gap (median)"),
         alt.Tooltip("steps:Q", format=".4g", title="steps to target"),
         alt.Tooltip("run:N"),
     ]

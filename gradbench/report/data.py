@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from gradbench.analysis import PairSummary, RateSummary, summarise
+from gradbench.analysis import PairSummary, RateSummary, reference, relative_gaps, summarise
 from gradbench.errors import GradbenchError
 from gradbench.profiles import measured_rate
 from gradbench.record import Run
@@ -49,9 +49,10 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         raise GradbenchError(f"{', '.join(names)}: no trial has finished yet, so there is nothing to report")
     rates = max(2, RATE_ROWS // len(summaries))
     values = CURVE_VALUES // len(summaries)
+    floors = {(name, pair.problem): _floor(run, pair) for run, name, pair in summaries}
     return {
         "runs": [_run(run, name) for run, name in zip(runs, names)],
-        "pairs": [_pair(run, name, pair, rates, values) for run, name, pair in summaries],
+        "pairs": [_pair(run, name, pair, rates, values, floors[name, pair.problem]) for run, name, pair in summaries],
         "timings": [row for run, name in zip(runs, names) for row in timing_rows(run, name)],
         "sharpness": [row for run, name in zip(runs, names) for row in sharpness_rows(run, name)],
     }
@@ -71,16 +72,30 @@ def sharpness_rows(run: Run, name: str) -> list[dict[str, Any]]:
     ]
 
 
-def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
-    """A learning rate as the charts take it. Gaps of 0 are drawn at the floor; a gap is null where it diverged."""
+def _floor(run: Run, pair: PairSummary) -> float:
+    """Where a problem's charts draw a gap of 0 and less. Other references than a minimum are reached and passed by
+    trials that end nowhere near each other: their floor is below the least final gap that is above 0."""
+    if pair.reference.kind == "minimum":
+        return FLOOR
+    gaps = relative_gaps(run.trials.filter(pc.field("problem") == pair.problem), pair.reference)
+    above = gaps[(gaps > 0) & np.isfinite(gaps)]
+    return max(FLOOR, float(above.min()) / 2) if len(above) else 1e-3
+
+
+def rate_row(rate: RateSummary, pair: PairSummary, floor: float = FLOOR) -> dict[str, Any]:
+    """A learning rate as the page takes it: `gap`, `low` and `high` as drawn, on or above the floor, and `final`,
+    `lowest` and `highest` as they are. A gap is null where it diverged."""
     finite = math.isfinite(rate.gap_median)
     return {
         "learning_rate": short_rate(rate.learning_rate),
         "verdict": next(iter(rate.verdicts)),
         "verdicts": rate.verdict,
-        "gap": short(max(rate.gap_median, FLOOR)) if finite else None,
-        "low": short(max(rate.gap_low, FLOOR)) if finite else None,
-        "high": short(max(rate.gap_high, FLOOR)) if math.isfinite(rate.gap_high) else None,
+        "gap": short(max(rate.gap_median, floor)) if finite else None,
+        "low": short(max(rate.gap_low, floor)) if finite else None,
+        "high": short(max(rate.gap_high, floor)) if math.isfinite(rate.gap_high) else None,
+        "final": short(rate.gap_median),
+        "lowest": short(rate.gap_low),
+        "highest": short(rate.gap_high),
         "steps": short(rate.steps_to_target),
         "seconds": short(rate.time_to_target_s),
         "best": pair.best is rate,
@@ -89,13 +104,13 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
     }
 
 
-def _pair(run: Run, name: str, pair: PairSummary, most_rates: int, values: int) -> dict[str, Any]:
+def _pair(run: Run, name: str, pair: PairSummary, most_rates: int, values: int, floor: float) -> dict[str, Any]:
     kept = _spread(len(pair.rates), most_rates)
     rates = [pair.rates[i] for i in kept]
     if pair.best is not None and pair.best not in rates:
         rates = sorted([*rates, pair.best], key=lambda rate: rate.learning_rate)
-    grid, curves = _curves(run, pair, [rate.learning_rate for rate in rates], values)
-    rows = [rate_row(rate, pair) for rate in rates]
+    grid, curves = _curves(run, pair, [rate.learning_rate for rate in rates], values, floor)
+    rows = [rate_row(rate, pair, floor) for rate in rates]
     _add_decay(run, pair, rows, grid, curves)
     return {
         "run": name,
@@ -103,6 +118,7 @@ def _pair(run: Run, name: str, pair: PairSummary, most_rates: int, values: int) 
         "optimizer": pair.optimizer,
         "limit": short(pair.stable_limit),
         "limit_is": "stable limit",
+        "gap_to": pair.reference.words,
         "step_s": short(pair.solo_step_s),
         "all_rates": len(pair.rates),
         "rates": rows,
@@ -133,13 +149,15 @@ def _spread(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
-def _curves(run: Run, pair: PairSummary, rates: list[float], values: int) -> tuple[list[int], list[dict[str, Any]]]:
+def _curves(
+    run: Run, pair: PairSummary, rates: list[float], values: int, floor: float
+) -> tuple[list[int], list[dict[str, Any]]]:
     """(steps, curves): a curve is a trial's gap at the first of those steps, ending where the trial did."""
     trials = run.trials.filter((pc.field("problem") == pair.problem) & (pc.field("optimizer") == pair.optimizer))
     points = min(CURVE_POINTS, max(8, values // len(rates)))
     seeds = max(1, values // (points * len(rates)))
     chosen = trials.filter((pc.field("seed") < seeds) & pc.field("learning_rate").isin(rates))
-    chosen = chosen.select(["trial", "learning_rate", "seed", "verdict", "initial_loss", "minimum", "diverged_at"])
+    chosen = chosen.select(["trial", "learning_rate", "seed", "verdict", "initial_loss", "diverged_at"])
     rows = {row["trial"]: row for row in chosen.slice(0, max(1, values // points)).to_pylist()}
     table = run.curves.filter(pc.field("trial").isin(list(rows))).sort_by(
         [("trial", "ascending"), ("step", "ascending")]
@@ -154,8 +172,9 @@ def _curves(run: Run, pair: PairSummary, rates: list[float], values: int) -> tup
     curves = []
     for number_, start, end in zip(ids.tolist(), starts, [*starts[1:], len(trial)]):
         row = rows[number_]
-        lowest = row["minimum"] or 0.0
-        gaps = np.maximum((loss[start:end] - lowest) / (row["initial_loss"] - lowest), FLOOR)
+        lowest = pair.reference.loss
+        with np.errstate(divide="ignore", invalid="ignore"):  # of a trial that begins at the reference
+            gaps = np.maximum((loss[start:end] - lowest) / (row["initial_loss"] - lowest), floor)
         curves.append(
             {
                 "rate": place[short_rate(row["learning_rate"])],
@@ -190,7 +209,9 @@ def sentence(pair: PairSummary, target: str = "the target") -> str:
     at = f"{pair.optimizer} at {number(best.learning_rate)}"
     if best.steps_to_target is None:
         ends = best.verdict.replace("overshoots", "overshooting")
-        text = f"{at} does best, but ends {ends}, at {number(best.gap_median)} of the first gap"
+        text = (
+            f"{at} does best, but ends {ends}, at {number(best.gap_median)} of the first gap to {pair.reference.words}"
+        )
     else:
         text = f"{at} reaches {target} in {best.steps_to_target:.0f} steps"
         if best.time_to_target_s is not None:
@@ -231,7 +252,11 @@ def answers(runs: Sequence[Run]) -> list[tuple[str, str, str, list[str]]]:
 
 
 def target_words(run: Run, problem: str) -> tuple[str, str]:
-    """What a problem's target is called in this run, in short, and what it is."""
-    if run.trials.filter(pc.field("problem") == problem)["minimum"].null_count:
-        return "its target", "Its target is the loss that the problem counts as solved."
-    return f"{run.plan.target:g}", f"{run.plan.target:g} is a loss gap, relative to the first."
+    """What a problem's target is called in this run, in short, and what it is, with what gaps are taken against."""
+    to = reference(run.trials.filter(pc.field("problem") == problem), run.info.get("problems", {}).get(problem))
+    if to.kind == "minimum":
+        return f"{run.plan.target:g}", f"{run.plan.target:g} is a loss gap, to the minimum, relative to the first."
+    if to.kind == "target":
+        return "its target", f"Its target is the loss that the problem counts as solved, {to.loss:g}: gaps are to it."
+    best = f"gaps are to the best loss found, {to.loss:g}, by trial {to.trial}"
+    return "a target", f"Its lowest loss is not known, and it states no target: {best}."

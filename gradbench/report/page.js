@@ -187,7 +187,7 @@ function describe() {
   detail.replaceChildren();
   element("span", `${pair.problem}, ${pairName(pair)}, learning rate ${number(rate.learning_rate)}: `, detail);
   element("span", rate.verdicts, detail).className = "verdict";
-  const gap = rate.gap === null ? "" : `; final gap ${number(rate.gap)} of the first (median of seeds)`;
+  const gap = rate.gap === null ? "" : `; final gap ${number(rate.final)} of the first, to ${pair.gap_to} (median of seeds)`;
   const steps = rate.steps === null ? "; the target is not reached by most seeds" : `; target reached in ${number(rate.steps)} steps, ${duration(rate.seconds)}`;
   const when = pair.curves.filter((curve) => curve.rate === state.rate && curve.diverged_at !== null).map((curve) => curve.diverged_at);
   const blown = when.length ? `; diverges at step ${Math.min(...when)}` : "";
@@ -224,7 +224,7 @@ function table() {
     const button = element("button", number(rate.learning_rate) + (rate.best ? " best" : ""), element("td", undefined, row));
     button.addEventListener("click", () => choose(state.pair, index));
     element("td", rate.verdicts, row).className = "word";
-    for (const value of [number(rate.steps), duration(rate.seconds), number(rate.gap), number(rate.low), number(rate.high)]) element("td", value, row);
+    for (const value of [number(rate.steps), duration(rate.seconds), number(rate.final), number(rate.lowest), number(rate.highest)]) element("td", value, row);
   });
 }
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from gradbench.analysis import PairSummary, stable_limit, summarise, telling_rates
-from gradbench.errors import ProblemError
 from gradbench.landscape import GRID, Landscape, landscape, valleys
-from gradbench.problem import load_problem, problem_names
+from gradbench.problem import Problem
 from gradbench.record import Run
 from gradbench.report.charts import COLOURS, alt, spec
 from gradbench.report.data import short, short_rate
+from gradbench.sources import recorded_problem
 from gradbench.theory import measured_curvature, momentum_of
 
 WORDS = ["too small", "right", "too large", "diverging"]
@@ -35,11 +35,13 @@ VALLEY_TRIALS = 120  # of one optimizer
 @dataclass(frozen=True)
 class Scene:
     """A problem's landscape (None with one parameter); `ends`, the valley of each trial (landscape.valleys; none where
-    there is but one); `largest_at_start`, L by Lanczos at seed 0's start, where the problem states none."""
+    there is but one); `largest_at_start`, L by Lanczos at seed 0's start, where the problem states none. Or `missing`:
+    why there is nothing of all that, in words."""
 
-    seen: Landscape | None
-    ends: list[dict[str, Any]]
-    largest_at_start: float | None
+    seen: Landscape | None = None
+    ends: list[dict[str, Any]] = field(default_factory=list)
+    largest_at_start: float | None = None
+    missing: str = ""
 
 
 def built_in(spec_text: str) -> bool:
@@ -48,32 +50,48 @@ def built_in(spec_text: str) -> bool:
 
 
 def scenes(runs: Sequence[Run], paths: int = PATHS) -> dict[str, Scene]:
-    """Problem -> what is to be seen of it: of ours, in the first run that has it; an optimizer with theory, if any,
-    decides on the plane, and of each at most `paths` learning rates are run again for their paths.
+    """Problem -> what is to be seen of it, in the first run that has it; an optimizer with theory, if any, decides on
+    the plane, and of each at most `paths` learning rates are run again for their paths.
 
-    Problems of more than a million parameters have none that is quick; those whose data file is gone have none.
+    Problems of more than a million parameters have none that is quick. Of a problem that cannot be had again as each of
+    the runs had it (sources.recorded_problem) nothing is computed, and the scene says why.
     """
-    chosen: dict[str, tuple[Run, list[PairSummary]]] = {}
+    found: dict[str, Scene] = {}
+    chosen: dict[str, tuple[Run, Problem, list[PairSummary]]] = {}
     for run in runs:
-        pairs = [pair for pair in summarise(run) if built_in(pair.problem) and built_in(pair.optimizer)]
+        pairs = [pair for pair in summarise(run) if built_in(pair.optimizer)]
         for pair in sorted(pairs, key=lambda pair: momentum_of(pair.optimizer) is None):
             size = run.info.get("problems", {}).get(pair.problem, {}).get("parameters", 0)
-            if pair.problem.partition("[")[0] in problem_names() and 0 < size <= MOST_PARAMETERS:
-                first, found = chosen.setdefault(pair.problem, (run, []))
-                if first is run:
-                    found.append(pair)
+            if pair.problem in found or not 0 < size <= MOST_PARAMETERS:
+                continue
+            if pair.problem not in chosen:
+                problem, why = _same_problem(runs, pair.problem)
+                if problem is None:
+                    found[pair.problem] = Scene(missing=why)
+                    continue
+                chosen[pair.problem] = run, problem, []
+            if chosen[pair.problem][0] is run:
+                chosen[pair.problem][2].append(pair)
     # Most of it is XLA's compiling, which threads share out.
     order = sorted(chosen.items(), key=lambda item: -item[1][0].info["problems"][item[0]]["parameters"])
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         made = list(pool.map(lambda item: _scene(item[0], *item[1], paths), order))
-    return {name: scene for (name, _), scene in zip(order, made, strict=True) if scene is not None}
+    return found | {name: scene for (name, _), scene in zip(order, made, strict=True)}
 
 
-def _scene(name: str, run: Run, pairs: list[PairSummary], paths: int) -> Scene | None:
-    try:
-        facts, problem = run.info["problems"][name], load_problem(name)
-    except ProblemError:  # its data=PATH is not here any more, or not on this machine: the rest of the record is
-        return None
+def _same_problem(runs: Sequence[Run], name: str) -> tuple[Problem | None, str]:
+    """sources.recorded_problem, of every run that has the problem."""
+    problem = None
+    for run in runs:
+        if name in run.plan.problems:
+            problem, why = recorded_problem(run, name)
+            if problem is None:
+                return None, why if len(runs) == 1 else f"{why} ({run.id})"
+    return problem, ""
+
+
+def _scene(name: str, run: Run, problem: Problem, pairs: list[PairSummary], paths: int) -> Scene:
+    facts = run.info["problems"][name]
     size, stated = facts["parameters"], facts.get("curvature") is not None
     work = size * (facts.get("examples") or 1)
     most = int(min(paths, WORK // (work * run.plan.steps)))

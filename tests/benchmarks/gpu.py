@@ -92,7 +92,7 @@ class Variant:
 
 def trial_of(problem: str | Problem, trials: int, steps: int) -> Trial:
     problem = load_problem(problem)
-    plan = SweepPlan((problem.name,), ("sgd",), (1e-4, 0.1, max(trials, 2)), seeds=1, steps=steps)
+    plan = SweepPlan((problem.name,), ("sgd",), f"1e-4:0.1:{max(trials, 2)}", seeds=1, steps=steps)
     with numerics("float32", "highest"):
         return Trial.of(problem, load_optimizer("sgd"), plan)
 

@@ -1,0 +1,58 @@
+"""Locks: only another process that holds a file is one, and a system without locks is told apart from it."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from gradbench import locks, processes, record
+from gradbench.errors import GradbenchWarning, RecordError
+from gradbench.plan import SweepPlan
+
+PLAN = SweepPlan(("beale",), ("sgd",), [1e-3])
+REASONS = {errno.ENOLCK: "No locks available", errno.EOPNOTSUPP: "Operation not supported", errno.ENOSYS: "Function"}
+
+
+def refuse(monkeypatch, number: int) -> None:
+    def flock(*_):
+        raise OSError(number, REASONS[number])
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+
+
+def test_a_file_is_held_by_one_and_shared_by_several(tmp_path):
+    with (tmp_path / "a").open("w") as one, (tmp_path / "a").open("r+") as other:  # flock knows them apart
+        assert locks.hold(one)
+        assert not locks.hold(other)
+        assert not locks.hold(other, shared=True)
+        assert locks.hold(one, shared=True)
+        assert locks.hold(other, shared=True)
+
+
+@pytest.mark.parametrize("number", REASONS)
+def test_without_locks_a_run_goes_on_and_says_why(tmp_path, monkeypatch, number):
+    refuse(monkeypatch, number)
+    with pytest.warns(GradbenchWarning, match=rf"cannot be locked \({REASONS[number]}"):
+        writer = record.RunWriter.create(tmp_path, PLAN, {})
+    with writer:
+        assert record.read_info(writer.path)["state"] == "running"
+
+
+def test_without_locks_several_processes_cannot_share_a_run(tmp_path, monkeypatch):
+    refuse(monkeypatch, errno.ENOLCK)
+    shared = processes.Shared.__new__(processes.Shared)
+    shared.path, shared.held = tmp_path, []
+    shared.pair(0).folder.joinpath(".lock").touch()
+    with shared, pytest.raises(RecordError, match=r"cannot be locked \(No locks available\), so several processes"):
+        shared._take(0)
+
+
+def test_a_system_without_fcntl_runs_without_locks(tmp_path, monkeypatch):
+    code = "import sys; sys.modules['fcntl'] = None; import gradbench.locks; print(gradbench.locks.fcntl)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "None\n"
+    monkeypatch.setattr(locks, "fcntl", None)
+    with pytest.warns(GradbenchWarning, match="this system has no flock"):
+        record.RunWriter.create(tmp_path, PLAN, {}).__exit__(None, None, None)
