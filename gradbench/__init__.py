@@ -8,36 +8,36 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gradbench.version import __version__
+
 if TYPE_CHECKING:
     from gradbench import datasets as datasets
+    from gradbench.engine.runner import resume as resume
+    from gradbench.engine.runner import run_plan as run_plan
+    from gradbench.engine.runner import sweep as sweep
     from gradbench.errors import GradbenchError as GradbenchError
     from gradbench.gradients import assert_gradient as assert_gradient
     from gradbench.gradients import check_gradient as check_gradient
-    from gradbench.optimizer import load_optimizer as load_optimizer
-    from gradbench.plan import SweepPlan as SweepPlan
-    from gradbench.plan import log_range as log_range
-    from gradbench.problem import Problem as Problem
-    from gradbench.problem import load_problem as load_problem
-    from gradbench.record import Run as Run
-    from gradbench.record import load_run as load_run
-    from gradbench.runner import resume as resume
-    from gradbench.runner import run_plan as run_plan
-    from gradbench.runner import sweep as sweep
-
-__version__ = "0.1.0"
+    from gradbench.inputs.optimizer import load_optimizer as load_optimizer
+    from gradbench.inputs.plan import SweepPlan as SweepPlan
+    from gradbench.inputs.plan import log_range as log_range
+    from gradbench.inputs.problem import Problem as Problem
+    from gradbench.inputs.problem import load_problem as load_problem
+    from gradbench.record.store import Run as Run
+    from gradbench.record.store import load_run as load_run
 
 _PUBLIC = {
     "GradbenchError": "errors",
-    "Problem": "problem",
-    "Run": "record",
-    "SweepPlan": "plan",
-    "load_optimizer": "optimizer",
-    "load_problem": "problem",
-    "load_run": "record",
-    "log_range": "plan",
-    "resume": "runner",
-    "run_plan": "runner",
-    "sweep": "runner",
+    "Problem": "inputs.problem",
+    "Run": "record.store",
+    "SweepPlan": "inputs.plan",
+    "load_optimizer": "inputs.optimizer",
+    "load_problem": "inputs.problem",
+    "load_run": "record.store",
+    "log_range": "inputs.plan",
+    "resume": "engine.runner",
+    "run_plan": "engine.runner",
+    "sweep": "engine.runner",
     "assert_gradient": "gradients",
     "check_gradient": "gradients",
 }

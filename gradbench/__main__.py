@@ -1,3 +1,3 @@
-from gradbench.cli import main
+from gradbench.cli.main import main
 
 main()

@@ -10,10 +10,10 @@ import pytest
 
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are compile times, and nobody's cache is touched
 
-from gradbench import runner, timing
-from gradbench.cost import observation_stride
-from gradbench.devices import find_devices
-from gradbench.program import Block
+from gradbench.engine import runner, timing
+from gradbench.machine.devices import find_devices
+from gradbench.program.block import observation_stride
+from gradbench.program.program import Block
 
 find_devices("cpu")  # before any test starts JAX with a single CPU device
 

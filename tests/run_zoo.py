@@ -189,7 +189,7 @@ def work() -> int:
     import jax
     from zoo import ZOO
 
-    from gradbench.environment import environment
+    from gradbench.machine.environment import environment
 
     answers.write(json.dumps(environment(jax.devices(), "highest")) + "\n")
     for line in sys.stdin:

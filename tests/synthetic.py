@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from gradbench.events import TARGET_COLUMNS, TARGETS
-from gradbench.plan import SweepPlan
-from gradbench.record import CURVES, TIMINGS, TRIALS, Run
+from gradbench.engine.events import TARGET_COLUMNS, TARGETS
+from gradbench.inputs.plan import SweepPlan
+from gradbench.record.store import CURVES, TIMINGS, TRIALS, Run
 
 ENVIRONMENT = {"platform": "cpu", "device_kind": "a chip", "device_count": 1, "cpu_model": "a chip", "cpu_cores": 1}
 

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pytest
 
 import gradbench
-from gradbench.analysis import Reference, reference, relative_gaps, stable_limit, summarise, summarise_tables
-from gradbench.answers import compare_text, pair_sentence, run_table
+from gradbench.analysis.answers import compare_text, pair_sentence, run_table
+from gradbench.analysis.summary import Reference, reference, relative_gaps, summarise, summarise_tables
+from gradbench.engine.events import Events, Facts, verdict
 from gradbench.errors import GradbenchError
-from gradbench.events import Events, Facts, verdict
-from gradbench.record import TIMINGS, TRIALS
+from gradbench.record.store import TIMINGS, TRIALS
+from gradbench.theory.quadratic import stable_limit
 
 
 def trials(rows) -> pa.Table:

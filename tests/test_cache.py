@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from gradbench.cache import cache_folder, trim
-from gradbench.record import Run, load_run
+from gradbench.machine.cache import cache_folder, trim
+from gradbench.record.store import Run, load_run
 
 SOUND = jax.__version_info__ >= (0, 12)
 

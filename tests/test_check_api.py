@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 import gradbench
+from gradbench.cli.check import run_check
 from gradbench.errors import GradbenchError, PlanError, ProblemError
-from gradbench.gradients import faults, formula, interpreter, oracle, reference
-from gradbench.gradients.command import run_check
+from gradbench.gradients import faults
+from gradbench.gradients.formula import derivative as formula
+from gradbench.gradients.formula import oracle, reference
+from gradbench.gradients.rounding import interpreter
 
 ONE = {"fast": True, "programs": ["jit"]}
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gradbench.gradients import oracle, rounding
-from gradbench.gradients.band import Band, quantile
-from gradbench.gradients.formats import flushes_subnormals, format_of, input_class
-from gradbench.gradients.interpreter import Interpreter
-from gradbench.gradients.pairs import Pair
-from gradbench.jaxprs import open_jaxpr
+from gradbench.gradients.formula import oracle
+from gradbench.gradients.rounding import primitives as rounding
+from gradbench.gradients.rounding.band import Band, quantile
+from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, input_class
+from gradbench.gradients.rounding.interpreter import Interpreter
+from gradbench.gradients.rounding.pairs import Pair
+from gradbench.program.xla.jaxprs import open_jaxpr
 
 CPU = jax.devices("cpu")[0]
 GENERATOR = np.random.default_rng(11)

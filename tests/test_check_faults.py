@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradbench import program as sweep
-from gradbench.gradients import faults, formula, oracle, programs
-from gradbench.gradients.execution import MANY_REPEATS, Execution, compare_centre
-from gradbench.gradients.judge import meaning
+from gradbench.gradients import faults
+from gradbench.gradients.execution import programs
+from gradbench.gradients.execution.execution import MANY_REPEATS, Execution, compare_centre
+from gradbench.gradients.execution.judge import meaning
+from gradbench.gradients.formula import derivative as formula
+from gradbench.gradients.formula import oracle
+from gradbench.program import program as sweep
 
 CPU = jax.devices("cpu")[0]
 

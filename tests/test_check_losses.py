@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from gradbench import Problem, check_gradient
-from gradbench.gradients import differences, formula, oracle, sandbox
-from gradbench.gradients.execution import Execution
+from gradbench.gradients.execution import sandbox
+from gradbench.gradients.execution.execution import Execution
+from gradbench.gradients.formula import derivative as formula
+from gradbench.gradients.formula import differences, oracle
 
 GENERATOR = np.random.default_rng(5)
 ROWS = GENERATOR.standard_normal((100, 10))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gradbench.gradients import oracle
+from gradbench.gradients.formula import oracle
 
 GENERATOR = np.random.default_rng(11)
 MATRIX = GENERATOR.standard_normal((12, 6))

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import gradbench
-from gradbench.cli import app, invoke
+from gradbench.cli.main import app, invoke
 from gradbench.errors import GradbenchWarning
 
 ROOT = Path(__file__).parent.parent
@@ -169,20 +169,20 @@ def test_a_keyboard_interrupt_is_one_line(command, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradbench.inventory.list_text", interrupted)
+    monkeypatch.setattr("gradbench.cli.inventory.list_text", interrupted)
     assert command("list") == (130, "", "gradbench: interrupted\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "place"),
     [
-        (["run", "beale", "-o", "sgd", *QUICK], "gradbench.runner.choose_block"),
-        (["check", "beale", "--fast"], "gradbench.gradients.command.check_gradient"),
-        (["compare"], "gradbench.answers.compare_text"),
-        (["report"], "gradbench.report.write_report"),
-        (["regress", "old"], "gradbench.regress.compare_runs"),
-        (["list"], "gradbench.inventory.list_text"),
-        (["doctor"], "gradbench.doctor.examine"),
+        (["run", "beale", "-o", "sgd", *QUICK], "gradbench.engine.runner.choose_block"),
+        (["check", "beale", "--fast"], "gradbench.cli.check.check_gradient"),
+        (["compare"], "gradbench.analysis.answers.compare_text"),
+        (["report"], "gradbench.reporting.write_report"),
+        (["regress", "old"], "gradbench.analysis.regress.compare_runs"),
+        (["list"], "gradbench.cli.inventory.list_text"),
+        (["doctor"], "gradbench.machine.doctor.examine"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -193,7 +193,7 @@ def test_what_nobody_foresaw_is_exit_code_3_and_one_line(command, tmp_path, monk
 
     fault.__notes__ = []
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("gradbench.record.load_run", lambda *_: None)
+    monkeypatch.setattr("gradbench.record.store.load_run", lambda *_: None)
     monkeypatch.setattr(place, fails)
     code, _, err = command(*arguments)
     [line] = [line for line in err.splitlines() if not line.startswith("checking")]
@@ -224,7 +224,7 @@ def test_a_warning_of_ours_is_one_line(command, monkeypatch):
         warnings.warn("cannot be locked", GradbenchWarning, stacklevel=1)
         return "text"
 
-    monkeypatch.setattr("gradbench.inventory.list_text", warns)
+    monkeypatch.setattr("gradbench.cli.inventory.list_text", warns)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         assert command("list") == (0, "text\n", "gradbench: cannot be locked\n")

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from gradbench import devices
-from gradbench.cost import device_memory
+from gradbench.machine import devices
+from gradbench.program.block import device_memory
 
 PROBLEMS = ("quadratic_bowl", "logistic_regression", "mlp[hidden=8]", "normalised.py")
 OPTIMIZERS = ("sgd", "adam")
@@ -42,13 +42,13 @@ def problem():
 SCRIPT = """
 import hashlib, itertools, json, pathlib, sys, tempfile
 
-from gradbench.devices import find_devices
-from gradbench.engine import PairSweep
-from gradbench.optimizer import load_optimizer
-from gradbench.plan import SweepPlan
-from gradbench.problem import load_problem
-from gradbench.program import Block, Program, Trial, numerics
-from gradbench.record import PairStore
+from gradbench.machine.devices import find_devices
+from gradbench.engine.pair import PairSweep
+from gradbench.inputs.optimizer import load_optimizer
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import load_problem
+from gradbench.program.program import Block, Program, Trial, numerics
+from gradbench.record.store import PairStore
 
 devices = find_devices("cpu")
 assert len(devices) == int(sys.argv[1])

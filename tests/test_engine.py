@@ -11,12 +11,13 @@ import optax
 import pytest
 
 import gradbench
-from gradbench import program, runner
-from gradbench.engine import recorded_rows
-from gradbench.events import observe
-from gradbench.minibatch import batch_rows, permuted
-from gradbench.problem import cast
-from gradbench.program import initialise, order_key
+from gradbench.engine import runner
+from gradbench.engine.events import observe
+from gradbench.engine.pair import recorded_rows
+from gradbench.inputs.problem import cast
+from gradbench.program import program
+from gradbench.program.minibatch import batch_rows, permuted
+from gradbench.program.program import initialise, order_key
 
 
 def table(run, name="trials"):

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import gradbench
-from gradbench import check_gradient, runner
-from gradbench.doctor import product_error
-from gradbench.optimizer import load_optimizer
-from gradbench.plan import DTYPES, SweepPlan
-from gradbench.problem import load_problem
-from gradbench.program import Block, Program, Trial, numerics
+from gradbench import check_gradient
+from gradbench.engine import runner
+from gradbench.inputs.optimizer import load_optimizer
+from gradbench.inputs.plan import DTYPES, SweepPlan
+from gradbench.inputs.problem import load_problem
+from gradbench.machine.doctor import product_error
+from gradbench.program.program import Block, Program, Trial, numerics
 
 pytestmark = pytest.mark.gpu
 DEVICE = "gpu"

@@ -9,7 +9,7 @@ import kernel
 import numpy as np
 import pytest
 
-from gradbench.problem import load_problem
+from gradbench.inputs.problem import load_problem
 
 needs_pallas = pytest.mark.skipif(kernel.available() is not None, reason=str(kernel.available()))
 CPU = jax.local_devices(backend="cpu")[0]

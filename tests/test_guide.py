@@ -6,8 +6,8 @@ from pathlib import Path
 
 from conftest import time_little
 
-from gradbench import cli
-from gradbench.report import scenery
+from gradbench.cli import main as cli
+from gradbench.reporting import scenery
 
 GUIDE = Path(__file__).parent.parent / "docs" / "guide.md"
 COMMANDS = [

@@ -5,10 +5,10 @@ import pytest
 from synthetic import make_run
 
 import gradbench
-from gradbench.analysis import summarise, telling_rates
+from gradbench.analysis.landscape import landscape, valleys
+from gradbench.analysis.summary import representative_rates, summarise
 from gradbench.errors import PlanError
-from gradbench.landscape import landscape, valleys
-from gradbench.plan import SweepPlan
+from gradbench.inputs.plan import SweepPlan
 
 
 def test_a_two_parameter_surface_is_the_loss_and_its_gradient():
@@ -49,7 +49,7 @@ def test_a_landscape_needs_two_parameters():
 def test_telling_rates_teach_the_four_cases():
     decay = {1e-3: 0.001, 0.1: 0.5, 0.2: 0.01, 1.0: -1.0}
     pair = summarise(make_run(tuple(decay), optimizers=["sgd"], decay=lambda optimizer, rate: decay[rate]))[0]
-    assert telling_rates(pair) == {1e-3: "too small", 0.1: "right", 0.2: "too large", 1.0: "diverging"}
+    assert representative_rates(pair) == {1e-3: "too small", 0.1: "right", 0.2: "too large", 1.0: "diverging"}
 
 
 def test_himmelblaus_trials_end_in_its_four_valleys():

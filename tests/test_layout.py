@@ -12,9 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradbench.jaxprs import equations
-from gradbench.layout import Turned, aligned, examples_last, plain, product, straight, transposed, turned, without
-from gradbench.rewrite import rewritten
+from gradbench.program.xla.jaxprs import equations
+from gradbench.program.xla.layout import (
+    Turned,
+    aligned,
+    examples_last,
+    plain,
+    product,
+    straight,
+    transposed,
+    turned,
+    without,
+)
+from gradbench.program.xla.rewrite import rewritten
 
 LANES = 3
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gradbench import limits
-from gradbench.devices import find_devices
-from gradbench.limits import Limits, kernels_per_row, measure_limits
+from gradbench.engine import roofline as limits
+from gradbench.engine.roofline import Limits, kernels_per_row, measure_limits
+from gradbench.machine.devices import find_devices
 
 KNOWN = Limits(devices=2, flops_per_s=100.0, bytes_per_s=((10, 50.0), (1000, 20.0)), kernel_s=0.5)
 

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
-from gradbench import locks, processes, record
+from gradbench.engine import processes
 from gradbench.errors import GradbenchWarning, RecordError
-from gradbench.plan import SweepPlan
+from gradbench.inputs.plan import SweepPlan
+from gradbench.machine import locks
+from gradbench.record import store as record
 
 PLAN = SweepPlan(("beale",), ("sgd",), [1e-3])
 REASONS = {errno.ENOLCK: "No locks available", errno.EOPNOTSUPP: "Operation not supported", errno.ENOSYS: "Function"}

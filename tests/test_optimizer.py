@@ -14,7 +14,7 @@ import optax.contrib
 import pytest
 
 from gradbench.errors import OptimizerError
-from gradbench.optimizer import REFUSED, extra_arguments, load_optimizer, optimizer_functions
+from gradbench.inputs.optimizer import REFUSED, extra_arguments, load_optimizer, optimizer_functions
 
 
 def taking_a_rate(module: ModuleType) -> set[str]:

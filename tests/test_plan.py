@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradbench.errors import PlanError
-from gradbench.plan import SweepPlan, log_range, parse_rates, read_config
+from gradbench.inputs.plan import SweepPlan, log_range, parse_rates, read_config
 
 
 def test_a_plan_survives_json_and_toml(tmp_path):

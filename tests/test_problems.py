@@ -11,7 +11,7 @@ import gradbench
 from gradbench import datasets
 from gradbench.datasets import load_table
 from gradbench.errors import ProblemError
-from gradbench.problem import cast, load_problem, problem_names, problems_folder
+from gradbench.inputs.problem import cast, load_problem, problem_names, problems_folder
 
 SPECS = [
     *problem_names(),

@@ -13,7 +13,7 @@ import pytest
 from conftest import time_little
 
 import gradbench
-from gradbench.record import load_run
+from gradbench.record.store import load_run
 
 PLAN = {"problems": ["himmelblau"], "optimizers": ["sgd", "momentum", "adam"], "learning_rates": "1e-3:1:12"}
 PLAN |= {"seeds": 2, "steps": 60}
@@ -26,7 +26,9 @@ import jax
 rank, port, out, plan = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
 import gradbench
-from gradbench import engine, runner, timing
+from gradbench.engine import pair as engine
+from gradbench.engine import runner
+from gradbench.engine import timing
 runner._compile_alone = lambda *_: None
 timing.SAMPLES, timing.BUDGET_SECONDS, timing.SAMPLE_SECONDS = 1, 0.0, 0.0
 plan = gradbench.SweepPlan.from_dict(plan)

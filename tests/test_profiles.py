@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from synthetic import make_run
 
-from gradbench import profiles
-from gradbench.analysis import summarise
+from gradbench.analysis import profiles
+from gradbench.analysis.summary import summarise
 from gradbench.errors import GradbenchError
 
 

@@ -15,9 +15,10 @@ import pytest
 from conftest import StopAfter
 
 import gradbench
-from gradbench import engine, runner
+from gradbench.engine import pair as engine
+from gradbench.engine import runner
 from gradbench.errors import RecordError, RunError
-from gradbench.record import SCHEMAS, find_run, load_run, write_json
+from gradbench.record.store import SCHEMAS, find_run, load_run, write_json
 
 PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:1.0:12", "seeds": 2, "steps": 60}
 
@@ -102,8 +103,10 @@ def test_rows_written_after_the_last_checkpoint_are_not_counted_twice(sweep, sma
 
 KILLED = """
 import sys
-from gradbench import engine, runner, SweepPlan
-from gradbench.program import Block
+from gradbench import SweepPlan
+from gradbench.engine import pair as engine
+from gradbench.engine import runner
+from gradbench.program.program import Block
 
 class Aloud(runner.Watcher):
     def chunk(self, progress):
@@ -258,7 +261,7 @@ def test_records_are_found_by_path_id_and_latest(record):
 
 
 def test_a_full_disk_leaves_no_half_written_table(tmp_path, monkeypatch):
-    from gradbench import record as module
+    from gradbench.record import store as module
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from synthetic import ENVIRONMENT, make_run
 
+from gradbench.analysis.regress import compare_runs
 from gradbench.errors import GradbenchError
-from gradbench.regress import compare_runs
 
 RATES = tuple(np.geomspace(0.06, 1.0, 8).tolist())
 

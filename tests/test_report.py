@@ -16,15 +16,15 @@ import pytest
 import vl_convert
 from synthetic import make_run
 
+from gradbench.cli.check import run_check
 from gradbench.errors import GradbenchError
-from gradbench.gradients.command import run_check
-from gradbench.problem import load_problem
-from gradbench.record import SHARPNESS
-from gradbench.report import write_figures, write_report
-from gradbench.report.checks import check_rows
-from gradbench.report.data import answers, page_data
-from gradbench.report.figures import figure_specs, squeezed
-from gradbench.theory import measured_curvature
+from gradbench.inputs.problem import load_problem
+from gradbench.record.store import SHARPNESS
+from gradbench.reporting import write_figures, write_report
+from gradbench.reporting.checks import check_rows
+from gradbench.reporting.data import answers, page_data
+from gradbench.reporting.figures import figure_specs, squeezed
+from gradbench.theory.curvature import measured_curvature
 
 CHROMIUM = shutil.which("chromium")
 

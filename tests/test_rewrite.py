@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradbench.jaxprs import equations
-from gradbench.rewrite import rewritten
+from gradbench.program.xla.jaxprs import equations
+from gradbench.program.xla.rewrite import rewritten
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
 

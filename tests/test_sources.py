@@ -13,13 +13,13 @@ from conftest import StopAfter
 from synthetic import make_run
 
 import gradbench
-from gradbench import runner
-from gradbench.answers import compare_text
+from gradbench.analysis.answers import compare_text
+from gradbench.engine import runner
 from gradbench.errors import RecordError
-from gradbench.record import write_json
-from gradbench.report import write_report
-from gradbench.report.scenery import scenes
-from gradbench.sources import fingerprint, recorded_file, recorded_problem, sources
+from gradbench.inputs.sources import fingerprint, recorded_file, recorded_problem, sources
+from gradbench.record.store import write_json
+from gradbench.reporting import write_report
+from gradbench.reporting.scenery import scenes
 
 BOWL = """
 import jax.numpy as jnp
@@ -140,7 +140,7 @@ def recorded(name: str = "linear_regression[examples=20,features=2]", **change) 
 
 
 def test_a_problem_of_ours_is_had_again_as_it_was():
-    problem, why = recorded_problem(recorded(), "linear_regression[examples=20,features=2]")
+    problem, why = recorded_problem(recorded().info, "linear_regression[examples=20,features=2]")
     assert why == ""
     assert problem.examples == 20
 
@@ -196,4 +196,4 @@ def test_compare_notes_a_problem_that_is_another_one_here(change, note):
 def test_a_file_that_is_gone_is_noted(stopped):
     path, folder = stopped
     (folder / "bowl.py").unlink()
-    assert recorded_file(gradbench.load_run(path), "./bowl.py[data=rows.csv]") == "./bowl.py is not here"
+    assert recorded_file(gradbench.load_run(path).info, "./bowl.py[data=rows.csv]") == "./bowl.py is not here"

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import gradbench
-from gradbench import profiles, theory
-from gradbench.plan import SweepPlan
-from gradbench.problem import cast
-from gradbench.replay import flat_loss, replay, start
+from gradbench.analysis import profiles
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import cast
+from gradbench.theory import curvature, quadratic, sharpness
+from gradbench.theory.replay import flat_loss, replay, start
 
 
 @pytest.mark.parametrize("name", ["quadratic_bowl", "linear_regression", "logistic_regression", "mlp"])
@@ -21,15 +22,15 @@ def test_lanczos_agrees_with_numpys_eigenvalues(name):
         column = lambda data, v: jax.jvp(lambda p: gradient(p, data), (point,), (v,))[1]  # noqa: E731
         hessian = jax.jit(lambda data: jax.lax.map(lambda v: column(data, v), jnp.eye(point.size), batch_size=16))
         eigenvalues = np.linalg.eigvalsh(hessian(data))
-    measured = theory.measured_curvature(problem)
+    measured = curvature.measured_curvature(problem)
     np.testing.assert_allclose((measured.mu, measured.largest), eigenvalues[[0, -1]], rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["quadratic_bowl[dim=8]", "linear_regression"])
 def test_measured_curvature_of_a_quadratic_is_the_stated_one(name):
     problem = gradbench.load_problem(name)
-    assert theory.curvature(problem).source == "stated"
-    np.testing.assert_allclose(theory.measured_curvature(problem)[:2], problem.curvature, rtol=1e-4)
+    assert curvature.curvature(problem).source == "stated"
+    np.testing.assert_allclose(curvature.measured_curvature(problem)[:2], problem.curvature, rtol=1e-4)
 
 
 def test_lanczos_error_bounds_the_distance_to_an_eigenvalue():
@@ -37,7 +38,7 @@ def test_lanczos_error_bounds_the_distance_to_an_eigenvalue():
     matrix = random.standard_normal((60, 60))
     matrix += matrix.T
     eigenvalues = np.linalg.eigvalsh(matrix)
-    low, high, error = theory.lanczos(lambda v: matrix @ v, 60, products=12)
+    low, high, error = curvature.lanczos(lambda v: matrix @ v, 60, products=12)
     assert abs(eigenvalues - low).min() <= error
     assert abs(eigenvalues - high).min() <= error
     assert error > 1e-3  # twelve products are too few, and the bound says so
@@ -46,22 +47,22 @@ def test_lanczos_error_bounds_the_distance_to_an_eigenvalue():
 @pytest.mark.parametrize(
     ("optimizer", "expected"),
     [
-        ("sgd", theory.Momentum(0.0, False)),
-        ("momentum", theory.Momentum(0.9, False)),
-        ("nesterov", theory.Momentum(0.9, True)),
-        ("momentum[momentum=0.5]", theory.Momentum(0.5, False)),
-        ("sgd[momentum=0.8,nesterov=true]", theory.Momentum(0.8, True)),
+        ("sgd", quadratic.Momentum(0.0, False)),
+        ("momentum", quadratic.Momentum(0.9, False)),
+        ("nesterov", quadratic.Momentum(0.9, True)),
+        ("momentum[momentum=0.5]", quadratic.Momentum(0.5, False)),
+        ("sgd[momentum=0.8,nesterov=true]", quadratic.Momentum(0.8, True)),
         ("sgd[schedule=cosine]", None),
         ("adam", None),
     ],
 )
 def test_momentum_of(optimizer, expected):
-    assert theory.momentum_of(optimizer) == expected
+    assert quadratic.momentum_of(optimizer) == expected
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "momentum[momentum=0.5]"])
 def test_the_bowl_diverges_just_above_the_stable_limit_and_not_below(optimizer):
-    limit = theory.stable_limit(optimizer, 2.0)
+    limit = quadratic.stable_limit(optimizer, 2.0)
     plan = SweepPlan(dtype="float64", steps=3000)
     problem = gradbench.load_problem("quadratic_bowl[dim=2,condition=10]")
     below, above = replay(problem, optimizer, plan, [(limit * 0.99, 0), (limit * 1.01, 0)], [0, 3000]).losses
@@ -79,7 +80,7 @@ def test_the_rate_fitted_from_the_curve_is_the_predicted_one_at_every_converging
     """
     name = "quadratic_bowl"
     mu, largest = gradbench.load_problem(name).curvature
-    limit, beta = theory.stable_limit(optimizer, largest), theory.momentum_of(optimizer).beta
+    limit, beta = quadratic.stable_limit(optimizer, largest), quadratic.momentum_of(optimizer).beta
     rates = gradbench.log_range(0.05 * (1 - beta), 1.2 * limit, 15)
     run = sweep(name, [optimizer], rates, seeds=1, steps=100_000, dtype="float64")
     trial, step, loss = (run.curves[name].to_numpy() for name in ("trial", "step", "loss"))
@@ -88,7 +89,7 @@ def test_the_rate_fitted_from_the_curve_is_the_predicted_one_at_every_converging
         if row["verdict"] == "converged":
             at = trial == row["trial"]
             measured.append(np.log(profiles.measured_rate(step[at], loss[at])))
-            predicted.append(2 * np.log(theory.predicted_rate(optimizer, row["learning_rate"], mu, largest)))
+            predicted.append(2 * np.log(quadratic.predicted_rate(optimizer, row["learning_rate"], mu, largest)))
     assert len(measured) == 14
     assert run.trials["verdict"].to_pylist()[-1] == "diverged"
     np.testing.assert_allclose(measured, predicted, rtol=0.01)
@@ -97,8 +98,8 @@ def test_the_rate_fitted_from_the_curve_is_the_predicted_one_at_every_converging
 def test_a_heavy_ball_that_oscillates_in_every_direction_contracts_by_the_root_of_beta():
     """Polyak 1964: where (1 - sqrt(beta))^2 < learning_rate × curvature < (1 + sqrt(beta))^2 at both ends."""
     for rate in ((1 - 0.9**0.5) ** 2 / 0.02 + 1e-6, 0.5, (1 + 0.9**0.5) ** 2 / 2 - 1e-6):
-        assert theory.predicted_rate("momentum", rate, 0.02, 2.0) == pytest.approx(0.9**0.5, rel=1e-6)
-    assert theory.predicted_rate("momentum", 0.1, 0.02, 2.0) > 0.9**0.5 + 1e-3
+        assert quadratic.predicted_rate("momentum", rate, 0.02, 2.0) == pytest.approx(0.9**0.5, rel=1e-6)
+    assert quadratic.predicted_rate("momentum", 0.1, 0.02, 2.0) > 0.9**0.5 + 1e-3
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "nesterov"])
@@ -115,27 +116,27 @@ def test_momentums_predicted_rate_is_the_spectral_radius_of_its_step(optimizer):
                 update, state = transformation.update(np.float64(curvature * x), state, np.float64(x))
             columns.append([x + float(update), float(jax.tree.leaves(state)[0])])
         radii.append(abs(np.linalg.eigvals(np.array(columns).T)).max())
-    assert theory.predicted_rate(optimizer, learning_rate, mu, largest) == pytest.approx(max(radii), rel=1e-6)
+    assert quadratic.predicted_rate(optimizer, learning_rate, mu, largest) == pytest.approx(max(radii), rel=1e-6)
 
 
 def test_best_fixed_step_beats_its_neighbours():
     mu, largest = 0.1, 3.0
-    best = theory.best_fixed_step(mu, largest)
-    rate = [theory.predicted_rate("sgd", best * scale, mu, largest) for scale in (0.99, 1.0, 1.01)]
+    best = quadratic.best_fixed_step(mu, largest)
+    rate = [quadratic.predicted_rate("sgd", best * scale, mu, largest) for scale in (0.99, 1.0, 1.01)]
     assert rate[1] == min(rate)
     assert rate[1] == pytest.approx((largest - mu) / (largest + mu))
 
 
 def test_sharpness_along_a_bowl_is_its_curvature_everywhere():
     plan = SweepPlan(steps=20)
-    rows = theory.sharpness_along("quadratic_bowl[dim=6]", "momentum", 0.5, points=3, plan=plan)
+    rows = sharpness.sharpness_along("quadratic_bowl[dim=6]", "momentum", 0.5, points=3, plan=plan)
     assert [row["step"] for row in rows] == [0, 10, 20]
     np.testing.assert_allclose([row["sharpness"] for row in rows], 2.0, rtol=1e-3)
     assert rows[0]["edge"] == pytest.approx(2 * 1.9 / 0.5)
 
 
 def test_sharpness_along_ends_where_the_trial_diverged():
-    rows = theory.sharpness_along("rosenbrock", "sgd", 1.0, points=5, plan=SweepPlan(steps=40))
+    rows = sharpness.sharpness_along("rosenbrock", "sgd", 1.0, points=5, plan=SweepPlan(steps=40))
     assert [row["step"] for row in rows] == [0]
 
 
@@ -164,7 +165,7 @@ def test_a_run_records_the_sharpness_of_the_bowl(sweep):
 def test_a_run_records_the_sharpness_of_a_network(sweep):
     run = sweep("mlp[hidden=4]", ["adam"], (0.01, 1.0), seeds=1, steps=20, sharpness=True)
     rows = run.sharpness.to_pylist()
-    first = theory.measured_curvature(gradbench.load_problem("mlp[hidden=4]")).largest
+    first = curvature.measured_curvature(gradbench.load_problem("mlp[hidden=4]")).largest
     for row in rows:
         if row["step"] == 0:
             assert abs(row["sharpness"] - first) <= row["error"] + 1e-4 * first

@@ -8,7 +8,7 @@ import time
 import jax
 import pytest
 
-from gradbench import runner, timing
+from gradbench.engine import runner, timing
 from gradbench.errors import RunError
 
 
@@ -84,13 +84,13 @@ def test_compile_stages_counts_a_loop_body_once():
 
 
 def test_blocks_fit_the_cache_and_share_large_data(monkeypatch):
-    from gradbench import cost
-    from gradbench.cost import choose_block
-    from gradbench.devices import find_devices
-    from gradbench.optimizer import load_optimizer
-    from gradbench.plan import SweepPlan
-    from gradbench.problem import load_problem
-    from gradbench.program import Trial
+    from gradbench.inputs.optimizer import load_optimizer
+    from gradbench.inputs.plan import SweepPlan
+    from gradbench.inputs.problem import load_problem
+    from gradbench.machine.devices import find_devices
+    from gradbench.program import block as cost
+    from gradbench.program.block import choose_block
+    from gradbench.program.program import Trial
 
     monkeypatch.setattr(cost, "cores", lambda: 1)
 

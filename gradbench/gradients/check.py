@@ -10,13 +10,16 @@ import jax
 import numpy as np
 
 from gradbench.errors import PlanError, ProblemError, error_text, one_line
-from gradbench.gradients import formats, formula, oracle, sandbox
-from gradbench.gradients import programs as program_table
-from gradbench.gradients.band import Spread
-from gradbench.gradients.execution import Execution, Row
-from gradbench.gradients.lesson import lesson
+from gradbench.gradients.execution import programs as program_table
+from gradbench.gradients.execution import sandbox
+from gradbench.gradients.execution.execution import Execution, Row
+from gradbench.gradients.formula import derivative as formula
+from gradbench.gradients.formula import oracle
+from gradbench.gradients.formula.lesson import lesson
 from gradbench.gradients.report import CheckReport
-from gradbench.problem import Problem, load_problem
+from gradbench.gradients.rounding import formats
+from gradbench.gradients.rounding.band import Spread
+from gradbench.inputs.problem import Problem, load_problem
 
 
 def devices_for(device: str | None) -> list[jax.Device]:

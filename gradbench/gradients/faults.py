@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradbench.problem import Problem
+from gradbench.inputs.problem import Problem
 
 EXAMPLES, WIDTH, OUTPUTS, WORDS = 96, 16, 4, 12
 

@@ -7,10 +7,10 @@ import math
 import shlex
 from typing import Any
 
-from gradbench.gradients.band import FALSE_ALARM, SAMPLES
-from gradbench.gradients.execution import ORDER, Row
-from gradbench.gradients.formula import Test
-from gradbench.gradients.judge import LeafFinding
+from gradbench.gradients.execution.execution import ORDER, Row
+from gradbench.gradients.execution.judge import LeafFinding
+from gradbench.gradients.formula.derivative import Test
+from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
 
 
 @dataclasses.dataclass

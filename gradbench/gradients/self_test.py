@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.gradients import faults, formula, oracle, programs
+from gradbench.gradients import faults
 from gradbench.gradients.check import devices_for
-from gradbench.gradients.execution import MANY_REPEATS, Execution, Reference
-from gradbench.gradients.formats import DTYPES, format_of
+from gradbench.gradients.execution import programs
+from gradbench.gradients.execution.execution import MANY_REPEATS, Execution, Reference
+from gradbench.gradients.formula import derivative as formula
+from gradbench.gradients.formula import oracle
+from gradbench.gradients.rounding.formats import DTYPES, format_of
 
 
 @dataclasses.dataclass

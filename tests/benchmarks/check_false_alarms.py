@@ -16,10 +16,12 @@ from pathlib import Path
 import jax
 
 from gradbench import load_problem
-from gradbench.environment import environment
-from gradbench.gradients import faults, oracle, programs
-from gradbench.gradients.execution import Execution
-from gradbench.gradients.formats import DTYPES
+from gradbench.gradients import faults
+from gradbench.gradients.execution import programs
+from gradbench.gradients.execution.execution import Execution
+from gradbench.gradients.formula import oracle
+from gradbench.gradients.rounding.formats import DTYPES
+from gradbench.machine.environment import environment
 
 PROBLEMS = (
     "quadratic_bowl",

@@ -22,10 +22,13 @@ import numpy as np
 from jax.test_util import check_grads
 
 from gradbench import load_problem
-from gradbench.environment import environment
-from gradbench.gradients import check_gradient, faults, formula, oracle, programs
-from gradbench.gradients.execution import Execution
-from gradbench.gradients.formats import x64_context
+from gradbench.gradients import check_gradient, faults
+from gradbench.gradients.execution import programs
+from gradbench.gradients.execution.execution import Execution
+from gradbench.gradients.formula import derivative as formula
+from gradbench.gradients.formula import oracle
+from gradbench.gradients.rounding.formats import x64_context
+from gradbench.machine.environment import environment
 
 DTYPES = ("float64", "float32", "bfloat16")
 FORMULA = faults.formula_faults()

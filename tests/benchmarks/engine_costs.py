@@ -25,15 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradbench.cost import choose_block
-from gradbench.devices import find_devices
-from gradbench.engine import PairSweep
-from gradbench.environment import environment
-from gradbench.optimizer import load_optimizer
-from gradbench.plan import SweepPlan
-from gradbench.problem import load_problem
-from gradbench.program import Program, Trial, numerics
-from gradbench.record import PairStore, write_json
+from gradbench.engine.pair import PairSweep
+from gradbench.inputs.optimizer import load_optimizer
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import load_problem
+from gradbench.machine.devices import find_devices
+from gradbench.machine.environment import environment
+from gradbench.program.block import choose_block
+from gradbench.program.program import Program, Trial, numerics
+from gradbench.record.store import PairStore, write_json
 from gradbench.tables import FORMATS, Column, render
 
 # Steps of a trial, and the learning rates: stable ones, so that a bare call and a sweep do the same steps.

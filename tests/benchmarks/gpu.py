@@ -32,16 +32,16 @@ import kernel
 import numpy as np
 import pyarrow as pa
 
-from gradbench.cost import choose_block
-from gradbench.devices import describe, find_devices
-from gradbench.environment import environment
 from gradbench.errors import one_line
-from gradbench.layout import plain
-from gradbench.optimizer import load_optimizer
-from gradbench.plan import SweepPlan
-from gradbench.problem import Problem, load_problem
-from gradbench.program import Block, Program, State, Trial, numerics
-from gradbench.record import write_json, write_table
+from gradbench.inputs.optimizer import load_optimizer
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import Problem, load_problem
+from gradbench.machine.devices import describe, find_devices
+from gradbench.machine.environment import environment
+from gradbench.program.block import choose_block
+from gradbench.program.program import Block, Program, State, Trial, numerics
+from gradbench.program.xla.layout import plain
+from gradbench.record.store import write_json, write_table
 from gradbench.tables import Column, render
 
 SCHEMA = pa.schema(

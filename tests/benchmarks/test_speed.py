@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from gradbench.cost import choose_block, solo_block
-from gradbench.devices import find_devices
-from gradbench.optimizer import load_optimizer
-from gradbench.plan import DTYPES, SweepPlan
-from gradbench.problem import cast, load_problem, problem_names
-from gradbench.program import Program, Trial, numerics
+from gradbench.inputs.optimizer import load_optimizer
+from gradbench.inputs.plan import DTYPES, SweepPlan
+from gradbench.inputs.problem import cast, load_problem, problem_names
+from gradbench.machine.devices import find_devices
+from gradbench.program.block import choose_block, solo_block
+from gradbench.program.program import Program, Trial, numerics
 
 CASES = [(name, dtype) for name in problem_names() for dtype in DTYPES]
 

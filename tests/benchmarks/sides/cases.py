@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradbench.optimizer import Optimizer, load_optimizer
-from gradbench.plan import SweepPlan
-from gradbench.problem import Problem, cast, load_problem
-from gradbench.program import Trial, numerics
+from gradbench.inputs.optimizer import Optimizer, load_optimizer
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import Problem, cast, load_problem
+from gradbench.program.program import Trial, numerics
 
 LINEAR = "linear_regression[examples=1000,features=50]"
 OPTIMIZERS = ("sgd", "momentum", "adam")

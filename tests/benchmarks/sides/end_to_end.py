@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from gradbench.devices import cores
-from gradbench.record import load_run
+from gradbench.machine.devices import cores
+from gradbench.record.store import load_run
 
 from .cases import OPTIMIZERS, PROBLEMS, Case
 from .rounding import tolerances

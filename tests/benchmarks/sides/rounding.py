@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.gradients.formats import flushes_subnormals
-from gradbench.gradients.interpreter import Interpreter
-from gradbench.gradients.pairs import Pair, is_float, wide
-from gradbench.program import numerics
+from gradbench.gradients.rounding.formats import flushes_subnormals
+from gradbench.gradients.rounding.interpreter import Interpreter
+from gradbench.gradients.rounding.pairs import Pair, is_float, wide
+from gradbench.program.program import numerics
 
 from .cases import JUDGED, Case
 

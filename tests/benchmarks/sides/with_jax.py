@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import optax
 
-from gradbench.cost import choose_block
-from gradbench.devices import find_devices
-from gradbench.program import Program, numerics
+from gradbench.machine.devices import find_devices
+from gradbench.program.block import choose_block
+from gradbench.program.program import Program, numerics
 
 from .cases import Case, JudgedOnly, Side
 

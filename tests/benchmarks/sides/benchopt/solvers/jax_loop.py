@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from benchopt import BaseSolver
 
-from gradbench.problem import load_problem
+from gradbench.inputs.problem import load_problem
 
 
 @functools.cache

@@ -1,0 +1,1 @@
+"""From a record to answers, and what theory says beside them."""

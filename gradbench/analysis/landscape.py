@@ -1,0 +1,214 @@
+"""The loss as a landscape with the paths of chosen learning rates on it, for two parameters or a plane of many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from gradbench.errors import PlanError
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import Problem, cast
+from gradbench.program.program import numerics
+from gradbench.theory.replay import flat_loss, replay
+
+GRID = 81  # points of a side
+PATH_BYTES = 2**28  # of the params kept along the paths: fewer points where the parameters are many
+FAR = 3.0  # a path is followed this many times the picture's reach, then it has left
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """A plane of parameters and what is on it.
+
+    x, y (G,): coordinates of the grid; loss (G, G), rows by y; slope (G, G, 2): the loss' gradient within the plane.
+    paths: a dict each: optimizer, learning_rate, word, steps, x, y, loss (lists), left (whether it leaves the picture).
+    axes: what x and y are; note: how the plane was chosen.
+    """
+
+    problem: str
+    optimizer: str
+    x: np.ndarray
+    y: np.ndarray
+    loss: np.ndarray
+    slope: np.ndarray
+    paths: list[dict[str, Any]]
+    axes: tuple[str, str]
+    note: str
+
+
+def landscape(
+    problem: Problem,
+    optimizer: str,
+    rates: Mapping[float, str],
+    plan: SweepPlan,
+    *,
+    others: Mapping[str, Mapping[float, str]] | None = None,
+    seed: int = 0,
+    grid: int = GRID,
+    most_points: int = 200,
+) -> Landscape:
+    """Run the learning rates `rates` (rate -> a word for it, such as "right") again and put their paths on a plane.
+
+    The paths with a word decide on the plane and on what of it is seen; those without ("") are put on it as well, and
+    so are those of `others`, further optimizers with their rates. A path has `most_points` points at most.
+
+    With two parameters the plane is all there is. With more it holds the start, the end of the path that gets lowest,
+    and the direction in which the paths stray most from the line between them (their principal direction), and the
+    paths are projected on it. Raises PlanError for a problem of one parameter.
+    """
+    size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(jax.eval_shape(problem.init, jax.random.key(0))))
+    if size < 2:
+        raise PlanError(f"{problem.name}: a landscape needs two parameters at least, and it has one")
+    most = max(len(chosen) for chosen in (rates, *(others or {}).values()))
+    points = int(np.clip(PATH_BYTES // (8 * size * most), 8, most_points))
+    steps = np.unique([0, *np.geomspace(1, plan.steps, points - 1).round().astype(int)])
+
+    def run(name: str, chosen: Mapping[float, str]) -> tuple[np.ndarray, np.ndarray]:
+        seen = replay(problem, name, plan, [(rate, seed) for rate in chosen], steps.tolist())
+        return seen.params.astype(np.float64), seen.losses
+
+    params, losses = run(optimizer, rates)
+    telling = [bool(word) for word in rates.values()]
+    origin, axes, names, note = _plane(params[telling], losses[telling], size)
+    paths = [*_paths(optimizer, rates, steps, _project(params, origin, axes), losses)]
+    del params
+    centre, reach = _picture([path for path in paths if path["word"]])
+    x, y = (np.linspace(c - r, c + r, grid) for c, r in zip(centre, reach))
+
+    def put(name: str, chosen: Mapping[float, str]) -> list[dict[str, Any]]:
+        params, losses = run(name, chosen)
+        return [*_paths(name, chosen, steps, _project(params, origin, axes), losses)]
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # each compiles a program of its own
+        surface = pool.submit(_surface, problem, plan, origin, axes, x, y)
+        for more in pool.map(put, *zip(*others.items())) if others else ():
+            paths += more
+        loss, slope = surface.result()
+    cut = [_cut(path, centre, reach) for path in paths]
+    return Landscape(problem.name, optimizer, x, y, loss, slope, cut, names, note)
+
+
+def _project(params: np.ndarray, origin: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Places (T, K, 2) on the plane, infinite where the params (T, K, P) are not finite."""
+    flat = np.nan_to_num(params - origin, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return flat @ axes.T
+
+
+def _paths(
+    optimizer: str, rates: Mapping[float, str], steps: np.ndarray, places: np.ndarray, losses: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    for (rate, word), place, loss in zip(rates.items(), places, losses, strict=True):
+        at = {"steps": steps, "x": place[:, 0], "y": place[:, 1], "loss": loss}
+        yield {"optimizer": optimizer, "learning_rate": rate, "word": word} | at
+
+
+def _cut(path: dict[str, Any], centre: np.ndarray, reach: np.ndarray) -> dict[str, Any]:
+    """The path up to where it leaves the picture for good reason: far away, or not finite."""
+    place = np.stack([path["x"], path["y"]], axis=1)
+    stays = np.isfinite(place).all(axis=1) & (np.abs(place - centre) <= FAR * reach).all(axis=1)
+    end = len(stays) if stays.all() else int(np.argmin(stays))
+    kept = {key: path[key][:end].tolist() for key in ("steps", "x", "y", "loss")}
+    return path | kept | {"left": end < len(stays)}
+
+
+def _plane(params: np.ndarray, losses: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, str], str]:
+    """(origin (P,), two orthonormal axes (2, P), their names, a note) for paths (T, K, P)."""
+    if size == 2:
+        return np.zeros(2), np.eye(2), ("first parameter", "second parameter"), "the whole of a two-parameter problem"
+    fine = np.isfinite(params).all(axis=2) & np.isfinite(losses) & (losses <= losses[:, :1])
+    start, best = params[0, 0], params[np.unravel_index(np.argmin(np.where(fine, losses, np.inf)), losses.shape)]
+    first = start - best
+    length = np.linalg.norm(first)
+    first = first / length if length > 0 else np.eye(1, size)[0]
+    aside = params[fine] - best
+    aside = aside - np.outer(aside @ first, first)
+    # The top right singular vector of (points × P), through the small points × points matrix.
+    values, vectors = np.linalg.eigh(aside @ aside.T)
+    second = vectors[:, -1] @ aside
+    if values[-1] <= 1e-24 * max(length, 1.0) ** 2:  # the paths are straight: any other direction will do
+        second = np.random.default_rng(0).standard_normal(size)
+    second = second - (second @ first) * first
+    second = second / np.linalg.norm(second)
+    note = "the plane through the start, the best point and the paths' principal direction; paths are projected on it"
+    return best, np.stack([first, second]), ("from the best point to the start", "principal direction"), note
+
+
+def _picture(paths: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """(centre, half width) of the picture: all of the paths' points no higher than the start, and some room around."""
+    places = np.concatenate([np.stack([path["x"], path["y"]], axis=1) for path in paths])
+    low = np.concatenate([path["loss"] <= path["loss"][0] for path in paths])
+    points = places[np.isfinite(places).all(axis=1) & low]
+    low, high = points.min(axis=0), points.max(axis=0)
+    reach = 0.65 * (high - low)
+    widest = reach.max() if reach.max() > 0 else 1.0
+    return (low + high) / 2, np.maximum(reach, 0.3 * widest)
+
+
+def _surface(
+    problem: Problem, plan: SweepPlan, origin: np.ndarray, axes: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Losses (G, G) and in-plane gradients (G, G, 2) at the grid's points."""
+    loss = flat_loss(problem, plan.dtype)
+    with numerics(plan.dtype, plan.precision):
+        base, along = jnp.asarray(origin, plan.dtype), jnp.asarray(axes, plan.dtype)
+        data = cast(problem.data, plan.dtype)
+        points = jnp.asarray(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2), plan.dtype)
+
+        @jax.jit
+        def heights(points: jax.Array, base: jax.Array, along: jax.Array, data: Any) -> Any:
+            at = jax.value_and_grad(lambda point: loss(base + point @ along, data))
+            return jax.lax.map(at, points)
+
+        values, slopes = heights(points, base, along, data)
+    shape = (len(y), len(x))
+    return np.asarray(values, float).reshape(shape), np.asarray(slopes, float).reshape(*shape, 2)
+
+
+def valleys(problem: Problem, plan: SweepPlan, trials: Sequence[tuple[str, float, int]]) -> list[dict[str, Any]]:
+    """Which valley each trial (optimizer, learning_rate, seed) of a two-parameter problem ends in.
+
+    Rows of optimizer, learning_rate, seed, valley, x, y, loss, in the trials' order.
+
+    A valley is named by its lowest point, found by BFGS from where the trial ended; ends that lead within 1e-3 to one
+    point share a valley, numbered from the lowest. valley is None (with no x, y, loss) for a diverged trial.
+    """
+    ends = np.empty((len(trials), 2))
+    for optimizer in dict.fromkeys(name for name, _, _ in trials):
+        mine = [i for i, trial in enumerate(trials) if trial[0] == optimizer]
+        ends[mine] = replay(problem, optimizer, plan, [trials[i][1:] for i in mine], [plan.steps]).params[:, 0]
+    loss = flat_loss(problem, "float64")
+    with numerics("float64", "highest"):
+        data = cast(problem.data, "float64")
+        value_and_grad = jax.jit(jax.value_and_grad(loss))
+
+        def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+            value, grads = value_and_grad(point, data)
+            return float(value), np.asarray(grads)
+
+        found = [
+            scipy.optimize.minimize(objective, end, jac=True, method="BFGS") if np.isfinite(end).all() else None
+            for end in ends
+        ]
+    lowest: list[Any] = []
+    for result in sorted((r for r in found if r is not None), key=lambda r: r.fun):
+        if not any(np.abs(result.x - known.x).max() < 1e-3 for known in lowest):
+            lowest.append(result)
+    rows = []
+    for (optimizer, rate, seed), result in zip(trials, found, strict=True):
+        row: dict[str, Any] = {"optimizer": optimizer, "learning_rate": rate, "seed": seed}
+        row |= dict.fromkeys(("valley", "x", "y", "loss"))
+        if result is not None:
+            number = next(i for i, known in enumerate(lowest) if np.abs(result.x - known.x).max() < 1e-3)
+            floor = lowest[number]
+            row |= {"valley": number, "x": float(floor.x[0]), "y": float(floor.x[1]), "loss": float(floor.fun)}
+        rows.append(row)
+    return rows

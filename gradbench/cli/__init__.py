@@ -1,0 +1,1 @@
+"""The command line: one function per verb; each parses, calls and prints."""

@@ -1,0 +1,106 @@
+"""The `check` verb: runs the check or its self-test, prints, writes a record, returns the exit code."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gradbench.errors import PlanError
+from gradbench.gradients import self_test as planted
+from gradbench.gradients.check import check_gradient
+from gradbench.gradients.report import CheckReport
+from gradbench.gradients.rounding.formats import DTYPES
+from gradbench.inputs.plan import DEFAULT_PROBLEMS
+from gradbench.inputs.problem import load_problem
+from gradbench.machine.environment import environment
+from gradbench.record.store import utc_now, write_json
+from gradbench.tables import Column, check_format, render, to_json
+
+
+def run_check(
+    problems: Sequence[Any] = (),
+    *,
+    dtypes: Sequence[str] = ("float32",),
+    precision: str = "highest",
+    device: str | None = None,
+    fast: bool = False,
+    strict: bool = False,
+    programs: Sequence[str] | None = None,
+    seed: int = 0,
+    self_test: bool = False,
+    output_format: str = "table",
+    out: str | Path | None = "results",
+    note: Callable[[str], None] | None = None,
+) -> int:
+    """Check `problems` (the four of the project where there are none). Data goes to stdout, notes to stderr.
+
+    Writes `<out>/check/<UTC time>-<id>.json` unless `out` is None. Returns 1 if a gradient is wrong (with `strict`
+    also if a verdict is INCONCLUSIVE; with `self_test` if a miss is unexplained or an alarm false), else 0.
+    Raises GradbenchError for bad input.
+    """
+    tell = note or (lambda text: print(text, file=sys.stderr, flush=True))
+    check_format(output_format)
+    if self_test and problems:
+        raise PlanError("self-test: it plants its faults in a network of its own; give no problem")
+    if self_test:
+        return _run_self_test(dtypes, device, fast, output_format, out, tell)
+    # All loaded now: the last one's misspelt name should not cost the reports of the others.
+    loaded = [(load_problem(problem), isinstance(problem, str)) for problem in problems or DEFAULT_PROBLEMS]
+    reports = []
+    for problem, from_spec in loaded:
+        tell(f"checking {problem.name} ...")
+        report = check_gradient(
+            problem, dtype=dtypes, precision=precision, device=device, fast=fast, programs=programs, seed=seed
+        )
+        report.from_spec = from_spec
+        reports.append(report)
+        if output_format == "table":
+            print(report, flush=True)
+    rows = [line for report in reports for line in report.table()]
+    if output_format != "table":
+        print(_render(rows, output_format, [report.to_json() for report in reports]))
+    _write(out, {"kind": "check", "checks": [report.to_json() for report in reports]}, tell)
+    return exit_code(reports, strict)
+
+
+def exit_code(reports: Sequence[CheckReport], strict: bool = False) -> int:
+    """1 if any report FAILs (or is INCONCLUSIVE, with `strict`), else 0."""
+    wrong = {"FAIL", "INCONCLUSIVE"} if strict else {"FAIL"}
+    return int(any(report.verdict in wrong for report in reports))
+
+
+def _run_self_test(dtypes, device, fast, output_format, out, tell) -> int:
+    tell("planting faults; this takes a few minutes" if not fast else "planting faults ...")
+    result = planted.self_test(dtypes or DTYPES, device=device, fast=fast)
+    document = {"kind": "self-test", "rates": result.rates(), "findings": result.table()}
+    print(result if output_format == "table" else _render(result.table(), output_format, document))
+    _write(out, document, tell)
+    return int(not result.passed)
+
+
+def _render(rows: list[dict[str, Any]], output_format: str, document: Any) -> str:
+    if output_format == "json":
+        return to_json(document)
+    return render(rows, [Column(key, key) for key in rows[0]], output_format)
+
+
+def _write(out: str | Path | None, document: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Written whole or not at all, under a name of its own."""
+    if out is None:
+        return
+    folder = Path(out) / "check"
+    path = folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}.json"
+    head = {"schema": 1, "written": utc_now(), "environment": environment(jax.devices(), "of each check")}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(f"out={out}: cannot write the record: {error.strerror}") from error
+    write_json(json.loads(to_json(head | document)), path)
+    tell(f"record: {path}")

@@ -1,0 +1,1 @@
+"""Trials through the program, timed, into the record."""

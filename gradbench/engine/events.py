@@ -1,0 +1,230 @@
+"""What happened to each trial, found on the device at every row: targets, best, divergence, and the thinned curve.
+
+One small program over a chunk's rows, compiled once a block shape and shared by every pair of that shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.program.program import Row
+
+TARGETS = tuple(10.0**-k for k in range(1, 7))  # the gaps of the columns steps_to_1e-1 ... steps_to_1e-6
+TARGET_COLUMNS = tuple(f"steps_to_1e-{k}" for k in range(1, 7))
+DIVERGENCE = 1e4  # a loss this many initial gaps (_scale) above where it began is diverged
+TAIL = 0.75  # the last quarter of a trial's steps decides whether it is still moving or jumping about
+
+
+class Facts(NamedTuple):
+    """What observe() needs to know of the plan and problem, as numbers, so that pairs share its compile."""
+
+    steps: int
+    stride: int
+    minimum: float  # NaN where unknown
+    solved: float  # the loss that counts as solved where the minimum is unknown, else NaN
+    target: float  # the plan's relative gap
+    stop_at_target: bool
+
+    def arrays(self, dtype: np.dtype) -> Any:
+        """Facts of arrays, the floats of `dtype`."""
+        types = {int: np.int32, bool: np.bool_}
+        return jax.tree.map(lambda value: np.asarray(value, types.get(type(value), dtype)), self)
+
+
+class Events(NamedTuple):
+    """Per slot, arrays (S,), of jax on the devices and of numpy on the host. Steps are int32, -1 for never; losses are
+    float32, or float64 in a float64 run."""
+
+    initial_loss: Any
+    final_loss: Any
+    final_grad_norm: Any
+    best_loss: Any
+    best_step: Any
+    steps_run: Any
+    diverged_at: Any
+    hits: Any  # (S, 7): the six targets, then the plan's
+    tail_start: Any  # the best loss when the last quarter began
+    tail_rows: Any  # rows in the last quarter
+    tail_turned: Any  # how many of them had gone past the lowest point of their step's line
+    finished: Any  # nothing more is to be seen of this trial
+
+
+def blank(slots: int, dtype: np.dtype) -> Events:
+    """Events before the first row, on the host."""
+    nothing, never = np.full(slots, np.inf, dtype), np.full(slots, -1, np.int32)
+    hits, zero = np.full((slots, len(TARGETS) + 1), -1, np.int32), np.zeros(slots, np.float32)
+    return Events(
+        nothing, nothing, nothing, nothing, never, never, never, hits, nothing, zero, zero, np.zeros(slots, bool)
+    )
+
+
+class Tiles:
+    """A chunk's rows (R, S) in runs of a few: an event's tile is found among their extremes, its row in the tile."""
+
+    def __init__(self, count: int):
+        self.count, self.size = count, max(1, math.isqrt(count) // 4)  # a gathered entry costs about 16 that stream by
+        self.tiles = -(-count // self.size)
+
+    def reduce(self, function: Callable[..., jax.Array], values: jax.Array) -> jax.Array:
+        """(R, S) -> (tiles, S)."""
+        whole = self.count // self.size * self.size
+        parts = [function(values[:whole].reshape(-1, self.size, values.shape[1]), axis=1)]
+        if whole < self.count:
+            parts.append(function(values[whole:], axis=0)[None])
+        return jnp.concatenate(parts)
+
+    def rows(self, tile: jax.Array) -> jax.Array:
+        """The rows of a tile a slot, (..., S) -> (..., size, S)."""
+        rows = self.size * tile[..., None, :] + jnp.arange(self.size, dtype=jnp.int32)[:, None]
+        return jnp.clip(rows, 0, self.count - 1)
+
+    def first(self, values: jax.Array, maybe: jax.Array, condition: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """The first row of `values` (R, S) under a condition, (..., S), `count` if none. The first tile in `maybe`
+        (..., tiles, S) must be the one that holds it."""
+        index = jnp.arange(self.tiles, dtype=jnp.int32)[:, None]
+        rows = self.rows(jnp.min(jnp.where(maybe, index, self.tiles), axis=-2))
+        return jnp.min(jnp.where(condition(take(values, rows)), rows, self.count), axis=-2)
+
+    def lowest(self, values: jax.Array, lows: jax.Array, count: jax.Array) -> jax.Array:
+        """The lowest finite value of the first `count` (S,) rows, all finite but perhaps the last; infinite if none.
+        `lows` are the tiles' minima."""
+        tile = (count - 1) // self.size  # that of the last row: taken row by row
+        before = jnp.arange(self.tiles, dtype=jnp.int32)[:, None] < tile
+        rows = self.rows(tile)
+        rest = take(values, rows)
+        rest = jnp.where((rows < count) & jnp.isfinite(rest), rest, jnp.inf)
+        return jnp.minimum(jnp.min(jnp.where(before, lows, jnp.inf), axis=0), jnp.min(rest, axis=0))
+
+
+def take(values: jax.Array, rows: jax.Array) -> jax.Array:
+    """Of `values` (R, S) the rows (..., K, S), a row number for each slot."""
+    slots = values.shape[1]
+    return jnp.take_along_axis(values, rows.reshape(-1, slots), axis=0, mode="clip").reshape(rows.shape)
+
+
+def _scale(initial: jax.Array, minimum: jax.Array, solved: jax.Array) -> jax.Array:
+    """What a rise of a loss is measured by, (S,): its initial gap where the minimum is known; else the initial loss's
+    magnitude, or the gap to the solved loss if that is more. Infinite where that is rounding alone, of a start at the
+    minimum or of a loss whose terms cancel there: only a loss that is not finite is diverged then."""
+    known = ~jnp.isnan(minimum)
+    gap = jnp.where(known, jnp.abs(initial - minimum), jnp.fmax(jnp.abs(initial), initial - solved))
+    rounding = jnp.finfo(initial.dtype).eps * jnp.where(known, jnp.abs(minimum), 1)
+    return jnp.where(gap > rounding, gap, jnp.inf)
+
+
+@partial(jax.jit, donate_argnums=0)
+def observe(
+    events: Events, rows: Row, first: jax.Array, facts: Facts, wanted: jax.Array
+) -> tuple[Events, jax.Array, tuple[jax.Array, jax.Array]]:
+    """Take a chunk's rows (R, S), whose first is at step `first` (S,), into `events`.
+
+    `wanted` (C, K) holds, for every chunk of a trial, the rows its curve keeps (any number where fewer). Returns the
+    events, the next chunk's `first`, and for the host, in as few arrays as can be since each costs it a wait: whether
+    each slot's trial is finished and its steps so far, int32 (2, S); the kept losses and gradient norms, (2, K, S).
+    """
+    loss, count = rows.loss, rows.loss.shape[0]
+    tiles = Tiles(count)
+    fresh = first == 0
+    unseen = blank(1, events.initial_loss.dtype)
+    events = Events(
+        *(jnp.where(fresh.reshape(-1, *(1,) * (e.ndim - 1)), new, e) for new, e in zip(unseen, events, strict=True))
+    )
+
+    minimum = jnp.asarray(facts.minimum, loss.dtype)
+    initial = jnp.where(fresh, loss[0], events.initial_loss)
+    solved = jnp.asarray(facts.solved, loss.dtype)
+    levels = jnp.asarray((*TARGETS, facts.target), loss.dtype)[:, None]
+    levels = minimum + levels * (initial - minimum)  # NaN where the minimum is unknown: never reached
+    levels = levels.at[-1].set(jnp.where(jnp.isnan(minimum), solved, levels[-1]))
+    levels, ceiling = levels[:, None], initial + DIVERGENCE * _scale(initial, minimum, solved)  # (7, 1, S), (S,)
+
+    lows, highs = tiles.reduce(jnp.min, loss), tiles.reduce(jnp.max, loss)  # NaN where a tile has one
+    sound = (highs <= ceiling) & (highs < jnp.inf) & (lows > -jnp.inf)
+    failed = tiles.first(loss, ~sound, lambda x: ~jnp.isfinite(x) | (x > ceiling))
+    # A tile with a NaN may hold a hit before it; none after it counts.
+    reached = tiles.first(loss, ~(lows > levels), lambda x: x <= levels)  # (7, S)
+    stop = jnp.minimum(failed, jnp.where(facts.stop_at_target, reached[-1], count))
+
+    def rows_until(step: Any) -> jax.Array:
+        """How many of the chunk's rows are at `step` at the latest."""
+        return jnp.clip((step - first) // facts.stride + 1, 0, count)
+
+    exist = rows_until(facts.steps + facts.stride - 1)  # the last row is at the last step, if less than a stride on
+    seen = jnp.where(events.finished, 0, jnp.minimum(exist, stop + 1))
+    calm = jnp.minimum(seen, rows_until(jnp.asarray(TAIL * facts.steps, jnp.int32)))  # the rows before the tail
+
+    def step(row: Any) -> jax.Array:
+        return jnp.minimum(first + facts.stride * row, facts.steps)
+
+    def first_step(row: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where((old < 0) & (row < seen), step(row), old)
+
+    def at_last(values: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(seen > 0, values, old)
+
+    last = jnp.maximum(seen - 1, 0)
+    low = tiles.lowest(loss, lows, seen)
+    lowest = tiles.first(loss, ~(lows > low), lambda x: x == low)
+
+    def turned_in_tail() -> jax.Array:
+        index = jnp.arange(count, dtype=jnp.int32)[:, None]
+        return jnp.sum(jnp.where((calm <= index) & (index < seen), rows.turned, 0), axis=0)
+
+    turned = jax.lax.cond(jnp.any(calm < seen), turned_in_tail, lambda: jnp.zeros_like(events.tail_turned))
+
+    def norms(rows_of: jax.Array) -> jax.Array:
+        return jnp.sqrt(take(rows.grad_norm_squared, rows_of)).astype(loss.dtype)
+
+    diverged_at = first_step(failed, events.diverged_at)
+    hits = jnp.stack([first_step(row, events.hits[:, k]) for k, row in enumerate(reached)], axis=1)
+    stopped = (diverged_at >= 0) | (facts.stop_at_target & (hits[:, -1] >= 0))
+    after = Events(
+        initial_loss=initial,
+        final_loss=at_last(take(loss, last[None])[0], events.final_loss),
+        final_grad_norm=at_last(norms(last[None])[0], events.final_grad_norm),
+        best_loss=jnp.minimum(low, events.best_loss),
+        best_step=jnp.where(low < events.best_loss, step(lowest), events.best_step),
+        steps_run=at_last(step(last), events.steps_run),
+        diverged_at=diverged_at,
+        hits=hits,
+        tail_start=jnp.minimum(tiles.lowest(loss, lows, calm), events.tail_start),
+        tail_rows=events.tail_rows + (seen - calm),
+        tail_turned=events.tail_turned + turned,
+        finished=stopped | (step(count - 1) >= facts.steps),
+    )
+    chunk = first // (facts.stride * count)
+    kept = jnp.clip(wanted[chunk].T, 0, count - 1)  # (K, S)
+    status = jnp.stack([after.finished.astype(jnp.int32), after.steps_run])
+    return after, first + facts.stride * count, (status, jnp.stack([take(loss, kept), norms(kept)]))
+
+
+def verdict(events: Events, facts: Facts) -> np.ndarray:
+    """One word a trial, from host arrays. The first that holds:
+
+    diverged: the loss became non-finite, or rose over 10,000 initial gaps (_scale) above where it began;
+    converged: it reached the target;
+    overshoots: in the last quarter, at least 40 % of the updates went past the lowest point of their own line;
+    slow: the last quarter lowered the best loss by over 1 % of the gap that was left (to the minimum, or to the
+        solved loss), or by over 1 % of all that had been gained: still going down when the steps ran out;
+    stalled: it did not.
+    """
+    goal = facts.minimum if not np.isnan(facts.minimum) else facts.solved
+    goal = -np.inf if np.isnan(goal) else goal
+    with np.errstate(invalid="ignore", over="ignore"):
+        gained = np.maximum(events.tail_start - events.best_loss, 0)
+        left = np.where(np.isfinite(goal), np.maximum(events.tail_start - goal, 0), np.inf)
+        slow = (gained > 0.01 * left) | (gained > 0.01 * (events.initial_loss - events.best_loss))
+        slow &= gained > 0
+    overshoots = events.tail_turned >= 0.4 * np.maximum(events.tail_rows, 1)
+    return np.select(
+        [events.diverged_at >= 0, events.hits[:, -1] >= 0, overshoots, slow],
+        ["diverged", "converged", "overshoots", "slow"],
+        "stalled",
+    )

@@ -1,0 +1,243 @@
+"""Runs the trials of one pair through its program: fills slots, runs chunks, retires the finished, keeps what is seen.
+
+Trials wait in a queue. A finished trial's slot is given to the next one at the end of a chunk, in the same fixed-shape
+program, so a sweep of any length has the memory of one block.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.engine import events as ev
+from gradbench.inputs.plan import SweepPlan
+from gradbench.program.program import Program, State, numerics
+from gradbench.record.store import CURVE_COLUMNS, PairStore
+
+CHECKPOINT_SECONDS = 5.0
+
+
+@dataclass
+class Progress:
+    """Where a pair's sweep stands: trials done, running in slots, and in all; trial-steps computed, and left to
+    compute at most (retired trials leave theirs undone); seconds since this process took it up."""
+
+    done: int
+    running: int
+    trials: int
+    trial_steps: int
+    steps_left: int
+    total_steps: int
+    seconds: float
+
+
+def recorded_rows(total_rows: int, points: int) -> np.ndarray:
+    """The rows of a curve that are kept: all, or both ends and log-spaced between, at most `points`; int64, sorted."""
+    if points >= total_rows:
+        return np.arange(total_rows)
+    last = total_rows - 1
+    spaced = np.geomspace(1, max(last, 1), max(points - 1, 1)).round().astype(np.int64)
+    return np.unique([0, *np.minimum(spaced, last), last]) if points > 2 else np.unique([0, last])
+
+
+def curve_points(plan: SweepPlan) -> int:
+    """Points a trial's curve keeps at most: --record-points, or fewer so that a run keeps at most 5 million rows."""
+    trials = plan.trials_per_pair * len(plan.pairs)
+    return max(2, min(plan.record_points, 5_000_000 // trials))
+
+
+class PairSweep:
+    """The sweep of one (problem, optimizer) pair. `run()` goes on from a checkpoint if the store has one."""
+
+    def __init__(self, program: Program, advance: Callable[..., Any], plan: SweepPlan, pair: int, store: PairStore):
+        self.program, self.advance, self.plan, self.store = program, advance, plan, store
+        self.trials, self.pair = plan.trials_per_pair, pair
+        problem, block = program.trial.problem, program.block
+        self.all_rates = np.repeat(np.asarray(plan.rates), plan.seeds)
+        self.facts = ev.Facts(
+            plan.steps,
+            block.stride,
+            np.nan if problem.minimum is None else problem.minimum,
+            np.nan if problem.target is None else problem.target,
+            plan.target,
+            plan.stop_at_target,
+        )
+        total_rows = -(-plan.steps // block.stride) + 1
+        kept = recorded_rows(total_rows, curve_points(plan))
+        by_chunk = [kept[kept // block.rows == c] for c in range(-(-total_rows // block.rows))]
+        self.wanted = np.full((len(by_chunk), max(map(len, by_chunk))), -1, np.int32)
+        for chunk, rows in enumerate(by_chunk):
+            self.wanted[chunk, : len(rows)] = rows - chunk * block.rows
+        self.kept_steps = np.minimum(kept * block.stride, plan.steps)
+
+        slots = block.slots
+        self.slot_trial = np.full(slots, -1, np.int64)
+        self.first = np.zeros(slots, np.int32)
+        self.next_trial = 0
+        self.trial_steps = 0
+        self.state: State | None = None
+        dtype = np.dtype(program.rate_dtype)
+        with self._numerics():
+            self.events = jax.tree.map(program.place, ev.blank(slots, dtype))
+            # On the devices once and for all: as numbers from the host they cost half a millisecond a chunk.
+            self.known = jax.device_put((self.facts.arrays(dtype), self.wanted), program.replicated)
+        self.new_trials: list[dict[str, np.ndarray]] = []
+        self.new_curves: list[dict[str, np.ndarray]] = []
+
+    def _numerics(self):
+        return numerics(self.plan.dtype, self.plan.precision)
+
+    def run(
+        self, on_chunk: Callable[[Progress], None] = lambda _: None, should_stop: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Run until every trial is finished (True), or until `should_stop()` says so and a checkpoint is kept."""
+        self._restore()
+        started = saved = time.perf_counter()
+        while self._fill():
+            if should_stop():
+                self._checkpoint()
+                return False
+            self._chunk()
+            now = time.perf_counter()
+            if now - saved > CHECKPOINT_SECONDS:
+                self._checkpoint()
+                saved = time.perf_counter()
+            on_chunk(self._progress(now - started))
+        self._flush()
+        return True
+
+    def _progress(self, seconds: float) -> Progress:
+        running = self.slot_trial >= 0
+        waiting = self.trials - self.next_trial
+        left = int((self.plan.steps - self.first[running]).clip(0).sum()) + waiting * self.plan.steps
+        done = self.next_trial - int(running.sum())
+        total = self.trials * self.plan.steps
+        return Progress(done, int(running.sum()), self.trials, self.trial_steps, left, total, seconds)
+
+    def _fill(self) -> bool:
+        """Give free slots to waiting trials; whether anything is left to run."""
+        free = np.flatnonzero(self.slot_trial < 0)[: self.trials - self.next_trial]
+        if len(free):
+            self.slot_trial[free] = np.arange(self.next_trial, self.next_trial + len(free))
+            self.first[free] = 0
+            self.next_trial += len(free)
+            fresh = np.zeros(len(self.slot_trial), bool)
+            fresh[free] = True
+            self._place_slots()
+            if self.state is None:
+                self.state = self.program.start(self.slot_seeds, self.rates)
+            else:
+                self.state = self.program.admit(fresh, self.state, self.slot_seeds, self.rates)
+        return bool((self.slot_trial >= 0).any())
+
+    def _place_slots(self) -> None:
+        """Learning rates and seeds of the slots' trials, on the devices; an empty slot repeats a trial at rate 0."""
+        trial = np.maximum(self.slot_trial, 0)
+        self.slot_seeds = (trial % self.plan.seeds).astype(np.uint32)
+        self.rates = self.program.rates(np.where(self.slot_trial < 0, 0.0, self.all_rates[trial]))
+        self.seeds = self.program.place(self.slot_seeds)
+        self.placed_first = self.program.place(self.first.copy())  # a device may share the host's memory
+
+    def _chunk(self) -> None:
+        program, block = self.program, self.program.block
+        with self._numerics():
+            first = self.placed_first
+            self.state, rows = self.advance(self.state, self.rates, self.seeds, first, program.data)
+            self.events, self.placed_first, seen = ev.observe(self.events, rows, first, *self.known)
+            # The rest of the events wait for a trial's end.
+            (finished, steps_run), (losses, norms) = jax.device_get(seen)
+        running = self.slot_trial >= 0
+        self.trial_steps += int(np.minimum(self.plan.steps - self.first[running], block.steps).clip(0).sum())
+        self._keep_points(running, steps_run, losses, norms)
+        self.first += np.int32(block.steps)
+        complete = self.first - block.stride >= self.plan.steps
+        done = running & (complete | (finished > 0 if self.plan.retire else False))
+        if done.any():
+            self._finish(done, jax.device_get(self.events))
+
+    def _keep_points(self, running: np.ndarray, steps_run: np.ndarray, losses: np.ndarray, norms: np.ndarray) -> None:
+        block = self.program.block
+        row = self.wanted[np.minimum(self.first // block.steps, len(self.wanted) - 1)].T  # (K, S)
+        step = np.minimum(self.first + row * np.int64(block.stride), self.plan.steps)
+        keep = running & (row >= 0) & (step <= steps_run)
+        trial = np.broadcast_to(self.slot_trial, keep.shape)
+        self._add_points(trial[keep], step[keep], losses[keep], norms[keep])
+
+    def _finish(self, done: np.ndarray, host: ev.Events) -> None:
+        """Write down the trials in the slots where `done`, and free those slots."""
+        events = ev.Events(*(field[done] for field in host))
+        trial = self.slot_trial[done]
+        # A trial that stopped early ends its curve where it stopped.
+        early = ~np.isin(events.steps_run, self.kept_steps)
+        self._add_points(trial[early], events.steps_run[early], events.final_loss[early], events.final_grad_norm[early])
+        minimum = np.full(len(trial), self.facts.minimum)
+        self.new_trials.append(
+            {
+                "trial": trial + self.pair * self.trials,
+                "learning_rate": self.all_rates[trial],
+                "seed": trial % self.plan.seeds,
+                "verdict": ev.verdict(events, self.facts),
+                "minimum": minimum,
+                **{name: getattr(events, name) for name in _FROM_EVENTS},
+                **dict(zip((*ev.TARGET_COLUMNS, "steps_to_target"), events.hits.T, strict=True)),
+            }
+        )
+        self.slot_trial[done] = -1
+
+    def _add_points(self, trial: np.ndarray, step: np.ndarray, loss: np.ndarray, norm: np.ndarray) -> None:
+        columns = (trial + self.pair * self.trials, step, loss, norm)
+        self.new_curves.append(dict(zip(CURVE_COLUMNS, columns, strict=True)))
+
+    def _flush(self) -> None:
+        problem, optimizer = self.plan.pairs[self.pair]
+        self.store.append(_joined(self.new_trials), _joined(self.new_curves), problem, optimizer)
+        self.new_trials, self.new_curves = [], []
+
+    def _checkpoint(self) -> None:
+        """Everything needed to go on, bit for bit: the rows so far, then the slots' state."""
+        self._flush()
+        leaves = [_pack(leaf) for leaf in jax.tree.leaves((self.state, self.events))]
+        arrays = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
+        arrays |= {"slot_trial": self.slot_trial, "first": self.first}
+        arrays["counters"] = np.array([self.next_trial, self.trial_steps], np.int64)
+        self.store.checkpoint(arrays)
+
+    def _restore(self) -> None:
+        arrays = self.store.restore()
+        if arrays is None:
+            return
+        self.slot_trial, self.first = arrays["slot_trial"], arrays["first"]
+        self.next_trial, self.trial_steps = (int(n) for n in arrays["counters"])
+        self._place_slots()
+        state = self.program.start(self.slot_seeds, self.rates)
+        with self._numerics():
+            likes, tree = jax.tree.flatten((state, self.events))
+            leaves = [_unpack(arrays[f"leaf{i}"], like) for i, like in enumerate(likes)]
+            self.state, self.events = jax.tree.unflatten(tree, [self.program.place(leaf) for leaf in leaves])
+
+
+_FROM_EVENTS = ("steps_run", "initial_loss", "final_loss", "best_loss", "best_step", "final_grad_norm", "diverged_at")
+
+
+def _joined(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
+
+
+def _pack(leaf: jax.Array) -> np.ndarray:
+    """A device array as plain numbers that .npy can hold: keys as their data, bfloat16 as its bits."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    array = np.asarray(leaf)
+    return array.view(np.uint16) if array.dtype.kind == "V" or array.dtype.name == "bfloat16" else array
+
+
+def _unpack(array: np.ndarray, like: jax.Array) -> Any:
+    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+    return array.view(like.dtype) if array.dtype != like.dtype else array

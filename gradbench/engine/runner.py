@@ -1,0 +1,311 @@
+"""The main job: run a plan's pairs one after another and leave a record."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+
+from gradbench.analysis.summary import representative_rates, summarise_tables
+from gradbench.engine.pair import PairSweep, Progress, curve_points
+from gradbench.engine.processes import Following, Meeting, Shared
+from gradbench.engine.roofline import measure_limits
+from gradbench.engine.timing import Compiled, compile_program, time_evaluations, time_program
+from gradbench.errors import PlanError, RecordError, RunError, one_line
+from gradbench.inputs.optimizer import load_optimizer
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import Problem, load_problem
+from gradbench.inputs.sources import difference, given_as_object, sources
+from gradbench.machine.devices import cores, find_devices
+from gradbench.machine.environment import environment
+from gradbench.program.block import choose_block, solo_block
+from gradbench.program.program import Block, Program, Trial, numerics
+from gradbench.record.store import TIMINGS, PairStore, Run, RunWriter, find_run, load_run
+
+
+@dataclasses.dataclass(frozen=True)
+class PairTables:
+    """A finished pair's rows, and run.json's facts about the problems."""
+
+    trials: pa.Table
+    timings: pa.Table
+    facts: dict[str, Any]
+
+
+class Watcher:
+    """What a caller may do while a plan runs; this one does nothing. The command line draws a progress bar."""
+
+    def started(self, path: Path) -> None: ...
+
+    def pair_started(self, number: int, problem: str, optimizer: str) -> None: ...
+
+    def chunk(self, progress: Progress) -> None: ...
+
+    def pair_done(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None: ...
+
+    def should_stop(self) -> bool:
+        return False
+
+
+def sweep(
+    problems: str | Problem | Sequence[str | Problem] = SweepPlan.problems,
+    optimizers: str | Sequence[str] = SweepPlan.optimizers,
+    learning_rates: Any = SweepPlan.learning_rates,
+    *,
+    out: str | Path = "results",
+    **settings: Any,
+) -> Run:
+    """Sweep learning rates and seeds over problems and optimizers, and record it under `out`.
+
+    `problems` are specs or Problem objects; `learning_rates` is "low:high:count", log_range's, or the values;
+    `settings` are SweepPlan's other fields, such as seeds=3, steps=1000, dtype="float64". Prints nothing. Raises a
+    GradbenchError for bad input, RunError if the run itself fails.
+    """
+    given = [problems] if isinstance(problems, str | Problem) else list(problems)
+    objects = {problem.name: problem for problem in given if isinstance(problem, Problem)}
+    names = tuple(problem.name if isinstance(problem, Problem) else problem for problem in given)
+    values = {"problems": names, "optimizers": optimizers, "learning_rates": learning_rates, **settings}
+    return run_plan(SweepPlan.from_dict(values), out=out, objects=objects)
+
+
+def run_plan(
+    plan: SweepPlan,
+    *,
+    out: str | Path = "results",
+    watcher: Watcher | None = None,
+    objects: dict[str, Problem] | None = None,
+) -> Run:
+    """Run a plan and return its record. `objects` are problems given as objects, by name."""
+    with Meeting() as meeting:
+        trials, devices = _prepare(plan, objects or {})
+        problems = {trial.problem.name: trial.problem for trial in trials}
+        found = sources(plan, problems, objects or {})
+        if not meeting.leads:
+            return _join(meeting.join(), trials, devices, found, watcher or Watcher())
+        with RunWriter.create(out, plan, environment(devices, plan.precision)) as writer:
+            writer.info["curve_points"] = curve_points(plan)
+            writer.info["problems"] = {name: _facts(problem) for name, problem in problems.items()}
+            writer.info["sources"] = found
+            writer.save_info()
+            return _lead(meeting, writer, trials, devices, watcher or Watcher())
+
+
+def resume(name: str | Path, *, results: str | Path = "results", watcher: Watcher | None = None) -> Run:
+    """Go on with an interrupted or killed run; a complete one is returned as it is.
+
+    Finished pairs are not rerun and the result is the uninterrupted run's, bit for bit. Raises RecordError where
+    that cannot be: other versions, devices, problems, data or optimizers than the run began with, or a problem that was
+    given as an object, which no other process has.
+    """
+    with Meeting() as meeting:
+        path = find_run(name, results) if meeting.leads else meeting.join()
+        run = load_run(path)
+        if run.info["state"] == "complete":
+            meeting.announce(path)
+            return run
+        if lost := given_as_object(run.info):
+            raise RecordError(
+                f"{path}: {lost[0]} was given as a Problem object, which only its own process had, so it cannot go on; "
+                "a problem in a file can: gradbench run ./mine.py"
+            )
+        trials, devices = _prepare(run.plan, {})
+        found = sources(run.plan, {trial.problem.name: trial.problem for trial in trials}, {})
+        if not meeting.leads:
+            return _join(path, trials, devices, found, watcher or Watcher())
+        with RunWriter.resume(path) as writer:
+            _check_same(path, writer.info, environment(devices, run.plan.precision), found)
+            writer.info["state"] = "running"
+            writer.save_info()
+            return _lead(meeting, writer, trials, devices, watcher or Watcher())
+
+
+def _lead(meeting: Meeting, writer: RunWriter, trials: list[Trial], devices: list[jax.Device], watcher: Watcher) -> Run:
+    """Run a plan, alone or as the process that keeps the record."""
+    if not meeting.others:
+        return _run(writer, trials, devices, watcher)
+    for trial in trials:
+        _block(writer, trial, devices)  # all now: nobody else writes run.json
+    with Shared(writer.path, writer) as shared:
+        shared.prepare(len(trials))
+        meeting.announce(writer.path)
+        return _run(shared, trials, devices, watcher)
+
+
+def _join(path: Path, trials: list[Trial], devices: list[jax.Device], found: dict, watcher: Watcher) -> Run:
+    """Take part in the run that process 0 leads; `found` are this process's sources."""
+    with Shared(path, None) as shared:
+        _check_same(path, shared.info, environment(devices, trials[0].plan.precision), found)
+        return _run(shared, trials, devices, Following(watcher, shared))
+
+
+def _check_same(path: Path, info: dict[str, Any], now: dict[str, Any], found: dict[str, Any]) -> None:
+    """RecordError unless this process, its environment `now` and sources `found`, is as the run began."""
+    began, packages = info["environment"], ["gradbench", "jax", "jaxlib", "optax"]
+    for key in ("platform", "device_kind", "device_count", "precision", "flags"):
+        if began.get(key) != now[key]:
+            raise RecordError(f"{path}: began with {key} {began.get(key)}, here it is {now[key]}; it cannot go on here")
+    if "sources" in info:  # older runs are held to what they were held to
+        packages.append("numpy")  # of the other packages come data alone, which have a digest
+        if began.get("git_commit") != now["git_commit"]:
+            before, here = began.get("git_commit"), now["git_commit"]
+            raise RecordError(f"{path}: began with gradbench's commit {before}, here it is {here}; go back to it")
+    for package in packages:
+        before = began.get("versions", {}).get(package)
+        if before != now["versions"][package]:
+            raise RecordError(f"{path}: began with {package} {before}, here it is {now['versions'][package]}")
+    if what := difference(info["sources"], found) if "sources" in info else None:
+        raise RecordError(f"{path}: {what} this run began; undo that, or begin a new run")
+
+
+def _prepare(plan: SweepPlan, objects: dict[str, Problem]) -> tuple[list[Trial], list[jax.Device]]:
+    """Everything the plan names, loaded and checked before anything is written."""
+    devices = find_devices(plan.device)
+    optimizers = {name: load_optimizer(name) for name in plan.optimizers}
+    trials = []
+    for name in plan.problems:
+        problem = load_problem(objects.get(name, name))
+        problem = dataclasses.replace(problem, name=name)
+        if plan.batch_size is not None:
+            if problem.examples is None:
+                raise PlanError(f"batch_size: {name} has no examples to cut into minibatches")
+            if plan.batch_size > problem.examples:
+                raise PlanError(f"batch_size: {plan.batch_size} is more than the {problem.examples} examples of {name}")
+        with numerics(plan.dtype, plan.precision):
+            trials += [Trial.of(problem, optimizer, plan) for optimizer in optimizers.values()]
+    return trials, devices
+
+
+def _facts(problem: Problem) -> dict[str, Any]:
+    """What run.json keeps of a problem, so that its record can be read without its file."""
+    params = jax.eval_shape(lambda: problem.init(jax.random.key(0)))
+    return {
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        **{name: getattr(problem, name) for name in ("examples", "minimum", "target", "curvature")},
+    }
+
+
+def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Device], watcher: Any) -> Run:
+    plan = trials[0].plan
+    watcher.started(writer.path)
+    with ThreadPoolExecutor(1) as beside:
+        following: Future[CompiledPair] | None = None
+
+        def compiling(number: int, ahead: bool) -> Callable[[], CompiledPair]:
+            block = _block(writer, trials[number], devices)
+            return partial(CompiledPair.of, trials[number], block, devices, writer.pair(number).timed, ahead)
+
+        for number in writer.waiting(len(trials), watcher.should_stop):
+            (problem, optimizer), store = plan.pairs[number], writer.pair(number)
+            watcher.pair_started(number, problem, optimizer)
+            try:
+                pair = following.result() if following else compiling(number, ahead=False)()
+                if not store.timed:
+                    store.save("timings", pair.timings(time_problem=optimizer == plan.optimizers[-1]))
+                # The next pair compiles while this one sweeps: nothing is timed meanwhile.
+                follower = _following(writer, number, len(trials)) if _core_free(devices) else None
+                following = None if follower is None else beside.submit(compiling(follower, ahead=True))
+                finished = _sweep_pair(plan, number, pair, store, watcher)
+            except jax.errors.JaxRuntimeError as error:
+                raise RunError(f"{problem} × {optimizer}: {one_line(error)}") from error
+            if not finished:
+                writer.interrupt()
+                return load_run(writer.path)
+            read = store.read("trials"), store.read("timings")
+            watcher.pair_done(number, problem, optimizer, PairTables(*read, writer.info["problems"]))
+            del read  # of a million trials: not beside the next pair's sweep
+    if not writer.complete(len(trials)):
+        writer.interrupt()
+    elif isinstance(writer, Shared) and not writer.writer:
+        writer.wait()
+    else:
+        limits = measure_limits(tuple(devices), plan.dtype, plan.precision)
+        writer.info["limits"] = dataclasses.asdict(limits)
+        writer.finish(limits.judge)
+    return load_run(writer.path)
+
+
+def _core_free(devices: list[jax.Device]) -> bool:
+    """Whether a sweep on these devices leaves a core to compile on. On cores that are all devices it gains nothing."""
+    return devices[0].platform != "cpu" or len(devices) < cores()
+
+
+def _following(writer: RunWriter | Shared, number: int, pairs: int) -> int | None:
+    """The pair that runs after this one; None where nobody knows, since several processes take them."""
+    if isinstance(writer, Shared):
+        return None
+    return next((n for n in range(number + 1, pairs) if not writer.pair(n).complete), None)
+
+
+def _block(writer: RunWriter | Shared, trial: Trial, devices: list[jax.Device]) -> Block:
+    """The pair's block: the one in run.json if the run began with it, else chosen now and stored."""
+    name = f"{trial.problem.name} × {trial.optimizer.spec}"
+    blocks = writer.info["blocks"]
+    if name not in blocks:
+        blocks[name] = dataclasses.asdict(choose_block(trial, devices, trial.plan.trials_per_pair))
+        writer.save_info()
+    return Block(**blocks[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledPair:
+    """A pair's program, and the same for one trial alone (None where the pair is timed already), each with what
+    compiling it took. A function of (plan, pair): other pairs do not enter it."""
+
+    together: tuple[Program, Compiled]
+    alone: tuple[Program, Compiled] | None
+
+    @classmethod
+    def of(cls, trial: Trial, block: Block, devices: list[jax.Device], timed: bool, ahead: bool) -> CompiledPair:
+        """`timed` and `ahead`: whether it has its timings, and whether another pair's sweep is going on."""
+        program = Program(trial, block, devices)
+        return cls(_compile(program, ahead), None if timed else _compile_alone(program, ahead))
+
+    def timings(self, time_problem: bool) -> list[dict[str, Any]]:
+        """Timings rows: one trial alone, at the middle learning rate; the problem's loss and gradient if wanted (once a
+        problem, with its last optimizer: the first answer should not wait for them); the first trials together."""
+        program, plan = self.together[0], self.together[0].trial.plan
+        middle = math.exp(sum(map(math.log, plan.rates)) / len(plan.rates))
+        first = np.resize(np.repeat(plan.rates, plan.seeds), program.block.slots)
+        rows = []
+        if self.alone:
+            rows = time_evaluations(self.alone[0], plan) if time_problem else []
+            rows.append(time_program(*self.alone, "solo", np.array([middle])))
+        return [*rows, time_program(*self.together, "batched", first)]
+
+
+def _compile(program: Program, ahead: bool) -> tuple[Program, Compiled]:
+    return program, dataclasses.replace(compile_program(program), ahead=ahead)
+
+
+def _compile_alone(program: Program, ahead: bool) -> tuple[Program, Compiled] | None:
+    """The program of one trial on one device."""
+    return _compile(Program(program.trial, solo_block(program.block), program.devices), ahead)
+
+
+def _sweep_pair(plan: SweepPlan, number: int, pair: CompiledPair, store: PairStore, watcher: Watcher) -> bool:
+    """Sweep one pair; whether it was finished."""
+    program, compiled = pair.together
+    if not PairSweep(program, compiled.call, plan, number, store).run(watcher.chunk, watcher.should_stop):
+        return False
+    if plan.sharpness:
+        store.save("sharpness", _sharpness_rows(program.trial, plan, store.read("trials")))
+    store.finish()
+    return True
+
+
+def _sharpness_rows(trial: Trial, plan: SweepPlan, trials: pa.Table) -> list[dict[str, Any]]:
+    """Along the paths of the pair's representative learning rates; `trials` are its rows."""
+    from gradbench.theory.sharpness import sharpness_along  # only a plan that asks for it waits for SciPy
+
+    problem, optimizer = trial.problem, trial.optimizer.spec
+    facts = {problem.name: {"target": problem.target}}
+    [pair] = summarise_tables([(problem.name, optimizer)], trials, TIMINGS.empty_table(), facts)
+    return sharpness_along(problem, optimizer, list(representative_rates(pair)), plan=plan)

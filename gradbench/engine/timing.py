@@ -1,0 +1,238 @@
+"""What things cost: trace, lower, compile, first run and steady steps, each apart, everything waited for."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.engine.roofline import kernels_per_row
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import cast
+from gradbench.program.block import work
+from gradbench.program.program import Program, State, inner, loop_options, numerics
+from gradbench.program.xla.layout import plain
+from gradbench.program.xla.rewrite import rewritten
+
+SAMPLES = 9
+SAMPLE_SECONDS = 0.005  # of one sample at least: the clock and a thread's wake-up cost microseconds
+BUDGET_SECONDS = 20.0  # of one measurement; slow steps get fewer samples, and the record says how many
+
+
+class _Heard(threading.local):
+    """What this thread has heard of JAX's compilation cache."""
+
+    hits = 0
+
+
+_heard = _Heard()
+
+
+def _listen(event: str, **_: Any) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+        _heard.hits += 1
+
+
+jax.monitoring.register_event_listener(_listen)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled function and the seconds each stage took; `cached` if compiling was loading it from the cache, `ahead`
+    if it was done while an earlier pair's sweep used the cores."""
+
+    call: Any  # jax.stages.Compiled
+    trace_s: float
+    lower_s: float
+    compile_s: float
+    cached: bool
+    flops: float | None
+    bytes: float | None
+    ahead: bool = False
+
+
+def compile_stages(function: Any, *arguments: Any) -> Compiled:
+    """Trace, lower and compile a jitted function ahead, each timed. FLOP and bytes count a loop's body once."""
+    clock = time.perf_counter
+    _heard.hits = 0
+    start = clock()
+    traced = function.trace(*arguments)
+    traced_at = clock()
+    lowered = traced.lower()
+    lowered_at = clock()
+    compiled = lowered.compile()
+    done = clock()
+    analysis = compiled.cost_analysis() or {}
+    stages = (traced_at - start, lowered_at - traced_at, done - lowered_at)
+    return Compiled(compiled, *stages, _heard.hits > 0, analysis.get("flops"), analysis.get("bytes accessed"))
+
+
+def measure(once: Callable[[int], float], steps: int) -> dict[str, Any]:
+    """Steady seconds a step. `once(n)` does the work n times in a row, waits for it, and returns its seconds.
+
+    Samples of n and of 2n alternate; T(2n)/T(n), the ratio of their medians, says whether the clock can be trusted.
+    """
+    seconds = once(1)  # warm
+    repeats = max(1, int(np.ceil(SAMPLE_SECONDS / max(seconds, 1e-7))))
+    count = int(min(SAMPLES, max(3, BUDGET_SECONDS / (max(seconds, 1e-7) * repeats * 3))))
+    single, double, ratio = [], [], 0.0
+    for _ in range(2):  # again once if something disturbed the first round
+        for sample in range(count):
+            single.append(once(repeats))
+            if sample % 3 == 0:
+                double.append(once(2 * repeats))
+        ratio = statistics.median(double) / statistics.median(single)
+        if 1.9 <= ratio <= 2.1 or sum(single) + sum(double) > BUDGET_SECONDS / 2:
+            break
+    per_step = np.array(single) / (repeats * steps)
+    low, middle, high = np.percentile(per_step, [25, 50, 75])
+    return {
+        "step_s_median": float(middle),
+        "step_s_p25": float(low),
+        "step_s_p75": float(high),
+        "step_s_min": float(per_step.min()),
+        "samples": len(single),
+        "doubling": ratio,
+        "trusted": bool(1.9 <= ratio <= 2.1),
+        "step_s_samples": per_step.tolist(),
+    }
+
+
+def compile_program(program: Program) -> Compiled:
+    """A program's `advance`, compiled for its devices."""
+    with numerics(program.trial.plan.dtype, program.trial.plan.precision):
+        return compile_stages(program.advance, *program.arguments())
+
+
+def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndarray) -> dict[str, Any]:
+    """Time a program on trials at their start: a timings row.
+
+    `rates` holds the first trials' learning rates, one a slot. Every sample starts the trials anew, untimed, so
+    diverged or converged arithmetic weighs what it weighs at the start of a sweep.
+    """
+    trial, block = program.trial, program.block
+    seeds = np.zeros(block.slots, np.uint32)
+    learning_rates, placed_seeds = program.rates(rates), program.place(seeds)
+
+    def start() -> State:
+        return jax.block_until_ready(program.start(seeds, learning_rates))
+
+    with numerics(trial.plan.dtype, trial.plan.precision):
+        first = program.place(np.zeros(block.slots, np.int32))
+        arguments = (learning_rates, placed_seeds, first, program.data)
+
+        def once(repeats: int) -> float:
+            state, rows = start(), None
+            began = time.perf_counter()
+            for _ in range(repeats):
+                state, rows = compiled.call(state, *arguments)
+            jax.block_until_ready((state, rows))
+            return time.perf_counter() - began
+
+        first_run_s = once(1)
+        steady = measure(once, block.steps)
+        moved = 2 * _bytes(start()) + _data_read(program)
+    return {
+        "problem": trial.problem.name,
+        "optimizer": trial.optimizer.spec,
+        "mode": mode,
+        "trials": block.slots,
+        "devices": block.devices,
+        **_costs(compiled, first_run_s, steady, block.devices * _share_of_row(program, compiled.flops), moved),
+    }
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _data_read(program: Program) -> float:
+    """Bytes of data that one step of a block cannot do without: each device's, once; or each trial's minibatch, and the
+    share that falls to a step of reading it all for an observation."""
+    plan, problem, block, whole = program.trial.plan, program.trial.problem, program.block, _bytes(plain(program.data))
+    if plan.batch_size is None or not problem.examples:
+        return whole * block.devices
+    return whole * (block.slots * plan.batch_size / problem.examples + block.devices / block.stride)
+
+
+def _share_of_row(program: Program, counted: float | None) -> float:
+    """What the cost analysis counts, times this, is a step's. It counts a loop's body once: without minibatches that is
+    a step; with them an observation of all the data and one update, of which a row has `stride`."""
+    stride = program.block.stride
+    if program.trial.plan.batch_size is None or not counted:
+        return 1.0
+    observation = program.block.lanes * work(program.trial.problem, program.trial.plan, batch=False).flops
+    return 1 - min(observation / counted, 1.0) * (1 - 1 / stride)
+
+
+def _costs(
+    compiled: Compiled, first_run_s: float, steady: dict[str, Any], scale: float, moved: float
+) -> dict[str, Any]:
+    flops = None if compiled.flops is None else compiled.flops * scale
+    return {
+        "trace_s": compiled.trace_s,
+        "lower_s": compiled.lower_s,
+        "compile_s": compiled.compile_s,
+        "compile_cached": compiled.cached,
+        "compile_ahead": compiled.ahead,
+        "first_run_s": first_run_s,
+        "flops_per_step": flops,
+        "bytes_per_step": None if compiled.bytes is None else compiled.bytes * scale,
+        "flops_per_s": None if flops is None else flops / steady["step_s_median"],
+        "kernels_per_step": kernels_per_row(compiled.call.as_text()),
+        "moved_bytes": moved,
+        **steady,
+    }
+
+
+def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
+    """Timings rows of the problem's loss alone (mode value) and with its gradient (value_and_grad), one trial."""
+    problem, rows, length = program.trial.problem, [], program.block.rows
+    platform = program.devices[0].platform
+    options = loop_options(platform, program.trial.products)
+    with jax.enable_x64(False):
+        start = problem.init(jax.random.key(0))
+    with numerics(plan.dtype, plan.precision):
+        params, data = jax.device_put((cast(start, plan.dtype), plain(program.data)), program.devices[0])
+        nothing = jnp.zeros((), plan.dtype)  # an argument, so that the compiler cannot know it is 0
+
+        # Each evaluation's result goes into the next one's params, times that 0: nothing is dropped or hoisted.
+        def value(params: Any, nothing: jax.Array, data: Any) -> Any:
+            loss = problem.loss(params, data)
+            return jax.tree.map(lambda p: p + (nothing * loss).astype(p.dtype), params)
+
+        def value_and_grad(params: Any, nothing: jax.Array, data: Any) -> Any:
+            loss, grads = jax.value_and_grad(problem.loss)(params, data)
+            return jax.tree.map(lambda p, g: p + (nothing * g + nothing * loss).astype(p.dtype), params, grads)
+
+        for step in (value, value_and_grad):
+
+            def chain(params: Any, nothing: jax.Array, data: Any, step: Callable[..., Any] = step) -> jax.Array:
+                step = rewritten(step, platform)
+                after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=length)
+                return inner(after, after)
+
+            compiled = compile_stages(jax.jit(chain, compiler_options=options), params, nothing, data)
+            once = partial(_call_often, compiled.call, params, nothing, data)
+            first_run_s = once(1)
+            steady = measure(once, length)
+            names = {"problem": problem.name, "optimizer": None, "mode": step.__name__, "trials": 1, "devices": 1}
+            moved = 2 * _bytes(params) + _bytes(data)
+            rows.append(names | _costs(compiled, first_run_s, steady, 1.0, moved))
+    return rows
+
+
+def _call_often(call: Callable[..., Any], params: Any, nothing: jax.Array, data: Any, repeats: int) -> float:
+    began = time.perf_counter()
+    for _ in range(repeats):
+        result = call(params, nothing, data)
+    jax.block_until_ready(result)
+    return time.perf_counter() - began

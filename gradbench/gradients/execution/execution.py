@@ -1,0 +1,330 @@
+"""Does this program, on this device, in this dtype and precision, compute the gradient and the loss it should?"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradbench.errors import error_text
+from gradbench.gradients.execution import programs, sandbox
+from gradbench.gradients.execution.judge import Judgement, judge
+from gradbench.gradients.formula import oracle
+from gradbench.gradients.formula.derivative import UNIT, leaf_names
+from gradbench.gradients.rounding.band import Band, Spread, quantile
+from gradbench.gradients.rounding.formats import (
+    flushes_subnormals,
+    format_of,
+    input_class,
+    precision_context,
+    x64_context,
+)
+from gradbench.inputs.problem import Problem
+
+ORDER = {"PASS": 0, "INCONCLUSIVE": 1, "FAIL": 2}
+REPEATS = 5  # every program is called this often at a point, twice where that takes over _SLOW_SECONDS
+MANY_REPEATS = 100  # and one of them so often where that takes at most _REPEAT_SECONDS: faults that come and go
+_REPEAT_SECONDS, _SLOW_SECONDS = 0.5, 2.0
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the report: a program in a dtype and precision on a device, at its worst point and call."""
+
+    program: str
+    dtype: str
+    precision: str
+    device: str
+    verdict: str
+    reason: str
+    off: float
+    resolves: float
+    calls: int
+    point: str
+    leaves: list[Any]
+    notes: list[str] = dataclasses.field(default_factory=list)
+    died: bool = False  # with its compiler
+
+
+@dataclasses.dataclass
+class Reference:
+    """What is expected at a point, flat in float64, its rounding spread, and a doubt if any.
+
+    `kind` names the band: "reverse" for (value, gradient), "forward" for slopes.
+    """
+
+    point: oracle.Point
+    expected: list[np.ndarray]
+    spread: Spread
+    doubt: str = ""
+    kind: str = "reverse"
+
+
+def compare_centre(spread: Spread, expected: list[np.ndarray], dtype: str) -> str:
+    """A doubt where the trace in `dtype` computes another function than the float64 one, else the empty string."""
+    factor = quantile(sum(e.size for e in expected))
+    for centre, wanted, sigma in zip(spread.exact, expected, spread.sigma):
+        if not np.isfinite(sigma[np.isfinite(wanted)]).all():
+            return f"the noise of {dtype} takes the interpretation out of float64's range"
+        # 2^-40: the two are float64 computations in different orders.
+        slack = factor * sigma + 2.0**-40 * np.max(np.abs(wanted), initial=0.0)
+        with np.errstate(all="ignore"):
+            if np.any(~(np.abs(centre - wanted) <= slack) & np.isfinite(wanted)):
+                return (
+                    f"the function traced in {dtype} is not the one traced in float64 (random numbers in the loss? a "
+                    f"constant that {dtype} cannot hold?)"
+                )
+    return ""
+
+
+class Execution:
+    """The check of one problem in one dtype and precision on one device; bands are compiled once for all points."""
+
+    def __init__(self, problem: Problem, dtype: str, precision: str, device: jax.Device):
+        self.problem, self.dtype, self.precision, self.device = problem, dtype, precision, device
+        self.form = format_of(dtype)
+        self.flushes = flushes_subnormals(dtype, device)
+        self._bands: dict[Any, Band] = {}
+        self._runners: dict[str, programs.Runner] = {}
+        self._forward: Any = None
+        self.spreads: list[Spread] = []  # one a point, for the formula's tests
+
+    def band(self, point: oracle.Point, kind: str = "reverse", **options: Any) -> Band:
+        key = (kind, *options.items())
+        if key not in self._bands:
+            function: Any = jax.value_and_grad(self.problem.loss)
+            if kind == "forward":
+                function = programs.forward(self.problem.loss)
+            self._bands[key] = Band(
+                function, point.params, point.data, self.dtype, self.precision, self.device, **options
+            )
+        return self._bands[key]
+
+    def runner(self, name: str, examples: int | None) -> programs.Runner:
+        """The program of that name, compiled once."""
+        if name not in self._runners:
+            self._runners[name] = programs.PROGRAMS[name].build(self.problem.loss, examples)
+        return self._runners[name]
+
+    def reference(self, point: oracle.Point) -> Reference:
+        """Raises what tracing or interpreting the loss raises."""
+        expected = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, point.data)
+        spread = self.band(point).sample(point.params, point.data)
+        self.spreads.append(spread)
+        return Reference(point, expected, spread, point.lost or compare_centre(spread, expected, self.dtype))
+
+    def place(self, point: oracle.Point) -> tuple[Any, Any]:
+        with x64_context(self.dtype):
+            return jax.device_put((point.params, point.data), self.device)
+
+    def judge(self, got: list[Any], reference: Reference, names: list[str], extra: Any = None) -> Judgement:
+        """Judge flat leaves (the value first if there are as many as expected, else the gradient alone)."""
+        expected, spread = reference.expected, reference.spread
+        if len(got) < len(expected):
+            expected, spread, names = expected[1:], _tail(spread), names[1:]
+            extra = None if extra is None else extra[1:]
+        grains = self.form.tiny if self.flushes else self.form.spacing / 2
+        options = {"extra": extra, "examples": reference.point.examples, "grains": grains}
+        verdict = judge(got, expected, spread, names, self.form, **options)
+        if verdict.verdict == "FAIL" and spread.stagnating and verdict.off < np.inf:
+            point = reference.point
+            worst = self.band(point, reference.kind, worst_case=True).sample(point.params, point.data)
+            if len(got) < len(reference.expected):
+                worst = _tail(worst)
+            if judge(got, expected, worst, names, self.form, **options).off <= 1:
+                verdict.verdict = "INCONCLUSIVE"
+                verdict.reason = f"{'; '.join(spread.stagnating)}; {verdict.reason}"
+        if reference.doubt and verdict.verdict != "FAIL":
+            verdict.verdict, verdict.reason = "INCONCLUSIVE", reference.doubt
+        elif reference.doubt:
+            verdict.verdict, verdict.reason = "INCONCLUSIVE", f"{reference.doubt}; {verdict.reason}"
+        return verdict
+
+    def run(
+        self,
+        name: str,
+        runner: programs.Runner,
+        reference: Reference,
+        *,
+        extra: Any = None,
+        repeats: int = REPEATS,
+        most: int = REPEATS,
+        names: list[str] | None = None,
+    ) -> Row:
+        """Call `runner` `repeats` times, up to `most` while it is quick, and judge every distinct answer."""
+        names = names or ["value", *leaf_names(reference.point.params)]
+        with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self.device):
+            params, data = self.place(reference.point)
+            answers: dict[bytes, list[np.ndarray]] = {}
+            calls, started = 0, time.perf_counter()
+            while calls < max(repeats, most):
+                leaves = [np.asarray(x) for x in jax.tree.leaves(runner(params, data))]
+                answers.setdefault(b"".join(x.tobytes() for x in leaves), leaves)
+                calls += 1
+                if calls == 1:
+                    started = time.perf_counter()  # the first call compiles
+                elif time.perf_counter() - started > (_REPEAT_SECONDS if calls >= repeats else _SLOW_SECONDS):
+                    break
+        judged = [self.judge(got, reference, names, extra) for got in answers.values()]
+        worst = max(judged, key=lambda j: (ORDER[j.verdict], j.off))
+        row = Row(
+            program=name,
+            dtype=self.dtype,
+            precision=self.precision,
+            device=f"{self.device.platform}:{self.device.id}",
+            verdict=worst.verdict,
+            reason=worst.reason,
+            off=worst.off,
+            resolves=worst.resolves,
+            calls=calls,
+            point=reference.point.label,
+            leaves=worst.leaves,
+        )
+        if len(answers) > 1:
+            row.notes.append(f"{len(answers)} different answers in {calls} calls")
+        if worst.verdict == "FAIL":
+            row.notes += self.name_precision(list(answers.values())[judged.index(worst)], reference, names, extra)
+        return row
+
+    def name_precision(self, got: list[Any], reference: Reference, names: list[str], extra: Any) -> list[str]:
+        """Whether the answer is what rounding the inputs of float32 matrix products to TF32 or bfloat16 would give."""
+        if self.dtype != "float32" or input_class(self.precision, self.device) != "full":
+            return []
+        point = reference.point
+        for kind, text in (("tf32", "TF32"), ("bf16", "bfloat16")):
+            spread = self.band(point, reference.kind, assume=kind).sample(point.params, point.data)
+            assumed = dataclasses.replace(reference, spread=spread)
+            if max(s / n for s, n in zip(spread.norm, reference.spread.norm) if n > 0) < 2:
+                return []  # no float32 matrix product in this loss
+            if self.judge(got, assumed, names, extra).verdict != "FAIL":
+                return [f"the error is of the size that {text} inputs of the matrix products give"]
+        return []
+
+    def precision_seen(self, runner: programs.Runner, reference: Reference) -> str:
+        """Which precision the device used where it had the choice."""
+        point = reference.point
+        kind = input_class(self.precision, self.device)
+        if self.dtype != "float32" or kind == "full":
+            cpu = self.precision != "highest" and self.device.platform == "cpu" and self.dtype == "float32"
+            return f"a CPU multiplies in full float32: precision {self.precision} changes nothing" if cpu else ""
+        spread = self.band(point, assume="full").sample(point.params, point.data)
+        row = Execution.run(self, "", runner, dataclasses.replace(reference, spread=spread))
+        if row.off > 1:
+            return f"{kind} is in force: the error is {row.off:.0f} times what full float32 allows"
+        return "full float32 is in force: the error lies within its band"
+
+    def microbatches(self, reference: Reference) -> tuple[Any, str]:
+        """(extra tolerance, "") of the microbatch program, or (None, why it is not asked)."""
+        point = reference.point
+        if not point.examples or point.examples < 2:
+            return None, "the problem has no examples to cut"
+        total = [np.zeros_like(e) for e in reference.expected]
+        size = [np.zeros_like(e) for e in reference.expected]
+        parts = programs.pieces(point.examples)
+        for weight, rows in parts:
+            data = oracle.take_rows(point.data, point.examples, rows)
+            part = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, data)
+            total = [t + weight * p for t, p in zip(total, part)]
+            size = [s + np.abs(weight * p) for s, p in zip(size, part)]
+        for t, e in zip(total, reference.expected):
+            if np.linalg.norm(t - e) > 2.0**-30 * max(np.linalg.norm(t), np.linalg.norm(e)):
+                return None, "the loss is not the mean of the losses of parts of its examples"
+        # Each part is rounded, weighted and added: len(parts) + 2 roundings of numbers of this size at the most.
+        unit = self.form.unit
+        return [(len(parts) + 2) * unit * s + (len(parts) + 1) * self.form.spacing for s in size], ""
+
+    def check(self, points: list[oracle.Point], names: list[str]) -> tuple[list[Row], dict[str, str]]:
+        """A row for each program, its worst point; and the programs that were skipped, with the reason."""
+        rows: dict[str, Row] = {}
+        skipped: dict[str, str] = {}
+        for point in points:
+            reference = self.reference(point)
+            for name in names:
+                if name in skipped or (name in rows and rows[name].died):
+                    continue
+                found = self.program(name, point, reference, seen=point is points[0])
+                if isinstance(found, str):
+                    skipped[name] = found
+                else:
+                    _keep(rows, found)
+        return list(rows.values()), skipped
+
+    def program(self, name: str, point: oracle.Point, reference: Reference, seen: bool) -> Row | str:
+        """One program at one point, `seen` with the precision that was found in force; or why it was skipped."""
+        try:
+            if name == programs.FORWARD:
+                return self.forward(point, reference)
+            extra = None
+            if name == "microbatches":
+                extra, why = self.microbatches(reference)
+                if extra is None:
+                    return why
+            runner = self.runner(name, point.examples)
+            most = MANY_REPEATS if name == "value_and_grad" else REPEATS
+            row = self.run(name, runner, reference, extra=extra, most=most)
+            if name == "value_and_grad" and seen:
+                note = self.precision_seen(runner, reference)
+                row.notes += [note] if note else []
+            return row
+        except sandbox.CompilerDied as error:
+            reason = f"the compiler ends the process on this program ({error})"
+            return dataclasses.replace(self.unable(name, "FAIL", reason), died=True)
+        except Exception as error:
+            if name == programs.FORWARD and isinstance(error, TypeError):
+                return "a custom_vjp has no forward derivative"
+            if name in ("vmap", programs.FORWARD) and isinstance(error, NotImplementedError):
+                return f"JAX cannot batch this loss: {error_text(error)}"
+            return self.unable(name, "INCONCLUSIVE", f"the program cannot be run: {error_text(error)}")
+
+    def unable(self, program: str, verdict: str, reason: str) -> Row:
+        """The row of what gave no answer."""
+        where = f"{self.device.platform}:{self.device.id}"
+        return Row(program, self.dtype, self.precision, where, verdict, reason, 0.0, float("inf"), 0, "", [])
+
+    def forward(self, point: oracle.Point, reference: Reference, repeats: int = REPEATS) -> Row:
+        """Forward-mode slopes along fixed directions against <g*, v>."""
+        tangents = programs.directions(point.params)
+        point = dataclasses.replace(point, data=(point.data, tangents))
+        if self._forward is None:
+            self._forward = jax.jit(programs.forward(self.problem.loss))
+        slopes = [
+            sum(
+                float(np.vdot(g, v[i].astype(np.float64)))
+                for g, v in zip(reference.expected[1:], jax.tree.leaves(tangents))
+            )
+            for i in range(programs.FORWARD_DIRECTIONS)
+        ]
+        spread = self.band(point, "forward").sample(point.params, point.data)
+        wanted = [np.asarray(slopes)]
+        along = Reference(point, wanted, spread, compare_centre(spread, wanted, self.dtype), "forward")
+        # <g*, v> inherits the float64 rounding of g*, at most sqrt(n) of its norm along +-1, and rounds itself.
+        share = UNIT / self.form.unit
+        slack = sum(
+            quantile(1) * share * np.sqrt(g.size) * norm + UNIT * np.sqrt(g.size) * float(np.sum(np.abs(g)))
+            for g, norm in zip(reference.expected[1:], reference.spread.norm[1:])
+        )
+        extra = [np.full(len(slopes), slack)]
+        options: dict[str, Any] = {"extra": extra, "repeats": repeats, "most": repeats}
+        return self.run(programs.FORWARD, self._forward, along, names=["slopes"], **options)
+
+
+def _tail(spread: Spread) -> Spread:
+    return dataclasses.replace(
+        spread, exact=spread.exact[1:], sigma=spread.sigma[1:], norm=spread.norm[1:], along=spread.along[1:]
+    )
+
+
+def _keep(rows: dict[str, Row], row: Row) -> None:
+    """Of two points the worse one; of two equal verdicts the larger error. The coarser resolving power is reported."""
+    old = rows.get(row.program)
+    if old is None:
+        rows[row.program] = row
+        return
+    worse = max(old, row, key=lambda r: (ORDER[r.verdict], r.off))
+    worse.resolves = max(old.resolves, row.resolves)
+    worse.notes = list(dict.fromkeys([*old.notes, *row.notes]))
+    worse.calls = old.calls + row.calls
+    rows[row.program] = worse

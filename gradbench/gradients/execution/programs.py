@@ -1,0 +1,190 @@
+"""The programs a gradient is computed by. Each takes a loss and returns `run(params, data) -> (value, gradient)`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradbench.errors import PlanError, nearest
+from gradbench.gradients.execution import sandbox
+from gradbench.gradients.formula.oracle import take_rows
+from gradbench.inputs.optimizer import Optimizer
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import Problem
+from gradbench.program import program as sweep
+
+LossFunction = Callable[[Any, Any], jax.Array]
+Runner = Callable[[Any, Any], tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A way to compute a gradient. `build(loss, examples)` makes the runner; its value is None where it has none."""
+
+    name: str
+    build: Callable[[LossFunction, int | None], Runner]
+    fast: bool = False
+
+
+def _eager(loss: LossFunction, examples: int | None) -> Runner:
+    return jax.value_and_grad(loss)
+
+
+def _jit(loss: LossFunction, examples: int | None) -> Runner:
+    gradient = jax.jit(jax.grad(loss))
+    return lambda params, data: (None, gradient(params, data))
+
+
+def _value_and_grad(loss: LossFunction, examples: int | None) -> Runner:
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def _has_aux(loss: LossFunction, examples: int | None) -> Runner:
+    def with_aux(params, data):
+        value = loss(params, data)
+        return value, {"loss": value}
+
+    def run(params, data):
+        (_, aux), gradient = jax.value_and_grad(with_aux, has_aux=True)(params, data)
+        return aux["loss"], gradient
+
+    return jax.jit(run)
+
+
+LANES = 3
+
+
+def _lanes(params: Any) -> Any:
+    """Three trials along a leading axis: half the params, the params, the params turned round."""
+    return jax.tree.map(lambda x: jnp.stack([x * jnp.asarray(0.5, x.dtype), x, -x]), params)
+
+
+def _lane(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[1], tree)
+
+
+def _vmap(loss: LossFunction, examples: int | None) -> Runner:
+    @jax.jit
+    def run(lanes, data):
+        return jax.vmap(jax.value_and_grad(loss), in_axes=(0, None))(lanes, data)
+
+    return lambda params, data: _lane(run(_lanes(params), data))
+
+
+def _remat(loss: LossFunction, examples: int | None) -> Runner:
+    return jax.jit(jax.value_and_grad(jax.checkpoint(loss)))
+
+
+def _keeps_gradient(learning_rate: Any, steps: int) -> optax.GradientTransformationExtraArgs:
+    """An optimizer that does not move and whose state is the last gradient."""
+
+    def update(updates, state, params=None, **extra):
+        return jax.tree.map(jnp.zeros_like, updates), updates
+
+    return optax.GradientTransformationExtraArgs(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+def _batched(loss: LossFunction, examples: int | None) -> Runner:
+    """The sweep's own program (gradbench.program), two steps of three trials that stay where they are. Raises
+    CompilerDied where the compiler does not survive it."""
+    made: list[sweep.Program] = []
+
+    def runner(params, data):
+        one = jax.tree.leaves(params)[0]
+        if not made:
+            plan = SweepPlan(dtype=str(one.dtype), steps=2)
+            problem = Problem(init=lambda key: params, loss=loss, data=data, examples=examples)
+            trial = sweep.Trial.of(problem, Optimizer("keeps the gradient", _keeps_gradient), plan)
+            block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1)
+            program = sweep.Program(trial, block, list(one.devices()))
+            if program.devices[0].platform == "cpu":  # its products are ours, in orders that few programs have
+                sandbox.survive(program.advance, program.arguments(), sweep.loop_options("cpu", trial.products, LANES))
+            made.append(program)
+        program = made[0]
+        rates, none = program.rates(np.zeros(LANES)), program.place(np.zeros(LANES, np.int32))
+        state = program._start(_lanes(params), rates)
+        state, rows = program.advance(state, rates, none.astype(jnp.uint32), none, program.laid_out(data))
+        return rows.loss[-1, 1], _lane(state.opt_state)
+
+    return runner
+
+
+MICROBATCHES = 4
+
+
+def pieces(examples: int) -> list[tuple[float, slice]]:
+    """MICROBATCHES parts of the rows, with their weights; fewer where there are not as many rows."""
+    edges = np.unique(np.linspace(0, examples, MICROBATCHES + 1).astype(int))
+    return [((stop - start) / examples, slice(int(start), int(stop))) for start, stop in itertools.pairwise(edges)]
+
+
+def microbatches(loss: LossFunction, examples: int | None, transform: Callable = jax.jit) -> Runner:
+    """The mean over parts of the examples of their gradients, each weighted by its rows."""
+    piece = transform(jax.value_and_grad(loss))
+
+    def run(params, data):
+        total = None
+        for weight, rows in pieces(examples or 1):
+            part = jax.tree.map(lambda x, w=weight: w * x, piece(params, take_rows(data, examples or 1, rows)))
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+        return total
+
+    return run
+
+
+FORWARD_DIRECTIONS = 4
+
+
+def directions(params: Any) -> Any:
+    """FORWARD_DIRECTIONS directions of +-1, exact in every format: `params` with a leading axis (NumPy)."""
+    generator = np.random.default_rng(7)
+
+    def leaf(x: Any) -> np.ndarray:
+        shape = (FORWARD_DIRECTIONS, *np.shape(x))
+        return (2 * generator.integers(2, size=shape, dtype=np.int8) - 1).astype(x.dtype)
+
+    return jax.tree.map(leaf, params)
+
+
+def forward(loss: LossFunction) -> Callable[[Any, Any], jax.Array]:
+    """`run(params, (data, directions))` -> the forward-mode derivatives along each direction, shape (directions,)."""
+
+    def run(params, both):
+        data, tangents = both
+        return jax.vmap(lambda tangent: jax.jvp(lambda p: loss(p, data), (params,), (tangent,))[1])(tangents)
+
+    return run
+
+
+PROGRAMS = {
+    program.name: program
+    for program in (
+        Program("eager", _eager),
+        Program("jit", _jit),
+        Program("value_and_grad", _value_and_grad, fast=True),
+        Program("has_aux", _has_aux),
+        Program("vmap", _vmap),
+        Program("remat", _remat),
+        Program("batched", _batched),
+        Program("microbatches", microbatches),
+    )
+}
+FORWARD = "forward"
+NAMES = (*PROGRAMS, FORWARD)
+
+
+def select(names: tuple[str, ...] | None, fast: bool) -> list[str]:
+    """The programs to check: the named ones, or all, or with `fast` the one a training step uses."""
+    if names is None:
+        return [name for name in NAMES if not fast or (name in PROGRAMS and PROGRAMS[name].fast)]
+    for name in names:
+        if name not in NAMES:
+            raise PlanError(f"program={name}: need one of {', '.join(NAMES)}{nearest(name, NAMES)}")
+    return list(names)

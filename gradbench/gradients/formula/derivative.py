@@ -1,0 +1,348 @@
+"""Is the derivative the derivative of the loss? Float64, op by op, against finite differences (see differences.py) and
+other ways to compute it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradbench.errors import one_line
+from gradbench.gradients.formula import oracle, reference
+from gradbench.gradients.formula.differences import UNIT, Slope, slope_at_zero
+from gradbench.gradients.formula.scale import meaning
+from gradbench.gradients.rounding.band import Spread, quantile
+from gradbench.gradients.rounding.primitives import names
+from gradbench.inputs.problem import Problem
+from gradbench.program.xla.jaxprs import custom_rules
+
+# A fault smaller than this is not resolved by differences and the direction is INCONCLUSIVE: half of a leaf's slope
+# is the coarsest fault (a factor 2) that must be seen.
+COARSEST = 0.5
+# A derivative that iterates to a tolerance (an adjoint of an ODE, an implicit root) differs from its loss's by some
+# multiple of that. Below the unit of float32 the difference is INCONCLUSIVE, not FAIL; below the root of that unit
+# where a custom rule of the loss holds a while loop.
+NEGLIGIBLE, NEGLIGIBLE_ITERATED = 2.0**-24, 2.0**-12
+# Primitives whose slope may jump, or may become infinite, at a point.
+_KINKED = names(
+    "abs max min sign clamp select_n cond while sort top_k argmax argmin reduce_max reduce_min cummax cummin floor "
+    "ceil round rem sqrt rsqrt cbrt pow eq ne lt le gt ge scatter_max scatter_min scatter-max scatter-min "
+    "pure_callback select_and_scatter_add select_and_gather_add reduce_window_max reduce_window_min"
+)
+_TAYLOR_STEPS = 40  # halvings at most
+_ITERATES = "a rule that iterates to a tolerance may be so far off"
+
+
+@dataclasses.dataclass
+class Test:
+    """One test: its name, PASS / FAIL / INCONCLUSIVE, one line of finding, and the smallest fault it could see. An
+    INCONCLUSIVE one that has the last is a difference too small to accuse."""
+
+    name: str
+    verdict: str
+    finding: str
+    resolves: float | None = None
+
+
+class Loss:
+    """The loss at a point as a function of one number, the step along a direction; float64, op by op."""
+
+    def __init__(self, problem: Problem, point: oracle.Point, noise: float | None):
+        self.trace = oracle.trace(problem.loss, point.params, point.data)
+        self.leaves = [np.asarray(x).astype(np.float64) for x in jax.tree.leaves(point.params)]
+        self._data = jax.tree.leaves(point.data)
+        self.rules = custom_rules(self.trace)
+        self.smooth = _KINKED.isdisjoint(oracle.primitives(self.trace))
+        self.iterates = any(loops for _, loops in self.rules)
+        self.value = self.at(0.0, [None] * len(self.leaves))
+        # Without a band a thousand roundings are assumed.
+        self.noise = max(UNIT * abs(self.value), 1000 * UNIT * abs(self.value) if noise is None else noise)
+
+    def at(self, step: float, direction: Sequence[np.ndarray | None]) -> float:
+        """`direction` has an array a leaf, or None where the leaf stays."""
+        params = [x if v is None else x + step * v for x, v in zip(self.leaves, direction)]
+        return float(reference.run(self.trace, [*params, *self._data])[0])
+
+    def slope(self, direction: Sequence[np.ndarray | None], start: float, size: float) -> Slope | None:
+        """Along a direction, from steps around `start`, where `size` is that of the slope asked about; None where the
+        loss is not finite nearby."""
+        return slope_at_zero(lambda h: self.at(h, direction), self.value, self.noise, start, size, self.smooth)
+
+
+def check(
+    problem: Problem, point: oracle.Point, spread: Spread | None, share: float, fast: bool
+) -> tuple[list[Test], list[np.ndarray]]:
+    """Every test of the derivative at a float64 point, and the gradient's flat leaves (float64).
+
+    `spread` is the rounding spread of (value, gradient) in some dtype and `share` its unit over float64's.
+    """
+    value, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), point.params, point.data)
+    loss = Loss(problem, point, None if spread is None else float(spread.sigma[0]) / share)
+    # x + hv is rounded to float64 too, which moves the loss by g times that.
+    inputs = sum(float(np.nansum((x * g) ** 2)) for x, g in zip(loss.leaves, gradient) if np.isfinite(g).all())
+    loss.noise += UNIT * math.sqrt(inputs)
+    names = leaf_names(point.params)
+    if not math.isfinite(float(value)):
+        return [Test("loss", "INCONCLUSIVE", f"the loss is {float(value)} at this point")], gradient
+    generator = np.random.default_rng(1)
+    norms = [0.0] * len(gradient) if spread is None else [n / share for n in spread.norm[1:]]
+    differences, reach = _differences(loss, gradient, names, generator, fast, point.examples)
+    tests = [differences]
+    if differences.verdict != "FAIL" or all(np.isfinite(g).all() for g in gradient):
+        tests.append(_taylor(loss, gradient, reach, generator))
+        if not fast:
+            tests.append(_forward_against_reverse(problem, loss, point, gradient, norms, generator))
+        if problem.gradient is not None:
+            tests.append(_analytic(problem.gradient, loss, point, gradient, norms, names))
+    tests += _value_of_rules(loss, float(value))
+    if differences.verdict == "FAIL":
+        tests.append(_suspects(loss, point, gradient, names))
+    return tests, gradient
+
+
+def check_start(problem: Problem, start: oracle.Point, spread: Spread | None, share: float, fast: bool) -> list[Test]:
+    """The tests that fail at the start itself, where kinks and `where` traps lie (a start is often 0); see `check`.
+
+    What is unclear there was tested at the point nearby, but for a difference too small to accuse. With `fast` only a
+    gradient that is not finite is looked into.
+    """
+    _, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), start.params, start.data)
+    if fast and all(np.isfinite(g).all() for g in gradient):
+        return []
+    tests, _ = check(problem, start, spread, share, True)
+    kept = [t for t in tests if t.verdict == "FAIL" or (t.verdict == "INCONCLUSIVE" and t.resolves is not None)]
+    kept += [t for t in tests if kept and t.name == "suspects"]
+    return [dataclasses.replace(t, finding=f"at the start: {t.finding}") for t in kept]
+
+
+def leaf_names(params: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) or "params" for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def _value_of_rules(loss: Loss, with_gradient: float) -> list[Test]:
+    """A custom rule may report another value than the function that it differentiates: the loss beside a gradient is
+    then not the loss. No test where there is no custom rule."""
+    if not loss.rules:
+        return []
+    off, slack = abs(with_gradient - loss.value), quantile(1) * math.sqrt(2) * loss.noise
+    relative = off / abs(loss.value) if loss.value else off
+    finding = f"the loss is {loss.value:.10g}, beside its gradient {with_gradient:.10g}"
+    if off <= slack:
+        return [Test("value of the rules", "PASS", finding, slack / abs(loss.value) if loss.value else None)]
+    if loss.iterates and relative <= NEGLIGIBLE_ITERATED:
+        return [Test("value of the rules", "INCONCLUSIVE", f"{finding}: {_ITERATES}", relative)]
+    listed = "; ".join(name for name, _ in loss.rules)
+    return [Test("value of the rules", "FAIL", f"{finding}: a rule reports another value ({listed})")]
+
+
+def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: int | None) -> tuple[Test, list[float]]:
+    """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones. Also, per leaf, how
+    far an entry was moved where a slope was known best."""
+    reach = [oracle.length(leaf) for leaf in loss.leaves]
+    faults, close, unclear, seen, kinks, tried = [], [], [], 0.0, 0, 0
+    large = sum(g.size for g in gradient) > 10**5
+    negligible, excuse = NEGLIGIBLE, "less than float32 resolves"
+    if loss.iterates:
+        negligible, excuse = NEGLIGIBLE_ITERATED, _ITERATES
+    # What the loss changes by as a leaf moves by its length, of the leaf where that is most: beside it a slope of 0
+    # need not be known to a share of itself.
+    sizes = [float(np.sqrt(np.mean(g**2))) * oracle.length(leaf) for leaf, g in zip(loss.leaves, gradient)]
+    steepest = max((size for size in sizes if math.isfinite(size)), default=0.0)
+    for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
+        length = oracle.length(leaf)
+        entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
+        entries += [int(i) for i in np.flatnonzero(~np.isfinite(g))[:1]]
+        if not (fast or large):
+            entries += [int(i) for i in generator.integers(g.size, size=2)]
+        directions = [(np.where(generator.random(g.shape) < 0.5, -1.0, 1.0) / math.sqrt(g.size), None)]
+        if g.size == 1:
+            directions = []
+        elif not (fast or large):
+            directions.append((np.where(generator.random(g.shape) < 0.5, -1.0, 1.0) / math.sqrt(g.size), None))
+        directions += [(_unit(g.shape, i), i) for i in dict.fromkeys(entries)]
+        norm = float(np.linalg.norm(g))
+        for direction, entry in directions:
+            tried += 1
+            whole: list[np.ndarray | None] = [None] * len(gradient)
+            whole[number] = direction
+            along = float(np.sum(g * direction)) if entry is None else float(g.reshape(-1)[entry])
+            size = max(abs(along), norm / math.sqrt(g.size)) if math.isfinite(norm) else 0.0
+            # A direction of +-1/sqrt(n) moves every entry 1/sqrt(n).
+            spread = math.sqrt(g.size) if entry is None else 1.0
+            slope = loss.slope(whole, length * min(spread, 16), size)
+            where = name if entry is None else f"{name}{list(map(int, np.unravel_index(entry, g.shape)))}"
+            if slope is None:
+                unclear.append(f"{where}: the loss is not finite nearby")
+                continue
+            reach[number] = min(reach[number], slope.step / spread)
+            middle = (slope.low + slope.high) / 2
+            if not math.isfinite(along):
+                give = f"one-sided slopes are {slope.low:.6g} and {slope.high:.6g}"
+                give = give if slope.kink else f"differences give {middle:.6g}"
+                faults.append((math.inf, f"{where}: the gradient is {along}, {give}{_where(loss)}"))
+                continue
+            kinks += slope.kink
+            slack = slope.tolerance + UNIT * (norm * 8 + abs(along))
+            off = slope.off(along)
+            reference = max(abs(along), norm / math.sqrt(g.size), abs(middle))
+            if slack < off <= negligible * reference:
+                text = f"{where}: slope {along:.10g}, differences give {middle:.10g}, {off / reference:.0e} apart"
+                close.append((off / reference, f"{text}: {excuse}"))
+            elif off > slack:
+                ratio = f", {along / middle:.7g} times" if abs(middle) > slack else ""
+                told = meaning(along / middle, examples, slack / abs(middle)) if ratio else ""
+                ratio += f": {told}" if told and "too large" not in told and "of what" not in told else ""
+                kind = "not between the one-sided slopes" if slope.kink else "differences give"
+                got = f"{slope.low:.7g} and {slope.high:.7g}" if slope.kink else f"{middle:.7g}"
+                faults.append((off / slack, f"{where}: slope {along:.7g}, {kind} {got} +- {slack:.1e}{ratio}"))
+            elif slack > COARSEST * reference and slack * length > NEGLIGIBLE * steepest:
+                unclear.append(f"{where}: differences are only good to {slack:.1e}")
+            elif reference > 0:
+                seen = max(seen, slack / reference)
+    name = "finite differences"
+    if faults:
+        return Test(name, "FAIL", max(faults)[1] + f" ({len(faults)} of {tried} directions)"), reach
+    if close:
+        return Test(name, "INCONCLUSIVE", f"{max(close)[1]} ({len(close)} of {tried})", max(close)[0]), reach
+    if unclear:
+        return Test(name, "INCONCLUSIVE", unclear[0] + f" ({len(unclear)} of {tried})"), reach
+    finding = f"{tried} directions agree" + (f", {kinks} at kinks, between the one-sided slopes" if kinks else "")
+    return Test(name, "PASS", finding, seen), reach
+
+
+def _unit(shape: tuple[int, ...], entry: int) -> np.ndarray:
+    direction = np.zeros(shape)
+    direction.reshape(-1)[entry] = 1.0
+    return direction
+
+
+def _where(loss: Loss) -> str:
+    if "select_n" not in oracle.primitives(loss.trace):
+        return ""
+    return " (the loss has a `where`: its unused branch has an infinite derivative; guard the argument too)"
+
+
+def _taylor(loss: Loss, gradient, reach: list[float], generator) -> Test:
+    """The remainder f(x+hv) - f(x) - h<g,v> falls like h^2, and like h^3 in the central form, down to the noise.
+
+    v moves an entry by a quarter of its leaf's length, but at most 1000 times what differences moved it: those are best
+    over steps of u^(1/3) of the loss's own length.
+    """
+    name = "Taylor remainder"
+    sizes = [min(oracle.length(leaf) / 4, 1000 * r) for leaf, r in zip(loss.leaves, reach)]
+    direction = [size * generator.standard_normal(g.shape) for size, g in zip(sizes, gradient)]
+    along = float(sum(np.sum(g * v) for g, v in zip(gradient, direction)))
+    floor = 10 * quantile(1) * loss.noise
+    rows: list[tuple[float, float, float]] = []
+    for power in range(_TAYLOR_STEPS):
+        step = 2.0**-power
+        ahead, behind = loss.at(step, direction), loss.at(-step, direction)
+        rows.append((step, abs(ahead - loss.value - step * along), abs(ahead - behind - 2 * step * along)))
+        if all(max(row[1:]) <= floor for row in rows[-2:]) and power > 2:
+            break
+    text, verdict = [], "PASS"
+    for label, column in (("slope", 1), ("central", 2)):
+        usable = [(r[0], r[column]) for r in rows if math.isfinite(r[column]) and r[column] > floor]
+        if len(usable) < 3:
+            text.append(f"{label} at the noise floor")
+            continue
+        steps, remainders = np.log(usable[-4:]).T
+        slope = float(np.polyfit(steps, remainders, 1)[0])
+        text.append(f"{label} {slope:.2f}")
+        # A wrong gradient leaves a remainder of order 1 down to the floor, so the last one above is at most twice that.
+        # One that drops further at one step had a kink on its way until then.
+        if slope < 1.5 and usable[-1][1] < 4 * floor:
+            verdict = "INCONCLUSIVE"
+    if verdict != "PASS":
+        text.append("wants 2 and 3: a wrong gradient, or a loss that is not smooth here")
+    return Test(name, verdict, ", ".join(text))
+
+
+def _forward_against_reverse(problem: Problem, loss: Loss, point, gradient, norms, generator) -> Test:
+    """<w, Jv> = <J'w, v>: for a scalar loss the forward derivative along v against <g, v>."""
+    name = "forward against reverse"
+    worst, slack = 0.0, 0.0
+    for _ in range(2):
+        direction = [generator.choice([-1.0, 1.0], size=g.shape) for g in gradient]
+        tangent = jax.tree.structure(point.params).unflatten(direction)
+
+        def along(params, data, tangent=tangent):
+            return jax.jvp(lambda p: problem.loss(p, data), (params,), (oracle.float64(tangent),))[1]
+
+        try:
+            forward = float(oracle.evaluate(along, point.params, point.data)[0])
+        except TypeError:
+            return Test(name, "PASS", "not asked: a custom_vjp has no forward derivative")
+        reverse = float(sum(np.sum(g * v) for g, v in zip(gradient, direction)))
+        worst = max(worst, abs(forward - reverse))
+        # Two roads (sqrt 2); an error of norm s moves <., v> by at most s sqrt(n); the sum itself rounds n times.
+        slack = max(
+            slack,
+            sum(
+                quantile(1) * math.sqrt(2 * g.size) * s + math.sqrt(g.size) * UNIT * float(np.sum(np.abs(g)))
+                for g, s in zip(gradient, norms)
+            ),
+        )
+    size = math.sqrt(sum(float(np.sum(g * g)) for g in gradient))
+    finding = f"they differ by {worst:.1e}, rounding allows {slack:.1e}"
+    return _agreement(name, finding, worst <= slack + 16 * UNIT * size, worst / size if size else worst, loss)
+
+
+def _agreement(name: str, finding: str, within: bool, relative: float, loss: Loss) -> Test:
+    """The test of two derivatives, each of which may iterate, that are `relative` apart."""
+    if not within and loss.iterates and relative <= NEGLIGIBLE_ITERATED:
+        return Test(name, "INCONCLUSIVE", f"{finding}: {_ITERATES}", relative)
+    return Test(name, "PASS" if within else "FAIL", finding)
+
+
+def _analytic(function: Callable, loss: Loss, point, gradient, norms, names) -> Test:
+    known = oracle.evaluate(function, point.params, point.data)
+    worst = []
+    for g, a, s, name in zip(gradient, known, norms, names):
+        off = float(np.linalg.norm(g - a))
+        # The formula's own rounding is taken to be that of the derivative: twice the spread.
+        slack = 2 * quantile(len(gradient)) * s + 16 * UNIT * float(np.linalg.norm(g))
+        worst.append((off / slack if slack else (math.inf if off else 0.0), name, off))
+    ratio, name, off = max(worst)
+    size = float(np.sqrt(sum(np.sum(g * g) for g in gradient)))
+    relative = off / size if size else off
+    return _agreement("analytic gradient", f"{name} differs by {relative:.1e} of the norm", ratio <= 1, relative, loss)
+
+
+def _suspects(loss: Loss, point, gradient, names) -> Test:
+    """What could be at fault: custom rules (stripped and differentiated natively) and stop_gradients."""
+    found = []
+    if "stop_gradient" in oracle.primitives(loss.trace):
+        found.append("the loss has a stop_gradient")
+    if loss.rules:
+        listed = "; ".join(name for name, _ in loss.rules)
+        try:
+            native = _native(loss, point)
+        except Exception as error:
+            found.append(f"without its custom rules ({listed}) the loss has no derivative: {one_line(error)}")
+        else:
+            pairs = zip(names, native, gradient)
+            differing = [n for n, a, b in pairs if not _alike(a, b)]
+            if differing:
+                found.append(f"without its custom rules ({listed}) the gradient of {', '.join(differing)} differs")
+            else:
+                found.append(f"without its custom rules ({listed}) the gradient is the same")
+    return Test("suspects", "INCONCLUSIVE", "; ".join(found) or "no custom rule and no stop_gradient in the loss")
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal to 1e-9 of the leaf's largest entry (the two roads round apart), NaN and infinity in the same places."""
+    size = np.max(np.abs(b[np.isfinite(b)]), initial=0.0)
+    return np.allclose(a, b, rtol=0, atol=1e-9 * size, equal_nan=True)
+
+
+def _native(loss: Loss, point) -> list[np.ndarray]:
+    """The gradient with every custom rule stripped."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        data = oracle.float64(point.data)
+        native = jax.grad(lambda p: oracle.widened(loss.trace, (p, data))[0])(oracle.float64(point.params))
+        return [np.asarray(x) for x in jax.tree.leaves(native)]

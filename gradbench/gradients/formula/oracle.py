@@ -1,0 +1,158 @@
+"""The reference: float64 on the CPU, one primitive at a time, at inputs already rounded to the dtype under test.
+
+Nothing of it is compiled as a program and most of it is NumPy's (see `reference`), so a fault of the compiler, of
+another device or of a narrower format cannot reach it. Whether the derivative itself is right is the business of
+`formula`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.gradients.formula import reference
+from gradbench.gradients.rounding.formats import round_to, x64_context
+from gradbench.gradients.rounding.interpreter import Interpreter
+from gradbench.gradients.rounding.pairs import Pair
+from gradbench.inputs.problem import Problem
+from gradbench.program.xla.jaxprs import equations, open_jaxpr
+
+_WORK = 2**28  # parameters x examples; a problem beyond it is checked on fewer of its examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Where a gradient is checked: NumPy pytrees, floats rounded to `dtype`; `examples` rows of data, if cut.
+
+    `lost` says which numbers the dtype cannot hold, or is empty.
+    """
+
+    label: str
+    params: Any
+    data: Any
+    examples: int | None
+    dtype: str
+    lost: str = ""
+
+
+def points(problem: Problem, dtype: str, count: int = 2, seed: int = 0) -> list[Point]:
+    """`count` points: a random one near the start first (a start such as 0 hides terms), then the start itself.
+
+    Near means a normal step of a tenth of the leaf's root mean square, or of 1 where the leaf is 0.
+    """
+    with jax.enable_x64(False), jax.default_device(jax.devices("cpu")[0]):
+        start = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(problem.init)(jax.random.key(seed)))
+    data, examples = cut_examples(problem, sum(x.size for x in jax.tree.leaves(start)), seed)
+    found = []
+    for number in range(count):
+        generator = np.random.default_rng([seed, number])
+        moved = jax.tree.map(lambda x, g=generator: _near(x, g), start)
+        label = f"near the start (seed {seed}, {number})" if number != 1 else f"the start (seed {seed})"
+        params = start if number == 1 else moved
+        lost = _lost("params", params, dtype) or _lost("data", data, dtype)
+        found.append(Point(label, rounded(params, dtype), rounded(data, dtype), examples, dtype, lost))
+    return found
+
+
+def _near(start: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    return start + 0.1 * length(start) * generator.standard_normal(start.shape)
+
+
+def length(leaf: np.ndarray) -> float:
+    """The root mean square of a leaf's entries; 1 where they are all 0."""
+    size = float(np.max(np.abs(leaf)))
+    return size * float(np.sqrt(np.mean((leaf / size) ** 2))) if size else 1.0
+
+
+def cut_examples(problem: Problem, parameters: int, seed: int) -> tuple[Any, int | None]:
+    """The problem's data, or a random part of its examples where parameters x examples is beyond _WORK."""
+    total = problem.examples
+    if total is None or parameters * total <= _WORK:
+        return problem.data, total
+    keep = max(8, _WORK // parameters)
+    if keep >= total:
+        return problem.data, total
+    rows = np.sort(np.random.default_rng(seed).choice(total, keep, replace=False))
+    return take_rows(problem.data, total, rows), keep
+
+
+def take_rows(data: Any, examples: int, rows: Any) -> Any:
+    """The given rows of every leaf whose first dimension is `examples`; other leaves whole."""
+    return jax.tree.map(lambda x: x[rows] if np.ndim(x) > 0 and np.shape(x)[0] == examples else x, data)
+
+
+def rounded(tree: Any, dtype: str) -> Any:
+    """Every float leaf rounded to `dtype`; whole numbers as int32, as they are without x64."""
+
+    def leaf(x: Any) -> np.ndarray:
+        array = np.asarray(x)
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            return round_to(array, dtype)
+        return array.astype(np.int32) if array.dtype == np.int64 else array
+
+    return jax.tree.map(leaf, tree)
+
+
+def _lost(word: str, tree: Any, dtype: str) -> str:
+    """A leaf with a number too large for `dtype`, or whose numbers all become 0 in it; else the empty string."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        given = np.asarray(leaf)
+        if not jnp.issubdtype(given.dtype, jnp.floating):
+            continue
+        kept, where = round_to(given, dtype), word + jax.tree_util.keystr(path)
+        if np.any(np.isinf(kept) & np.isfinite(given)):
+            return f"{where} has numbers too large for {dtype}"
+        if given.any() and not kept.any():
+            return f"all numbers of {where} become 0 in {dtype}"
+    return ""
+
+
+def float64(tree: Any) -> Any:
+    """The same numbers as float64 JAX arrays (call it under x64)."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(np.asarray(x).astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x), tree
+    )
+
+
+def evaluate(function: Callable[[Any, Any], Any], params: Any, data: Any) -> list[np.ndarray]:
+    """The flat leaves of `function(params, data)` in float64, one primitive at a time, on the CPU.
+
+    Where the function itself rounds to a narrower format (mixed precision), that is the exact function it approximates.
+    """
+    return reference.run(trace(function, params, data), jax.tree.leaves((params, data)))
+
+
+def trace(function: Callable[[Any, Any], Any], params: Any, data: Any) -> Any:
+    """The jaxpr of `function(params, data)` in float64, or in float32 where it names float32 itself and takes no other.
+
+    `evaluate` widens either. Raises what tracing in float32 raises where neither is possible.
+    """
+    try:
+        return _traced(function, params, data, "float64")
+    except Exception:
+        return _traced(function, params, data, "float32")
+
+
+def _traced(function: Callable[[Any, Any], Any], params: Any, data: Any, dtype: str) -> Any:
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(np.shape(x), dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+
+    with x64_context(dtype), jax.default_device(jax.devices("cpu")[0]):
+        return jax.make_jaxpr(function)(*jax.tree.map(shape, (params, data)))
+
+
+def widened(trace: Any, arguments: Any) -> list[Any]:
+    """The outputs of a trace with every float in float64, calls (custom rules too) inlined; can be differentiated."""
+    jaxpr, consts = open_jaxpr(trace)
+    leaves = [Pair(x, x) for x in jax.tree.leaves(arguments)]
+    outputs, _ = Interpreter(None, jax.devices("cpu")[0], lambda dtype: False).run(jaxpr, consts, leaves)
+    return [p.exact for p in outputs]
+
+
+def primitives(trace: Any) -> set[str]:
+    return {equation.primitive.name for equation in equations(trace)}

@@ -1,0 +1,229 @@
+"""Runs a jaxpr in float64 with NumPy: a road that shares no compiler with the programs under test.
+
+Every float is float64 whatever dtype the trace names, so a trace that rounds on purpose gives the exact function it
+approximates. A primitive without a line here is run by JAX, alone, on the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import threadpoolctl
+
+from gradbench.gradients.rounding.interpreter import MOST_TURNS, Interpreter
+from gradbench.gradients.rounding.pairs import Pair, wide
+from gradbench.gradients.rounding.primitives import sum_terms
+from gradbench.program.xla.jaxprs import called, equations, open_jaxpr, scan_counts
+
+
+def run(trace: Any, arguments: list[Any]) -> list[np.ndarray]:
+    """The outputs of a (closed) jaxpr, flat, float64. Values are dropped after their last use.
+
+    Raises what a primitive raises when it cannot be run.
+    """
+    cpu, threads = jax.default_device(jax.devices("cpu")[0]), _threads(trace)
+    with jax.enable_x64(True), cpu, np.errstate(all="ignore"), threads:
+        return [np.asarray(x) for x in _run(*open_jaxpr(trace), arguments)]
+
+
+_SMALL_PRODUCT = 2**24  # multiplications: milliseconds on one core
+
+
+def _threads(trace: Any) -> contextlib.AbstractContextManager:
+    """One thread for the matrix products of a trace whose products are all small. Where other work keeps the cores busy
+    each product may wait for its second thread as long as a time slice, 4 ms for 40 microseconds of work."""
+    products = [e for e in equations(trace) if e.primitive.name == "dot_general"]
+    sizes = [e.outvars[0].aval.size * sum_terms("dot_general", e.params, [v.aval for v in e.invars]) for e in products]
+    return contextlib.nullcontext() if max(sizes, default=0) > _SMALL_PRODUCT else _blas().limit(limits=1)
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    """The libraries that NumPy multiplies with; looking for them takes milliseconds."""
+    return threadpoolctl.ThreadpoolController()
+
+
+def _run(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
+    values = dict(zip(jaxpr.constvars, [_wide(c) for c in consts])) | dict(zip(jaxpr.invars, map(_wide, arguments)))
+    last = {v: i for i, equation in enumerate(jaxpr.eqns) for v in equation.invars if not hasattr(v, "val")}
+    kept = {v for v in jaxpr.outvars if not hasattr(v, "val")}
+
+    def read(variable: Any) -> Any:
+        return _wide(variable.val) if hasattr(variable, "val") else values[variable]
+
+    for number, equation in enumerate(jaxpr.eqns):
+        values.update(zip(equation.outvars, _equation(equation, [read(v) for v in equation.invars])))
+        for variable in equation.invars:
+            if not hasattr(variable, "val") and last[variable] == number and variable not in kept:
+                values.pop(variable, None)
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _wide(x: Any) -> Any:
+    if jax.dtypes.issubdtype(getattr(x, "dtype", np.dtype(float)), jax.dtypes.extended):
+        return x  # random keys
+    array = np.asarray(x)
+    return array.astype(wide(array.dtype), copy=False)
+
+
+def _equation(equation: Any, ins: list[Any]) -> list[Any]:
+    name, params = equation.primitive.name, equation.params
+    if not equation.outvars:  # jax.debug.print
+        return []
+    call = called(equation, ins)
+    if call:
+        return _run(*call)
+    if name in _CONTROL:
+        return _CONTROL[name](params, ins)
+    if name in _IDENTITIES:
+        return ins
+    if name == "split":
+        return np.split(ins[0], np.cumsum(params["sizes"])[:-1], params["axis"])
+    plain = all(getattr(x, "dtype", None) in (np.float64, np.int32, np.int64, np.uint32, np.bool_) for x in ins)
+    if plain and name in _ANY:
+        return [np.asarray(_ANY[name](params, *ins))]
+    if ins and all(getattr(x, "dtype", None) == np.float64 for x in ins) and name in _FLOAT:
+        return [np.asarray(_FLOAT[name](params, *ins))]
+    results, _ = Interpreter(None, jax.devices("cpu")[0], lambda dtype: False).primitive(
+        equation, name, params, [Pair(x, x) for x in ins]
+    )
+    return [_wide(p.exact) for p in results]
+
+
+def _scan(params: dict[str, Any], ins: list[Any]) -> list[Any]:
+    count, carried = scan_counts(params)
+    consts, carry, sliced = ins[:count], ins[count : count + carried], ins[count + carried :]
+    body, length, rows = open_jaxpr(params["jaxpr"]), params["length"], []
+    for step in reversed(range(length)) if params["reverse"] else range(length):
+        outputs = _run(*body, [*consts, *carry, *[x[step] for x in sliced]])
+        carry = outputs[:carried]
+        rows.append(outputs[carried:])
+    if not length:
+        shapes = [v.aval for v in body[0].outvars[carried:]]
+        return [*carry, *[np.zeros((0, *a.shape), wide(a.dtype)) for a in shapes]]
+    rows = rows[::-1] if params["reverse"] else rows
+    return [*carry, *[np.stack(column) for column in zip(*rows)]]
+
+
+def _while(params: dict[str, Any], ins: list[Any]) -> list[Any]:
+    tests, bodies = params["cond_nconsts"], params["body_nconsts"]
+    test, body, carry = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"]), ins[tests + bodies :]
+    turns = 0
+    while bool(_run(*test, [*ins[:tests], *carry])[0]):
+        if turns == MOST_TURNS:
+            raise RuntimeError(f"a while loop has not ended after {MOST_TURNS} turns")
+        carry, turns = _run(*body, [*ins[tests : tests + bodies], *carry]), turns + 1
+    return carry
+
+
+def _cond(params: dict[str, Any], ins: list[Any]) -> list[Any]:
+    branches = params["branches"]
+    return _run(*open_jaxpr(branches[int(np.clip(ins[0], 0, len(branches) - 1))]), ins[1:])
+
+
+def _dot(params: dict[str, Any], a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    (left, right), (batch_left, batch_right) = params["dimension_numbers"]
+    free_a = [i for i in range(a.ndim) if i not in (*left, *batch_left)]
+    free_b = [i for i in range(b.ndim) if i not in (*right, *batch_right)]
+    batch = [a.shape[i] for i in batch_left]
+    shape = [*batch, *[a.shape[i] for i in free_a], *[b.shape[i] for i in free_b]]
+    terms = int(np.prod([a.shape[i] for i in left], dtype=int))
+    rows, columns = (int(np.prod([x.shape[i] for i in free], dtype=int)) for x, free in ((a, free_a), (b, free_b)))
+    a = a.transpose(*batch_left, *free_a, *left).reshape(*batch, rows, terms)
+    b = b.transpose(*batch_right, *right, *free_b).reshape(*batch, terms, columns)
+    return (a @ b).reshape(shape)
+
+
+def _broadcast(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    shape = [1] * len(params["shape"])
+    for size, axis in zip(x.shape, params["broadcast_dimensions"]):
+        shape[axis] = size
+    return np.broadcast_to(x.reshape(shape), params["shape"])
+
+
+def _logistic(x: np.ndarray) -> np.ndarray:
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+def _iota(params: dict[str, Any]) -> np.ndarray:
+    shape, axis = params["shape"], params["dimension"]
+    line = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return np.broadcast_to(line, shape).astype(wide(np.dtype(params["dtype"])))
+
+
+def _slice(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    strides = params["strides"] or [1] * x.ndim
+    return x[tuple(map(slice, params["start_indices"], params["limit_indices"], strides))]
+
+
+def _ufunc(function: Callable) -> Callable:
+    return lambda params, *operands: function(*operands)
+
+
+def _reduction(function: Callable) -> Callable:
+    return lambda params, x: function(x, axis=tuple(params["axes"]))
+
+
+def _cumulative(function: Callable) -> Callable:
+    def run(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
+        axis = params["axis"]
+        return np.flip(function(np.flip(x, axis), axis=axis), axis) if params["reverse"] else function(x, axis=axis)
+
+    return run
+
+
+_CONTROL = {"scan": _scan, "while": _while, "cond": _cond}
+_IDENTITIES = {"copy", "copy_p", "stop_gradient", "name", "optimization_barrier", "pvary", "reduce_precision"}
+
+# For floats, whole numbers and truth values alike.
+_ANY: dict[str, Callable] = {
+    "reshape": lambda params, x: x.reshape(params["new_sizes"]),
+    "broadcast_in_dim": lambda params, x, *sizes: _broadcast(params, x),
+    "transpose": lambda params, x: x.transpose(params["permutation"]),
+    "squeeze": lambda params, x: x.squeeze(params["dimensions"]),
+    "expand_dims": lambda params, x: np.expand_dims(x, params["dimensions"]),
+    "concatenate": lambda params, *xs: np.concatenate(xs, params["dimension"]),
+    "rev": lambda params, x: np.flip(x, params["dimensions"]),
+    "slice": _slice,
+    "iota": lambda params: _iota(params),
+    "convert_element_type": lambda params, x: x.astype(wide(np.dtype(params["new_dtype"]))),
+    "select_n": lambda params, which, *cases: np.choose(which.astype(np.int32), cases),
+    "reduce_and": _reduction(np.all),
+    "reduce_or": _reduction(np.any),
+}
+_ANY |= {
+    name: _ufunc(function)
+    for name, function in {
+        "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal,
+        "ne": np.not_equal, "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum,
+        "min": np.minimum, "and": np.bitwise_and, "or": np.bitwise_or, "not": np.invert, "neg": np.negative,
+    }.items()
+}  # fmt: skip
+# For floats alone.
+_FLOAT: dict[str, Callable] = {
+    "dot_general": _dot,
+    "integer_pow": lambda params, x: x ** params["y"],
+    "clamp": lambda params, low, x, high: np.minimum(np.maximum(x, low), high),
+    "reduce_sum": _reduction(np.sum),
+    "reduce_max": _reduction(np.max),
+    "reduce_min": _reduction(np.min),
+    "reduce_prod": _reduction(np.prod),
+    "cumsum": _cumulative(np.cumsum),
+}
+_FLOAT |= {
+    name: _ufunc(function)
+    for name, function in {
+        "add_any": np.add, "div": np.divide, "rem": np.fmod, "abs": np.abs, "sign": np.sign, "square": np.square,
+        "floor": np.floor, "ceil": np.ceil, "exp": np.exp, "exp2": np.exp2, "log": np.log, "log1p": np.log1p,
+        "expm1": np.expm1, "tanh": np.tanh, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin,
+        "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2, "sinh": np.sinh, "cosh": np.cosh, "pow": np.power,
+        "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh, "sqrt": np.sqrt, "cbrt": np.cbrt,
+        "rsqrt": lambda x: 1.0 / np.sqrt(x), "logistic": _logistic, "is_finite": np.isfinite,
+    }.items()
+}  # fmt: skip

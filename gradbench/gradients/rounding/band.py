@@ -1,0 +1,194 @@
+"""The band: how far rounding alone may take each number of a gradient, sampled and turned into tolerances.
+
+The noise samples of `interpreter` give, for each entry, a standard deviation sigma with as many degrees of freedom as
+samples (the mean is known: the exact interpretation). A right gradient's error, in units of sigma, then follows
+Student's t law; the tolerance is its quantile at FALSE_ALARM shared among all the numbers judged together (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context, x64_context
+from gradbench.gradients.rounding.interpreter import Interpreter
+from gradbench.gradients.rounding.pairs import Pair, is_float, wide
+from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr
+
+SAMPLES = 32  # sigma is then known to 1/sqrt(2*32) = 12 %
+FALSE_ALARM = 1e-6  # the probability, under the model, that one right gradient is called wrong anywhere
+_QUICK = 2**20  # entries made on the way: their samples take a second, compiled without optimisation
+_LARGE = 2**22  # entries; above it the samples are taken one at a time, so that memory stays that of a few gradients
+
+
+@functools.cache
+def quantile(numbers: int, samples: int = SAMPLES) -> float:
+    """How many sigma a right number may be off when `numbers` of them are judged together (two-sided Student t)."""
+    from scipy.special import stdtrit  # scikit-learn brings scipy; scipy.stats would take a second to load
+
+    return -float(stdtrit(samples, FALSE_ALARM / (2 * max(numbers, 1))))
+
+
+@dataclasses.dataclass
+class Spread:
+    """Standard deviations from rounding alone, one array or number a leaf of what the program returns.
+
+    Attributes:
+        exact: what the trace computes without rounding, flat leaves, float64.
+        sigma: per entry.
+        norm: per leaf, of the Euclidean norm of the error.
+        along: per leaf, of the error's component along the leaf, divided by the leaf's norm: the spread of beta.
+        overflow, tie, reciprocal: whether a value left the format's range; whether rounding can turn a decision;
+            whether the reciprocal of a divisor leaves the range where the quotient does not.
+        unknown, stagnating: primitives without a rule; sums with k u >= 1.
+    """
+
+    exact: list[np.ndarray]
+    sigma: list[np.ndarray]
+    norm: list[float]
+    along: list[float]
+    overflow: bool
+    tie: bool
+    reciprocal: bool
+    unknown: tuple[str, ...]
+    stagnating: tuple[str, ...]
+
+
+class Band:
+    """The compiled sampler for one function of (params, data), one dtype, precision class and device.
+
+    Args:
+        function: `function(params, data)` -> a pytree of float arrays, traced in `dtype`.
+        dtype: one of formats.DTYPES. precision: one of formats.PRECISIONS. device: whose rounding is modelled.
+        assume, worst_case: see Interpreter.
+
+    Tracing happens at once and raises what the function raises; shapes of later calls must be the same.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any, Any], Any],
+        params: Any,
+        data: Any,
+        dtype: str,
+        precision: str,
+        device: jax.Device,
+        assume: str | None = None,
+        worst_case: bool = False,
+    ):
+        with x64_context(dtype), precision_context(precision):
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (params, data))
+            trace = jax.make_jaxpr(function)(*shapes)
+        self._jaxpr, self._consts = open_jaxpr(trace)
+        self._consts = [np.asarray(c) if _is_plain(c) else c for c in self._consts]
+        self._precision = precision
+        unit = format_of(dtype).unit
+        # Deviations of 2^-40 stand 12 bits above the rounding of the interpretation itself (2^-53).
+        # Formats narrower than the program's own (mixed precision) may not be moved so far that a function bends: by
+        # 2^-6 of a value at the most, and 4 units of float64 are still seen.
+        coarsest = max([unit, *_units(trace)])
+        self.mixed = coarsest > unit
+        self.scale = max(1.0, min(2.0**-40 / unit, max(4.0, 2.0**-6 / coarsest)))
+        # The reference is a float64 computation with rounding of its own, in proportion of the units.
+        self.reference_share = 1.0 + format_of(jnp.float64).unit / unit
+        self.size = sum(math.prod(v.aval.shape) for v in self._jaxpr.outvars)
+        self.unknown: set[str] = set()
+        self.stagnating: set[str] = set()
+        flushes = functools.partial(flushes_subnormals, device=device)
+        for name in ("float64", "float32", "bfloat16", "float16"):
+            flushes(name)  # measured before tracing starts
+
+        def sample(seed, arguments):
+            interpreter = Interpreter(seed, device, flushes, self.scale, assume, worst_case)
+            outputs, flags = interpreter.run(self._jaxpr, self._consts, [Pair(x, x) for x in arguments])
+            self.unknown |= interpreter.unknown
+            self.stagnating |= interpreter.stagnating
+            return [p.exact for p in outputs], [p.noisy for p in outputs], flags
+
+        def moments(seeds, arguments):
+            exact, noisy, flags = jax.vmap(sample, in_axes=(0, None), out_axes=(None, 0, 0))(seeds, arguments)
+            squares, norms, along = [], [], []
+            for e, n in zip(exact, noisy):
+                # In units of the leaf's largest entry, so that squares stay inside float64's range.
+                finite, unit = jnp.isfinite(e), _largest(e, jnp)
+                relative = jnp.where(finite, e, 0.0) / unit
+                deviation = jnp.where(finite, n - e, 0.0) / unit
+                squares.append(jnp.sum(deviation * deviation, axis=0))
+                axes = tuple(range(1, deviation.ndim))
+                norms.append(jnp.sum(deviation * deviation))
+                total = jnp.sum(relative * relative)
+                product = jnp.sum(deviation * relative, axis=axes)
+                along.append(jnp.sum((product / jnp.where(total > 0, total, 1.0)) ** 2))
+            return exact, squares, norms, along, *(flag.any() for flag in flags)
+
+        self._small = self.size + sum(math.prod(v.aval.shape) for v in self._jaxpr.invars) <= _LARGE // SAMPLES
+        # Where the samples take less time than compiling for speed, do not compile for speed.
+        level = {"xla_backend_optimization_level": 0 if _entries(self._jaxpr) <= _QUICK else 1} if self._small else {}
+        self._moments = jax.jit(moments, compiler_options=level)
+
+    def sample(self, params: Any, data: Any) -> Spread:
+        """The spread at a point. `params` and `data` have the band's dtype; the result is float64 NumPy."""
+        cpu = jax.default_device(jax.devices("cpu")[0])
+        with jax.enable_x64(True), cpu, precision_context(self._precision):  # what is traced only now has it too
+            leaves = [np.asarray(x) for x in jax.tree.leaves((params, data))]
+            arguments = [jnp.asarray(x.astype(wide(x.dtype)) if is_float(x) else x) for x in leaves]
+            chunk = SAMPLES if self._small else 4
+            chunk = 1 if self.size > _LARGE else chunk
+            sums: Any = None
+            for start in range(0, SAMPLES, chunk):
+                seeds = jnp.arange(start + 1, start + chunk + 1, dtype=jnp.uint32)
+                part = jax.device_get(self._moments(seeds, arguments))
+                if sums is None:
+                    exact, sums = part[0], part[1:]
+                else:
+                    sums = jax.tree.map(lambda a, b: a | b if np.asarray(a).dtype == bool else a + b, sums, part[1:])
+        squares, norms, along, overflow, tie, reciprocal = sums
+
+        def deviation(total: Any) -> Any:
+            return np.sqrt(np.asarray(total) / SAMPLES) / self.scale * self.reference_share
+
+        units = [_largest(e, np) for e in exact]
+        return Spread(
+            exact=[np.asarray(e) for e in exact],
+            sigma=[deviation(s) * u for s, u in zip(squares, units)],
+            norm=[float(deviation(n) * u) for n, u in zip(norms, units)],
+            along=[float(deviation(a)) for a in along],
+            overflow=bool(overflow),
+            tie=bool(tie),
+            reciprocal=bool(reciprocal),
+            unknown=tuple(sorted(self.unknown)),
+            stagnating=tuple(sorted(self.stagnating)),
+        )
+
+
+def _units(trace: Any) -> list[float]:
+    """The unit roundoff of every format that results of the trace are rounded to."""
+    dtypes = {v.aval.dtype for e in equations(trace) for v in e.outvars if hasattr(v.aval, "dtype")}
+    return [format_of(d).unit for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
+
+
+def _entries(jaxpr: Any) -> int:
+    """How many entries a jaxpr's results have, those of a scan's body at every turn."""
+    total = 0
+    for equation in open_jaxpr(jaxpr)[0].eqns:
+        inside = sum(map(_entries, nested(equation)))
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += turns * inside or sum(math.prod(getattr(v.aval, "shape", ())) for v in equation.outvars)
+    return total
+
+
+def _is_plain(constant: Any) -> bool:
+    return not jax.dtypes.issubdtype(getattr(constant, "dtype", np.dtype(float)), jax.dtypes.extended)
+
+
+def _largest(array: Any, numpy: Any) -> Any:
+    """The largest finite magnitude in `array`, or 1 where all is 0 (`numpy` is NumPy or jax.numpy)."""
+    largest = numpy.max(numpy.where(numpy.isfinite(array), numpy.abs(array), 0.0))
+    return numpy.where(largest > 0, largest, 1.0)

@@ -1,0 +1,347 @@
+"""Runs a jaxpr in float64 twice at once: exactly, and with the rounding noise of the dtypes it was traced in.
+
+Every float of the trace is widened to float64; what the narrower format would have done to it enters as noise, by the
+rules of `rounding`. Nothing is executed as traced: calls are inlined, scan, while and cond are rebuilt around their
+interpreted bodies, nested to any depth.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gradbench.gradients.rounding import primitives as rounding
+from gradbench.gradients.rounding.formats import INPUT_UNIT, Format, format_of, input_class
+from gradbench.gradients.rounding.pairs import (
+    Flags,
+    Pair,
+    can_turn,
+    is_float,
+    is_float_array,
+    loses_reciprocal,
+    no_flags,
+    reach,
+    wide,
+    widen,
+)
+from gradbench.program.xla.jaxprs import called, open_jaxpr, scan_counts
+
+MOST_TURNS = 10**5  # of a while loop, which may never end outside a loss's domain
+
+
+class Interpreter:
+    """One interpretation of one trace.
+
+    Args:
+        seed: a uint32 scalar that picks the noise (may be batched by vmap), or None for no noise at all.
+        device: the device whose rounding is modelled.
+        flushes: `flushes(dtype) -> bool`, whether that device turns subnormals to zero.
+        scale: the noise is this many times too large, and the caller divides by it: float64 rounding noise would
+            otherwise drown in the rounding of the interpretation itself.
+        assume: take this input class for every float32 matrix product instead of the one in force.
+        worst_case: sums that may stagnate lose up to the sum of their terms' magnitudes, and a loop rounds each entry
+            the same way at every turn (a constant added within one binade does).
+
+    After a run, `unknown` names the primitives without a rule, and `stagnating` says which sums (k u >= 1) and loops
+    the random model may not hold for, and why.
+    """
+
+    def __init__(self, seed, device, flushes, scale=1.0, assume=None, worst_case=False):
+        self.seed, self.device, self.flushes = seed, device, flushes
+        self.scale, self.assume, self.worst_case = scale, assume, worst_case
+        self.unknown: set[str] = set()
+        self.stagnating: set[str] = set()
+        self._salts = itertools.count(1)
+        self._loops = 0  # how many loops we are inside of
+
+    def run(self, jaxpr: Any, consts: list[Any], arguments: list[Pair]) -> tuple[list[Pair], Flags]:
+        """The outputs of an open jaxpr. Raises what a primitive raises when it cannot be run wide."""
+        values: dict[Any, Pair] = {}
+        flags = no_flags()
+        values.update(zip(jaxpr.constvars, [self.constant(c, v.aval.dtype) for c, v in zip(consts, jaxpr.constvars)]))
+        values.update(zip(jaxpr.invars, arguments))
+
+        def read(variable: Any) -> Pair:
+            if hasattr(variable, "val"):  # a literal
+                return self.constant(variable.val, variable.aval.dtype)
+            return values[variable]
+
+        for equation in jaxpr.eqns:
+            outputs, raised = self.equation(equation, [read(v) for v in equation.invars])
+            flags = flags.add(raised)
+            values.update(zip(equation.outvars, outputs))
+        return [read(v) for v in jaxpr.outvars], flags
+
+    def constant(self, value: Any, dtype: Any) -> Pair:
+        """A constant of the trace: rounded when it was traced, unless it needs at most half the format's digits."""
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            return _same(jnp.asarray(value) if not isinstance(value, jax.Array) else value)
+        array = np.asarray(value).astype(wide(dtype))
+        exact = jnp.asarray(array)
+        form = format_of(dtype)
+        mantissa = np.frexp(array.real)[0] * 2.0 ** (form.digits // 2)
+        # Below the normal numbers few digits are left, and few say nothing.
+        plain = (mantissa == np.round(mantissa)) & ((np.abs(array) >= form.tiny) | (array == 0))
+        if self.seed is None or np.iscomplexobj(array) or plain.all():
+            return _same(exact)
+        size = np.where(plain, 0.0, np.maximum(np.abs(array) * form.unit, form.spacing / 2))
+        return Pair(exact, self.add(exact, exact, jnp.asarray(size), salt=0))
+
+    def add(self, noisy: Any, exact: Any, amplitude: Any, salt: int | None = None, picks: Any = None) -> Any:
+        """`noisy` plus noise of that amplitude; zero and infinity stay what they are. The exact value picks the noise,
+        or `picks`, which broadcasts to it."""
+        if self.seed is None:
+            return noisy
+        salt = next(self._salts) if salt is None else salt
+        amplitude = self.scale * jnp.where((exact == 0) | ~jnp.isfinite(exact), 0.0, amplitude)
+        picks = self._picks(exact) if picks is None else picks
+        if jnp.iscomplexobj(picks):
+            draws = [rounding.signs(part, self.seed, salt) for part in (picks.real, picks.imag)]
+            return noisy + amplitude * lax.complex(*draws)
+        return noisy + amplitude * rounding.signs(picks, self.seed, salt)
+
+    def _picks(self, exact: Any) -> Any:
+        """What picks the noise: the value; in a loop's worst case the place, so that every turn rounds alike."""
+        if not (self.worst_case and self._loops):
+            return exact
+        return jnp.arange(1, exact.size + 1, dtype=jnp.float64).reshape(exact.shape)
+
+    def turn(self, body: Any, consts: list[Any], arguments: list[Pair], kind: str) -> tuple[list[Pair], Flags]:
+        """One turn of a loop."""
+        dtype = next((v.aval.dtype for v in body.outvars if jnp.issubdtype(v.aval.dtype, jnp.inexact)), None)
+        if dtype is not None:
+            self.stagnating.add(f"{kind} in {format_of(dtype).name} may round the same way at each turn")
+        self._loops += 1
+        outputs = self.run(body, consts, arguments)
+        self._loops -= 1
+        return outputs
+
+    def underflow(self, dtype: Any) -> float:
+        form = format_of(dtype)
+        return form.tiny if self.flushes(form.name) else form.spacing / 2
+
+    def equation(self, equation: Any, ins: list[Pair]) -> tuple[list[Pair], Flags]:
+        name, params = equation.primitive.name, equation.params
+        if not equation.outvars:  # jax.debug.print
+            return [], no_flags()
+        call = called(equation, ins)
+        if call:
+            return self.run(*call)
+        control = {"scan": self.scan, "while": self.loop, "cond": self.branch}.get(name)
+        if control:
+            return control(params, ins)
+        return self.primitive(equation, name, params, ins)
+
+    def primitive(self, equation: Any, name: str, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
+        dtypes = [v.aval.dtype for v in equation.invars]
+        outs = [v.aval.dtype for v in equation.outvars]
+        as_traced = name in ("bitcast_convert_type", "nextafter")  # these work on the bits of the narrow format
+        units = rounding.units(name, params)
+        if units is None and not (
+            name in rounding.EXACT | rounding.SUMS | rounding.PRODUCTS | rounding.BACKWARD_STABLE
+            or name in ("one_minus_square", "polynomial")
+            or not any(jnp.issubdtype(d, jnp.inexact) for d in [*dtypes, *outs])
+        ):
+            self.unknown.add(name)
+            as_traced = True
+        if name in ("dot_general", "conv_general_dilated"):
+            ins = [self.rounded_input(p, d, params["precision"]) for p, d in zip(ins, dtypes)]
+        if name in rounding.BACKWARD_STABLE:
+            ins = [self.perturbed_input(p, d) for p, d in zip(ins, dtypes)]
+
+        wide_params = widen(params)
+        if params.get("update_jaxpr") is not None:  # a scatter carries its combiner as a trace of the narrow dtype
+            combiner = jax.make_jaxpr(_COMBINERS[name.replace("-", "_")])(*[jnp.zeros((), wide(outs[0]))] * 2)
+            closed = type(params["update_jaxpr"]) is type(combiner)
+            wide_params["update_jaxpr"] = combiner if closed else combiner.jaxpr
+
+        def bind(operands: list[Any]) -> Any:
+            if as_traced:
+                operands = [x.astype(d) if is_float(x) else x for x, d in zip(operands, dtypes)]
+            elif name == "reduce_precision":
+                return operands[0]
+            result = equation.primitive.bind(*operands, **(params if as_traced else wide_params))
+            results = result if equation.primitive.multiple_results else [result]
+            results = [x.astype(wide(x.dtype)) if is_float_array(x) else x for x in results]
+            return results if equation.primitive.multiple_results else results[0]
+
+        exact = bind([p.exact for p in ins])
+        reached = any(p.noisy is not p.exact for p in ins)
+        decision = name in rounding.DECISIONS or (name == "convert_element_type" and not is_float(exact))
+        noisy_in = [p.noisy for p in ins]
+        if decision and name not in ("eq", "ne"):
+            noisy_in = [reach(p) for p in ins]
+        noisy = bind(noisy_in) if reached else exact
+        flags = no_flags()
+        if reached and (name in ("eq", "ne") or name in rounding.SELECTIONS):
+            flags = flags._replace(tie=can_turn(name, ins, exact, noisy))
+        if not equation.primitive.multiple_results:
+            exact, noisy = [exact], [noisy]
+        results = []
+        for e, n, dtype in zip(exact, noisy, outs):
+            # Only float16's range is narrow enough for a right program to leave it on the way.
+            if is_float_array(e) and dtype == np.float16 and name not in rounding.EXACT | {"reduce_precision"}:
+                large = jnp.abs(e) > format_of(dtype).largest
+                flags = flags._replace(overflow=flags.overflow | jnp.any(large & jnp.isfinite(e)))
+            if name == "div" and is_float_array(e):
+                flags = flags._replace(reciprocal=loses_reciprocal(e, ins[1].exact, format_of(dtype)))
+            amplitude = self.amplitude(name, params, bind, ins, e, dtypes, dtype, units)
+            if amplitude is not None:
+                form = format_of(dtype)
+                n = self.shared(equation, ins, e, self.add(n, e, amplitude), form)
+                if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(e):
+                    # One correctly rounded operation on numbers as they are: exact where its result is in the format.
+                    held = lax.reduce_precision(e, exponent_bits=11, mantissa_bits=form.digits - 1) == e
+                    for pair in ins:
+                        held &= pair.exact == pair.noisy
+                    n = jnp.where(held, e, n)
+            results.append(Pair(e, n))
+        return results, flags
+
+    def shared(self, equation: Any, ins: list[Pair], exact: Any, noisy: Any, form: Format) -> Any:
+        """`noisy` with the roundings that many entries share, by the rules of `rounding`."""
+        name = equation.primitive.name  # shared roundings are relative: their amplitudes have the sign of the value
+        if name == "div":
+            return self.add(noisy, exact, form.unit * exact, rounding.RECIPROCAL, picks=ins[1].exact)
+        if name == "mul":
+            for variable, pair in zip(equation.invars, ins):
+                if hasattr(variable, "val") and not _power_of_two(variable.val):
+                    noisy = self.add(noisy, exact, form.unit * exact, picks=pair.exact)
+        if name in rounding.ELEMENTARY:
+            amplitude = rounding.SHARED_UNITS * min(form.unit, format_of(jnp.float32).unit) * exact
+            return self.add(noisy, exact, amplitude, picks=rounding.leading(exact))
+        return noisy
+
+    def amplitude(self, name, params, bind, ins, exact, dtypes, dtype, units) -> Any:
+        """How far rounding may take this result, or None where it is exact. Rules: the docstring of `rounding`."""
+        if self.seed is None or not is_float_array(exact):
+            return None
+        form = format_of(dtype)
+        one = form.unit * jnp.abs(exact) + self.underflow(dtype)
+        if units is not None:
+            if name in rounding.ELEMENTARY and form.digits >= 24:
+                units -= rounding.SHARED_UNITS
+            return units * one
+        if name == "one_minus_square":  # 1 - x^2, its square rounded too
+            return one + form.unit * jnp.abs(1 - exact)
+        if name == "polynomial":
+            return 2 * (len(ins) - 1) * (form.unit * bind([jnp.abs(p.exact) for p in ins]) + self.underflow(dtype))
+        if name == "convert_element_type":
+            if not jnp.issubdtype(dtypes[0], jnp.inexact):
+                return jnp.where(jnp.abs(exact) <= 2.0**form.digits, 0.0, form.unit * jnp.abs(exact))
+            return one if format_of(dtypes[0]).digits > form.digits or form.name == "float16" else None
+        if name == "reduce_precision":
+            return 2.0 ** -(params["mantissa_bits"] + 1) * jnp.abs(exact)
+        if name in rounding.SUMS:
+            narrow = form.digits < 24 and name in ("dot_general", "conv_general_dilated")
+            unit = format_of(jnp.float32).unit if narrow else form.unit  # matrix units accumulate in float32
+            operands = [p.exact for p in ins]
+            k = rounding.sum_terms(name, params, operands)
+            if k is not None and k * unit >= 1:
+                self.stagnating.add(f"the terms of {name} of {k:.0f} terms in {form.name} may be lost")
+                if self.worst_case:
+                    return bind([jnp.abs(x) if is_float(x) else x for x in operands])
+            return one + unit * rounding.sum_amplitude(name, bind, params, operands, exact)
+        if name in rounding.PRODUCTS:
+            terms = math.sqrt(max(1.0, ins[0].exact.size / max(1, exact.size if name == "reduce_prod" else 1)))
+            return rounding.ELEMENTARY_UNITS * terms * one
+        if name in rounding.BACKWARD_STABLE:
+            return one
+        if name in rounding.EXACT:
+            return None
+        return rounding.ELEMENTARY_UNITS * (one + form.unit * jnp.sqrt(jnp.mean(jnp.abs(exact) ** 2)))  # unknown
+
+    def rounded_input(self, pair: Pair, dtype: Any, precision: Any) -> Pair:
+        """An operand of a matrix product as the precision class in force may round it."""
+        kind = self.assume or input_class(_precision_word(precision), self.device)
+        if self.seed is None or np.dtype(dtype) != np.float32 or kind == "full":
+            return pair
+        return Pair(pair.exact, self.add(pair.noisy, pair.exact, INPUT_UNIT[kind] * jnp.abs(pair.exact), salt=0))
+
+    def perturbed_input(self, pair: Pair, dtype: Any) -> Pair:
+        """An operand of a backward stable factorisation, changed normwise by sqrt(n) units."""
+        if self.seed is None or not is_float(pair.exact):
+            return pair
+        n = max(pair.exact.shape[-2:], default=1)
+        axes = tuple(range(max(pair.exact.ndim - 2, 0), pair.exact.ndim))
+        size = jnp.sqrt(jnp.mean(jnp.abs(pair.exact) ** 2, axis=axes, keepdims=True))
+        amplitude = math.sqrt(n) * format_of(dtype).unit * size
+        return Pair(pair.exact, self.add(pair.noisy, pair.exact, jnp.broadcast_to(amplitude, pair.exact.shape)))
+
+    def scan(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
+        consts, carried = scan_counts(params)
+        body, body_consts = open_jaxpr(params["jaxpr"])
+
+        def step(state, slices):
+            carry, flags = state
+            outputs, raised = self.turn(body, body_consts, [*ins[:consts], *carry, *slices], "a scan")
+            return (outputs[:carried], flags.add(raised)), outputs[carried:]
+
+        start = (ins[consts : consts + carried], no_flags())
+        (carry, flags), stacked = lax.scan(
+            step, start, ins[consts + carried :], length=params["length"], reverse=params["reverse"]
+        )
+        return [*carry, *stacked], flags
+
+    def loop(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
+        """A while loop runs as often as it does without noise; a noisy condition that disagrees raises the tie flag.
+
+        So does an end by MOST_TURNS.
+        """
+        test, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
+        tests, bodies = params["cond_nconsts"], params["body_nconsts"]
+        test_consts, body_consts = ins[:tests], ins[tests : tests + bodies]
+
+        def condition(carry):
+            return self.run(*test, [*test_consts, *carry])[0][0]
+
+        def step(state):
+            carry, flags, turns = state
+            outputs, raised = self.turn(*body, [*body_consts, *carry], "a while loop")
+            again = condition(outputs)
+            differ = (again.exact != again.noisy) | (again.exact & (turns + 1 == MOST_TURNS))
+            return outputs, flags.add(raised)._replace(tie=flags.tie | raised.tie | differ), turns + 1
+
+        def goes_on(state):
+            return condition(state[0]).exact & (state[2] < MOST_TURNS)
+
+        return lax.while_loop(goes_on, step, (list(ins[tests + bodies :]), no_flags(), 0))[:2]
+
+    def branch(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
+        """A cond takes the branch it takes without noise; a noisy index that disagrees raises the tie flag."""
+        index, operands = ins[0], ins[1:]
+        branches = [lambda b=b: self.run(*open_jaxpr(b), operands) for b in params["branches"]]
+        outputs, flags = lax.switch(index.exact.astype(jnp.int32), branches)
+        return outputs, flags._replace(tie=flags.tie | (index.exact != index.noisy))
+
+
+_COMBINERS = {
+    "scatter": lambda old, new: new,
+    "scatter_add": lax.add,
+    "scatter_sub": lax.sub,
+    "scatter_mul": lax.mul,
+    "scatter_min": lax.min,
+    "scatter_max": lax.max,
+}
+
+
+def _same(value: Any) -> Pair:
+    return Pair(value, value)
+
+
+def _power_of_two(constant: Any) -> bool:
+    return np.ndim(constant) == 0 and abs(np.frexp(np.float64(constant))[0]) == 0.5
+
+
+def _precision_word(precision: Any) -> str:
+    """ "highest", "tf32" or "default" from a primitive's precision parameter."""
+    text = str(precision).upper()
+    if "HIGHEST" in text or ("F32_F32" in text and "TF32" not in text and "BF16" not in text):
+        return "highest"
+    return "tf32" if "HIGH" in text or "TF32" in text else "default"

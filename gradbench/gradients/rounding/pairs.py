@@ -1,0 +1,93 @@
+"""What the interpreter works on: values without noise and with it, and where its model of rounding may not hold."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.gradients.rounding import primitives as rounding
+from gradbench.gradients.rounding.formats import Format
+
+# A decision (x > 0) is taken at 4 times its sampled deviation: the largest of 32 normal deviations exceeds 1.5 sigma
+# with probability 0.99, so a tie that rounding can turn (up to 6 sigma) is turned in some of the samples.
+TIE_REACH = 4.0
+
+
+class Pair(NamedTuple):
+    """A value without noise and with it, both float64 where floating. One object twice where noise cannot reach."""
+
+    exact: Any
+    noisy: Any
+
+
+class Flags(NamedTuple):
+    """Where the model may not hold.
+
+    overflow: a value beyond the format's range. tie: a choice that rounding can turn. reciprocal: a quotient x / y in
+    the range whose reciprocal 1 / y is not, so that x * (1 / y), which a compiler may take instead, is wrong.
+
+    A choice is an equality, a sort, an argmax, the index of a cond or the end of a while. (Orderings such as x > 0 need
+    no flag: the samples turn them, see TIE_REACH.)
+    """
+
+    overflow: jax.Array
+    tie: jax.Array
+    reciprocal: jax.Array
+
+    def add(self, other: Flags) -> Flags:
+        return Flags(*(one | two for one, two in zip(self, other)))
+
+
+def no_flags() -> Flags:
+    return Flags(*[jnp.zeros((), bool)] * 3)
+
+
+def is_float(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def wide(dtype: Any) -> Any:
+    """float64 or complex128 for floats, the dtype itself otherwise."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return np.dtype(np.complex128)
+    return np.dtype(np.float64) if jnp.issubdtype(dtype, jnp.floating) else dtype
+
+
+def widen(params: dict[str, Any]) -> dict[str, Any]:
+    """A primitive's parameters with every float dtype among them made wide."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+            return wide(np.dtype(value))
+        return value
+
+    return {key: one(value) for key, value in params.items()}
+
+
+def is_float_array(x: Any) -> bool:
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def reach(pair: Pair) -> Any:
+    if pair.noisy is pair.exact or not is_float(pair.exact):
+        return pair.noisy
+    return pair.exact + TIE_REACH * (pair.noisy - pair.exact)
+
+
+def can_turn(name: str, ins: list[Pair], exact: Any, noisy: Any) -> jax.Array:
+    if name in rounding.SELECTIONS:
+        pairs = zip(jax.tree.leaves(exact), jax.tree.leaves(noisy))
+        return jnp.stack([jnp.any(a != b) for a, b in pairs if not is_float(a)] or [jnp.zeros((), bool)]).any()
+    if not is_float(ins[0].exact):
+        return jnp.any(exact != noisy)
+    (a, b), (da, db) = (p.exact for p in ins), (jnp.abs(p.noisy - p.exact) for p in ins)
+    return jnp.any((a != b) & (jnp.abs(a - b) <= TIE_REACH * (da + db)))
+
+
+def loses_reciprocal(quotient: Any, divisor: Any, form: Format) -> jax.Array:
+    inverse, size = 1 / jnp.abs(divisor), jnp.abs(quotient)
+    lost = ((inverse < form.tiny) | (inverse > form.largest)) & (divisor != 0) & jnp.isfinite(divisor)
+    return jnp.any(lost & (size >= form.tiny) & (size <= form.largest))

@@ -1,0 +1,241 @@
+"""An optimizer is a spec: a name of optax or optax.contrib with settings, a schedule, or a user's own function."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+
+from gradbench.errors import GradbenchError, OptimizerError, nearest, one_line
+from gradbench.inputs.spec import SGD, Spec, check_settings, is_path, load_file, parse_spec
+
+ALIASES: dict[str, Callable[..., Any]] = {
+    **{name: partial(optax.sgd, **settings) for name, settings in SGD.items() if settings},
+    "noisy_sgd": partial(optax.noisy_sgd, key=0),  # without a key optax warns, and takes 0
+}
+REFUSED = {
+    "scale_by_learning_rate": "it is a part of optimizers, not one; use sgd",
+    "scale_by_rprop": "it is a part of optimizers, not one; use rprop",
+    "scale_by_madgrad": "it is a part of optimizers, not one; use madgrad",
+    "dpsgd": "it needs a gradient for every example, which a loss that is a mean does not give",
+    "optimistic_adam": "optax has replaced it; use optimistic_adam_v2",
+    "schedule_free": "it wraps another optimizer; use schedule_free_sgd or schedule_free_adamw",
+    "polyak_sgd": "it sets its own learning rate, so there is none to sweep",
+}
+SCHEDULES = ("constant", "cosine", "linear", "exponential")
+_SCHEDULE_SETTINGS = ("schedule", "warmup", "end")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """A spec that can be built for any learning rate.
+
+    `build(learning_rate, steps)` gives the optax transformation; `learning_rate` may be a traced scalar, so one
+    compiled program serves every learning rate. `steps` is the length that a schedule decays over.
+    """
+
+    spec: str
+    build: Callable[[Any, int], optax.GradientTransformationExtraArgs]
+
+
+def optimizer_functions() -> dict[str, Callable[..., Any]]:
+    """Every function a name may stand for: those of optax and optax.contrib that take a learning rate, and ours."""
+    found = {}
+    for module in (optax.contrib, optax):  # optax wins where both have a name
+        for name, function in inspect.getmembers(module, callable):  # nadam is a partial, no function
+            if not (name.startswith("_") or inspect.isclass(function)) and "learning_rate" in _parameters(function):
+                found[name] = function
+    return {name: function for name, function in sorted((found | ALIASES).items()) if name not in REFUSED}
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """A callable's parameters by name; none where Python cannot tell them, as of some built-in ones."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a callable takes `name=`."""
+    parameters = _parameters(function)
+    named = name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+    return named or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def load_optimizer(text: str) -> Optimizer:
+    """Read a spec such as `adam`, `sgd[momentum=0.9,nesterov=true]`, `adam[schedule=cosine,warmup=100]`,
+    `./mine.py:make` or `package.module:make`. Raises OptimizerError with one line."""
+    spec = parse_spec(text, OptimizerError)
+    function = _find(spec)
+    if not _takes(function, "learning_rate"):
+        raise OptimizerError(
+            f"{spec.text!r}: {spec.target} has no parameter learning_rate, which a sweep sets; "
+            "write def make(learning_rate, ...)"
+        )
+    settings = dict(spec.settings)
+    own = _parameters(function)
+    shape = {key: settings.pop(key) for key in _SCHEDULE_SETTINGS if key in settings and key not in own}
+    check_settings(Spec(spec.text, spec.target, settings), function, OptimizerError, reserved=("learning_rate",))
+    missing = [
+        name
+        for name, p in own.items()
+        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        if name not in settings and name != "learning_rate"
+    ]
+    if missing:
+        needs = ", ".join(f"{name}=" for name in missing)
+        raise OptimizerError(
+            f"{spec.text!r}: {spec.target} has no default for {needs}; write {spec.target}[{needs}...]"
+        )
+    _check_schedule(spec.text, shape)
+
+    def build(learning_rate: Any, steps: int) -> optax.GradientTransformationExtraArgs:
+        rate = _scheduled(learning_rate, steps, **shape) if shape else learning_rate
+        transformation = function(learning_rate=rate, **settings)
+        if not (callable(getattr(transformation, "init", None)) and callable(getattr(transformation, "update", None))):
+            raise OptimizerError(f"{spec.text!r}: did not return an optax.GradientTransformation")
+        return _without_empty_arrays(_with_what_it_takes(transformation))
+
+    return Optimizer(spec.text, build)
+
+
+def _with_what_it_takes(inner: Any) -> optax.GradientTransformationExtraArgs:
+    """The same transformation, whose update may be handed any extra arguments and passes on those that `inner`'s names,
+    or all where it takes any. optax's plain kind takes none but what it names."""
+    parameters = list(_parameters(inner.update).values())
+    named = {p.name for p in parameters[3:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    named |= {p.name for p in parameters[:3] if p.kind is p.KEYWORD_ONLY}
+    takes_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters)
+    takes_any = takes_any and isinstance(inner, optax.GradientTransformationExtraArgs)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        given = extra if takes_any else {name: value for name, value in extra.items() if name in named}
+        return inner.update(updates, state, params, **given)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _without_empty_arrays(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """The same transformation whose state has a 0 where `inner`'s has an array without entries (galore's projectors of
+    vectors): JAX forgets how such arrays are sharded, and then refuses the state of a sweep on several devices."""
+
+    def init(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype) if np.size(leaf) == 0 else leaf, inner.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        shapes = jax.eval_shape(inner.init, updates if params is None else params)
+        if all(leaf.size for leaf in jax.tree.leaves(shapes)):
+            return inner.update(updates, state, params, **extra)
+        full = jax.tree.map(lambda s, leaf: leaf if s.size else jnp.zeros(s.shape, s.dtype), shapes, state)
+        updates, full = inner.update(updates, full, params, **extra)
+        return updates, jax.tree.map(lambda s, leaf: leaf if s.size else jnp.zeros((), s.dtype), shapes, full)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _find(spec: Spec) -> Callable[..., Any]:
+    if ":" in spec.target:
+        place, _, name = spec.target.rpartition(":")
+        if is_path(place):
+            module: Any = load_file(Path(place).expanduser(), OptimizerError)
+        else:
+            try:
+                module = importlib.import_module(place)
+            except Exception as error:
+                raise OptimizerError(f"{spec.text!r}: cannot import {place}: {one_line(error)}") from error
+        function = getattr(module, name, None)
+        if not callable(function):
+            raise OptimizerError(f"{spec.text!r}: {place} has no function {name!r}")
+        return function
+    if spec.target in REFUSED:
+        raise OptimizerError(f"{spec.text!r}: cannot be swept: {REFUSED[spec.target]}")
+    functions = optimizer_functions()
+    if spec.target not in functions:
+        raise OptimizerError(
+            f"no optimizer {spec.target!r}{nearest(spec.target, functions)} "
+            "(any of optax and optax.contrib, see gradbench list; or ./mine.py:make)"
+        )
+    return functions[spec.target]
+
+
+def _check_schedule(text: str, shape: dict[str, Any]) -> None:
+    kind, warmup, end = shape.get("schedule", "constant"), shape.get("warmup", 0), shape.get("end", 0.0)
+    if kind not in SCHEDULES:
+        raise OptimizerError(f"{text!r}: no schedule {kind!r}{nearest(str(kind), SCHEDULES)} ({', '.join(SCHEDULES)})")
+    if type(warmup) is not int or warmup < 0:
+        raise OptimizerError(f"{text!r}: warmup={warmup} should be a number of steps, such as warmup=100")
+    if not isinstance(end, int | float) or not 0 <= end <= 1 or (kind == "exponential" and end == 0 and "end" in shape):
+        raise OptimizerError(f"{text!r}: end={end} should be the last learning rate as a share of the peak, 0 to 1")
+
+
+def _scheduled(
+    peak: Any, steps: int, schedule: str = "constant", warmup: int = 0, end: float | None = None
+) -> Callable[[Any], Any]:
+    """`peak` times a shape of height 1: a linear rise over `warmup` steps, then a fall to `end` at the last step."""
+    fall = max(steps - warmup, 1)
+    shapes = {
+        "constant": lambda: optax.constant_schedule(1.0),
+        "cosine": lambda: optax.cosine_decay_schedule(1.0, fall, alpha=end or 0.0),
+        "linear": lambda: optax.linear_schedule(1.0, end or 0.0, fall),
+        "exponential": lambda: optax.exponential_decay(1.0, fall, end if end is not None else 0.01),
+    }
+    shape = shapes[schedule]()
+    if warmup:
+        shape = optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), shape], [warmup])
+    return lambda count: peak * shape(count)
+
+
+ExtraArguments = Callable[[jax.Array, Any, Callable[[Any], jax.Array]], dict[str, Any]]
+
+# What update() may be handed beyond gradients, state and params: optax names these in its optimizers' docstrings. Of an
+# update that takes any, `build` cannot tell what those it hands them on to take.
+_EXTRA_ARGUMENTS: tuple[ExtraArguments, ...] = (
+    lambda value, grads, loss: {"value": value, "grad": grads, "value_fn": loss, "obj_fn": loss},
+    lambda value, grads, loss: {"value": value, "grad": grads, "value_fn": loss},  # polyak, momo, line searches
+    lambda value, grads, loss: {"value": value, "obj_fn": loss},  # sophia
+    lambda value, grads, loss: {},
+)
+
+
+def extra_arguments(
+    optimizer: Optimizer, steps: int, loss: Callable[[Any, Any], jax.Array], params: Any, data: Any
+) -> ExtraArguments:
+    """The extra arguments to hand this optimizer's update, found by tracing it on shapes of `params` and `data`.
+
+    Raises OptimizerError when it cannot be traced with a learning rate that is an array.
+    """
+
+    def attempt(extras: ExtraArguments, learning_rate: jax.Array, params: Any, data: Any) -> Any:
+        transformation = optimizer.build(learning_rate, steps)
+        state = transformation.init(params)
+        value, grads = jax.value_and_grad(loss)(params, data)
+        updates, _ = transformation.update(grads, state, params, **extras(value, grads, lambda p: loss(p, data)))
+        return optax.apply_updates(params, updates)
+
+    fault: Exception | None = None
+    for extras in _EXTRA_ARGUMENTS:
+        try:
+            after = jax.eval_shape(partial(attempt, extras), jax.ShapeDtypeStruct((), jnp.float32), params, data)
+        except GradbenchError:
+            raise
+        except Exception as error:
+            fault = fault or error
+            continue
+        if jax.tree.map(jnp.shape, after) != jax.tree.map(jnp.shape, params):
+            raise OptimizerError(f"{optimizer.spec!r}: its updates do not have the shapes of the parameters")
+        return extras
+    assert fault is not None
+    raise OptimizerError(
+        f"{optimizer.spec!r}: cannot be swept: {type(fault).__name__}: {one_line(fault)[:300]}"
+    ) from fault

@@ -1,0 +1,153 @@
+"""Which problems and optimizers a run had: digests of their files and data, so that no other is taken for them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradbench.errors import OptimizerError, ProblemError
+from gradbench.inputs.spec import is_path, parse_spec
+
+if TYPE_CHECKING:  # the readers of records do not wait for JAX
+    from gradbench.inputs.plan import SweepPlan
+    from gradbench.inputs.problem import Problem
+
+NOWHERE = {"file": None, "sha256": None}
+
+
+def sources(plan: SweepPlan, problems: Mapping[str, Problem], objects: Container[str]) -> dict[str, dict[str, Any]]:
+    """What run.json keeps of a plan's problems and optimizers, by name; all are loaded already.
+
+    Each has `file` and its `sha256`. They are null for a Problem given as an object (those in `objects`) and for an
+    optimizer of optax by its name, which optax's version tells. A problem has `data_sha256` as well.
+    """
+    return {
+        "problems": {
+            name: (NOWHERE if name in objects else _problem_source(name))
+            | {"data_sha256": fingerprint(problems[name].data, plan.dtype)}
+            for name in plan.problems
+        },
+        "optimizers": {name: _optimizer_source(name) for name in plan.optimizers},
+    }
+
+
+def hold(value: Any) -> bool:
+    """Whether `value`, from a run.json, is what `sources` makes; older records have none."""
+    kinds = value.values() if isinstance(value, dict) else ()
+    entries = [entry for kind in kinds if isinstance(kind, dict) for entry in kind.values()]
+    whole = isinstance(value, dict) and value.keys() == {"problems", "optimizers"}
+    return value is None or (
+        whole
+        and all(isinstance(kind, dict) for kind in kinds)
+        and all(isinstance(entry, dict) and entry.keys() >= NOWHERE.keys() for entry in entries)
+        and all(isinstance(text, str | None) for entry in entries for text in entry.values())
+    )
+
+
+def difference(began: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What of a run's sources is another one now, in words; None where all are the same."""
+    for kind in ("problems", "optimizers"):
+        for name, source in began[kind].items():
+            here = now[kind].get(name, NOWHERE)
+            if source["sha256"] != here["sha256"]:
+                return f"{source['file'] or name} has changed since"
+            if source.get("data_sha256") != here.get("data_sha256"):
+                return f"the data of {name} have changed since"
+    return None
+
+
+def given_as_object(info: Mapping[str, Any]) -> list[str]:
+    """The problems of a run that no file holds."""
+    problems = (info.get("sources") or {"problems": {}})["problems"]
+    return [name for name, source in problems.items() if source["sha256"] is None]
+
+
+def recorded_file(info: Mapping[str, Any], name: str) -> str | None:
+    """`info` is a run.json. Why the file of its problem is not the recorded one, in words; None where it is, or nobody knows."""
+    source = (info.get("sources") or {"problems": {}})["problems"].get(name)
+    if source is None:
+        return None
+    if source["sha256"] is None:
+        return f"{name} was given as an object, which only its own process had"
+    try:
+        same = digest(problem_file(name)) == source["sha256"]
+    except OSError:
+        return f"{source['file']} is not here"
+    return None if same else f"{source['file']} here is not the file of this run"
+
+
+def recorded_problem(info: Mapping[str, Any], name: str) -> tuple[Problem | None, str]:
+    """The problem of a run, whose run.json is `info`, of ours, loaded again; or None and why not, in words: its file or data are not the recorded ones
+    or not here, or it is a user's: a record must not make its reader run files it names.
+
+    A record without digests, of before there were any, has whatever its name means here.
+    """
+    from gradbench.inputs.problem import load_problem, problem_names
+
+    if why := recorded_file(info, name):
+        return None, why
+    try:
+        if parse_spec(name, ProblemError).target not in problem_names():
+            return None, f"{name} is not one of gradbench's own problems, and a record's files are not run"
+        problem = load_problem(name)
+    except ProblemError as error:
+        return None, str(error)
+    source = (info.get("sources") or {"problems": {}})["problems"].get(name)
+    if source and source["data_sha256"] != fingerprint(problem.data, info["plan"]["dtype"]):
+        return None, f"the data of {name} here are not those of this run"
+    return problem, ""
+
+
+def problem_file(spec: str) -> Path:
+    """The file that a problem's spec names."""
+    from gradbench.inputs.problem import problem_path
+
+    return problem_path(parse_spec(spec, ProblemError).target)
+
+
+def _problem_source(spec: str) -> dict[str, Any]:
+    target, file = parse_spec(spec, ProblemError).target, problem_file(spec)
+    return _source(file, target if is_path(target) else file.name)
+
+
+def _optimizer_source(spec: str) -> dict[str, Any]:
+    place, colon, _ = parse_spec(spec, OptimizerError).target.rpartition(":")
+    if not colon:
+        return NOWHERE
+    if is_path(place):
+        return _source(Path(place).expanduser(), place)
+    file = importlib.import_module(place).__file__
+    return NOWHERE | {"file": place} if file is None else _source(Path(file), place)
+
+
+def _source(file: Path, name: str) -> dict[str, Any]:
+    """`name` is what the user calls the file: a record does not keep where it was."""
+    return {"file": name, "sha256": digest(file)}
+
+
+def digest(file: Path) -> str:
+    """The sha256 of a file's bytes."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def fingerprint(data: Any, dtype: str) -> str:
+    """The sha256 of a pytree of arrays as a run in `dtype` reads them: places in the tree, shapes, types and bytes.
+
+    So the last bit of a float64 sum, in which machines differ, is not another problem of a float32 run.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        array = np.asarray(leaf)
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            with np.errstate(over="ignore"):
+                array = array.astype(jnp.dtype(dtype))
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return total.hexdigest()

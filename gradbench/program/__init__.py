@@ -1,0 +1,1 @@
+"""(problem, optimizer) -> one trial's arithmetic and the compiled program for a block of trials."""

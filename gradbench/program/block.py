@@ -1,0 +1,120 @@
+"""Chooses a program's block shape. From counted work alone, never from a clock: the shape decides the arithmetic, so
+two runs of one plan on one device must choose alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import Problem, shapes
+from gradbench.machine.devices import cores, memory
+from gradbench.program.minibatch import cut
+from gradbench.program.program import Block, Trial
+from gradbench.program.xla.jaxprs import equations, nested
+
+CHUNK_SECONDS = 0.1  # of one chunk: long beside the host's work between two (about 1 ms), a tick of a progress bar
+RETIRE_SECONDS = 0.025  # the same where trials wait: a finished one should leave its slot soon
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Orders of magnitude of one kind of device, for choosing shapes; measured rates are in timings.parquet."""
+
+    flops: float  # per second, one device
+    bytes: float  # per second, one device
+    step_s: float  # of an empty step: loop, launches
+    near_bytes: float  # what a block's intermediate values should fit in, if they are read as fast as they come
+    product_bytes: float  # the same where they go through matrix products, which read them more than once
+    shared_bytes: float  # on a CPU of the cache its cores share: a chunk's observations stay in it until gone through
+
+
+CPU = Machine(flops=5e10, bytes=5e10, step_s=1e-6, near_bytes=2**18, product_bytes=3 * 2**20, shared_bytes=2**24)
+ACCELERATOR = Machine(1e13, 1e12, step_s=5e-5, near_bytes=math.inf, product_bytes=math.inf, shared_bytes=2**26)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one value and gradient of one trial: FLOP, and bytes of the values made on the way."""
+
+    flops: float
+    bytes: float
+
+
+def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
+    """Counted on the traced program; `batch` for one minibatch instead of all the data."""
+    params, data = shapes(problem, plan.dtype)
+    with jax.enable_x64(plan.dtype == "float64"):
+        if batch and plan.batch_size is not None and problem.examples is not None:
+            rows, examples = jax.ShapeDtypeStruct((plan.batch_size,), jnp.int32), problem.examples
+            data = jax.eval_shape(lambda d, r: cut(d, r, examples), data, rows)
+        gradient = jax.jit(jax.value_and_grad(problem.loss)).trace(params, data)
+        analysis = gradient.lower().cost_analysis() or {}
+    computing = (equation for equation in equations(gradient.jaxpr) if not nested(equation))  # what loops hold, once
+    results = (v.aval for equation in computing for v in equation.outvars)
+    made = sum(aval.size * aval.dtype.itemsize for aval in results if hasattr(aval, "size"))
+    return Work(float(analysis.get("flops", 0.0)), float(made))
+
+
+def device_memory(device: jax.Device) -> float:
+    """Bytes one device may fill."""
+    if device.platform == "cpu":
+        return memory() / cores()
+    return (device.memory_stats() or {}).get("bytes_limit", 2**33)
+
+
+def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Block:
+    """The block for a sweep of `trials` trials of one pair: lanes that fill a core's cache (or the accelerator) and
+    rows for a chunk of about CHUNK_SECONDS."""
+    plan, problem = trial.plan, trial.problem
+    machine = CPU if devices[0].platform == "cpu" else ACCELERATOR
+    step = work(problem, plan, batch=True)
+    whole = step if plan.batch_size is None else work(problem, plan, batch=False)
+    seconds = max(step.flops / machine.flops, step.bytes / machine.bytes)  # of one trial's step
+    # XLA's arithmetic depends on the lanes, not on a trial's slot or its neighbours. So on a CPU the lanes are chosen
+    # for its cores, however many devices are made of them: the same bits (tests/test_devices.py).
+    spread = min(len(devices) if machine is ACCELERATOR else cores(), trials)
+    needed = math.ceil(trials / spread)
+
+    state_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(trial.state_shape()))
+    # The state is held twice where it is replaced, beside the values one step makes.
+    fits = device_memory(devices[0]) / 4 / (2 * state_bytes + whole.bytes)
+    # Data larger than the cache is read from memory at every step: more lanes share that reading.
+    data_bytes = jnp.dtype(plan.dtype).itemsize * sum(np.size(leaf) for leaf in jax.tree.leaves(problem.data))
+    shared = data_bytes if plan.batch_size is None else 0
+    cache = machine.product_bytes if trial.products else machine.near_bytes
+    near = max(cache, shared) / max(step.bytes, 1)
+    # Where a whole trial is over in an instant, more lanes hide the host's work between blocks.
+    near = max(near, min(RETIRE_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near
+    # Two trials side by side make a matrix product a quarter faster, four a little more while the cache holds them.
+    least = max(2.0, min(4.0, machine.shared_bytes / max(step.bytes, 1))) if trial.products else 1
+    lanes = int(max(1, min(needed, max(near, least), fits, 65536)))
+    lanes = math.ceil(needed / math.ceil(needed / lanes))  # blocks of equal size: the last one is not half empty
+    count = min(len(devices), math.ceil(trials / lanes))
+
+    stride = observation_stride(problem, plan)
+    total_rows = math.ceil(plan.steps / stride) + 1
+    row_s = stride * (machine.step_s + lanes * seconds)
+    rows = CHUNK_SECONDS / row_s
+    if needed > lanes and plan.retire:
+        rows = min(rows, max(RETIRE_SECONDS / row_s, total_rows / 8))
+    rows = max(1.0, min(rows, total_rows, machine.shared_bytes / (16 * lanes * spread)))
+    chunks = math.ceil(total_rows / rows)
+    return Block(count, lanes, math.ceil(total_rows / chunks), stride)
+
+
+def observation_stride(problem: Problem, plan: SweepPlan) -> int:
+    """Steps between two observations: 1, or with minibatches an epoch, since each observation takes all the data."""
+    if plan.batch_size is None or problem.examples is None:
+        return 1
+    return min(problem.examples // plan.batch_size, plan.steps)
+
+
+def solo_block(block: Block) -> Block:
+    """One trial alone on one device, in chunks of the same steps."""
+    return Block(1, 1, block.rows, block.stride)

@@ -1,0 +1,181 @@
+"""What the compiler is given in place of what was written: the same numbers but for rounding.
+
+Divisions. XLA may turn x / y, where y has fewer entries than x, into x * (1 / y): a softmax's division by its sums,
+adam's by its bias correction. Whether it does depends on what earlier passes have left of the broadcast, and a program
+for one device goes through other passes than one for several: a trial's last bits would depend on the number of
+devices, and unstable learning rates amplify them. So it is decided here, always for the reciprocal.
+
+Sums. XLA:CPU sums more than 32 entries by windows, in a kernel that does not vectorise: 40 % of a bowl's step. So there
+a sum of a few hundred is folded to 32 or fewer first, by adding its parts, and they are summed. Not a sum of exps or
+logs: taking them in the folding kernel costs more than it saves. Many longer sums are a product with ones.
+
+Products. Those of several lanes on a CPU are taken in the order of axes that suits it: see layout.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradbench.program.xla.jaxprs import REMATERIALISED, called, equations, nested, open_jaxpr
+from gradbench.program.xla.layout import Turned, aligned, pays, product, straight, transposed, turned, without
+
+_WINDOW = 32
+_MOST = 32 * _WINDOW  # entries; beyond, the parts would make a long program
+
+
+def rewritten(function: Callable[..., Any], platform: str, lanes: int = 1) -> Callable[..., Any]:
+    """`function`, of pytrees of arrays, with its divisions and, on a CPU, its sums as above; and with the matrix
+    products of several lanes as in layout.py, whose Turned its arguments may be.
+
+    Calls, loops and branches inside included; what is under jax.checkpoint stays as it is.
+    """
+    rewrite = _Rewrite(platform == "cpu", pays(platform, lanes))
+
+    def shape(x: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Turned) else x
+
+    def changed(*args: Any) -> Any:
+        leaves, tree = jax.tree.flatten(args, is_leaf=lambda x: isinstance(x, Turned))
+        traced, result = jax.make_jaxpr(function, return_shape=True)(*jax.tree.unflatten(tree, map(shape, leaves)))
+        results = map(straight, rewrite.run(*open_jaxpr(traced), leaves))
+        return jax.tree.unflatten(jax.tree.structure(result), results)
+
+    return changed
+
+
+_BODIES = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
+
+
+class _Rewrite:
+    def __init__(self, sums: bool, products: bool):
+        self.sums, self.products = sums, products
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        """The outputs of an open jaxpr."""
+        values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+        def read(variable: Any) -> Any:
+            return variable.val if hasattr(variable, "val") else values[variable]
+
+        dear: set[Any] = set()
+        for equation in jaxpr.eqns:
+            with equation.ctx.manager:
+                results = self.results(equation, [read(v) for v in equation.invars], dear)
+            values.update(zip(equation.outvars, results, strict=True))
+            if self.sums and _dear(equation, dear):
+                dear.update(equation.outvars)
+        return [read(v) for v in jaxpr.outvars]
+
+    def results(self, equation: Any, operands: list[Any], dear: set[Any]) -> Sequence[Any]:
+        """What an equation gives; `dear` are the variables before it that a kernel takes exps or the like to make."""
+        primitive, params = equation.primitive, equation.params
+        inner = None if primitive.name in REMATERIALISED else called(equation, operands)
+        if inner is not None:
+            return self.run(*inner)
+        if self.products and primitive.name == "transpose":
+            return [transposed(operands[0], params["permutation"])]
+        if self.products and primitive.name == "dot_general":
+            result = product(*operands, params)
+            if result is not None:
+                return [result]
+        if any(isinstance(x, Turned) for x in operands):
+            if primitive.name in _ENTRY_BY_ENTRY:
+                arrays, order = aligned(operands)
+                return [turned(*self.results(equation, arrays, dear), order)]
+            if primitive.name in _REDUCTIONS:
+                axes, order = without(operands[0], params["axes"])
+                equation = equation.replace(params=params | {"axes": axes})
+                return [turned(*self.results(equation, [operands[0].array], dear), order)]
+            operands = [straight(x) for x in operands]
+        if primitive.name == "div" and _broadcasts(equation):
+            return [_quotient(*operands)]
+        if primitive.name == "reduce_sum" and self.sums:
+            axes = params["axes"]
+            if _folds(operands[0], axes) and dear.isdisjoint(equation.invars):
+                return [_folded(operands[0], len(axes))]
+            if self.products and _long(operands[0], axes):
+                return [_by_ones(operands[0], len(axes))]
+        params = params | {key: jax.tree.map(self.body, params[key]) for key in _BODIES.get(primitive.name, ())}
+        results = primitive.bind(*operands, **primitive.get_bind_params(params))
+        return results if primitive.multiple_results else [results]
+
+    def body(self, body: Any) -> Any:
+        """A loop's or a branch's jaxpr, rewritten."""
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in body.in_avals]
+        return jax.make_jaxpr(lambda *args: [straight(x) for x in self.run(*open_jaxpr(body), args)])(*shapes)
+
+
+def _broadcasts(division: Any) -> bool:
+    result = division.outvars[0].aval
+    return jnp.issubdtype(result.dtype, jnp.inexact) and division.invars[1].aval.size < result.size
+
+
+def _quotient(x: Any, y: Any) -> jax.Array:
+    """x / y by the reciprocal of y, one rounding more: in float32 at least, since float16 cannot hold the reciprocals
+    of small numbers."""
+    dtype = jnp.result_type(x)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return jnp.multiply(x, jnp.reciprocal(jnp.asarray(y, wide))).astype(dtype)
+
+
+def _folds(x: jax.Array, axes: Sequence[int]) -> bool:
+    """Whether a sum of `x` over `axes` is worth folding."""
+    return _WINDOW < _entries(x, axes) <= _MOST
+
+
+def _long(x: jax.Array, axes: Sequence[int]) -> bool:
+    """Whether sums of `x` over `axes` are many, and too long to fold."""
+    return _MOST < _entries(x, axes) <= min(_MOST * _WINDOW, x.size - 1)
+
+
+def _entries(x: jax.Array, axes: Sequence[int]) -> int:
+    """How many entries a sum over `axes` has, 0 if they are not the last ones or no dtype that sums are made in."""
+    last = range(x.ndim - len(axes), x.ndim)
+    changes = set(axes) == set(last) and x.dtype in (jnp.float32, jnp.float64)
+    return math.prod(x.shape[axis] for axis in last) if changes else 0
+
+
+def _by_ones(x: jax.Array, axes: int) -> jax.Array:
+    """The sums over the last `axes` axes, as a product with ones."""
+    x = jnp.reshape(x, (*x.shape[: x.ndim - axes], -1))
+    return jnp.matmul(x, jnp.ones(x.shape[-1], x.dtype), precision="highest")
+
+
+_REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"}
+_DEAR = {
+    *("exp", "exp2", "expm1", "log", "log2", "log1p", "pow", "tanh", "logistic", "erf", "erfc", "erf_inv"),
+    *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh"),
+    *("lgamma", "digamma"),
+}
+_ENTRY_BY_ENTRY = _DEAR | {
+    *("add", "add_any", "sub", "mul", "div", "rem", "neg", "abs", "sign", "max", "min", "clamp", "floor", "ceil"),
+    *("square", "integer_pow", "sqrt", "rsqrt", "cbrt", "one_minus_square", "round", "nextafter", "is_finite"),
+    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n"),
+    *("convert_element_type", "reduce_precision", "copy"),
+}
+_APART = {"dot_general", "conv_general_dilated", "reduce_sum", "reduce_max", "reduce_min", "scan", "while", "cond"}
+
+
+def _dear(equation: Any, dear: set[Any]) -> bool:
+    """Whether what an equation makes takes exps or the like, itself or in what XLA fuses into it."""
+    if equation.primitive.name in _APART:
+        return False
+    names = {e.primitive.name for e in (equation, *(e for body in nested(equation) for e in equations(body)))}
+    return not _DEAR.isdisjoint(names) or any(v in dear for v in equation.invars if not hasattr(v, "val"))
+
+
+def _folded(x: jax.Array, axes: int) -> jax.Array:
+    """The sum over the last `axes` axes. Parts are slices, since padding them to one size would not vectorise."""
+    x = jnp.reshape(x, (*x.shape[: x.ndim - axes], -1))
+    count = -(-x.shape[-1] // _WINDOW)
+    width = x.shape[-1] // count
+    parts = [x[..., part * width : (part + 1) * width] for part in range(count)]
+    while len(parts) > 1:
+        parts = [jnp.add(*pair) for pair in zip(parts[::2], parts[1::2])] + parts[len(parts) & ~1 :]
+    total, rest = jnp.sum(parts[0], axis=-1), x[..., count * width :]
+    return total + jnp.sum(rest, axis=-1) if rest.shape[-1] else total

@@ -1,0 +1,379 @@
+"""A run on disk: `run.json` and three Parquet tables, written atomically, never overwritten, read back validated.
+
+While a run goes on, its finished rows and its checkpoint are in `parts/`; the tables are joined from it at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import secrets
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradbench.errors import GradbenchError, GradbenchWarning, RecordError, RunError, one_line
+from gradbench.failures import FORESEEN, keep_traceback
+from gradbench.files import utc_now, write_json, write_table, write_tables, writing
+from gradbench.inputs import sources
+from gradbench.inputs.plan import SweepPlan
+from gradbench.machine.locks import NoLocks, hold
+
+SCHEMA_VERSION = 1
+_NUMBER, _COUNT, _TEXT = pa.float64(), pa.int64(), pa.string()
+_STEPS_TO = [(f"steps_to_1e-{k}", _COUNT) for k in range(1, 7)]
+TRIALS = pa.schema(
+    [
+        *[("trial", _COUNT), ("problem", _TEXT), ("optimizer", _TEXT), ("learning_rate", _NUMBER), ("seed", _COUNT)],
+        *[("verdict", _TEXT), ("steps_run", _COUNT), ("initial_loss", _NUMBER), ("final_loss", _NUMBER)],
+        *[("best_loss", _NUMBER), ("best_step", _COUNT), ("final_grad_norm", _NUMBER), ("minimum", _NUMBER)],
+        *[("diverged_at", _COUNT), *_STEPS_TO, ("steps_to_target", _COUNT)],
+    ]
+)
+CURVES = pa.schema([("trial", _COUNT), ("step", _COUNT), ("loss", _NUMBER), ("grad_norm", _NUMBER)])
+CURVE_COLUMNS = tuple(CURVES.names)
+_SECONDS = ("trace_s", "lower_s", "compile_s", "first_run_s", "step_s_median", "step_s_p25", "step_s_p75", "step_s_min")
+TIMINGS = pa.schema(
+    [
+        *[("problem", _TEXT), ("optimizer", _TEXT), ("mode", _TEXT), ("trials", _COUNT)],
+        *[(name, _NUMBER) for name in _SECONDS],
+        *[("samples", _COUNT), ("flops_per_step", _NUMBER), ("bytes_per_step", _NUMBER), ("flops_per_s", _NUMBER)],
+        # T(2n)/T(n) of the timed work, whether it is within 1.9 to 2.1, and each sample's seconds a step
+        *[("doubling", _NUMBER), ("trusted", pa.bool_()), ("step_s_samples", pa.list_(_NUMBER))],
+        ("compile_cached", pa.bool_()),  # compile_s is what loading it from the compilation cache took
+        ("compile_ahead", pa.bool_()),  # trace_s to compile_s were spent while an earlier pair's sweep used the cores
+        # what a step needs on its devices, the least seconds in which they could do it (limits.py), what sets that, and
+        # limit_s / step_s_median
+        *[("devices", _COUNT), ("kernels_per_step", _COUNT), ("moved_bytes", _NUMBER)],
+        *[("limit_s", _NUMBER), ("limit", _TEXT), ("of_limit", _NUMBER)],
+    ]
+)
+SHARPNESS = pa.schema(
+    [
+        *[("problem", _TEXT), ("optimizer", _TEXT), ("learning_rate", _NUMBER), ("seed", _COUNT), ("step", _COUNT)],
+        *[("loss", _NUMBER), ("sharpness", _NUMBER), ("error", _NUMBER), ("edge", _NUMBER)],
+    ]
+)
+# sharpness is optional: only a plan that asks for it leaves the file, and older records have none
+# added since the first records, which read as null there
+_ADDED = (
+    "compile_cached",
+    "compile_ahead",
+    "devices",
+    "kernels_per_step",
+    "moved_bytes",
+    "limit_s",
+    "limit",
+    "of_limit",
+)
+ADDED = {("timings", name) for name in _ADDED}
+STATES = ("running", "complete", "interrupted")
+# what no row can be without
+NEVER_NULL = {"trials": TRIALS.names[:8], "curves": CURVES.names[:2], "timings": ("problem", "mode", "trials")}
+SCHEMAS = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS, "sharpness": SHARPNESS}
+
+
+class PairStore:
+    """What one pair leaves in `parts/` while its sweep goes on."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parts = 0
+
+    def append(self, trials: dict, curves: dict, problem: str, optimizer: str) -> None:
+        """Add finished trials and curve points, whose columns are numpy arrays."""
+        for name, columns in (("trials", trials), ("curves", curves)):
+            if columns:
+                write_table(_table(SCHEMAS[name], columns, problem, optimizer), self._part(name, self.parts))
+        self.parts += bool(trials or curves)
+
+    def _part(self, name: str, number: int) -> Path:
+        return self.folder / f"{name}-{number:06d}.parquet"
+
+    def checkpoint(self, arrays: dict[str, np.ndarray]) -> None:
+        with writing(self.folder / "checkpoint.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, parts=np.int64(self.parts), **arrays)
+            file.flush()
+
+    def restore(self) -> dict[str, np.ndarray] | None:
+        """The last checkpoint, with the parts written after it dropped; None if there is none."""
+        path = self.folder / "checkpoint.npz"
+        arrays: dict[str, np.ndarray] | None = None
+        if path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as stored:
+                    arrays = dict(stored)
+            except Exception as error:
+                raise RecordError(f"{path}: damaged checkpoint: {one_line(error)}") from error
+        self.parts = 0 if arrays is None else int(arrays.pop("parts"))
+        for name in ("trials", "curves"):
+            for part in self.folder.glob(f"{name}-*.parquet"):
+                if int(part.stem.split("-")[1]) >= self.parts:
+                    part.unlink()
+        return arrays
+
+    def save(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """All of the pair's rows of `timings` or `sharpness`."""
+        write_table(pa.Table.from_pylist(rows, schema=SCHEMAS[name]), self.folder / f"{name}.parquet")
+
+    @property
+    def timed(self) -> bool:
+        return (self.folder / "timings.parquet").is_file()
+
+    def read(self, name: str) -> pa.Table:
+        """One of the tables, as far as it is written."""
+        parts = [read_table(part, name) for part in sorted(self.folder.glob(f"{name}*.parquet"))]
+        table = pa.concat_tables([SCHEMAS[name].empty_table(), *parts])
+        order = {"trials": ["trial"], "curves": ["trial", "step"]}.get(name)
+        return table.sort_by([(column, "ascending") for column in order]) if order else table
+
+    def finish(self) -> None:
+        write_json({"parts": self.parts}, self.folder / "complete.json")
+        (self.folder / "checkpoint.npz").unlink(missing_ok=True)
+
+    @property
+    def complete(self) -> bool:
+        return (self.folder / "complete.json").is_file()
+
+
+def _table(schema: pa.Schema, columns: dict[str, np.ndarray], problem: str, optimizer: str) -> pa.Table:
+    count = len(columns["trial"])
+    arrays = []
+    for field in schema:
+        if field.name in ("problem", "optimizer"):
+            text = problem if field.name == "problem" else optimizer
+            arrays.append(pa.repeat(text, count).cast(_TEXT))
+            continue
+        values = np.asarray(columns[field.name])
+        if field.type == _TEXT:
+            arrays.append(pa.array(values.astype(object), _TEXT))
+        elif field.type == _COUNT:  # never is -1 on the device and null on disk
+            arrays.append(pa.array(values.astype(np.int64), mask=values < 0))
+        else:
+            unknown = np.isnan(values) if field.name == "minimum" else None
+            arrays.append(pa.array(values.astype(np.float64), mask=unknown))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+class RunWriter:
+    """A run being made in its folder. Held by one process at a time."""
+
+    def __init__(self, path: Path, info: dict[str, Any]):
+        self.path, self.info = path, info
+        try:
+            self._lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+        try:
+            held = hold(self._lock)
+        except NoLocks as error:  # a run is nearly always written by one process: it goes on, and says so
+            text = f"{path}: cannot be locked ({error}); no other process may write this run meanwhile"
+            warnings.warn(text, GradbenchWarning, stacklevel=3)
+            held = True
+        if not held:
+            self._lock.close()
+            raise RecordError(f"{path}: another process is writing this run")
+
+    @classmethod
+    def create(cls, out: str | Path, plan: SweepPlan, environment: dict[str, Any]) -> RunWriter:
+        """Make a new folder under `out`. Raises RecordError where it cannot be written."""
+        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+        path = Path(out).expanduser() / name
+        try:
+            path.mkdir(parents=True)
+            info: dict[str, Any] = {
+                "schema_version": SCHEMA_VERSION,
+                "id": name,
+                "state": "running",
+                "started": utc_now(),
+            }
+            info |= {"ended": None, "plan": plan.to_dict(), "environment": environment, "blocks": {}}
+            writer = cls(path, info)
+        except OSError as error:
+            raise RecordError(f"{out}: cannot make a results folder here: {error.strerror}") from error
+        writer.save_info()
+        return writer
+
+    @classmethod
+    def resume(cls, path: Path) -> RunWriter:
+        return cls(path, read_info(path))
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Whatever went wrong, the run does not stay "running"; the traceback of what nobody foresaw is kept in it."""
+        if error is not None:
+            if isinstance(error, Exception) and not isinstance(error, FORESEEN):
+                keep_traceback(error, self.path)
+            if self.info["state"] == "running":
+                with contextlib.suppress(RunError):  # of a full disk: the first failure is what is raised
+                    self.interrupt()
+        self._lock.close()
+
+    def save_info(self) -> None:
+        write_json(self.info, self.path / "run.json")
+
+    def pair(self, number: int) -> PairStore:
+        return PairStore(self.path / "parts" / f"{number:04d}")
+
+    def waiting(self, pairs: int, should_stop: Callable[[], bool]) -> Generator[int]:
+        """The pairs that are not complete, until a stop."""
+        for number in range(pairs):
+            if not self.pair(number).complete:
+                if should_stop():
+                    return
+                yield number
+
+    def complete(self, pairs: int) -> bool:
+        return all(self.pair(number).complete for number in range(pairs))
+
+    def interrupt(self) -> None:
+        self.info |= {"state": "interrupted", "ended": utc_now()}
+        self.save_info()
+
+    def finish(self, judge_timings: Callable[[list[dict]], list[dict]] = list) -> None:
+        """Join the parts into the tables, the timings' rows as `judge_timings` returns them; only then is the run
+        complete."""
+        for name in SCHEMAS if self.info["plan"].get("sharpness") else SCHEMAS.keys() - {"sharpness"}:
+            tables = _by_pair(self.path, name)
+            if name == "timings":
+                rows = [row for table in tables for row in table.to_pylist()]
+                tables = [pa.Table.from_pylist(judge_timings(rows), schema=TIMINGS)]
+            write_tables(tables, SCHEMAS[name], self.path / f"{name}.parquet")
+        self.info |= {"state": "complete", "ended": utc_now()}
+        self.save_info()
+        shutil.rmtree(self.path / "parts", ignore_errors=True)
+        self._lock.close()  # Windows removes no open file
+        (self.path / ".lock").unlink(missing_ok=True)
+
+
+def _by_pair(path: Path, name: str) -> Iterator[pa.Table]:
+    """What each pair has left of a table, in the order of the pairs."""
+    return (PairStore(folder).read(name) for folder in sorted(path.glob("parts/*")))
+
+
+def read_table(path: Path, name: str) -> pa.Table:
+    """One table of a record with every column's type checked."""
+    schema = SCHEMAS[name]
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RecordError(f"{path}: missing or damaged: {one_line(error)}") from error
+    for field in schema:
+        if field.name not in table.column_names and (name, field.name) in ADDED:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+        if field.name not in table.column_names:
+            raise RecordError(f"{path}: has no column {field.name!r}")
+        if table.schema.field(field.name).type != field.type:
+            found = table.schema.field(field.name).type
+            raise RecordError(f"{path}: column {field.name!r} is {found}, should be {field.type}")
+    for column in NEVER_NULL.get(name, ()):
+        if table[column].null_count:
+            raise RecordError(f"{path}: column {column!r} has empty cells")
+    return table.select(schema.names).replace_schema_metadata(None)
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """run.json, checked as far as every reader relies on it."""
+    file = path / "run.json"
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{file}: damaged: {one_line(error)}") from error
+    version = info.get("schema_version") if isinstance(info, dict) else None
+    if type(version) is not int:
+        raise RecordError(f"{file}: not a gradbench record: it has no schema_version")
+    if version > SCHEMA_VERSION:
+        raise RecordError(
+            f"{file}: written by a newer gradbench (schema {version}, this one reads up to {SCHEMA_VERSION})"
+        )
+    expected = {"id": str, "state": str, "plan": dict, "environment": dict, "blocks": dict, "started": str}
+    for key, kind in expected.items():
+        if not isinstance(info.get(key), kind):
+            raise RecordError(f"{file}: damaged: {key!r} is missing or not a {kind.__name__}")
+    if info["state"] not in STATES:
+        raise RecordError(f"{file}: damaged: 'state' is {info['state']!r}, should be {', '.join(STATES)}")
+    if not sources.hold(info.get("sources")):
+        raise RecordError(f"{file}: damaged: 'sources' does not hold files and digests by problem and optimizer")
+    if not _facts_hold(info.get("problems", {})):
+        raise RecordError(f"{file}: damaged: 'problems' does not hold facts by problem, with (mu, L) as curvature")
+    return info
+
+
+def _facts_hold(facts: Any) -> bool:
+    if not isinstance(facts, dict) or not all(isinstance(of, dict) for of in facts.values()):
+        return False
+    known = [of["curvature"] for of in facts.values() if of.get("curvature") is not None]
+    return all(isinstance(c, list) and len(c) == 2 and all(isinstance(v, int | float) for v in c) for c in known)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record: where it is, what was planned, what is in run.json, and the tables (pyarrow).
+
+    `sharpness` is empty unless the plan asked for it.
+    """
+
+    path: Path
+    plan: SweepPlan
+    info: dict[str, Any]
+    trials: pa.Table
+    curves: pa.Table
+    timings: pa.Table
+    sharpness: pa.Table = dataclasses.field(default_factory=SHARPNESS.empty_table)
+
+    @property
+    def id(self) -> str:
+        return self.info["id"]
+
+
+def find_run(name: str | Path, results: str | Path = "results") -> Path:
+    """The folder of a record named by its path, its id (or the id's start or end), or `latest`."""
+    results = Path(results).expanduser()
+    given = Path(name).expanduser()
+    if (given / "run.json").is_file():
+        return given
+    if given.is_dir() and str(name) != "latest":
+        raise RecordError(f"{given}: not a record: it has no run.json")
+    runs = sorted((p.parent for p in results.glob("*/run.json")), key=lambda p: p.name)
+    if str(name) == "latest":
+        if not runs:
+            raise RecordError(f"{results}: there are no records here yet; make one with gradbench run")
+        return runs[-1]
+    found = [run for run in runs if run.name.startswith(str(name)) or run.name.endswith(f"-{name}")]
+    if len(found) != 1:
+        what = f"{len(found)} records match" if found else "no such record"
+        raise RecordError(f"{name}: {what} in {results} (a folder, an id, or latest)")
+    return found[0]
+
+
+def load_run(name: str | Path, results: str | Path = "results") -> Run:
+    """Read a record, by path, id or `latest`. An unfinished run has the rows written so far.
+
+    Raises RecordError if it is missing, damaged or of a newer schema.
+    """
+    path = find_run(name, results)
+    info = read_info(path)
+    try:
+        plan = SweepPlan.from_dict(info["plan"])
+    except GradbenchError as error:
+        raise RecordError(f"{path / 'run.json'}: damaged plan: {error}") from error
+    complete = info["state"] == "complete"
+    if not complete:
+        tables = (pa.concat_tables([schema.empty_table(), *_by_pair(path, name)]) for name, schema in SCHEMAS.items())
+        return Run(path, plan, info, *tables)
+    names = [name for name in SCHEMAS if name != "sharpness" or plan.sharpness]
+    return Run(path, plan, info, *(read_table(path / f"{name}.parquet", name) for name in names))

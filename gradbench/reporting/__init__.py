@@ -1,0 +1,220 @@
+"""The report: one page that works offline, and the same charts as files."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import vl_convert
+
+from gradbench.analysis.profiles import best_rate_interval, pair_trials, steps_at_best
+from gradbench.analysis.summary import summarise
+from gradbench.errors import GradbenchError, nearest
+from gradbench.record.store import Run
+from gradbench.reporting import charts
+from gradbench.reporting.checks import check_rows
+from gradbench.reporting.data import answers, labels, page_data, target_words
+from gradbench.reporting.figures import FORMATS, figure_specs, squeezed
+from gradbench.reporting.scenery import WORDS, add_local_limits, page_rows, scenes
+from gradbench.tables import number, seconds
+
+__all__ = ["FORMATS", "check_figure_format", "write_figures", "write_report"]
+
+
+def write_report(runs: Sequence[Run], out: str | Path, checks: Sequence[str | Path] = ()) -> Path:
+    """Write one self-contained HTML file about the runs, and return its path. Needs no network, here or there.
+
+    `checks` are records of gradbench check to show; without any, the newest beside the runs for their problems.
+    Raises GradbenchError where there is no run, no finished trial, a check is none, or `out` cannot be written.
+    """
+    out = Path(out).expanduser()
+    data = page_data(runs)
+    with ThreadPoolExecutor(1) as pool:
+        bundle = pool.submit(_bundle)
+        found = scenes(runs)
+    add_local_limits(data["pairs"], found)
+    overall = charts.overall(runs)
+    data["overall"] = {name: rows for name, (_, rows) in overall.items()}
+    data["scenes"] = {name: page_rows(scene) for name, scene in found.items() if not scene.missing}
+    data["path_colours"] = dict(zip(WORDS, charts.COLOURS))
+    data["charts"] = {
+        "sensitivity": charts.spec(charts.sensitivity(len(runs) > 1)),
+        "convergence": charts.spec(charts.convergence()),
+        "convergence_seconds": charts.spec(charts.convergence(seconds=True)),
+        "valleys": charts.spec(charts.valley_map()),
+        "step_cost": charts.spec(charts.step_cost()),
+        "sharpness": charts.spec(charts.sharpness()),
+        **{name: charts.spec(chart) for name, (chart, _) in overall.items()},
+    }
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    folder = Path(__file__).parent
+    template = Template((folder / "page.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        header=_header(runs, data),
+        answers=_answers(runs, {name: scene.missing for name, scene in found.items()}),
+        pairs=_pairs(runs),
+        hide_overall="" if overall else " hidden",
+        timings=_timings(data["timings"]),
+        checks=_checks(check_rows(runs, checks)),
+        environment="".join(_environment(run) for run in data["runs"]),
+        data=text,
+        bundle=bundle.result(),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+    )
+    _write(out, page.encode())
+    return out
+
+
+def check_figure_format(fmt: str) -> None:
+    """GradbenchError with the nearest known format, unless it is one of figures."""
+    if fmt not in FORMATS:
+        raise GradbenchError(f"--format: no {fmt!r}{nearest(fmt, FORMATS)} (figures are {', '.join(FORMATS)})")
+
+
+def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg") -> list[Path]:
+    """Write every view as a file (svg, png or pdf) in `folder`, without a browser; returns the paths.
+
+    Raises GradbenchError for an unknown format, no finished trial, or a folder that cannot be written.
+    """
+    check_figure_format(fmt)
+    folder = Path(folder).expanduser()
+    paths = []
+    for name, spec in figure_specs(runs).items():
+        if fmt == "svg":
+            content = vl_convert.vegalite_to_svg(spec).encode()
+        elif fmt == "png":
+            content = squeezed(vl_convert.vegalite_to_png(spec, scale=2))
+        else:
+            content = vl_convert.vegalite_to_pdf(spec)
+        paths.append(folder / f"{name}.{fmt}")
+        _write(paths[-1], content)
+    return paths
+
+
+def _bundle() -> str:
+    """vega, vega-lite and vega-embed, as globals, for a script element."""
+    code = vl_convert.javascript_bundle()  # ty: ignore[missing-argument]  # its stub forgets the default
+    return code.replace("</script", "<\\/script")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """The whole file or nothing: a temporary name first."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists() and not (path.is_file() or path.is_dir()):  # replacing /dev/stdout would take the device away
+        raise GradbenchError(f"{path}: cannot be written: not a regular file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise GradbenchError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        if temporary.is_file():
+            temporary.unlink()
+
+
+def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:
+    lines = []
+    for run, shown in zip(runs, data["runs"]):
+        plan, place = run.plan, shown["environment"]
+        counts = {"problem": plan.problems, "optimizer": plan.optimizers, "learning rate": plan.rates}
+        counts["seed"] = range(plan.seeds)
+        ran = " × ".join(f"{len(of)} {word}{'s' * (len(of) != 1)}" for word, of in counts.items())
+        device = f"{place.get('device_count')} × {place.get('device_kind')}"
+        state = "" if shown["state"] == "complete" else f" <strong>({html.escape(shown['state'])})</strong>"
+        lines.append(
+            f"<p>{html.escape(shown['name'])}: {ran}, {plan.steps} steps, {plan.dtype}, on "
+            f"{html.escape(device)}; {shown['trials']:,} trials{state} "
+            f"<span class='soft'>{html.escape(run.id)}, {html.escape(str(shown['started']))}</span></p>"
+        )
+    return "".join(lines)
+
+
+def _answers(runs: Sequence[Run], missing: Mapping[str, str]) -> str:
+    """`missing`: why a problem has no landscape, by name; empty where it has one."""
+    made = []
+    for run, problem, best, others in answers(runs):
+        of = next(r for r, name in zip(runs, labels(runs)) if name == run)
+        title = html.escape(problem) + (f" <span class='soft'>{html.escape(run)}</span>" if len(runs) > 1 else "")
+        rest = "".join(f"<li>{html.escape(text)}</li>" for text in others)
+        said = [target_words(of, problem)[1]]
+        if why := missing.get(problem):
+            said.append(f"No landscape, and no limit at the start: {why}.")
+        soft = "".join(f"<p class='soft' style='font-weight:400'>{html.escape(text)}</p>" for text in said)
+        made.append(f"<article><h3>{title}</h3><p>{html.escape(best)}</p><ul>{rest}</ul>{soft}</article>")
+    return "".join(made)
+
+
+def _pairs(runs: Sequence[Run]) -> str:
+    """Every pair at its best learning rate: how sure that is, how robust, and the steps to each target."""
+    headings = ("what", "best learning rate", "95 %", "robust over", "solo step", *(f"to 1e-{k}" for k in range(1, 7)))
+    cells = []
+    for run, name in zip(runs, labels(runs)):
+        for pair in summarise(run):
+            interval = best_rate_interval(pair_trials(run, pair.problem, pair.optimizer), to=pair.reference)
+            what = " × ".join((pair.problem, pair.optimizer, *([name] if len(runs) > 1 else [])))
+            best = pair.best and pair.best.learning_rate
+            sure = " … ".join(dict.fromkeys(map(number, interval[1:]))) if interval else "–"
+            robust = "–" if pair.safe_decades is None else f"{number(pair.safe_decades)} decades"
+            steps = np.median(steps_at_best(run, pair).reshape(6, -1), axis=1).tolist()
+            reached = [f"{step:.0f}" if math.isfinite(step) else "–" for step in steps]
+            cells.append((what, number(best), sure, robust, seconds(pair.solo_step_s), *reached))
+    return _table(headings, cells)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th scope='col'>{html.escape(heading)}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _timings(rows: Sequence[dict[str, Any]]) -> str:
+    headings = ("what", "mode", "trials", "a trial's step", "quartiles", "trace", "lower", "compile", "first run")
+    cells = []
+    for row in rows:
+        what = " × ".join(part for part in (row["problem"], row["optimizer"], row["run"]) if part)
+        spread = f"{seconds(row['p25'])} – {seconds(row['p75'])}" + ("" if row["trusted"] else " (not trusted)")
+        stages = [seconds(row[name]) for name in ("trace_s", "lower_s", "compile_s", "first_run_s")]
+        stages[2] += " (cached)" if row["compile_cached"] else ""
+        stages[2] += " (beside a sweep)" if row["compile_ahead"] else ""
+        cells.append((what, row["mode"], row["trials"], seconds(row["median"]), spread, *stages))
+    return _table(headings, cells) + _gradient_cost(rows)
+
+
+def _gradient_cost(rows: Sequence[dict[str, Any]]) -> str:
+    """The cost of a gradient against its loss, which theory bounds by a small constant (Baur and Strassen 1983)."""
+    times = {(row["run"], row["problem"], row["mode"]): row["median"] for row in rows}
+    cells = [
+        (f"{problem} × {run}", number(times[run, problem, "value_and_grad"] / value))
+        for (run, problem, mode), value in times.items()
+        if mode == "value" and (run, problem, "value_and_grad") in times
+    ]
+    return _table(("what", "loss with gradient / loss alone"), cells) if cells else ""
+
+
+def _checks(rows: Sequence[dict[str, str]]) -> str:
+    if not rows:
+        return ""
+    lesson = (
+        "Whether the gradient is right: its formula in float64, and its execution in each dtype and precision. "
+        "A relative fault larger than what is given would have been caught. From gradbench check."
+    )
+    table = _table(list(rows[0]), [list(row.values()) for row in rows])
+    return f"<section><h2>Gradient check</h2><p class='soft'>{lesson}</p><div class='scroll'>{table}</div></section>"
+
+
+def _environment(run: dict[str, Any]) -> str:
+    place = run["environment"]
+    facts = {key: value for key, value in place.items() if key not in ("versions", "flags") and value is not None}
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in place.get("versions", {}).items())
+    facts["flags"] = " ".join(f"{name}={value}" for name, value in place.get("flags", {}).items()) or "none"
+    rows = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd>" for key, value in facts.items())
+    return f"<h3>{html.escape(run['name'])}</h3><dl>{rows}</dl>"

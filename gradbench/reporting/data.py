@@ -1,0 +1,262 @@
+"""What the page and the figures draw, as plain rows: a record's answers and its curves, thinned to fit a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from gradbench.analysis.profiles import measured_rate
+from gradbench.analysis.summary import PairSummary, RateSummary, reference, relative_gaps, summarise
+from gradbench.errors import GradbenchError
+from gradbench.record.store import Run
+from gradbench.tables import number, seconds
+from gradbench.theory.quadratic import predicted_rate
+
+CURVE_VALUES = 120_000  # of all curves on a page: about 8 bytes each
+CURVE_POINTS = 60  # of one curve
+RATE_ROWS = 6_000  # learning rates on a page, over all pairs
+FLOOR = 1e-16  # a gap of 0 has no place on a log axis
+
+
+def short(value: float | None, digits: int = 4) -> float | None:
+    """So many significant digits, and None for what JSON has no number for."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
+
+
+def short_rate(value: float) -> float | None:
+    """Digits enough to tell ten thousand learning rates apart."""
+    return short(value, 7)
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run, that tells them apart: the device where those differ, else the end of the id."""
+    if not runs:
+        raise GradbenchError("report: no record given")
+    devices = [f"{run.info['environment'].get('platform', '?')}" for run in runs]
+    names = devices if len(set(devices)) == len(runs) else [run.id.rpartition("-")[2] for run in runs]
+    return names if len(set(names)) == len(runs) else [f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def page_data(runs: Sequence[Run]) -> dict[str, Any]:
+    """Everything the page shows: `runs`, `pairs` with their rates and curves, `timings`, `sharpness`."""
+    names = labels(runs)
+    summaries = [(run, name, pair) for run, name in zip(runs, names) for pair in summarise(run)]
+    if not summaries:
+        raise GradbenchError(f"{', '.join(names)}: no trial has finished yet, so there is nothing to report")
+    rates = max(2, RATE_ROWS // len(summaries))
+    values = CURVE_VALUES // len(summaries)
+    floors = {(name, pair.problem): _floor(run, pair) for run, name, pair in summaries}
+    return {
+        "runs": [_run(run, name) for run, name in zip(runs, names)],
+        "pairs": [_pair(run, name, pair, rates, values, floors[name, pair.problem]) for run, name, pair in summaries],
+        "timings": [row for run, name in zip(runs, names) for row in timing_rows(run, name)],
+        "sharpness": [row for run, name in zip(runs, names) for row in sharpness_rows(run, name)],
+    }
+
+
+def _run(run: Run, name: str) -> dict[str, Any]:
+    keys = ("id", "state", "started", "ended", "environment", "plan")
+    return {"name": name, "trials": run.trials.num_rows} | {key: run.info.get(key) for key in keys}
+
+
+def sharpness_rows(run: Run, name: str) -> list[dict[str, Any]]:
+    """A record's sharpness along its paths, and the edge of stability."""
+    kept = ("sharpness", "error", "edge", "loss")
+    return [
+        row | {key: short(row[key]) for key in kept} | {"run": name, "learning_rate": short_rate(row["learning_rate"])}
+        for row in run.sharpness.to_pylist()
+    ]
+
+
+def _floor(run: Run, pair: PairSummary) -> float:
+    """Where a problem's charts draw a gap of 0 and less. Other references than a minimum are reached and passed by
+    trials that end nowhere near each other: their floor is below the least final gap that is above 0."""
+    if pair.reference.kind == "minimum":
+        return FLOOR
+    gaps = relative_gaps(run.trials.filter(pc.field("problem") == pair.problem), pair.reference)
+    above = gaps[(gaps > 0) & np.isfinite(gaps)]
+    return max(FLOOR, float(above.min()) / 2) if len(above) else 1e-3
+
+
+def rate_row(rate: RateSummary, pair: PairSummary, floor: float = FLOOR) -> dict[str, Any]:
+    """A learning rate as the page takes it: `gap`, `low` and `high` as drawn, on or above the floor, and `final`,
+    `lowest` and `highest` as they are. A gap is null where it diverged."""
+    finite = math.isfinite(rate.gap_median)
+    return {
+        "learning_rate": short_rate(rate.learning_rate),
+        "verdict": next(iter(rate.verdicts)),
+        "verdicts": rate.verdict,
+        "gap": short(max(rate.gap_median, floor)) if finite else None,
+        "low": short(max(rate.gap_low, floor)) if finite else None,
+        "high": short(max(rate.gap_high, floor)) if math.isfinite(rate.gap_high) else None,
+        "final": short(rate.gap_median),
+        "lowest": short(rate.gap_low),
+        "highest": short(rate.gap_high),
+        "steps": short(rate.steps_to_target),
+        "seconds": short(rate.time_to_target_s),
+        "best": pair.best is rate,
+        "fitted": None,
+        "predicted": None,
+    }
+
+
+def _pair(run: Run, name: str, pair: PairSummary, most_rates: int, values: int, floor: float) -> dict[str, Any]:
+    kept = _spread(len(pair.rates), most_rates)
+    rates = [pair.rates[i] for i in kept]
+    if pair.best is not None and pair.best not in rates:
+        rates = sorted([*rates, pair.best], key=lambda rate: rate.learning_rate)
+    grid, curves = _curves(run, pair, [rate.learning_rate for rate in rates], values, floor)
+    rows = [rate_row(rate, pair, floor) for rate in rates]
+    _add_decay(run, pair, rows, grid, curves)
+    return {
+        "run": name,
+        "problem": pair.problem,
+        "optimizer": pair.optimizer,
+        "limit": short(pair.stable_limit),
+        "limit_is": "stable limit",
+        "gap_to": pair.reference.words,
+        "step_s": short(pair.solo_step_s),
+        "all_rates": len(pair.rates),
+        "rates": rows,
+        "grid": grid,
+        "curves": curves,
+    }
+
+
+def _add_decay(
+    run: Run, pair: PairSummary, rows: list[dict[str, Any]], grid: list[int], curves: list[dict[str, Any]]
+) -> None:
+    """Give each rate `fitted`, the factor a step by which seed 0's gap falls, and `predicted`, theory's on a quadratic
+    (of the gap: the square of the distance's); null where there is no theory."""
+    curvature = run.info.get("problems", {}).get(pair.problem, {}).get("curvature")
+    if pair.stable_limit is None or not curvature:
+        return
+    for curve in curves:
+        if curve["seed"] == 0:
+            row = rows[curve["rate"]]
+            gaps = [gap if gap and gap > FLOOR else 0.0 for gap in curve["gaps"]]
+            row["fitted"] = short(measured_rate(grid[: len(gaps)], gaps), 7)
+            rate = predicted_rate(pair.optimizer, row["learning_rate"], *curvature)
+            row["predicted"] = None if rate is None else float(f"{rate**2:.8g}")  # 0.999998 and 1 are not the same
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of 0..count-1, evenly, with both ends."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
+
+
+def _curves(
+    run: Run, pair: PairSummary, rates: list[float], values: int, floor: float
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """(steps, curves): a curve is a trial's gap at the first of those steps, ending where the trial did."""
+    trials = run.trials.filter((pc.field("problem") == pair.problem) & (pc.field("optimizer") == pair.optimizer))
+    points = min(CURVE_POINTS, max(8, values // len(rates)))
+    seeds = max(1, values // (points * len(rates)))
+    chosen = trials.filter((pc.field("seed") < seeds) & pc.field("learning_rate").isin(rates))
+    chosen = chosen.select(["trial", "learning_rate", "seed", "verdict", "initial_loss", "diverged_at"])
+    rows = {row["trial"]: row for row in chosen.slice(0, max(1, values // points)).to_pylist()}
+    table = run.curves.filter(pc.field("trial").isin(list(rows))).sort_by(
+        [("trial", "ascending"), ("step", "ascending")]
+    )
+    trial, step, loss = (table[name].to_numpy() for name in ("trial", "step", "loss"))
+    grid = np.unique(step)
+    grid = grid[_spread(len(grid), points)] if len(grid) else grid
+    keep = np.isin(step, grid)
+    trial, loss = trial[keep], loss[keep]
+    ids, starts = np.unique(trial, return_index=True)
+    place = {short_rate(rate): i for i, rate in enumerate(rates)}
+    curves = []
+    for number_, start, end in zip(ids.tolist(), starts, [*starts[1:], len(trial)]):
+        row = rows[number_]
+        lowest = pair.reference.loss
+        with np.errstate(divide="ignore", invalid="ignore"):  # of a trial that begins at the reference
+            gaps = np.maximum((loss[start:end] - lowest) / (row["initial_loss"] - lowest), floor)
+        curves.append(
+            {
+                "rate": place[short_rate(row["learning_rate"])],
+                "seed": row["seed"],
+                "verdict": row["verdict"],
+                "diverged_at": row["diverged_at"],
+                "gaps": [short(gap) for gap in gaps.tolist()],
+            }
+        )
+    return grid.tolist(), curves
+
+
+def timing_rows(run: Run, name: str) -> list[dict[str, Any]]:
+    """A record's timings with the seconds of one trial's step, and without the samples: a problem's own come first."""
+    rows = []
+    order = {problem: number for number, problem in enumerate(run.plan.problems)}
+    for row in sorted(run.timings.to_pylist(), key=lambda row: (order[row["problem"]], row["optimizer"] is not None)):
+        each = {key: row[key] for key in ("problem", "optimizer", "mode", "trials", "trusted", "samples")}
+        for key in ("step_s_median", "step_s_p25", "step_s_p75"):
+            each[key.replace("step_s_", "")] = row[key] / row["trials"]
+        for key in ("trace_s", "lower_s", "compile_s", "first_run_s", "flops_per_s", "compile_cached", "compile_ahead"):
+            each[key] = row[key]
+        rows.append(each | {"run": name})
+    return rows
+
+
+def sentence(pair: PairSummary, target: str = "the target") -> str:
+    """The pair's answer in one sentence; `target` is what its target is called."""
+    if pair.best is None:
+        return f"{pair.optimizer} diverges at every learning rate tried."
+    best = pair.best
+    at = f"{pair.optimizer} at {number(best.learning_rate)}"
+    if best.steps_to_target is None:
+        ends = best.verdict.replace("overshoots", "overshooting")
+        text = (
+            f"{at} does best, but ends {ends}, at {number(best.gap_median)} of the first gap to {pair.reference.words}"
+        )
+    else:
+        text = f"{at} reaches {target} in {best.steps_to_target:.0f} steps"
+        if best.time_to_target_s is not None:
+            text += f", {seconds(best.time_to_target_s)}"
+    if pair.safe and pair.safe[0] < pair.safe[1]:
+        text += f"; safe from {number(pair.safe[0])} to {number(pair.safe[1])}"
+    else:
+        text += "; no neighbour on the grid is safe"
+    below, above = pair.edge
+    if above is None:
+        text += "; no learning rate tried diverges"
+    elif below is None:
+        text += "; even the smallest diverges"
+    else:
+        text += f"; diverges above {number(below)}"
+    return f"{text}."
+
+
+def answers(runs: Sequence[Run]) -> list[tuple[str, str, str, list[str]]]:
+    """(run, problem, the best pair's sentence, the others') for each problem, the quickest to the target first; the
+    runs of one problem stand together."""
+
+    def quickest(pair: PairSummary) -> tuple[float, float, float]:
+        if pair.best is None:
+            return math.inf, math.inf, math.inf
+        time, steps = pair.best.time_to_target_s, pair.best.steps_to_target
+        return time or math.inf, math.inf if steps is None else steps, pair.best.gap_median
+
+    found = []
+    for run, name in zip(runs, labels(runs)):
+        pairs = summarise(run)
+        for problem in dict.fromkeys(pair.problem for pair in pairs):
+            ranked = sorted((pair for pair in pairs if pair.problem == problem), key=quickest)
+            said = [sentence(pair, target_words(run, problem)[0]) for pair in ranked]
+            found.append((name, problem, said[0], said[1:]))
+    order = list(dict.fromkeys(problem for _, problem, *_ in found))
+    return sorted(found, key=lambda answer: order.index(answer[1]))
+
+
+def target_words(run: Run, problem: str) -> tuple[str, str]:
+    """What a problem's target is called in this run, in short, and what it is, with what gaps are taken against."""
+    to = reference(run.trials.filter(pc.field("problem") == problem), run.info.get("problems", {}).get(problem))
+    if to.kind == "minimum":
+        return f"{run.plan.target:g}", f"{run.plan.target:g} is a loss gap, to the minimum, relative to the first."
+    if to.kind == "target":
+        return "its target", f"Its target is the loss that the problem counts as solved, {to.loss:g}: gaps are to it."
+    best = f"gaps are to the best loss found, {to.loss:g}, by trial {to.trial}"
+    return "a target", f"Its lowest loss is not known, and it states no target: {best}."

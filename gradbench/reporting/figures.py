@@ -1,0 +1,114 @@
+"""The page's charts as Vega-Lite with their data inside, one a file, for a paper or a document."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from gradbench.record.store import Run
+from gradbench.reporting import charts
+from gradbench.reporting.data import page_data
+from gradbench.reporting.scenery import add_local_limits, landscapes, page_rows, scenes
+from gradbench.tables import number
+
+FORMATS = ("svg", "png", "pdf")
+CONFIG = {"background": "white", "view": {"stroke": None}, "axis": {"labelFontSize": 12, "titleFontSize": 13}}
+
+
+def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """File stem -> Vega-Lite spec: a sensitivity for each problem, a convergence for each pair, costs, profiles."""
+    data = page_data(runs)
+    found = scenes(runs, paths=0)
+    add_local_limits(data["pairs"], found)
+    several = len(runs) > 1
+    made = {}
+    for problem in dict.fromkeys(pair["problem"] for pair in data["pairs"]):
+        pairs = [pair for pair in data["pairs"] if pair["problem"] == problem]
+        rates = [rate | {"run": p["run"], "optimizer": p["optimizer"]} for p in pairs for rate in p["rates"]]
+        largest = max(rate["learning_rate"] for rate in rates)
+        limits = [
+            {"optimizer": p["optimizer"], "limit": p["limit"], "label": f"{p['limit_is']}: {number(p['limit'])}"}
+            for p in pairs
+            if p["limit"] is not None and p["limit"] <= largest and p["run"] == pairs[0]["run"]
+        ]
+        datasets = {"rates": rates, "limits": limits, "chosen": []}
+        made[_stem("sensitivity", problem)] = charts.spec(charts.sensitivity(several), datasets)
+        for pair in pairs:
+            stem = _stem("convergence", problem, pair["optimizer"], *([pair["run"]] if several else []))
+            made[stem] = charts.spec(charts.convergence(), curve_rows(pair))
+    for title, scene in landscapes(found).items():
+        made[_stem("landscape", title)] = scene
+    for problem, scene in found.items():
+        for optimizer in dict.fromkeys(row["optimizer"] for row in scene.ends):
+            ends = [row for row in page_rows(scene)["ends"] if row["optimizer"] == optimizer]
+            made[_stem("valleys", problem, optimizer)] = charts.spec(charts.valley_map(), {"ends": ends, "chosen": []})
+    timings = [
+        row | {"what": ", ".join(filter(None, (row["problem"], row["optimizer"], row["run"] if several else None)))}
+        for row in data["timings"]
+    ]
+    made["step-cost"] = charts.spec(charts.step_cost(), {"timings": timings})
+    stems = {"profile": "performance-profile", "ecdf": "targets-reached"}
+    for name, (chart, rows) in charts.overall(runs).items():
+        kind, _, seconds = name.partition("_")
+        made[_stem(stems[kind], seconds)] = charts.spec(chart, {name: rows})
+    for key in dict.fromkeys((row["run"], row["problem"], row["optimizer"]) for row in data["sharpness"]):
+        rows = [row for row in data["sharpness"] if (row["run"], row["problem"], row["optimizer"]) == key]
+        stem = _stem("sharpness", *key[1:], *([key[0]] if several else []))
+        made[stem] = charts.spec(charts.sharpness(), {"sharpness": rows})
+    return {stem: spec | {"config": CONFIG} for stem, spec in made.items()}
+
+
+def squeezed(png: bytes) -> bytes:
+    """The same picture in a fifth of the bytes: its pixels compressed as well as zlib can."""
+    kept, pixels, at = [], b"", 8
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4])
+        if png[at + 4 : at + 8] == b"IDAT":
+            pixels += png[at + 8 : end - 4]
+        else:
+            kept.append(png[at:end])
+        at = end
+    body = b"IDAT" + zlib.compress(zlib.decompress(pixels), 9)
+    chunk = (len(body) - 4).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
+    return png[:8] + b"".join([*kept[:-1], chunk, kept[-1]])
+
+
+def curve_rows(pair: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The datasets of a convergence chart: seed 0 of every learning rate, and every seed of the best in front."""
+    rows: dict[str, list[dict[str, Any]]] = {"curves": [], "front": [], "ends": [], "theory": []}
+    for trial, curve in enumerate(pair["curves"]):
+        rate = pair["rates"][curve["rate"]]
+        if curve["seed"] > 0 and not rate["best"]:
+            continue
+        fixed = {"trial": trial, "learning_rate": rate["learning_rate"], "seed": curve["seed"]}
+        fixed["verdict"] = curve["verdict"]
+        points = [fixed | {"x": x, "gap": gap} for x, gap in zip(pair["grid"], curve["gaps"]) if gap is not None]
+        rows["curves"] += points
+        if rate["best"]:
+            rows["front"] += points
+            if curve["seed"] == 0:
+                rows["theory"] = predicted_rows(rate["predicted"], points)
+        if curve["verdict"] == "diverged":
+            rows["ends"] += points[-1:]
+    return rows
+
+
+def predicted_rows(rate: float | None, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The gap that falls by `rate` a step and ends where the curve does, over its last three quarters and its height;
+    the page does the same."""
+    if rate is None or not points:
+        return []
+    last, gaps = points[-1], [point["gap"] for point in points]
+    steps = [last["x"] * (0.25 + 0.75 * k / 40) for k in range(41)]
+    rows = [
+        {"x": step, "gap": last["gap"] * math.exp((step - last["x"]) * math.log(max(rate, 1e-9)))} for step in steps
+    ]
+    return [row for row in rows if min(gaps) <= row["gap"] <= max(gaps)]
+
+
+def _stem(*words: str) -> str:
+    """A file name without what file systems dislike."""
+    return "-".join(re.sub(r"[^A-Za-z0-9=.]+", "-", word).strip("-.") for word in words if word)

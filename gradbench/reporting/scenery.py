@@ -1,0 +1,285 @@
+"""The landscape as a chart, which landscapes a page shows, and what is on them: paths and valleys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from gradbench.analysis.landscape import GRID, Landscape, landscape, valleys
+from gradbench.analysis.summary import PairSummary, representative_rates, summarise
+from gradbench.inputs.problem import Problem
+from gradbench.inputs.sources import recorded_problem
+from gradbench.record.store import Run
+from gradbench.reporting.charts import COLOURS, alt, spec
+from gradbench.reporting.data import short, short_rate
+from gradbench.theory.curvature import measured_curvature
+from gradbench.theory.quadratic import momentum_of, stable_limit
+
+WORDS = ["too small", "right", "too large", "diverging"]
+COARSE = 41  # points of a side where a loss costs more
+CHEAP = 1e5  # parameters × examples
+MOST_PARAMETERS = 1_000_000
+BANDS = 14  # of the contours
+ARROWS = 10  # of a side of the gradient field
+PATHS = 25  # of one optimizer on a page
+PATH_POINTS = 120  # of each
+WORK = 6e9  # parameters × examples × steps of an optimizer's paths: fewer paths where a step costs more
+VALLEY_TRIALS = 120  # of one optimizer
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A problem's landscape (None with one parameter); `ends`, the valley of each trial (landscape.valleys; none where
+    there is but one); `largest_at_start`, L by Lanczos at seed 0's start, where the problem states none. Or `missing`:
+    why there is nothing of all that, in words."""
+
+    seen: Landscape | None = None
+    ends: list[dict[str, Any]] = field(default_factory=list)
+    largest_at_start: float | None = None
+    missing: str = ""
+
+
+def built_in(spec_text: str) -> bool:
+    """Whether a spec names something of ours: a record must not make the report run files it names."""
+    return not any(sign in spec_text.partition("[")[0] for sign in (":", "/", "."))
+
+
+def scenes(runs: Sequence[Run], paths: int = PATHS) -> dict[str, Scene]:
+    """Problem -> what is to be seen of it, in the first run that has it; an optimizer with theory, if any, decides on
+    the plane, and of each at most `paths` learning rates are run again for their paths.
+
+    Problems of more than a million parameters have none that is quick. Of a problem that cannot be had again as each of
+    the runs had it (sources.recorded_problem) nothing is computed, and the scene says why.
+    """
+    found: dict[str, Scene] = {}
+    chosen: dict[str, tuple[Run, Problem, list[PairSummary]]] = {}
+    for run in runs:
+        pairs = [pair for pair in summarise(run) if built_in(pair.optimizer)]
+        for pair in sorted(pairs, key=lambda pair: momentum_of(pair.optimizer) is None):
+            size = run.info.get("problems", {}).get(pair.problem, {}).get("parameters", 0)
+            if pair.problem in found or not 0 < size <= MOST_PARAMETERS:
+                continue
+            if pair.problem not in chosen:
+                problem, why = _same_problem(runs, pair.problem)
+                if problem is None:
+                    found[pair.problem] = Scene(missing=why)
+                    continue
+                chosen[pair.problem] = run, problem, []
+            if chosen[pair.problem][0] is run:
+                chosen[pair.problem][2].append(pair)
+    # Most of it is XLA's compiling, which threads share out.
+    order = sorted(chosen.items(), key=lambda item: -item[1][0].info["problems"][item[0]]["parameters"])
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        made = list(pool.map(lambda item: _scene(item[0], *item[1], paths), order))
+    return found | {name: scene for (name, _), scene in zip(order, made, strict=True)}
+
+
+def _same_problem(runs: Sequence[Run], name: str) -> tuple[Problem | None, str]:
+    """sources.recorded_problem, of every run that has the problem."""
+    problem = None
+    for run in runs:
+        if name in run.plan.problems:
+            problem, why = recorded_problem(run.info, name)
+            if problem is None:
+                return None, why if len(runs) == 1 else f"{why} ({run.id})"
+    return problem, ""
+
+
+def _scene(name: str, run: Run, problem: Problem, pairs: list[PairSummary], paths: int) -> Scene:
+    facts = run.info["problems"][name]
+    size, stated = facts["parameters"], facts.get("curvature") is not None
+    work = size * (facts.get("examples") or 1)
+    most = int(min(paths, WORK // (work * run.plan.steps)))
+    wanted = {pair.optimizer: _path_rates(pair, most) for pair in pairs}
+    theory = any(momentum_of(pair.optimizer) for pair in pairs)
+    local = measured_curvature(problem, None, "float32", 60, 1e-3).largest if theory and not stated else None
+    seen = None
+    if size >= 2:
+        first, *others = wanted
+        seen = landscape(
+            problem,
+            first,
+            wanted[first],
+            run.plan,
+            others={other: wanted[other] for other in others} if paths else None,
+            grid=GRID if work <= CHEAP else COARSE,
+            most_points=PATH_POINTS if paths else 200,
+        )
+    ends = _ends(problem, run, pairs) if size == 2 and not stated else []
+    return Scene(seen, ends, local)
+
+
+def _path_rates(pair: PairSummary, most: int) -> dict[float, str]:
+    """The telling learning rates with their words, and others between them (""), about `most` in all, ascending."""
+    telling, rates = representative_rates(pair), [rate.learning_rate for rate in pair.rates]
+    room = min(most if most >= len(rates) else most - len(telling), len(rates))
+    spread = [rates[i] for i in np.linspace(0, len(rates) - 1, max(room, 0)).round().astype(int)]
+    return {rate: telling.get(rate, "") for rate in sorted({*telling, *spread})}
+
+
+def _ends(problem: Any, run: Run, pairs: list[PairSummary]) -> list[dict[str, Any]]:
+    """landscape.valleys of the record's trials, where they end in more than one."""
+    trials, lost = [], []
+    for pair in pairs:
+        table = run.trials.filter((pc.field("problem") == pair.problem) & (pc.field("optimizer") == pair.optimizer))
+        rates = [pair.rates[i].learning_rate for i in np.linspace(0, len(pair.rates) - 1, PATHS).round().astype(int)]
+        table = table.filter(pc.field("learning_rate").isin(rates)).sort_by("seed").slice(0, VALLEY_TRIALS)
+        for row in table.select(["optimizer", "learning_rate", "seed", "verdict"]).to_pylist():
+            trial = row["optimizer"], row["learning_rate"], row["seed"]
+            (lost if row["verdict"] == "diverged" else trials).append(trial)
+    found = valleys(problem, run.plan, trials) if trials else []
+    if len({row["valley"] for row in found}) < 2:
+        return []
+    gone = [dict(zip(("optimizer", "learning_rate", "seed"), trial)) | {"valley": None} for trial in lost]
+    return [*found, *gone]
+
+
+def add_local_limits(pairs: Sequence[dict[str, Any]], found: dict[str, Scene]) -> None:
+    """Give the page's pairs whose problem states no L the stable limit of the Hessian at the start, named so."""
+    for pair in pairs:
+        scene = found.get(pair["problem"])
+        if pair["limit"] is None and scene is not None and scene.largest_at_start:
+            limit = stable_limit(pair["optimizer"], scene.largest_at_start)
+            if limit is not None and limit > 0:
+                pair |= {"limit": short(limit), "limit_is": "stable at the start"}
+
+
+def landscapes(found: dict[str, Scene]) -> dict[str, dict[str, Any]]:
+    """Title -> chart of each scene with its first optimizer's telling paths, for a file."""
+    made = {}
+    for name, scene in found.items():
+        if scene.seen is not None:
+            telling = [path for path in scene.seen.paths if path["word"]]
+            made[f"{name}, {scene.seen.optimizer}"] = chart(scene.seen, telling, scene.ends)
+    return made
+
+
+def letter(valley: int) -> str:
+    """A, B, … Z, AA, AB, …: a valley's name, from the lowest."""
+    return (letter(valley // 26 - 1) if valley >= 26 else "") + chr(ord("A") + valley % 26)
+
+
+def page_rows(scene: Scene) -> dict[str, Any]:
+    """A scene for the page: `spec` with its surface, `paths` of every optimizer to choose from, `ends` by letter."""
+    seen = scene.seen
+    made: dict[str, Any] = {"spec": None, "steps": [], "paths": [], "ends": []}
+    if seen is not None:
+        made["spec"] = chart(seen, [], scene.ends)
+        made["steps"] = max((path["steps"] for path in seen.paths), key=len)
+        for path in seen.paths:
+            line = {key: [short(value) for value in path[key]] for key in ("x", "y", "loss")}
+            said = {"optimizer": path["optimizer"], "learning_rate": short_rate(path["learning_rate"])}
+            made["paths"].append(said | {"word": path["word"], "left": path["left"]} | line)
+    for row in scene.ends:
+        where = "diverged" if row["valley"] is None else letter(row["valley"])
+        trial = {"optimizer": row["optimizer"], "learning_rate": short_rate(row["learning_rate"]), "seed": row["seed"]}
+        made["ends"].append(trial | {"valley": where})
+    return made
+
+
+def chart(
+    seen: Landscape, paths: Sequence[dict[str, Any]], ends: Sequence[dict[str, Any]], width: int = 420
+) -> dict[str, Any]:
+    """Contour bands of the loss, arrows against the gradient, a path a learning rate, valleys by letter; its note as
+    the subtitle. Data: cells, arrows, floors, paths, front (the chosen path; the page fills it)."""
+    lowest = seen.loss[np.isfinite(seen.loss)].min()
+    height = np.log10(np.maximum(seen.loss - lowest, 0) + 1e-3 * np.nanmedian(seen.loss - lowest) + 1e-30)
+    band = np.floor(BANDS * (height - height.min()) / max(float(np.ptp(height)), 1e-30)).clip(0, BANDS - 1)
+    dx, dy = seen.x[1] - seen.x[0], seen.y[1] - seen.y[0]
+    cells = []
+    for row, y in enumerate(seen.y):  # neighbours of one band are one rectangle; rows overlap: no seams
+        start = 0
+        for column in range(1, len(seen.x) + 1):
+            if column == len(seen.x) or band[row, column] != band[row, start]:
+                left, right = seen.x[start] - dx / 2, seen.x[column - 1] + dx / 2
+                cells.append([short(float(v)) for v in (left, right, y - dy / 2, y + 0.6 * dy, band[row, start])])
+                start = column
+    every = max(1, len(seen.x) // ARROWS)
+    arrows = [
+        {"x": short(float(seen.x[j])), "y": short(float(seen.y[i])), "angle": short(_angle(seen, i, j))}
+        for i in range(every // 2, len(seen.y), every)
+        for j in range(every // 2, len(seen.x), every)
+    ]
+    points = [
+        {"x": x, "y": y, "step": s, "loss": short(loss), "label": path_label(p)}
+        for p in paths
+        for x, y, s, loss in zip(p["x"], p["y"], p["steps"], p["loss"])
+    ]
+    floors = {letter(row["valley"]): (row["x"], row["y"]) for row in ends if row["valley"] is not None}
+    data = {
+        "cells": [dict(zip(("x", "x2", "y", "y2", "band"), cell)) for cell in cells],
+        "arrows": arrows,
+        "floors": [{"valley": name, "x": short(x), "y": short(y)} for name, (x, y) in floors.items()],
+        "paths": points,
+        "front": [],
+    }
+    return spec(_layers(seen, paths, width), data)
+
+
+def path_label(path: dict[str, Any]) -> str:
+    return f"{path['learning_rate']:.3g} {path['word']}"
+
+
+def _angle(seen: Landscape, i: int, j: int) -> float:
+    """Degrees clockwise from up, as Vega turns a mark, of the downhill direction in the picture's own proportions."""
+    across = -seen.slope[i, j, 0] / np.ptp(seen.x)
+    up = -seen.slope[i, j, 1] / np.ptp(seen.y)
+    return float(np.degrees(np.arctan2(across, up)))
+
+
+def _layers(seen: Landscape, shown: Sequence[dict[str, Any]], width: int) -> Any:
+    def axis(name: str, values: np.ndarray, title: str) -> dict[str, Any]:
+        edge = (values[1] - values[0]) / 2
+        scale = alt.Scale(domain=[float(values[0] - edge), float(values[-1] + edge)], nice=False, zero=False)
+        return {"shorthand": f"{name}:Q", "scale": scale, "title": title}
+
+    x, y = alt.X(**axis("x", seen.x, seen.axes[0])), alt.Y(**axis("y", seen.y, seen.axes[1]))
+    band = alt.Color("band:Q", scale=alt.Scale(scheme="greys", domain=[-3, BANDS + 3], reverse=True), legend=None)
+    scale = alt.Scale(
+        domain=[path_label(path) for path in shown], range=[COLOURS[WORDS.index(p["word"])] for p in shown]
+    )
+    legend = alt.Legend(orient="top", columns=2, symbolType="stroke", symbolStrokeWidth=3)
+    colour = alt.Color("label:N", scale=scale, title="learning rate", legend=legend)
+    cells = (
+        alt.Chart(alt.NamedData(name="cells")).mark_rect(clip=True).encode(x=x, x2="x2:Q", y=y, y2="y2:Q", color=band)
+    )
+    arrow = {"shape": "arrow", "filled": True, "size": 130, "color": "#222", "opacity": 0.6}
+    field = (
+        alt.Chart(alt.NamedData(name="arrows"))
+        .mark_point(**arrow)
+        .encode(x=x, y=y, angle=alt.Angle("angle:Q", scale=None))
+    )
+    tooltip = [alt.Tooltip("label:N", title="learning rate"), "step:Q", "loss:Q"]
+    on = {name: alt.Chart(alt.NamedData(name=name)).encode(x=x, y=y) for name in ("paths", "front", "floors")}
+    paths = on["paths"].encode(color=colour, order="step:Q", tooltip=tooltip)
+    front = on["front"].encode(order="step:Q", tooltip=tooltip)
+    at_start = {"shape": "square", "filled": True, "size": 90, "color": "black", "opacity": 1}
+    start = alt.layer(*(on[n].transform_filter("datum.step == 0").mark_point(**at_start) for n in ("paths", "front")))
+    letters = on["floors"].encode(text="valley:N")
+    title = alt.TitleParams(f"{seen.problem}, {seen.optimizer}", subtitle=seen.note, anchor="start")
+    return (
+        alt.layer(
+            cells,
+            field,
+            alt.layer(
+                paths.mark_line(strokeWidth=2.5, clip=True, cursor="pointer"),
+                paths.mark_point(filled=True, size=22, opacity=1, clip=True, cursor="pointer"),
+            ),
+            alt.layer(
+                front.mark_line(strokeWidth=6, clip=True, color="white"),
+                front.mark_line(strokeWidth=3.5, clip=True, color="#e69f00"),
+                front.mark_point(filled=True, size=26, opacity=1, clip=True, color="#e69f00"),
+            ),
+            start,
+            letters.mark_text(clip=True, fontSize=19, fontWeight="bold", stroke="white", strokeWidth=4, color="white"),
+            letters.mark_text(clip=True, fontSize=19, fontWeight="bold", color="black"),
+        )
+        .resolve_scale(color="independent")
+        .properties(width=width, height=width * 3 // 4, title=title)
+    )

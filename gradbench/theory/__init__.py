@@ -1,0 +1,1 @@
+"""What theory says beside what is measured: quadratics, curvature, and trials run again for their params."""

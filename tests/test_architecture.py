@@ -1,0 +1,71 @@
+"""The picture in CONTRIBUTING.md is the real one: a folder imports only from those left of it, and stays small."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "gradbench"
+# Left to right. "" are the files on top that everyone may use; the front door, which loads names on first use, is none.
+FOLDERS = (
+    "",
+    "inputs",
+    "machine",
+    "program.xla",
+    "program",
+    "record",
+    "theory",
+    "analysis",
+    "engine",
+    "reporting",
+    "gradients.rounding",
+    "gradients.formula",
+    "gradients.execution",
+    "gradients",
+    "cli",
+)
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "problems")
+
+
+def folder_of(module: str) -> str:
+    """Of gradbench.<module>, the longest of FOLDERS that it lies in."""
+    return max(
+        (folder for folder in FOLDERS if module == folder or module.startswith(f"{folder}.")), key=len, default=""
+    )
+
+
+def imported(path: Path) -> list[str]:
+    """Modules of gradbench that a file imports, anywhere in it, without the package's name."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name.removeprefix("gradbench.") for name in names if name.split(".")[0] == "gradbench"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_folder_imports_only_from_those_left_of_it(path):
+    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    if module in ("__init__", "__main__"):
+        return
+    here = FOLDERS.index(folder_of(module))
+    backwards = [name for name in imported(path) if FOLDERS.index(folder_of(name)) > here]
+    assert not backwards
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_is_long(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_no_folder_is_crowded():
+    for folder in {path.parent for path in FILES}:
+        assert len([path for path in folder.iterdir() if path.is_file()]) <= 9, folder
+
+
+def test_every_folder_is_in_the_picture():
+    found = {".".join(path.parent.relative_to(PACKAGE).parts) for path in FILES}
+    assert found == set(FOLDERS)
