@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from gradbench.engine.events import TARGET_COLUMNS, TARGETS
 from gradbench.inputs.plan import SweepPlan
-from gradbench.record.store import CURVES, TIMINGS, TRIALS, Run
+from gradbench.record.schema import SCHEMAS, TARGET_COLUMNS, TARGETS
+from gradbench.record.store import Run
 
 ENVIRONMENT = {"platform": "cpu", "device_kind": "a chip", "device_count": 1, "cpu_model": "a chip", "cpu_cores": 1}
 
@@ -72,6 +72,6 @@ def make_run(
     info |= {"started": "2026-01-01T00:00:00Z", "ended": "2026-01-01T00:01:00Z", "problems": facts}
     tables = [
         pa.Table.from_pylist(rows, schema=schema)
-        for rows, schema in ((trials, TRIALS), (curves, CURVES), (timings, TIMINGS))
+        for rows, schema in zip((trials, curves, timings), (SCHEMAS[name] for name in ("trials", "curves", "timings")))
     ]
     return Run(Path(identifier), plan, info, *tables)

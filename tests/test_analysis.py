@@ -15,8 +15,10 @@ from gradbench.analysis.answers import compare_text, pair_sentence, run_table
 from gradbench.analysis.summary import Reference, reference, relative_gaps, summarise, summarise_tables
 from gradbench.engine.events import Events, Facts, verdict
 from gradbench.errors import GradbenchError
-from gradbench.record.store import TIMINGS, TRIALS
+from gradbench.record.schema import SCHEMAS
 from gradbench.theory.quadratic import stable_limit
+
+TIMINGS, TRIALS = SCHEMAS["timings"], SCHEMAS["trials"]
 
 
 def trials(rows) -> pa.Table:
@@ -28,7 +30,12 @@ def trials(rows) -> pa.Table:
 
 
 def summary(rows, factor=2.0):
-    solo = dict.fromkeys(TIMINGS.names) | {"problem": "p", "optimizer": "sgd", "mode": "solo", "step_s_median": 1e-3}
+    solo = dict.fromkeys(TIMINGS.names) | {
+        "problem": "p",
+        "optimizer": "sgd",
+        "mode": "solo",
+        "step_s_median": 1e-3,
+    }
     timings = pa.Table.from_pylist([solo], schema=TIMINGS)
     return next(summarise_tables([("p", "sgd")], trials(rows), timings, {"p": {"curvature": [0.1, 4.0]}}, factor))
 
@@ -82,7 +89,12 @@ def test_gaps_are_relative_and_infinite_where_diverged():
 
 def unknown(*losses: tuple[float, float, float]) -> pa.Table:
     """Trials of a problem of unknown minimum from (initial loss, final loss, best loss)."""
-    base = dict.fromkeys(TRIALS.names) | {"problem": "p", "optimizer": "sgd", "learning_rate": 0.1, "verdict": "slow"}
+    base = dict.fromkeys(TRIALS.names) | {
+        "problem": "p",
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "verdict": "slow",
+    }
     keys = ("initial_loss", "final_loss", "best_loss")
     rows = [base | {"trial": 7 + i, "seed": i} | dict(zip(keys, row)) for i, row in enumerate(losses)]
     return pa.Table.from_pylist(rows, schema=TRIALS)

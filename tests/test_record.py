@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +16,12 @@ import pytest
 from conftest import StopAfter
 
 import gradbench
+from gradbench.engine import events, runner
 from gradbench.engine import pair as engine
-from gradbench.engine import runner
 from gradbench.errors import RecordError, RunError
-from gradbench.record.store import SCHEMAS, find_run, load_run, write_json
+from gradbench.record import schema
+from gradbench.record.schema import SCHEMAS
+from gradbench.record.store import find_run, load_run, write_json
 
 PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:1.0:12", "seeds": 2, "steps": 60}
 
@@ -29,8 +32,8 @@ def same(left, right) -> bool:
 
 def test_a_record_has_every_table_with_its_schema(sweep):
     run = sweep("himmelblau", ["sgd"], [1e-3], seeds=2, steps=10, sharpness=True)
-    for name, schema in SCHEMAS.items():
-        assert pq.read_schema(run.path / f"{name}.parquet").equals(schema, check_metadata=False)
+    for name, declared in SCHEMAS.items():
+        assert pq.read_schema(run.path / f"{name}.parquet").equals(declared, check_metadata=False)
     info = json.loads((run.path / "run.json").read_text())
     assert info["state"] == "complete"
     assert info["plan"] == json.loads(json.dumps(run.plan.to_dict()))
@@ -276,3 +279,13 @@ def test_curves_of_a_huge_sweep_keep_fewer_points():
     plan = gradbench.SweepPlan(("beale",), ("sgd",), "1e-3:1:10000", seeds=100)
     assert engine.curve_points(plan) == 5
     assert engine.curve_points(gradbench.SweepPlan()) == 200
+
+
+def test_the_docs_have_every_column():
+    docs = (Path(__file__).parent.parent / "docs" / "record.md").read_text(encoding="utf-8")
+    assert docs.endswith(schema.markdown()), "write it anew: python -m gradbench.record.schema"
+
+
+def test_what_the_engine_sees_of_a_trial_is_what_the_schema_says():
+    assert set(schema.EVENT_COLUMNS) <= set(events.Events._fields)
+    assert len(schema.TARGET_COLUMNS) == len(schema.TARGETS)

@@ -19,12 +19,14 @@ from synthetic import make_run
 from gradbench.cli.check import run_check
 from gradbench.errors import GradbenchError
 from gradbench.inputs.problem import load_problem
-from gradbench.record.store import SHARPNESS
+from gradbench.record.schema import SCHEMAS
 from gradbench.reporting import write_figures, write_report
 from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, page_data
 from gradbench.reporting.figures import figure_specs, squeezed
 from gradbench.theory.curvature import measured_curvature
+
+SHARPNESS = SCHEMAS["sharpness"]
 
 CHROMIUM = shutil.which("chromium")
 

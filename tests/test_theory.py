@@ -107,13 +107,13 @@ def test_momentums_predicted_rate_is_the_spectral_radius_of_its_step(optimizer):
     """The matrix that one step of optax multiplies (x, m) by, from running it on unit vectors, has that radius."""
     mu, largest, learning_rate = 0.2, 2.0, 0.3
     radii = []
-    for curvature in (mu, largest):
+    for eigenvalue in (mu, largest):
         columns = []
         for x, m in ((1.0, 0.0), (0.0, 1.0)):
             transformation = gradbench.load_optimizer(optimizer).build(learning_rate, 1)
             state = jax.tree.map(lambda leaf, m=m: np.float64(m), transformation.init(np.float64(0.0)))
             with jax.enable_x64(True):
-                update, state = transformation.update(np.float64(curvature * x), state, np.float64(x))
+                update, state = transformation.update(np.float64(eigenvalue * x), state, np.float64(x))
             columns.append([x + float(update), float(jax.tree.leaves(state)[0])])
         radii.append(abs(np.linalg.eigvals(np.array(columns).T)).max())
     assert quadratic.predicted_rate(optimizer, learning_rate, mu, largest) == pytest.approx(max(radii), rel=1e-6)

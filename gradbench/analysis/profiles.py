@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradbench.analysis.summary import PairSummary, Reference, best_index, relative_gaps, summarise
-from gradbench.engine.events import TARGET_COLUMNS
 from gradbench.errors import GradbenchError
+from gradbench.record.schema import TARGET_COLUMNS
 from gradbench.record.store import Run
 
 

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.program.program import Row
+from gradbench.record.schema import TARGETS
 
-TARGETS = tuple(10.0**-k for k in range(1, 7))  # the gaps of the columns steps_to_1e-1 ... steps_to_1e-6
-TARGET_COLUMNS = tuple(f"steps_to_1e-{k}" for k in range(1, 7))
 DIVERGENCE = 1e4  # a loss this many initial gaps (_scale) above where it began is diverged
 TAIL = 0.75  # the last quarter of a trial's steps decides whether it is still moving or jumping about
 
@@ -38,30 +37,32 @@ class Facts(NamedTuple):
         return jax.tree.map(lambda value: np.asarray(value, types.get(type(value), dtype)), self)
 
 
+_HITS = np.full(len(TARGETS) + 1, -1)
+
+
 class Events(NamedTuple):
     """Per slot, arrays (S,), of jax on the devices and of numpy on the host. Steps are int32, -1 for never; losses are
-    float32, or float64 in a float64 run."""
+    float32, or float64 in a float64 run. The defaults are what stands before the first row."""
 
-    initial_loss: Any
-    final_loss: Any
-    final_grad_norm: Any
-    best_loss: Any
-    best_step: Any
-    steps_run: Any
-    diverged_at: Any
-    hits: Any  # (S, 7): the six targets, then the plan's
-    tail_start: Any  # the best loss when the last quarter began
-    tail_rows: Any  # rows in the last quarter
-    tail_turned: Any  # how many of them had gone past the lowest point of their step's line
-    finished: Any  # nothing more is to be seen of this trial
+    initial_loss: Any = math.inf
+    final_loss: Any = math.inf
+    final_grad_norm: Any = math.inf
+    best_loss: Any = math.inf
+    best_step: Any = -1
+    steps_run: Any = -1
+    diverged_at: Any = -1
+    hits: Any = _HITS  # (S, 7): the six targets, then the plan's
+    tail_start: Any = math.inf  # the best loss when the last quarter began
+    tail_rows: Any = np.float32(0)  # rows in the last quarter
+    tail_turned: Any = np.float32(0)  # how many of them had gone past the lowest point of their step's line
+    finished: Any = False  # nothing more is to be seen of this trial
 
 
 def blank(slots: int, dtype: np.dtype) -> Events:
-    """Events before the first row, on the host."""
-    nothing, never = np.full(slots, np.inf, dtype), np.full(slots, -1, np.int32)
-    hits, zero = np.full((slots, len(TARGETS) + 1), -1, np.int32), np.zeros(slots, np.float32)
+    """Events before the first row, on the host; losses of `dtype`."""
+    types = {float: dtype, int: np.int32, bool: np.bool_, np.ndarray: np.int32, np.float32: np.float32}
     return Events(
-        nothing, nothing, nothing, nothing, never, never, never, hits, nothing, zero, zero, np.zeros(slots, bool)
+        *(np.tile(np.asarray(value, types[type(value)]), (slots, *(1,) * np.ndim(value))) for value in Events())
     )
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from gradbench.engine import events as ev
 from gradbench.inputs.plan import SweepPlan
 from gradbench.program.program import Program, State, numerics
-from gradbench.record.store import CURVE_COLUMNS, PairStore
+from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, TARGET_COLUMNS
+from gradbench.record.store import PairStore
 
 CHECKPOINT_SECONDS = 5.0
 
@@ -184,15 +185,15 @@ class PairSweep:
                 "seed": trial % self.plan.seeds,
                 "verdict": ev.verdict(events, self.facts),
                 "minimum": minimum,
-                **{name: getattr(events, name) for name in _FROM_EVENTS},
-                **dict(zip((*ev.TARGET_COLUMNS, "steps_to_target"), events.hits.T, strict=True)),
+                **{name: getattr(events, name) for name in EVENT_COLUMNS},
+                **dict(zip((*TARGET_COLUMNS, "steps_to_target"), events.hits.T, strict=True)),
             }
         )
         self.slot_trial[done] = -1
 
     def _add_points(self, trial: np.ndarray, step: np.ndarray, loss: np.ndarray, norm: np.ndarray) -> None:
         columns = (trial + self.pair * self.trials, step, loss, norm)
-        self.new_curves.append(dict(zip(CURVE_COLUMNS, columns, strict=True)))
+        self.new_curves.append(dict(zip(SCHEMAS["curves"].names, columns, strict=True)))
 
     def _flush(self) -> None:
         problem, optimizer = self.plan.pairs[self.pair]
@@ -220,9 +221,6 @@ class PairSweep:
             likes, tree = jax.tree.flatten((state, self.events))
             leaves = [_unpack(arrays[f"leaf{i}"], like) for i, like in enumerate(likes)]
             self.state, self.events = jax.tree.unflatten(tree, [self.program.place(leaf) for leaf in leaves])
-
-
-_FROM_EVENTS = ("steps_run", "initial_loss", "final_loss", "best_loss", "best_step", "final_grad_norm", "diverged_at")
 
 
 def _joined(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -28,7 +28,8 @@ from gradbench.machine.devices import cores, find_devices
 from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block, solo_block
 from gradbench.program.program import Block, Program, Trial, numerics
-from gradbench.record.store import TIMINGS, PairStore, Run, RunWriter, find_run, load_run
+from gradbench.record.schema import SCHEMAS
+from gradbench.record.store import PairStore, Run, RunWriter, find_run, load_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,5 +308,5 @@ def _sharpness_rows(trial: Trial, plan: SweepPlan, trials: pa.Table) -> list[dic
 
     problem, optimizer = trial.problem, trial.optimizer.spec
     facts = {problem.name: {"target": problem.target}}
-    [pair] = summarise_tables([(problem.name, optimizer)], trials, TIMINGS.empty_table(), facts)
+    [pair] = summarise_tables([(problem.name, optimizer)], trials, SCHEMAS["timings"].empty_table(), facts)
     return sharpness_along(problem, optimizer, list(representative_rates(pair)), plan=plan)

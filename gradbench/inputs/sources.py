@@ -66,7 +66,10 @@ def given_as_object(info: Mapping[str, Any]) -> list[str]:
 
 
 def recorded_file(info: Mapping[str, Any], name: str) -> str | None:
-    """`info` is a run.json. Why the file of its problem is not the recorded one, in words; None where it is, or nobody knows."""
+    """Why the file of a run's problem is not the recorded one, in words; None where it is, or nobody knows.
+
+    `info` is the run's run.json.
+    """
     source = (info.get("sources") or {"problems": {}})["problems"].get(name)
     if source is None:
         return None
@@ -80,10 +83,11 @@ def recorded_file(info: Mapping[str, Any], name: str) -> str | None:
 
 
 def recorded_problem(info: Mapping[str, Any], name: str) -> tuple[Problem | None, str]:
-    """The problem of a run, whose run.json is `info`, of ours, loaded again; or None and why not, in words: its file or data are not the recorded ones
-    or not here, or it is a user's: a record must not make its reader run files it names.
+    """The problem of a run, whose run.json is `info`, loaded again; or None and why not, in words.
 
-    A record without digests, of before there were any, has whatever its name means here.
+    It is not where its file or data are not the recorded ones or not here, or where it is a user's: a record must not
+    make its reader run files that it names. A record without digests, of before there were any, has whatever its name
+    means here.
     """
     from gradbench.inputs.problem import load_problem, problem_names
 

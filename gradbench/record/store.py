@@ -27,59 +27,9 @@ from gradbench.files import utc_now, write_json, write_table, write_tables, writ
 from gradbench.inputs import sources
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.locks import NoLocks, hold
+from gradbench.record.schema import COUNT, FIRST_REVISION, OPTIONAL, SCHEMA_VERSION, SCHEMAS, TABLES, TEXT
 
-SCHEMA_VERSION = 1
-_NUMBER, _COUNT, _TEXT = pa.float64(), pa.int64(), pa.string()
-_STEPS_TO = [(f"steps_to_1e-{k}", _COUNT) for k in range(1, 7)]
-TRIALS = pa.schema(
-    [
-        *[("trial", _COUNT), ("problem", _TEXT), ("optimizer", _TEXT), ("learning_rate", _NUMBER), ("seed", _COUNT)],
-        *[("verdict", _TEXT), ("steps_run", _COUNT), ("initial_loss", _NUMBER), ("final_loss", _NUMBER)],
-        *[("best_loss", _NUMBER), ("best_step", _COUNT), ("final_grad_norm", _NUMBER), ("minimum", _NUMBER)],
-        *[("diverged_at", _COUNT), *_STEPS_TO, ("steps_to_target", _COUNT)],
-    ]
-)
-CURVES = pa.schema([("trial", _COUNT), ("step", _COUNT), ("loss", _NUMBER), ("grad_norm", _NUMBER)])
-CURVE_COLUMNS = tuple(CURVES.names)
-_SECONDS = ("trace_s", "lower_s", "compile_s", "first_run_s", "step_s_median", "step_s_p25", "step_s_p75", "step_s_min")
-TIMINGS = pa.schema(
-    [
-        *[("problem", _TEXT), ("optimizer", _TEXT), ("mode", _TEXT), ("trials", _COUNT)],
-        *[(name, _NUMBER) for name in _SECONDS],
-        *[("samples", _COUNT), ("flops_per_step", _NUMBER), ("bytes_per_step", _NUMBER), ("flops_per_s", _NUMBER)],
-        # T(2n)/T(n) of the timed work, whether it is within 1.9 to 2.1, and each sample's seconds a step
-        *[("doubling", _NUMBER), ("trusted", pa.bool_()), ("step_s_samples", pa.list_(_NUMBER))],
-        ("compile_cached", pa.bool_()),  # compile_s is what loading it from the compilation cache took
-        ("compile_ahead", pa.bool_()),  # trace_s to compile_s were spent while an earlier pair's sweep used the cores
-        # what a step needs on its devices, the least seconds in which they could do it (limits.py), what sets that, and
-        # limit_s / step_s_median
-        *[("devices", _COUNT), ("kernels_per_step", _COUNT), ("moved_bytes", _NUMBER)],
-        *[("limit_s", _NUMBER), ("limit", _TEXT), ("of_limit", _NUMBER)],
-    ]
-)
-SHARPNESS = pa.schema(
-    [
-        *[("problem", _TEXT), ("optimizer", _TEXT), ("learning_rate", _NUMBER), ("seed", _COUNT), ("step", _COUNT)],
-        *[("loss", _NUMBER), ("sharpness", _NUMBER), ("error", _NUMBER), ("edge", _NUMBER)],
-    ]
-)
-# sharpness is optional: only a plan that asks for it leaves the file, and older records have none
-# added since the first records, which read as null there
-_ADDED = (
-    "compile_cached",
-    "compile_ahead",
-    "devices",
-    "kernels_per_step",
-    "moved_bytes",
-    "limit_s",
-    "limit",
-    "of_limit",
-)
-ADDED = {("timings", name) for name in _ADDED}
 STATES = ("running", "complete", "interrupted")
-# what no row can be without
-NEVER_NULL = {"trials": TRIALS.names[:8], "curves": CURVES.names[:2], "timings": ("problem", "mode", "trials")}
-SCHEMAS = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS, "sharpness": SHARPNESS}
 
 
 class PairStore:
@@ -94,7 +44,7 @@ class PairStore:
         """Add finished trials and curve points, whose columns are numpy arrays."""
         for name, columns in (("trials", trials), ("curves", curves)):
             if columns:
-                write_table(_table(SCHEMAS[name], columns, problem, optimizer), self._part(name, self.parts))
+                write_table(_table(name, columns, problem, optimizer), self._part(name, self.parts))
         self.parts += bool(trials or curves)
 
     def _part(self, name: str, number: int) -> Path:
@@ -146,23 +96,23 @@ class PairStore:
         return (self.folder / "complete.json").is_file()
 
 
-def _table(schema: pa.Schema, columns: dict[str, np.ndarray], problem: str, optimizer: str) -> pa.Table:
+def _table(name: str, columns: dict[str, np.ndarray], problem: str, optimizer: str) -> pa.Table:
     count = len(columns["trial"])
     arrays = []
-    for field in schema:
-        if field.name in ("problem", "optimizer"):
-            text = problem if field.name == "problem" else optimizer
-            arrays.append(pa.repeat(text, count).cast(_TEXT))
+    for column in TABLES[name]:
+        if column.name in ("problem", "optimizer"):
+            text = problem if column.name == "problem" else optimizer
+            arrays.append(pa.repeat(text, count).cast(TEXT))
             continue
-        values = np.asarray(columns[field.name])
-        if field.type == _TEXT:
-            arrays.append(pa.array(values.astype(object), _TEXT))
-        elif field.type == _COUNT:  # never is -1 on the device and null on disk
+        values = np.asarray(columns[column.name])
+        if column.kind == TEXT:
+            arrays.append(pa.array(values.astype(object), TEXT))
+        elif column.kind == COUNT:  # never is -1 on the device and null on disk
             arrays.append(pa.array(values.astype(np.int64), mask=values < 0))
         else:
-            unknown = np.isnan(values) if field.name == "minimum" else None
+            unknown = np.isnan(values) if column.unknown_is_null else None
             arrays.append(pa.array(values.astype(np.float64), mask=unknown))
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.Table.from_arrays(arrays, schema=SCHEMAS[name])
 
 
 class RunWriter:
@@ -245,17 +195,22 @@ class RunWriter:
     def finish(self, judge_timings: Callable[[list[dict]], list[dict]] = list) -> None:
         """Join the parts into the tables, the timings' rows as `judge_timings` returns them; only then is the run
         complete."""
-        for name in SCHEMAS if self.info["plan"].get("sharpness") else SCHEMAS.keys() - {"sharpness"}:
+        for name in _files(self.info["plan"]):
             tables = _by_pair(self.path, name)
             if name == "timings":
                 rows = [row for table in tables for row in table.to_pylist()]
-                tables = [pa.Table.from_pylist(judge_timings(rows), schema=TIMINGS)]
+                tables = [pa.Table.from_pylist(judge_timings(rows), schema=SCHEMAS[name])]
             write_tables(tables, SCHEMAS[name], self.path / f"{name}.parquet")
         self.info |= {"state": "complete", "ended": utc_now()}
         self.save_info()
         shutil.rmtree(self.path / "parts", ignore_errors=True)
         self._lock.close()  # Windows removes no open file
         (self.path / ".lock").unlink(missing_ok=True)
+
+
+def _files(plan: dict[str, Any]) -> list[str]:
+    """The tables that a plan leaves: an optional one is asked for by a setting of its name."""
+    return [name for name in TABLES if name not in OPTIONAL or plan.get(name)]
 
 
 def _by_pair(path: Path, name: str) -> Iterator[pa.Table]:
@@ -265,23 +220,21 @@ def _by_pair(path: Path, name: str) -> Iterator[pa.Table]:
 
 def read_table(path: Path, name: str) -> pa.Table:
     """One table of a record with every column's type checked."""
-    schema = SCHEMAS[name]
     try:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RecordError(f"{path}: missing or damaged: {one_line(error)}") from error
-    for field in schema:
-        if field.name not in table.column_names and (name, field.name) in ADDED:
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-        if field.name not in table.column_names:
-            raise RecordError(f"{path}: has no column {field.name!r}")
-        if table.schema.field(field.name).type != field.type:
-            found = table.schema.field(field.name).type
-            raise RecordError(f"{path}: column {field.name!r} is {found}, should be {field.type}")
-    for column in NEVER_NULL.get(name, ()):
-        if table[column].null_count:
-            raise RecordError(f"{path}: column {column!r} has empty cells")
-    return table.select(schema.names).replace_schema_metadata(None)
+    for column in TABLES[name]:
+        if column.name not in table.column_names and column.since != FIRST_REVISION:
+            table = table.append_column(column.name, pa.nulls(len(table), column.kind))
+        if column.name not in table.column_names:
+            raise RecordError(f"{path}: has no column {column.name!r}")
+        found = table.schema.field(column.name).type
+        if found != column.kind:
+            raise RecordError(f"{path}: column {column.name!r} is {found}, should be {column.kind}")
+        if not column.nullable and table[column.name].null_count:
+            raise RecordError(f"{path}: column {column.name!r} has empty cells")
+    return table.select(SCHEMAS[name].names).replace_schema_metadata(None)
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -333,7 +286,7 @@ class Run:
     trials: pa.Table
     curves: pa.Table
     timings: pa.Table
-    sharpness: pa.Table = dataclasses.field(default_factory=SHARPNESS.empty_table)
+    sharpness: pa.Table = dataclasses.field(default_factory=SCHEMAS["sharpness"].empty_table)
 
     @property
     def id(self) -> str:
@@ -375,5 +328,4 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
     if not complete:
         tables = (pa.concat_tables([schema.empty_table(), *_by_pair(path, name)]) for name, schema in SCHEMAS.items())
         return Run(path, plan, info, *tables)
-    names = [name for name in SCHEMAS if name != "sharpness" or plan.sharpness]
-    return Run(path, plan, info, *(read_table(path / f"{name}.parquet", name) for name in names))
+    return Run(path, plan, info, *(read_table(path / f"{name}.parquet", name) for name in _files(info["plan"])))
