@@ -1,167 +1,21 @@
-"""The command line: one function a verb. Each parses, calls the library and prints; JAX loads only where needed."""
+"""The command line: one function per verb. Each parses, calls the library and prints; JAX loads only where needed."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import CycloptsError, Parameter
 
-from gradbench.errors import GradbenchError, PlanError
+from gradbench.cli.app import INTERRUPTED, Format, app, note, whole
+from gradbench.cli.run import run
+from gradbench.errors import GradbenchError
 from gradbench.failures import sentence, show_warning
-from gradbench.version import __version__
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
-app = App(
-    name="gradbench",
-    help="How optimizers converge over learning rates and seeds, what it costs, and whether gradients are right.",
-    version=__version__,
-    help_format="plaintext",
-    suppress_keyboard_interrupt=False,  # invoke() says so in our words
-    default_parameter=Parameter(negative="", show_default=lambda v: None if v in (None, ()) or v is False else str(v)),
-)
-Format = Annotated[str, Parameter(name=["--format", "-f"])]
-
-
-def _whole(_type: Any, tokens: Sequence[Token]) -> int:
-    """A whole number, also as 1e3. Cyclopts itself would round 1.5."""
-    text = tokens[0].value
-    try:
-        return int(text) if not float(text).is_integer() or "e" not in text.lower() else int(float(text))
-    except (ValueError, OverflowError):
-        raise ValueError(f"need a whole number, got {text!r}") from None
-
-
-Whole = Annotated[int | None, Parameter(converter=_whole)]
-
-
-def note(text: str) -> None:
-    """Progress and notes go to stderr; stdout is for data."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@app.command
-def run(
-    *problems: str,
-    optimizer: Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"])] = (),
-    lr: str | None = None,
-    seeds: Whole = None,
-    steps: Whole = None,
-    batch_size: Whole = None,
-    dtype: str | None = None,
-    precision: str | None = None,
-    device: str | None = None,
-    target: float | None = None,
-    stop_at_target: bool | None = None,
-    record_points: Whole = None,
-    retire: Annotated[bool | None, Parameter(name="--retire", negative="--no-retire")] = None,
-    sharpness: bool | None = None,
-    config: Path | None = None,
-    resume: str | None = None,
-    out: Path = Path("results"),
-    quiet: bool = False,
-    format: Format = "table",
-) -> int:
-    """Sweep learning rates and seeds, and record convergence and timing.
-
-    With no problem: quadratic_bowl, linear_regression, logistic_regression and mlp, with sgd, momentum and adam.
-
-    Parameters
-    ----------
-    problems
-        Names with settings, such as "mlp[hidden=64]", or files, such as ./mine.py; see gradbench list.
-    optimizer
-        An optimizer of optax or optax.contrib, such as "adam[b1=0.8]", or ./mine.py:make; repeat for more.
-    lr
-        Learning rates: low:high:count, log-spaced, or values with commas. [default: 1e-4:10:25]
-    seeds
-        Trials of each learning rate, from seeds 0, 1, ... [default: 3]
-    steps
-        Updates of a trial. [default: 300]
-    batch_size
-        Rows of a minibatch; all the data if not given.
-    dtype
-        float32, float64, bfloat16 or float16. [default: float32]
-    precision
-        Of matrix products: highest, tf32 or default (the device's). [default: highest]
-    device
-        cpu, gpu or tpu; JAX's choice if not given.
-    target
-        The loss gap, relative to the first, that counts as converged. [default: 1e-4]
-    stop_at_target
-        A trial is finished when it reaches the target.
-    record_points
-        Points of a trial's curve at most. [default: 200]
-    retire
-        Finished trials make room for waiting ones. [default: yes]
-    sharpness
-        Also record the Hessian's top eigenvalue along the paths of up to four learning rates of each pair (too small,
-        right, too large, diverging), at 8 points each. Costs those trials once more and at most 2,600 gradients.
-    config
-        A TOML file with these settings, by the names that run.json uses; options given here win.
-    resume
-        Go on with an interrupted run: its folder, its id, or latest.
-    out
-        Where records are kept.
-    quiet
-        No progress and no notes.
-    format
-        Of the closing table: table, json, csv or markdown.
-    """
-    from gradbench.inputs.plan import SweepPlan, parse_rates, read_config
-    from gradbench.tables import check_format
-
-    check_format(format)
-    options = {
-        "problems": problems or None,
-        "optimizers": optimizer or None,
-        "learning_rates": None if lr is None else parse_rates(lr),
-        "seeds": seeds,
-        "steps": steps,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "precision": precision,
-        "device": device,
-        "target": target,
-        "stop_at_target": stop_at_target,
-        "record_points": record_points,
-        "retire": retire,
-        "sharpness": sharpness,
-    }
-    given = {key: value for key, value in options.items() if value is not None}
-    if resume is not None and (given or config):
-        raise PlanError("--resume goes on with a run's own plan; give no problem or option beside it")
-    from gradbench.cli.progress import watching
-    from gradbench.machine.cache import use_cache
-
-    use_cache()
-    with watching(quiet, resume_with=f"gradbench run --resume {{path}}{_out_option(out)}") as watcher:
-        if resume is not None:
-            from gradbench.engine.runner import resume as go_on
-
-            record = go_on(resume, results=out, watcher=watcher)
-        else:
-            settings = read_config(config) if config else {}
-            plan = SweepPlan.from_dict(settings | given, where=str(config) if config and not given else "run")
-            from gradbench.engine.runner import run_plan
-
-            record = run_plan(plan, out=out, watcher=watcher)
-    from gradbench.analysis.answers import run_table
-
-    print(run_table(record, format))
-    if record.info["state"] != "complete":
-        return INTERRUPTED
-    if not quiet:
-        note(f"record: {record.path}")
-    return 0
-
-
-def _out_option(out: Path) -> str:
-    return "" if out == Path("results") else f" --out {out}"
+app.command(run)
 
 
 @app.command
@@ -282,7 +136,7 @@ def check(
     fast: bool = False,
     strict: bool = False,
     self_test: bool = False,
-    seed: Annotated[int, Parameter(converter=_whole)] = 0,
+    seed: Annotated[int, Parameter(converter=whole)] = 0,
     out: Path = Path("results"),
     format: Format = "table",
 ) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import tomllib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,75 +18,124 @@ PRECISIONS = ("highest", "tf32", "default")
 DEVICES = ("cpu", "gpu", "tpu")
 DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression", "mlp")
 DEFAULT_OPTIMIZERS = ("sgd", "momentum", "adam")
-MOST_TRIALS = 2**31 - 1  # trial numbers are int32 on the device
+MAX_TRIALS = 2**31 - 1  # trial numbers are int32 on the device
+
+
+def _setting(default: Any, text: str, check: Callable[[str, Any], Any], flags: tuple[str, ...] = ()) -> Any:
+    """A field of SweepPlan: its help `text`, on the command line too; `check(name, value)`, which returns the value as
+    it is kept or raises PlanError; and its option's names there, if not --name."""
+    return dataclasses.field(default=default, metadata={"text": text, "check": check, "flags": flags})
+
+
+def _specs(what: str, example: str) -> Callable[[str, Any], tuple[str, ...]]:
+    def check(name: str, value: Any) -> tuple[str, ...]:
+        value = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+        if not value or not all(isinstance(item, str) and item.strip() for item in value):
+            raise PlanError(f"{name}: need at least one {what}, each a spec such as {example}")
+        if len(set(value)) < len(value):
+            raise PlanError(f"{name}: {next(v for v in value if value.count(v) > 1)!r} is named twice")
+        return value
+
+    return check
+
+
+def _whole(low: int, high: int) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise PlanError(f"{name}: need a whole number from {low} to {high:,}, got {value!r}")
+        return value
+
+    return check
+
+
+def _one_of(known: tuple[str, ...]) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
+        if value not in known:
+            raise PlanError(f"{name}: no {value!r}{nearest(str(value), known)} ({', '.join(known)})")
+        return value
+
+    return check
+
+
+def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise PlanError(f"{name}: need true or false, got {value!r}")
+    return value
+
+
+def _gap(name: str, value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise PlanError(f"{name}: need a gap between 0 and 1, such as 1e-4, got {value!r}")
+    return value
+
+
+def _normal_rates(name: str, rates: Any) -> str | tuple[float, ...]:
+    return _rates_as_kept(rates)
 
 
 @dataclass(frozen=True)
 class SweepPlan:
     """Every combination of problem, optimizer, learning rate and seed, and how to run them.
 
-    Attributes:
-        problems: specs such as "mlp" or "./mine.py[width=8]".
-        optimizers: specs such as "adam[b1=0.8]".
-        learning_rates: "low:high:count" (log-spaced, both ends in), which log_range makes, or the values themselves. A
-            tuple (low, high, count) whose count is an int of at least 2 is read as that range, with a warning.
-        seeds: seeds 0 to seeds - 1 are run; seed s starts at `init(jax.random.key(s))`.
-        steps: updates of one trial.
-        batch_size: rows of a minibatch; None takes all of the data at every step.
-        dtype: of parameters, data and loss.
-        precision: of matrix products; "highest" means a float32 product is one.
-        device: "cpu", "gpu" or "tpu"; None takes JAX's default.
-        target: the loss gap, relative to the first, that counts as converged. A problem without a known minimum uses
-            its own target instead.
-        record_points: recorded points of a trial's curve, at most.
-        retire: finished trials make room for waiting ones; False changes only the work done.
-        stop_at_target: a trial is finished when it reaches the target.
-        sharpness: also record the Hessian's top eigenvalue along a few paths of each pair (theory.sharpness_rows).
+    Each field says what it is and how it is checked; the command line's options, a TOML file's keys and run.json's plan
+    are these fields.
     """
 
-    problems: tuple[str, ...] = DEFAULT_PROBLEMS
-    optimizers: tuple[str, ...] = DEFAULT_OPTIMIZERS
-    learning_rates: str | tuple[float, ...] = "1e-4:10:25"
-    seeds: int = 3
-    steps: int = 300
-    batch_size: int | None = None
-    dtype: str = "float32"
-    precision: str = "highest"
-    device: str | None = None
-    target: float = 1e-4
-    record_points: int = 200
-    retire: bool = True
-    stop_at_target: bool = False
-    sharpness: bool = False
+    problems: tuple[str, ...] = _setting(
+        DEFAULT_PROBLEMS,
+        'Names with settings, such as "mlp[hidden=64]", or files, such as ./mine.py; see gradbench list.',
+        _specs("problem", "mlp"),
+    )
+    optimizers: tuple[str, ...] = _setting(
+        DEFAULT_OPTIMIZERS,
+        'An optimizer of optax or optax.contrib, such as "adam[b1=0.8]", or ./mine.py:make; repeat for more.',
+        _specs("optimizer", "adam"),
+        ("--optimizer", "-o"),
+    )
+    learning_rates: str | tuple[float, ...] = _setting(
+        "1e-4:10:25",
+        "Learning rates: low:high:count, log-spaced, both ends in, or values with commas.",
+        _normal_rates,
+        ("--lr",),
+    )
+    seeds: int = _setting(3, "Trials of each learning rate, from seeds 0, 1, ...", _whole(1, 2**31 - 1))
+    steps: int = _setting(300, "Updates of a trial.", _whole(1, 2**30))
+    batch_size: int | None = _setting(
+        None, "Rows of a minibatch; all the data if not given.", _or_none(_whole(1, 2**31 - 1))
+    )
+    dtype: str = _setting("float32", "float32, float64, bfloat16 or float16.", _one_of(DTYPES))
+    precision: str = _setting(
+        "highest", "Of matrix products: highest, tf32 or default (the device's).", _one_of(PRECISIONS)
+    )
+    device: str | None = _setting(None, "cpu, gpu or tpu; JAX's choice if not given.", _or_none(_one_of(DEVICES)))
+    target: float = _setting(
+        1e-4,
+        "The loss gap, relative to the first, that counts as converged; a problem without a known minimum uses its own "
+        "target instead.",
+        _gap,
+    )
+    record_points: int = _setting(200, "Points of a trial's curve at most.", _whole(2, 10**6))
+    retire: bool = _setting(True, "Finished trials make room for waiting ones.", _switch)
+    stop_at_target: bool = _setting(False, "A trial is finished when it reaches the target.", _switch)
+    sharpness: bool = _setting(
+        False,
+        "Also record the Hessian's top eigenvalue along the paths of up to four learning rates of each pair (too "
+        "small, right, too large, diverging), at 8 points each. Costs those trials once more and at most 2,600 "
+        "gradients.",
+        _switch,
+    )
 
     def __post_init__(self) -> None:
-        for field, what in (("problems", "problem"), ("optimizers", "optimizer")):
-            value = getattr(self, field)
-            value = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
-            if not value or not all(isinstance(item, str) and item.strip() for item in value):
-                raise PlanError(f"{field}: need at least one {what}, each a spec such as {SweepPlan.example(field)}")
-            if len(set(value)) < len(value):
-                raise PlanError(f"{field}: {next(v for v in value if value.count(v) > 1)!r} is named twice")
-            object.__setattr__(self, field, value)
-        object.__setattr__(self, "learning_rates", _normal_rates(self.learning_rates))
-        _whole("seeds", self.seeds, 1, 2**31 - 1)
-        _whole("steps", self.steps, 1, 2**30)
-        _whole("record_points", self.record_points, 2, 10**6)
-        if self.batch_size is not None:
-            _whole("batch_size", self.batch_size, 1, 2**31 - 1)
-        for field, known in (("dtype", DTYPES), ("precision", PRECISIONS), ("device", DEVICES)):
-            value = getattr(self, field)
-            if value not in known and not (field == "device" and value is None):
-                raise PlanError(f"{field}: no {value!r}{nearest(str(value), known)} ({', '.join(known)})")
-        for field in ("retire", "stop_at_target", "sharpness"):
-            if not isinstance(getattr(self, field), bool):
-                raise PlanError(f"{field}: need true or false, got {getattr(self, field)!r}")
-        if not isinstance(self.target, int | float) or not 0 < self.target < 1:
-            raise PlanError(f"target: need a gap between 0 and 1, such as 1e-4, got {self.target!r}")
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, field.metadata["check"](field.name, getattr(self, field.name)))
         self._check_rates_fit()
         trials = self.trials_per_pair * len(self.problems) * len(self.optimizers)
-        if trials > MOST_TRIALS:
-            raise PlanError(f"the plan has {trials:,} trials; at most {MOST_TRIALS:,} fit one run")
+        if trials > MAX_TRIALS:
+            raise PlanError(f"the plan has {trials:,} trials; at most {MAX_TRIALS:,} fit one run")
 
     def _check_rates_fit(self) -> None:
         """Learning rates are float32 on the device, float64 in a float64 run: each has to be a number of its own."""
@@ -102,10 +151,6 @@ class SweepPlan:
                 )
         if count > 1 and math.log(high / low) / (count - 1) < spacing:
             raise PlanError(f"learning rates {rates!r}: {count:,} of them are too many to tell apart in {kind}")
-
-    @staticmethod
-    def example(field: str) -> str:
-        return {"problems": "mlp", "optimizers": "adam"}[field]
 
     @property
     def rates(self) -> list[float]:
@@ -153,7 +198,7 @@ def log_range(low: float, high: float, count: int) -> str:
 
     `SweepPlan(learning_rates=log_range(1e-4, 10, 25)).rates` are the values. Raises PlanError for a range that is none.
     """
-    return str(_normal_rates(f"{float(low)!r}:{float(high)!r}:{count}"))
+    return str(_rates_as_kept(f"{float(low)!r}:{float(high)!r}:{count}"))
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -188,7 +233,7 @@ def _range(text: str) -> tuple[float, float, int]:
     return low, high, count
 
 
-def _normal_rates(rates: Any) -> str | tuple[float, ...]:
+def _rates_as_kept(rates: Any) -> str | tuple[float, ...]:
     if isinstance(rates, int | float) and not isinstance(rates, bool):
         rates = (rates,)
     if isinstance(rates, tuple) and len(rates) == 3 and type(rates[2]) is int and rates[2] >= 2:
@@ -197,7 +242,7 @@ def _normal_rates(rates: Any) -> str | tuple[float, ...]:
             f"learning_rates={rates!r} is read as a range, and from the next version on as three values: "
             f"write {text} or gradbench.{call} for the range, {values} for the values",
             FutureWarning,
-            stacklevel=4,  # whoever makes the plan
+            stacklevel=5,  # whoever makes the plan
         )
         rates = text.strip('"')
     if isinstance(rates, str):
@@ -225,8 +270,3 @@ def _normal_rates(rates: Any) -> str | tuple[float, ...]:
     if len(set(values)) < len(values):
         raise PlanError(f"learning rates: {next(v for v in values if values.count(v) > 1):g} is given twice")
     return tuple(values)
-
-
-def _whole(field: str, value: Any, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise PlanError(f"{field}: need a whole number from {low} to {high:,}, got {value!r}")
