@@ -50,7 +50,9 @@ def test_every_verb_has_help_and_is_in_the_readme():
 
 
 def test_neither_import_nor_help_loads_jax():
-    code = "import sys, gradbench, gradbench.cli.main; gradbench.cli.main.invoke(['--help']); print('jax' in sys.modules)"
+    code = (
+        "import sys, gradbench, gradbench.cli.main; gradbench.cli.main.invoke(['--help']); print('jax' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 

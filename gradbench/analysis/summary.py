@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -108,10 +109,16 @@ class PairSummary:
         return None if self.safe is None else math.log10(self.safe[1] / self.safe[0])
 
 
+_summaries: weakref.WeakKeyDictionary[Run, dict[float, list[PairSummary]]] = weakref.WeakKeyDictionary()
+
+
 def summarise(run: Run, factor: float = SAFE_FACTOR) -> list[PairSummary]:
-    """Summaries of every pair of a record that has trials, in the plan's order."""
-    facts = run.info.get("problems", {})
-    return list(summarise_tables(run.plan.pairs, run.trials, run.timings, facts, factor))
+    """Summaries of every pair of a record that has trials, in the plan's order; made once per record and factor."""
+    known = _summaries.setdefault(run, {})
+    if factor not in known:
+        facts = run.info.get("problems", {})
+        known[factor] = list(summarise_tables(run.plan.pairs, run.trials, run.timings, facts, factor))
+    return known[factor]
 
 
 def summarise_tables(

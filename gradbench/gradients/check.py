@@ -20,24 +20,7 @@ from gradbench.gradients.report import CheckReport
 from gradbench.gradients.rounding import formats
 from gradbench.gradients.rounding.band import Spread
 from gradbench.inputs.problem import Problem, load_problem
-
-
-def devices_for(device: str | None) -> list[jax.Device]:
-    """The devices to check: JAX's default one; every one of a platform ("cpu", "gpu", "tpu"); or "all" present."""
-    if device is None:
-        return [jax.devices()[0]]
-    present: dict[str, list[jax.Device]] = {}
-    for platform in ("cpu", "gpu", "tpu"):
-        try:
-            present[platform] = jax.devices(platform)
-        except RuntimeError:
-            continue
-    if device == "all":
-        return [d for group in present.values() for d in group]
-    if device not in present:
-        formats.known("device", device, ("cpu", "gpu", "tpu", "all"))
-        raise PlanError(f"device={device}: JAX finds none here, only {', '.join(present)}")
-    return present[device]
+from gradbench.machine.devices import devices_to_check
 
 
 def check_gradient(
@@ -73,7 +56,7 @@ def check_gradient(
     classes = [precision] if isinstance(precision, str) else list(precision)
     classes = [formats.known("precision", p, formats.PRECISIONS) for p in classes]
     names = _select(programs, fast)
-    targets = devices_for(device)
+    targets = devices_to_check(device)
     if "batched" in names and any(target.platform == "cpu" for target in targets):
         sandbox.child()  # it starts while the rest is being done
     reference, start = oracle.points(problem, "float64", 2, seed)

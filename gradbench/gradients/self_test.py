@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.gradients import faults
-from gradbench.gradients.check import devices_for
 from gradbench.gradients.execution import programs
 from gradbench.gradients.execution.execution import MANY_REPEATS, Execution, Reference
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.rounding.formats import DTYPES, format_of
+from gradbench.machine.devices import devices_to_check
 
 
 @dataclasses.dataclass
@@ -100,7 +100,7 @@ def self_test(
     dtypes: Sequence[str] = DTYPES, *, device: str | None = None, fast: bool = False, seeds: int = 3
 ) -> SelfTest:
     """Plant every fault in every dtype on one device; with `fast` one seed of right gradients and fewer programs."""
-    target = devices_for(device)[0]
+    target = devices_to_check(device)[0]
     findings = _formula_findings(dtypes, fast)
     right: dict[str, tuple[int, int]] = {}
     for dtype in dtypes:

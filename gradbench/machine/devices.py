@@ -9,7 +9,8 @@ from pathlib import Path
 
 import jax
 
-from gradbench.errors import PlanError
+from gradbench.errors import PlanError, nearest
+from gradbench.inputs.plan import DEVICES as PLATFORMS
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux: what a container may use
 
@@ -74,6 +75,26 @@ def find_devices(platform: str | None) -> list[jax.Device]:
     except RuntimeError as error:
         here = sorted({device.platform for device in jax.local_devices()} | {"cpu"})
         raise PlanError(f"device: no {platform} on this machine (there is {', '.join(here)})") from error
+
+
+def devices_to_check(device: str | None) -> list[jax.Device]:
+    """The devices to check: JAX's default one; every one of a platform ("cpu", "gpu", "tpu"); or "all" present."""
+    if device is None:
+        return [jax.devices()[0]]
+    present: dict[str, list[jax.Device]] = {}
+    for platform in PLATFORMS:
+        try:
+            present[platform] = jax.devices(platform)
+        except RuntimeError:
+            continue
+    if device == "all":
+        return [d for group in present.values() for d in group]
+    if device not in present:
+        kinds = (*PLATFORMS, "all")
+        if device not in kinds:
+            raise PlanError(f"device={device}: need one of {', '.join(kinds)}{nearest(device, kinds)}")
+        raise PlanError(f"device={device}: JAX finds none here, only {', '.join(present)}")
+    return present[device]
 
 
 def describe(device: jax.Device) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, shapes
 from gradbench.machine.devices import cores, memory
-from gradbench.program.minibatch import cut
+from gradbench.program.minibatch import take_rows
 from gradbench.program.program import Block, Trial
 from gradbench.program.xla.jaxprs import equations, nested
 
@@ -52,7 +52,7 @@ def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
     with jax.enable_x64(plan.dtype == "float64"):
         if batch and plan.batch_size is not None and problem.examples is not None:
             rows, examples = jax.ShapeDtypeStruct((plan.batch_size,), jnp.int32), problem.examples
-            data = jax.eval_shape(lambda d, r: cut(d, r, examples), data, rows)
+            data = jax.eval_shape(lambda d, r: take_rows(d, r, examples), data, rows)
         gradient = jax.jit(jax.value_and_grad(problem.loss)).trace(params, data)
         analysis = gradient.lower().cost_analysis() or {}
     computing = (equation for equation in equations(gradient.jaxpr) if not nested(equation))  # what loops hold, once

@@ -8,14 +8,16 @@ trial carries no state for its data order, and may start, stop and go on at any 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradbench.inputs.problem import Data
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def mix(x: jax.Array) -> jax.Array:
     """The finaliser of MurmurHash3: a bijection of uint32 in which every input bit moves every output bit."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
@@ -30,9 +32,9 @@ def permuted(index: jax.Array, size: int, key: jax.Array) -> jax.Array:
     rounds = 4 * max(math.ceil(math.log2(size)), 4) if size > 1 else 0
 
     def swap_or_not(number: jax.Array, index: jax.Array) -> jax.Array:
-        round_key = _mix(key[0] ^ _mix(key[1] + number.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)))
+        round_key = mix(key[0] ^ mix(key[1] + number.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)))
         mirror = ((round_key % size).astype(jnp.int32) - index) % size
-        coin = _mix(jnp.maximum(index, mirror).astype(jnp.uint32) ^ _mix(round_key + jnp.uint32(1))) & 1
+        coin = mix(jnp.maximum(index, mirror).astype(jnp.uint32) ^ mix(round_key + jnp.uint32(1))) & 1
         return jnp.where(coin == 1, mirror, index)
 
     return jax.lax.fori_loop(0, rounds, swap_or_not, index.astype(jnp.int32))
@@ -42,10 +44,10 @@ def batch_rows(step: jax.Array, examples: int, batch_size: int, key: jax.Array) 
     """The rows, int32 (batch_size,), that update number `step` (from 0) takes: without replacement in an epoch of
     examples // batch_size steps. `key` is uint32 (2,); each epoch has its own order."""
     epoch, position = jnp.divmod(step, examples // batch_size)
-    epoch_key = key ^ _mix(epoch.astype(jnp.uint32) + jnp.arange(1, 3, dtype=jnp.uint32))
+    epoch_key = key ^ mix(epoch.astype(jnp.uint32) + jnp.arange(1, 3, dtype=jnp.uint32))
     return permuted(position * batch_size + jnp.arange(batch_size), examples, epoch_key)
 
 
-def cut(data: Data, rows: jax.Array, examples: int) -> Data:
-    """`data` with only `rows` of every leaf that has `examples` rows."""
-    return jax.tree.map(lambda leaf: leaf[rows] if leaf.ndim and leaf.shape[0] == examples else leaf, data)
+def take_rows(data: Data, rows: Any, examples: int) -> Data:
+    """`data`, of JAX or NumPy, with only `rows` (indices or a slice) of every leaf that has `examples` rows."""
+    return jax.tree.map(lambda leaf: leaf[rows] if np.ndim(leaf) and np.shape(leaf)[0] == examples else leaf, data)

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from gradbench.inputs.optimizer import Optimizer, extra_arguments
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
-from gradbench.program.minibatch import batch_rows, cut
+from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.xla.jaxprs import equations
 from gradbench.program.xla.layout import examples_last, pays
 from gradbench.program.xla.rewrite import rewritten
@@ -172,7 +172,7 @@ class Trial:
         row = Row(value, inner(grads, grads), state.turned / stride)
 
         def update(state: State, step: jax.Array) -> tuple[State, None]:
-            batch = cut(data, batch_rows(step, examples, batch_size, key), examples)
+            batch = take_rows(data, batch_rows(step, examples, batch_size, key), examples)
             after, seen = self.step(state, learning_rate, batch)
             after = after._replace(turned=state.turned + seen.turned)
             return jax.tree.map(partial(jnp.where, step < self.plan.steps), after, state), None

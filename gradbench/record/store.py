@@ -273,7 +273,7 @@ def _facts_hold(facts: Any) -> bool:
     return all(isinstance(c, list) and len(c) == 2 and all(isinstance(v, int | float) for v in c) for c in known)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A record: where it is, what was planned, what is in run.json, and the tables (pyarrow).
 

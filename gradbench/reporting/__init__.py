@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,8 @@ import vl_convert
 
 from gradbench.analysis.profiles import best_rate_interval, pair_trials, steps_at_best
 from gradbench.analysis.summary import summarise
-from gradbench.errors import GradbenchError, nearest
+from gradbench.errors import GradbenchError, RunError, nearest
+from gradbench.files import writing
 from gradbench.record.store import Run
 from gradbench.reporting import charts
 from gradbench.reporting.checks import check_rows
@@ -106,19 +106,17 @@ def _bundle() -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """The whole file or nothing: a temporary name first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """The whole file or nothing. Raises GradbenchError: where to write was the user's choice."""
     if path.exists() and not (path.is_file() or path.is_dir()):  # replacing /dev/stdout would take the device away
         raise GradbenchError(f"{path}: cannot be written: not a regular file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with writing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise GradbenchError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
+    except RunError as error:
+        raise GradbenchError(str(error)) from error
 
 
 def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:

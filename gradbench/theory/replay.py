@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast
-from gradbench.program.minibatch import batch_rows, cut
+from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.program import State, Trial, numerics, order_key
 
 
@@ -65,7 +65,7 @@ def replay(
                 batch = data
             else:
                 assert problem.examples is not None
-                batch = cut(data, batch_rows(step, problem.examples, plan.batch_size, key), problem.examples)
+                batch = take_rows(data, batch_rows(step, problem.examples, plan.batch_size, key), problem.examples)
             return trial.step(state, rate, batch)[0]
 
         def until(state: State, ends: jax.Array) -> tuple[State, jax.Array]:

@@ -23,6 +23,7 @@ from gradbench.gradients.rounding.formats import (
     x64_context,
 )
 from gradbench.inputs.problem import Problem
+from gradbench.program.minibatch import take_rows
 
 ORDER = {"PASS": 0, "INCONCLUSIVE": 1, "FAIL": 2}
 REPEATS = 5  # every program is called this often at a point, twice where that takes over _SLOW_SECONDS
@@ -225,7 +226,7 @@ class Execution:
         size = [np.zeros_like(e) for e in reference.expected]
         parts = programs.pieces(point.examples)
         for weight, rows in parts:
-            data = oracle.take_rows(point.data, point.examples, rows)
+            data = take_rows(point.data, rows, point.examples)
             part = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, data)
             total = [t + weight * p for t, p in zip(total, part)]
             size = [s + np.abs(weight * p) for s, p in zip(size, part)]

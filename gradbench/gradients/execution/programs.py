@@ -14,11 +14,11 @@ import optax
 
 from gradbench.errors import PlanError, nearest
 from gradbench.gradients.execution import sandbox
-from gradbench.gradients.formula.oracle import take_rows
 from gradbench.inputs.optimizer import Optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
 from gradbench.program import program as sweep
+from gradbench.program.minibatch import take_rows
 
 LossFunction = Callable[[Any, Any], jax.Array]
 Runner = Callable[[Any, Any], tuple[Any, Any]]
@@ -132,7 +132,7 @@ def microbatches(loss: LossFunction, examples: int | None, transform: Callable =
     def run(params, data):
         total = None
         for weight, rows in pieces(examples or 1):
-            part = jax.tree.map(lambda x, w=weight: w * x, piece(params, take_rows(data, examples or 1, rows)))
+            part = jax.tree.map(lambda x, w=weight: w * x, piece(params, take_rows(data, rows, examples or 1)))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
         return total
 

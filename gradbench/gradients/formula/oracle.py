@@ -20,6 +20,7 @@ from gradbench.gradients.rounding.formats import round_to, x64_context
 from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Pair
 from gradbench.inputs.problem import Problem
+from gradbench.program.minibatch import take_rows
 from gradbench.program.xla.jaxprs import equations, open_jaxpr
 
 _WORK = 2**28  # parameters x examples; a problem beyond it is checked on fewer of its examples
@@ -78,12 +79,7 @@ def cut_examples(problem: Problem, parameters: int, seed: int) -> tuple[Any, int
     if keep >= total:
         return problem.data, total
     rows = np.sort(np.random.default_rng(seed).choice(total, keep, replace=False))
-    return take_rows(problem.data, total, rows), keep
-
-
-def take_rows(data: Any, examples: int, rows: Any) -> Any:
-    """The given rows of every leaf whose first dimension is `examples`; other leaves whole."""
-    return jax.tree.map(lambda x: x[rows] if np.ndim(x) > 0 and np.shape(x)[0] == examples else x, data)
+    return take_rows(problem.data, rows, total), keep
 
 
 def rounded(tree: Any, dtype: str) -> Any:

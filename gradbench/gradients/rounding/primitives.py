@@ -42,6 +42,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gradbench.program.minibatch import mix
+
 
 def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -180,7 +182,7 @@ def signs(value: jax.Array, seed: jax.Array, salt: int) -> jax.Array:
     """
     words = lax.bitcast_convert_type(value, jnp.uint32)
     folded = words[..., 0] ^ (words[..., 1] * jnp.uint32(0x9E3779B9))
-    mixed = _mix(folded ^ _mix(seed * jnp.uint32(0x85EBCA77) + jnp.uint32(salt)))
+    mixed = mix(folded ^ mix(seed * jnp.uint32(0x85EBCA77) + jnp.uint32(salt)))
     return mixed.astype(jnp.float64) * 2.0**-31 - 1.0
 
 
@@ -188,9 +190,3 @@ def leading(value: jax.Array) -> jax.Array:
     """The magnitude of a float64 or complex128 value, cut to its exponent and first four bits; float64."""
     words = lax.bitcast_convert_type(jnp.abs(value), jnp.uint32)
     return lax.bitcast_convert_type(words * jnp.array([0, 1], jnp.uint32) & jnp.uint32(0xFFFF0000), jnp.float64)
-
-
-def _mix(bits: jax.Array) -> jax.Array:
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)
