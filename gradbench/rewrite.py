@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gradbench.jaxprs import REMATERIALISED, called, equations, nested, open_jaxpr
 from gradbench.layout import Turned, aligned, pays, product, straight, transposed, turned, without
@@ -127,7 +128,7 @@ def _quotient(x: Any, y: Any) -> jax.Array:
     two brings it nearer, exactly, and then takes the product to where it belongs."""
     dtype = jnp.result_type(x)
     wide = jnp.promote_types(dtype, jnp.float32)
-    known = not isinstance(y, jax.core.Tracer)
+    known = not isinstance(y, Tracer)
     numbers: Any = np if known else jnp
     y = numbers.asarray(y, wide)
     far = 2.0 ** (jnp.finfo(wide).maxexp // 2)  # its reciprocal is a normal number, and so are those of all between
