@@ -31,6 +31,8 @@ from typing import Any
 
 PARTS = ("check", "engine")
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the gradbench beside this file, whatever is installed
+
 
 def main() -> int:
     from zoo import ZOO

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 import gradbench
 from gradbench.engine import runner
@@ -82,6 +84,54 @@ def test_minibatch_trajectories_are_those_of_a_plain_loop(sweep, small_blocks):
         mine = curves["trial"] == trial
         assert curves["step"][mine].tolist() == [0, epoch, 2 * epoch, 3 * epoch, 40]
         np.testing.assert_allclose(curves["loss"][mine], expected[curves["step"][mine]], rtol=1e-12)
+
+
+def depthwise(params, data):
+    images = jnp.reshape(data["x"], (-1, 3, 3, 2))
+    order, kernel = ("NHWC", "HWIO", "NHWC"), params["w"]
+    features = jax.lax.conv_general_dilated(
+        images, kernel, (1, 1), "VALID", dimension_numbers=order, feature_group_count=2
+    )
+    return jnp.mean((jnp.tanh(features) - data["y"][:, None, None, None]) ** 2)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_a_convolution_that_cannot_be_batched_is_swept(sweep, small_blocks, batch_size):
+    small_blocks(lanes=2, rows=2, devices=1)
+    generator = np.random.default_rng(0)
+    start = {"w": generator.normal(size=(2, 2, 1, 2))}
+    data = {"x": generator.normal(size=(12, 18)), "y": generator.normal(size=12)}
+    problem = gradbench.Problem(lambda key: start, depthwise, data, examples=12)
+    rates, steps = [0.1, 0.3], 6
+    run = sweep(
+        problem, ["momentum"], rates, seeds=1, steps=steps, dtype="float64", batch_size=batch_size, record_points=99
+    )
+    curves = {key: np.array(values) for key, values in table(run, "curves").items()}
+    start = jax.tree.map(lambda w: np.asarray(w, np.float32), start)  # as all starts are drawn
+    for trial, rate in enumerate(rates):
+        with jax.enable_x64(True):
+            same = gradbench.Problem(lambda key: start, depthwise, data, examples=12)
+            expected = plain_loop(same, optax.sgd(rate, momentum=0.9), steps, 0, jnp.float64, batch_size)
+        mine = curves["trial"] == trial
+        # float64 rounding, 1.1e-16, over 6 steps of means of up to 96 terms, in two orders of adding
+        np.testing.assert_allclose(curves["loss"][mine], expected[curves["step"][mine]], rtol=1e-12)
+
+
+def test_a_primitive_without_a_batching_rule_is_swept(sweep, small_blocks):
+    small_blocks()
+    double = Primitive("double")
+    double.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(double, mlir.lower_fun(lambda x: 2 * x, multiple_results=False))
+    doubled = jax.custom_jvp(double.bind)
+    doubled.defjvp(lambda primals, tangents: (doubled(*primals), 2 * tangents[0]))
+    problem = gradbench.Problem(
+        lambda key: doubled(jnp.array([0.5, 1.0])), lambda params, data: jnp.sum(doubled(params) ** 2)
+    )
+    run = sweep(problem, ["sgd"], [0.01, 0.02, 0.05, 0.1], seeds=1, steps=10)
+    rates = np.array(run.trials["learning_rate"])
+    # The gradient is 8 x, from (1, 2); a rate is rounded once, and a step of an entry three times.
+    rtol = 2 * 10 * 5 * np.finfo(np.float32).eps
+    np.testing.assert_allclose(run.trials["final_loss"], 4 * 5 * (1 - 8 * rates) ** 20, rtol=rtol)
 
 
 def test_an_epoch_takes_every_row_once_in_an_order_of_its_own():

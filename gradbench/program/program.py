@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -98,6 +99,28 @@ class Block:
     @property
     def steps(self) -> int:
         return self.rows * self.stride
+
+
+def over_trials(function: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[..., Any]:
+    """jax.vmap(function, in_axes), of axes that are 0 or None; or one trial after another inside the program, where JAX
+    cannot batch what is in `function`: a primitive without a batching rule, a grouped convolution under shard_map."""
+    together = jax.vmap(function, tuple(in_axes))
+
+    def one_by_one(*args: Any) -> Any:
+        def one(own: list[Any]) -> Any:
+            rest = iter(own)
+            return function(*(shared if axis is None else next(rest) for shared, axis in zip(args, in_axes)))
+
+        return jax.lax.map(one, [arg for arg, axis in zip(args, in_axes, strict=True) if axis is not None])
+
+    def several(*args: Any) -> Any:
+        try:
+            traced, result = jax.make_jaxpr(together, return_shape=True)(*args)
+        except NotImplementedError:
+            return one_by_one(*args)
+        return jax.tree.unflatten(jax.tree.structure(result), jaxpr_as_fun(traced)(*jax.tree.leaves(args)))
+
+    return several
 
 
 def inner(a: Any, b: Any) -> jax.Array:
@@ -202,11 +225,11 @@ class Program:
 
         def advance(state: State, rates: jax.Array, seeds: jax.Array, first: jax.Array, data: Data):
             if plan.batch_size is None:
-                step = rewritten(jax.vmap(trial.step, in_axes=(0, 0, None)), platform, lanes)
+                step = rewritten(over_trials(trial.step, (0, 0, None)), platform, lanes)
                 return jax.lax.scan(lambda s, _: step(s, rates, data), state, length=block.rows)
             keys = jax.vmap(order_key)(seeds)
             segment = partial(trial.segment, stride=block.stride)
-            segment = rewritten(jax.vmap(segment, in_axes=(0, 0, None, 0, 0)), platform, lanes)
+            segment = rewritten(over_trials(segment, (0, 0, None, 0, 0)), platform, lanes)
             offsets = block.stride * jnp.arange(block.rows, dtype=jnp.int32)
             return jax.lax.scan(lambda s, offset: segment(s, rates, data, keys, first + offset), state, offsets)
 
@@ -216,7 +239,7 @@ class Program:
         )
         options = loop_options(platform, trial.products, lanes)
         self.advance = jax.jit(spread, donate_argnums=0, compiler_options=options)
-        self._start = jax.jit(jax.vmap(trial.start), out_shardings=self.sharded)
+        self._start = jax.jit(over_trials(trial.start, (0, 0)), out_shardings=self.sharded)
         self._admit = jax.jit(self._select, donate_argnums=1, out_shardings=self.sharded)
 
     @cached_property
@@ -284,7 +307,7 @@ def initialise(problem: Problem, platform: str) -> Callable[[jax.Array], Params]
     held = _initialisers.get((id(problem), platform))
     if held is None or held[0] is not problem:
         _initialisers.clear()  # one problem at a time: its data should not outlive its run
-        start = jax.vmap(lambda seed: problem.init(jax.random.key(seed)))
+        start = over_trials(lambda seed: problem.init(jax.random.key(seed)), (0,))
         # XLA:CPU unrolls random bits into long programs: an mlp's take it two seconds to compile for speed.
         options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
         held = problem, jax.jit(start, compiler_options=options)

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 
 _VECTOR = 16  # float32 numbers in the widest vectors of a CPU
 _LARGEST = 2**26  # bytes of data that is kept in two orders
+_DTYPES = ("float16", "bfloat16", "float32", "float64")  # of products that XLA:CPU has kernels for
+_LOOPS = 3  # beside these it makes products of at most 3 terms, or of at most 3 x 3 entries, by plain loops
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("array", "value"), meta_fields=("order",))
@@ -138,7 +140,7 @@ def _factor(x: Any, batch: Sequence[int], summed: Sequence[int], start: int) -> 
 
 
 def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
-    """lax.dot_general(a, b, **params) of matrices, perhaps turned; None of a vector.
+    """lax.dot_general(a, b, **params) of matrices, perhaps turned; None of a vector, or of whole numbers.
 
     The result's last axis is the longer one, since kernels vectorise along it; of two that are both shorter than the
     sums over them, the one that fills vectors better, or that is not data. A factor much smaller than the other has its
@@ -148,7 +150,8 @@ def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
     batch = tuple(range(len(batch_a)))
     terms = math.prod(a.shape[axis] for axis in summed_a)
     shared = terms * math.prod(a.shape[axis] for axis in batch_a)
-    if min(math.prod(a.shape), math.prod(b.shape)) <= shared or terms == 1:
+    dtypes = {str(d) for d in (a.dtype, b.dtype, params["preferred_element_type"]) if d is not None}
+    if min(math.prod(a.shape), math.prod(b.shape)) <= shared or terms == 1 or not dtypes.issubset(_DTYPES):
         return None
 
     def rank(f: _Factor) -> tuple[float, bool]:
@@ -169,7 +172,9 @@ def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
         precision=params["precision"],
         preferred_element_type=params["preferred_element_type"],
     )
-    # Or XLA would take the product in another order, to spare itself a transpose.
-    result = jax.lax.optimization_barrier(result)
+    # Or XLA would take the product in another order, to spare itself a transpose. One made by plain loops it must be
+    # free to take so: jax 0.10's XLA tries again once layouts are assigned, and the loops then abort the process.
+    if terms > _LOOPS and max(first.entries, second.entries) > _LOOPS:
+        result = jax.lax.optimization_barrier(result)
     result = jnp.reshape(result, (*result.shape[: len(batch)], *first.sizes, *second.sizes))
     return turned(result, (*batch, *first.places, *second.places))

@@ -3,13 +3,18 @@
 Divisions. XLA may turn x / y, where y has fewer entries than x, into x * (1 / y): a softmax's division by its sums,
 adam's by its bias correction. Whether it does depends on what earlier passes have left of the broadcast, and a program
 for one device goes through other passes than one for several: a trial's last bits would depend on the number of
-devices, and unstable learning rates amplify them. So it is decided here, always for the reciprocal.
+devices, and unstable learning rates amplify them. XLA's reciprocal is also 0 or infinite for some y near the ends of
+the range where x / y is an ordinary number. So it is decided here: always the reciprocal, of a scaled y if need be.
 
 Sums. XLA:CPU sums more than 32 entries by windows, in a kernel that does not vectorise: 40 % of a bowl's step. So there
 a sum of a few hundred is folded to 32 or fewer first, by adding its parts, and they are summed. Not a sum of exps or
 logs: taking them in the folding kernel costs more than it saves. Many longer sums are a product with ones.
 
 Products. Those of several lanes on a CPU are taken in the order of axes that suits it: see layout.py.
+
+All hold over the whole range of a dtype, non-finite numbers included, with two exceptions that XLA itself makes. Sums
+and products whose terms' absolute values add up to more than the largest number may overflow on the way or not, by
+the order of adding. And XLA:CPU takes subnormal numbers for zeros, and gives zeros in their place.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from gradbench.program.xla.jaxprs import REMATERIALISED, called, equations, nested, open_jaxpr
 from gradbench.program.xla.layout import Turned, aligned, pays, product, straight, transposed, turned, without
@@ -117,10 +124,21 @@ def _broadcasts(division: Any) -> bool:
 
 def _quotient(x: Any, y: Any) -> jax.Array:
     """x / y by the reciprocal of y, one rounding more: in float32 at least, since float16 cannot hold the reciprocals
-    of small numbers."""
+    of small numbers. Where y is far from 1, its reciprocal may be subnormal or infinite though x / y is not: a power of
+    two brings it nearer, exactly, and then takes the product to where it belongs."""
     dtype = jnp.result_type(x)
     wide = jnp.promote_types(dtype, jnp.float32)
-    return jnp.multiply(x, jnp.reciprocal(jnp.asarray(y, wide))).astype(dtype)
+    known = not isinstance(y, Tracer)
+    numbers: Any = np if known else jnp
+    y = numbers.asarray(y, wide)
+    far = 2.0 ** (jnp.finfo(wide).maxexp // 2)  # its reciprocal is a normal number, and so are those of all between
+    size = numbers.abs(y)
+    if float(jnp.finfo(dtype).max) < far or (known and np.all((1 / far <= size) & (size <= far))):
+        return jnp.multiply(x, jnp.reciprocal(y)).astype(dtype)
+    power = numbers.where(size > far, 1 / far, numbers.where(size < 1 / far, far, 1.0)).astype(wide)
+    if known:  # or XLA would multiply two constants into a subnormal one
+        power = jax.lax.optimization_barrier(jnp.asarray(power))
+    return (jnp.multiply(x, jnp.reciprocal(y * power)) * power).astype(dtype)
 
 
 def _folds(x: jax.Array, axes: Sequence[int]) -> bool:
