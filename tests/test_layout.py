@@ -211,7 +211,7 @@ def test_what_is_large_or_no_tall_matrix_is_kept_once():
 # Products (m, k) x (k, n) of few entries or terms, and of whole numbers; each goes into a loop as it is written.
 SMALL = """
 import jax, jax.numpy as jnp
-from gradbench.rewrite import rewritten
+from gradbench.program.xla.rewrite import rewritten
 
 cases = [(4, 3, 2, "float32"), (16, 2, 8, "float32"), (3, 5, 2, "float32"), (9, 9, 8, "int8"), (9, 9, 8, "int32")]
 arrays = [(jnp.ones((m, k), kind), jnp.ones((k, n), kind)) for m, k, n, kind in cases]

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradbench.rewrite import rewritten
+from gradbench.program.xla.rewrite import rewritten
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
