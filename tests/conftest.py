@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def time_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """The least of timing: that has tests of its own."""
-    monkeypatch.setattr(runner, "_compile_alone", lambda *_: None)
+    monkeypatch.setattr(runner, "_compile_solo", lambda *_: None)
     monkeypatch.setattr(timing, "SAMPLES", 1)
     monkeypatch.setattr(timing, "BUDGET_SECONDS", 0.0)
     monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.0)

@@ -13,7 +13,7 @@ import pytest
 import gradbench
 from gradbench.analysis.answers import compare_text, pair_sentence, run_table
 from gradbench.analysis.summary import Reference, reference, relative_gaps, summarise, summarise_tables
-from gradbench.engine.events import Events, Facts, verdict
+from gradbench.engine.events import Events, ObservationConfig, verdict
 from gradbench.errors import GradbenchError
 from gradbench.record.schema import SCHEMAS
 from gradbench.theory.quadratic import stable_limit
@@ -161,19 +161,19 @@ def test_a_factor_below_one_is_refused():
 def test_verdicts_by_their_numbers():
     def events(**values):
         fields = dict(zip(Events._fields, [np.zeros(1)] * len(Events._fields)))
-        fields |= {"initial_loss": 1.0, "best_loss": 0.5, "tail_start": 0.5, "tail_rows": 100.0, "tail_turned": 0.0}
+        fields |= {"initial_loss": 1.0, "best_loss": 0.5, "tail_start": 0.5, "tail_rows": 100.0, "tail_overshot": 0.0}
         fields |= {"diverged_at": -1, "hits": -np.ones((1, 7))} | values
         return Events(**{name: np.atleast_1d(value) for name, value in fields.items()})
 
     def word(minimum=0.0, **values):
-        return verdict(events(**values), Facts(100, 1, minimum, math.nan, 1e-4, False)).tolist()
+        return verdict(events(**values), ObservationConfig(100, 1, minimum, math.nan, 1e-4, False)).tolist()
 
     hit = -np.ones((1, 7))
     hit[0, -1] = 30
     assert word(hits=hit) == ["converged"]
     assert word(hits=hit, diverged_at=50) == ["diverged"]
-    assert word(tail_turned=40.0) == ["overshoots"]
-    assert word(tail_turned=39.0) == ["stalled"]
+    assert word(tail_overshot=40.0) == ["overshoots"]
+    assert word(tail_overshot=39.0) == ["stalled"]
     assert word(tail_start=0.506) == ["slow"]  # 1.2 % of what is left
     assert word(tail_start=0.502) == ["stalled"]
     assert word(tail_start=0.502, minimum=0.4999) == ["slow"]  # nearly all of what is left

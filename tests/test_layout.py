@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from gradbench.program.xla.jaxprs import equations
 from gradbench.program.xla.layout import (
-    Turned,
+    PermutedArray,
     aligned,
+    as_permuted,
     examples_last,
-    plain,
+    materialize,
+    materialize_tree,
     product,
-    straight,
-    transposed,
-    turned,
+    transpose_permuted,
     without,
 )
 from gradbench.program.xla.rewrite import rewritten
@@ -41,7 +41,7 @@ def turned_arrays(draw):
     """Something turned, and its value."""
     order = draw(st.permutations(range(draw(st.integers(1, 4)))))
     array = normal(*draw(st.permutations((2, 3, 4, 5)))[: len(order)])
-    return turned(array, order), jnp.transpose(array, [order.index(axis) for axis in range(len(order))])
+    return as_permuted(array, order), jnp.transpose(array, [order.index(axis) for axis in range(len(order))])
 
 
 @settings(deadline=None, max_examples=40)
@@ -50,15 +50,17 @@ def test_a_value_in_another_order(pair, data):
     with jax.enable_x64(True):
         x, value = pair
         assert x.shape == value.shape
-        assert jnp.array_equal(straight(x), value)
+        assert jnp.array_equal(materialize(x), value)
         permutation = data.draw(st.permutations(range(value.ndim)))
-        assert jnp.array_equal(straight(transposed(x, permutation)), jnp.transpose(value, permutation))
-        if isinstance(x, Turned):
+        assert jnp.array_equal(materialize(transpose_permuted(x, permutation)), jnp.transpose(value, permutation))
+        if isinstance(x, PermutedArray):
             axes = data.draw(st.sets(st.integers(0, value.ndim - 1), min_size=1))
             at, order = without(x, axes)
-            assert jnp.allclose(straight(turned(jnp.sum(x.array, at), order)), jnp.sum(value, tuple(axes)), atol=1e-13)
+            assert jnp.allclose(
+                materialize(as_permuted(jnp.sum(x.array, at), order)), jnp.sum(value, tuple(axes)), atol=1e-13
+            )
             (first, second, scalar), order = aligned([x, value + 1, 2.0])
-            assert jnp.array_equal(straight(turned(first * second * scalar, order)), value * (value + 1) * 2.0)
+            assert jnp.array_equal(materialize(as_permuted(first * second * scalar, order)), value * (value + 1) * 2.0)
 
 
 @st.composite
@@ -74,7 +76,7 @@ def products(draw):
         shape[list(places)] = (*batch, *summed, *free)
         array = normal(*shape, seed=seed)
         kept = draw(st.permutations(range(array.ndim)))  # the order of axes it is kept in
-        kept_array = turned(jnp.transpose(array, kept), kept)
+        kept_array = as_permuted(jnp.transpose(array, kept), kept)
         at_batch, at_summed = places[: len(batch)], places[len(batch) : len(batch) + len(summed)]
         sides.append((array, kept_array, tuple(at_summed), tuple(at_batch)))
     (a, x, summed_a, batch_a), (b, y, summed_b, batch_b) = sides
@@ -95,7 +97,7 @@ def test_a_product_of_any_axes_is_the_product(case):
         )
         if result is not None:
             assert result.shape == expected.shape
-            np.testing.assert_allclose(straight(result), expected, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(materialize(result), expected, rtol=1e-12, atol=1e-12)
 
 
 def network(rows: bool):
@@ -168,8 +170,8 @@ def test_gradients_are_the_same_but_for_rounding(name, problem):
     params, data = problem
     data = data | {"x": data["x"][:96]} if name == "attention" else data
     kept = jax.tree.map(examples_last, data)
-    assert isinstance(kept["x"], Turned)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, plain(kept), data))
+    assert isinstance(kept["x"], PermutedArray)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, materialize_tree(kept), data))
     expected = jax.jit(several(LOSSES[name]))(params, data)
     result = jax.jit(laid_out(LOSSES[name]))(params, kept)
     assert jax.tree.structure(result) == jax.tree.structure(expected)

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.program.program import Row
+from gradbench.program.program import Observation
 from gradbench.record.schema import TARGETS
 
 DIVERGENCE = 1e4  # a loss this many initial gaps (_scale) above where it began is diverged
 TAIL = 0.75  # the last quarter of a trial's steps decides whether it is still moving or jumping about
 
 
-class Facts(NamedTuple):
+class ObservationConfig(NamedTuple):
     """What observe() needs to know of the plan and problem, as numbers, so that pairs share its compile."""
 
     steps: int
@@ -32,7 +32,7 @@ class Facts(NamedTuple):
     stop_at_target: bool
 
     def arrays(self, dtype: np.dtype) -> Any:
-        """Facts of arrays, the floats of `dtype`."""
+        """The same of arrays, the floats of `dtype`."""
         types = {int: np.int32, bool: np.bool_}
         return jax.tree.map(lambda value: np.asarray(value, types.get(type(value), dtype)), self)
 
@@ -54,7 +54,7 @@ class Events(NamedTuple):
     hits: Any = _HITS  # (S, 7): the six targets, then the plan's
     tail_start: Any = math.inf  # the best loss when the last quarter began
     tail_rows: Any = np.float32(0)  # rows in the last quarter
-    tail_turned: Any = np.float32(0)  # how many of them had gone past the lowest point of their step's line
+    tail_overshot: Any = np.float32(0)  # how many of them had gone past the lowest point of their step's line
     finished: Any = False  # nothing more is to be seen of this trial
 
 
@@ -122,7 +122,7 @@ def _scale(initial: jax.Array, minimum: jax.Array, solved: jax.Array) -> jax.Arr
 
 @partial(jax.jit, donate_argnums=0)
 def observe(
-    events: Events, rows: Row, first: jax.Array, facts: Facts, wanted: jax.Array
+    events: Events, rows: Observation, first: jax.Array, config: ObservationConfig, wanted: jax.Array
 ) -> tuple[Events, jax.Array, tuple[jax.Array, jax.Array]]:
     """Take a chunk's rows (R, S), whose first is at step `first` (S,), into `events`.
 
@@ -138,10 +138,10 @@ def observe(
         *(jnp.where(fresh.reshape(-1, *(1,) * (e.ndim - 1)), new, e) for new, e in zip(unseen, events, strict=True))
     )
 
-    minimum = jnp.asarray(facts.minimum, loss.dtype)
+    minimum = jnp.asarray(config.minimum, loss.dtype)
     initial = jnp.where(fresh, loss[0], events.initial_loss)
-    solved = jnp.asarray(facts.solved, loss.dtype)
-    levels = jnp.asarray((*TARGETS, facts.target), loss.dtype)[:, None]
+    solved = jnp.asarray(config.solved, loss.dtype)
+    levels = jnp.asarray((*TARGETS, config.target), loss.dtype)[:, None]
     levels = minimum + levels * (initial - minimum)  # NaN where the minimum is unknown: never reached
     levels = levels.at[-1].set(jnp.where(jnp.isnan(minimum), solved, levels[-1]))
     levels, ceiling = levels[:, None], initial + DIVERGENCE * _scale(initial, minimum, solved)  # (7, 1, S), (S,)
@@ -151,18 +151,20 @@ def observe(
     failed = tiles.first(loss, ~sound, lambda x: ~jnp.isfinite(x) | (x > ceiling))
     # A tile with a NaN may hold a hit before it; none after it counts.
     reached = tiles.first(loss, ~(lows > levels), lambda x: x <= levels)  # (7, S)
-    stop = jnp.minimum(failed, jnp.where(facts.stop_at_target, reached[-1], count))
+    stop = jnp.minimum(failed, jnp.where(config.stop_at_target, reached[-1], count))
 
     def rows_until(step: Any) -> jax.Array:
         """How many of the chunk's rows are at `step` at the latest."""
-        return jnp.clip((step - first) // facts.stride + 1, 0, count)
+        return jnp.clip((step - first) // config.stride + 1, 0, count)
 
-    exist = rows_until(facts.steps + facts.stride - 1)  # the last row is at the last step, if less than a stride on
+    exist = rows_until(config.steps + config.stride - 1)  # the last row is at the last step, if less than a stride on
     seen = jnp.where(events.finished, 0, jnp.minimum(exist, stop + 1))
-    calm = jnp.minimum(seen, rows_until(jnp.asarray(TAIL * facts.steps, jnp.int32)))  # the rows before the tail
+    rows_before_tail = jnp.minimum(
+        seen, rows_until(jnp.asarray(TAIL * config.steps, jnp.int32))
+    )  # the rows before the tail
 
     def step(row: Any) -> jax.Array:
-        return jnp.minimum(first + facts.stride * row, facts.steps)
+        return jnp.minimum(first + config.stride * row, config.steps)
 
     def first_step(row: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where((old < 0) & (row < seen), step(row), old)
@@ -174,18 +176,20 @@ def observe(
     low = tiles.lowest(loss, lows, seen)
     lowest = tiles.first(loss, ~(lows > low), lambda x: x == low)
 
-    def turned_in_tail() -> jax.Array:
+    def overshot_in_tail() -> jax.Array:
         index = jnp.arange(count, dtype=jnp.int32)[:, None]
-        return jnp.sum(jnp.where((calm <= index) & (index < seen), rows.turned, 0), axis=0)
+        return jnp.sum(jnp.where((rows_before_tail <= index) & (index < seen), rows.overshot, 0), axis=0)
 
-    turned = jax.lax.cond(jnp.any(calm < seen), turned_in_tail, lambda: jnp.zeros_like(events.tail_turned))
+    overshot = jax.lax.cond(
+        jnp.any(rows_before_tail < seen), overshot_in_tail, lambda: jnp.zeros_like(events.tail_overshot)
+    )
 
     def norms(rows_of: jax.Array) -> jax.Array:
         return jnp.sqrt(take(rows.grad_norm_squared, rows_of)).astype(loss.dtype)
 
     diverged_at = first_step(failed, events.diverged_at)
     hits = jnp.stack([first_step(row, events.hits[:, k]) for k, row in enumerate(reached)], axis=1)
-    stopped = (diverged_at >= 0) | (facts.stop_at_target & (hits[:, -1] >= 0))
+    stopped = (diverged_at >= 0) | (config.stop_at_target & (hits[:, -1] >= 0))
     after = Events(
         initial_loss=initial,
         final_loss=at_last(take(loss, last[None])[0], events.final_loss),
@@ -195,18 +199,18 @@ def observe(
         steps_run=at_last(step(last), events.steps_run),
         diverged_at=diverged_at,
         hits=hits,
-        tail_start=jnp.minimum(tiles.lowest(loss, lows, calm), events.tail_start),
-        tail_rows=events.tail_rows + (seen - calm),
-        tail_turned=events.tail_turned + turned,
-        finished=stopped | (step(count - 1) >= facts.steps),
+        tail_start=jnp.minimum(tiles.lowest(loss, lows, rows_before_tail), events.tail_start),
+        tail_rows=events.tail_rows + (seen - rows_before_tail),
+        tail_overshot=events.tail_overshot + overshot,
+        finished=stopped | (step(count - 1) >= config.steps),
     )
-    chunk = first // (facts.stride * count)
+    chunk = first // (config.stride * count)
     kept = jnp.clip(wanted[chunk].T, 0, count - 1)  # (K, S)
     status = jnp.stack([after.finished.astype(jnp.int32), after.steps_run])
-    return after, first + facts.stride * count, (status, jnp.stack([take(loss, kept), norms(kept)]))
+    return after, first + config.stride * count, (status, jnp.stack([take(loss, kept), norms(kept)]))
 
 
-def verdict(events: Events, facts: Facts) -> np.ndarray:
+def verdict(events: Events, config: ObservationConfig) -> np.ndarray:
     """One word a trial, from host arrays. The first that holds:
 
     diverged: the loss became non-finite, or rose over 10,000 initial gaps (_scale) above where it began;
@@ -216,14 +220,14 @@ def verdict(events: Events, facts: Facts) -> np.ndarray:
         solved loss), or by over 1 % of all that had been gained: still going down when the steps ran out;
     stalled: it did not.
     """
-    goal = facts.minimum if not np.isnan(facts.minimum) else facts.solved
+    goal = config.minimum if not np.isnan(config.minimum) else config.solved
     goal = -np.inf if np.isnan(goal) else goal
     with np.errstate(invalid="ignore", over="ignore"):
         gained = np.maximum(events.tail_start - events.best_loss, 0)
         left = np.where(np.isfinite(goal), np.maximum(events.tail_start - goal, 0), np.inf)
         slow = (gained > 0.01 * left) | (gained > 0.01 * (events.initial_loss - events.best_loss))
         slow &= gained > 0
-    overshoots = events.tail_turned >= 0.4 * np.maximum(events.tail_rows, 1)
+    overshoots = events.tail_overshot >= 0.4 * np.maximum(events.tail_rows, 1)
     return np.select(
         [events.diverged_at >= 0, events.hits[:, -1] >= 0, overshoots, slow],
         ["diverged", "converged", "overshoots", "slow"],

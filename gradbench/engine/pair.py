@@ -61,7 +61,7 @@ class PairSweep:
         self.trials, self.pair = plan.trials_per_pair, pair
         problem, block = program.trial.problem, program.block
         self.all_rates = np.repeat(np.asarray(plan.rates), plan.seeds)
-        self.facts = ev.Facts(
+        self.config = ev.ObservationConfig(
             plan.steps,
             block.stride,
             np.nan if problem.minimum is None else problem.minimum,
@@ -87,7 +87,7 @@ class PairSweep:
         with self._numerics():
             self.events = jax.tree.map(program.place, ev.blank(slots, dtype))
             # On the devices once and for all: as numbers from the host they cost half a millisecond a chunk.
-            self.known = jax.device_put((self.facts.arrays(dtype), self.wanted), program.replicated)
+            self.known = jax.device_put((self.config.arrays(dtype), self.wanted), program.replicated)
         self.new_trials: list[dict[str, np.ndarray]] = []
         self.new_curves: list[dict[str, np.ndarray]] = []
 
@@ -177,13 +177,13 @@ class PairSweep:
         # A trial that stopped early ends its curve where it stopped.
         early = ~np.isin(events.steps_run, self.kept_steps)
         self._add_points(trial[early], events.steps_run[early], events.final_loss[early], events.final_grad_norm[early])
-        minimum = np.full(len(trial), self.facts.minimum)
+        minimum = np.full(len(trial), self.config.minimum)
         self.new_trials.append(
             {
                 "trial": trial + self.pair * self.trials,
                 "learning_rate": self.all_rates[trial],
                 "seed": trial % self.plan.seeds,
-                "verdict": ev.verdict(events, self.facts),
+                "verdict": ev.verdict(events, self.config),
                 "minimum": minimum,
                 **{name: getattr(events, name) for name in EVENT_COLUMNS},
                 **dict(zip((*TARGET_COLUMNS, "steps_to_target"), events.hits.T, strict=True)),

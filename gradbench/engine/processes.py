@@ -23,7 +23,7 @@ JOIN_SECONDS = 600.0  # process 0 has to load its problems and choose its blocks
 _calls = itertools.count()
 
 
-class Meeting:
+class Rendezvous:
     """Where process 0 tells the others which run a call is about. Every process makes one for each call, in the same
     order. A process alone leads, and meets nobody.
 
@@ -36,7 +36,7 @@ class Meeting:
         self.key = f"gradbench/run/{next(_calls)}"
         self.silent = self.others and self.leads
 
-    def __enter__(self) -> Meeting:
+    def __enter__(self) -> Rendezvous:
         return self
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
@@ -158,10 +158,10 @@ class Shared:
         if self.writer:
             self.writer.interrupt()
 
-    def finish(self, judge_timings: Callable[[list[dict]], list[dict]] = list) -> None:
+    def finish(self, add_roofline: Callable[[list[dict]], list[dict]] = list) -> None:
         """Process 0 joins the tables."""
         if self.writer:
-            self.writer.finish(judge_timings)
+            self.writer.finish(add_roofline)
 
     def wait(self) -> None:
         """The others wait for it."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from gradbench.analysis.summary import representative_rates, summarise_tables
 from gradbench.engine.pair import PairSweep, Progress, curve_points
-from gradbench.engine.processes import Following, Meeting, Shared
+from gradbench.engine.processes import Following, Rendezvous, Shared
 from gradbench.engine.roofline import measure_limits
 from gradbench.engine.timing import Compiled, compile_program, time_evaluations, time_program
 from gradbench.errors import PlanError, RecordError, RunError, one_line
@@ -85,18 +85,18 @@ def run_plan(
     objects: dict[str, Problem] | None = None,
 ) -> Run:
     """Run a plan and return its record. `objects` are problems given as objects, by name."""
-    with Meeting() as meeting:
+    with Rendezvous() as rendezvous:
         trials, devices = _prepare(plan, objects or {})
         problems = {trial.problem.name: trial.problem for trial in trials}
         found = sources(plan, problems, objects or {})
-        if not meeting.leads:
-            return _join(meeting.join(), trials, devices, found, watcher or Watcher())
+        if not rendezvous.leads:
+            return _join(rendezvous.join(), trials, devices, found, watcher or Watcher())
         with RunWriter.create(out, plan, environment(devices, plan.precision)) as writer:
             writer.info["curve_points"] = curve_points(plan)
             writer.info["problems"] = {name: _facts(problem) for name, problem in problems.items()}
             writer.info["sources"] = found
             writer.save_info()
-            return _lead(meeting, writer, trials, devices, watcher or Watcher())
+            return _lead(rendezvous, writer, trials, devices, watcher or Watcher())
 
 
 def resume(name: str | Path, *, results: str | Path = "results", watcher: Watcher | None = None) -> Run:
@@ -106,11 +106,11 @@ def resume(name: str | Path, *, results: str | Path = "results", watcher: Watche
     that cannot be: other versions, devices, problems, data or optimizers than the run began with, or a problem that was
     given as an object, which no other process has.
     """
-    with Meeting() as meeting:
-        path = find_run(name, results) if meeting.leads else meeting.join()
+    with Rendezvous() as rendezvous:
+        path = find_run(name, results) if rendezvous.leads else rendezvous.join()
         run = load_run(path)
         if run.info["state"] == "complete":
-            meeting.announce(path)
+            rendezvous.announce(path)
             return run
         if lost := given_as_object(run.info):
             raise RecordError(
@@ -119,24 +119,26 @@ def resume(name: str | Path, *, results: str | Path = "results", watcher: Watche
             )
         trials, devices = _prepare(run.plan, {})
         found = sources(run.plan, {trial.problem.name: trial.problem for trial in trials}, {})
-        if not meeting.leads:
+        if not rendezvous.leads:
             return _join(path, trials, devices, found, watcher or Watcher())
         with RunWriter.resume(path) as writer:
             _check_same(path, writer.info, environment(devices, run.plan.precision), found)
             writer.info["state"] = "running"
             writer.save_info()
-            return _lead(meeting, writer, trials, devices, watcher or Watcher())
+            return _lead(rendezvous, writer, trials, devices, watcher or Watcher())
 
 
-def _lead(meeting: Meeting, writer: RunWriter, trials: list[Trial], devices: list[jax.Device], watcher: Watcher) -> Run:
+def _lead(
+    rendezvous: Rendezvous, writer: RunWriter, trials: list[Trial], devices: list[jax.Device], watcher: Watcher
+) -> Run:
     """Run a plan, alone or as the process that keeps the record."""
-    if not meeting.others:
+    if not rendezvous.others:
         return _run(writer, trials, devices, watcher)
     for trial in trials:
         _block(writer, trial, devices)  # all now: nobody else writes run.json
     with Shared(writer.path, writer) as shared:
         shared.prepare(len(trials))
-        meeting.announce(writer.path)
+        rendezvous.announce(writer.path)
         return _run(shared, trials, devices, watcher)
 
 
@@ -229,7 +231,7 @@ def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Devi
     else:
         limits = measure_limits(tuple(devices), plan.dtype, plan.precision)
         writer.info["limits"] = dataclasses.asdict(limits)
-        writer.finish(limits.judge)
+        writer.finish(limits.add_roofline)
     return load_run(writer.path)
 
 
@@ -260,40 +262,40 @@ class CompiledPair:
     """A pair's program, and the same for one trial alone (None where the pair is timed already), each with what
     compiling it took. A function of (plan, pair): other pairs do not enter it."""
 
-    together: tuple[Program, Compiled]
-    alone: tuple[Program, Compiled] | None
+    batched: tuple[Program, Compiled]
+    solo: tuple[Program, Compiled] | None
 
     @classmethod
     def of(cls, trial: Trial, block: Block, devices: list[jax.Device], timed: bool, ahead: bool) -> CompiledPair:
         """`timed` and `ahead`: whether it has its timings, and whether another pair's sweep is going on."""
         program = Program(trial, block, devices)
-        return cls(_compile(program, ahead), None if timed else _compile_alone(program, ahead))
+        return cls(_compile(program, ahead), None if timed else _compile_solo(program, ahead))
 
     def timings(self, time_problem: bool) -> list[dict[str, Any]]:
         """Timings rows: one trial alone, at the middle learning rate; the problem's loss and gradient if wanted (once a
         problem, with its last optimizer: the first answer should not wait for them); the first trials together."""
-        program, plan = self.together[0], self.together[0].trial.plan
+        program, plan = self.batched[0], self.batched[0].trial.plan
         middle = math.exp(sum(map(math.log, plan.rates)) / len(plan.rates))
         first = np.resize(np.repeat(plan.rates, plan.seeds), program.block.slots)
         rows = []
-        if self.alone:
-            rows = time_evaluations(self.alone[0], plan) if time_problem else []
-            rows.append(time_program(*self.alone, "solo", np.array([middle])))
-        return [*rows, time_program(*self.together, "batched", first)]
+        if self.solo:
+            rows = time_evaluations(self.solo[0], plan) if time_problem else []
+            rows.append(time_program(*self.solo, "solo", np.array([middle])))
+        return [*rows, time_program(*self.batched, "batched", first)]
 
 
 def _compile(program: Program, ahead: bool) -> tuple[Program, Compiled]:
     return program, dataclasses.replace(compile_program(program), ahead=ahead)
 
 
-def _compile_alone(program: Program, ahead: bool) -> tuple[Program, Compiled] | None:
+def _compile_solo(program: Program, ahead: bool) -> tuple[Program, Compiled] | None:
     """The program of one trial on one device."""
     return _compile(Program(program.trial, solo_block(program.block), program.devices), ahead)
 
 
 def _sweep_pair(plan: SweepPlan, number: int, pair: CompiledPair, store: PairStore, watcher: Watcher) -> bool:
     """Sweep one pair; whether it was finished."""
-    program, compiled = pair.together
+    program, compiled = pair.batched
     if not PairSweep(program, compiled.call, plan, number, store).run(watcher.chunk, watcher.should_stop):
         return False
     if plan.sharpness:

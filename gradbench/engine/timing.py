@@ -19,7 +19,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import cast
 from gradbench.program.block import work
 from gradbench.program.program import Program, State, inner, loop_options, numerics
-from gradbench.program.xla.layout import plain
+from gradbench.program.xla.layout import materialize_tree
 from gradbench.program.xla.rewrite import rewritten
 
 SAMPLES = 9
@@ -27,18 +27,18 @@ SAMPLE_SECONDS = 0.005  # of one sample at least: the clock and a thread's wake-
 BUDGET_SECONDS = 20.0  # of one measurement; slow steps get fewer samples, and the record says how many
 
 
-class _Heard(threading.local):
+class _CacheHitCounter(threading.local):
     """What this thread has heard of JAX's compilation cache."""
 
-    hits = 0
+    count = 0
 
 
-_heard = _Heard()
+_cache_hits = _CacheHitCounter()
 
 
 def _listen(event: str, **_: Any) -> None:
     if event == "/jax/compilation_cache/cache_hits":
-        _heard.hits += 1
+        _cache_hits.count += 1
 
 
 jax.monitoring.register_event_listener(_listen)
@@ -62,7 +62,7 @@ class Compiled:
 def compile_stages(function: Any, *arguments: Any) -> Compiled:
     """Trace, lower and compile a jitted function ahead, each timed. FLOP and bytes count a loop's body once."""
     clock = time.perf_counter
-    _heard.hits = 0
+    _cache_hits.count = 0
     start = clock()
     traced = function.trace(*arguments)
     traced_at = clock()
@@ -72,7 +72,7 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
     done = clock()
     analysis = compiled.cost_analysis() or {}
     stages = (traced_at - start, lowered_at - traced_at, done - lowered_at)
-    return Compiled(compiled, *stages, _heard.hits > 0, analysis.get("flops"), analysis.get("bytes accessed"))
+    return Compiled(compiled, *stages, _cache_hits.count > 0, analysis.get("flops"), analysis.get("bytes accessed"))
 
 
 def measure(once: Callable[[int], float], steps: int) -> dict[str, Any]:
@@ -157,7 +157,12 @@ def _bytes(tree: Any) -> int:
 def _data_read(program: Program) -> float:
     """Bytes of data that one step of a block cannot do without: each device's, once; or each trial's minibatch, and the
     share that falls to a step of reading it all for an observation."""
-    plan, problem, block, whole = program.trial.plan, program.trial.problem, program.block, _bytes(plain(program.data))
+    plan, problem, block, whole = (
+        program.trial.plan,
+        program.trial.problem,
+        program.block,
+        _bytes(materialize_tree(program.data)),
+    )
     if plan.batch_size is None or not problem.examples:
         return whole * block.devices
     return whole * (block.slots * plan.batch_size / problem.examples + block.devices / block.stride)
@@ -201,7 +206,7 @@ def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
     with jax.enable_x64(False):
         start = problem.init(jax.random.key(0))
     with numerics(plan.dtype, plan.precision):
-        params, data = jax.device_put((cast(start, plan.dtype), plain(program.data)), program.devices[0])
+        params, data = jax.device_put((cast(start, plan.dtype), materialize_tree(program.data)), program.devices[0])
         nothing = jnp.zeros((), plan.dtype)  # an argument, so that the compiler cannot know it is 0
 
         # Each evaluation's result goes into the next one's params, times that 0: nothing is dropped or hoisted.

@@ -80,7 +80,7 @@ def check_gradient(
                     found, left_out = execution.check(points, asked)
                 except Exception as error:
                     reason = f"the loss or its band cannot be run: {error_text(error)}"
-                    rows.append(execution.unable("all", "INCONCLUSIVE", reason))
+                    rows.append(execution.error_row("all", "INCONCLUSIVE", reason))
                     continue
                 rows += found
                 skipped |= left_out

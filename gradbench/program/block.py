@@ -29,13 +29,13 @@ class Machine:
     flops: float  # per second, one device
     bytes: float  # per second, one device
     step_s: float  # of an empty step: loop, launches
-    near_bytes: float  # what a block's intermediate values should fit in, if they are read as fast as they come
+    cache_bytes: float  # what a block's intermediate values should fit in, if they are read as fast as they come
     product_bytes: float  # the same where they go through matrix products, which read them more than once
     shared_bytes: float  # on a CPU of the cache its cores share: a chunk's observations stay in it until gone through
 
 
-CPU = Machine(flops=5e10, bytes=5e10, step_s=1e-6, near_bytes=2**18, product_bytes=3 * 2**20, shared_bytes=2**24)
-ACCELERATOR = Machine(1e13, 1e12, step_s=5e-5, near_bytes=math.inf, product_bytes=math.inf, shared_bytes=2**26)
+CPU = Machine(flops=5e10, bytes=5e10, step_s=1e-6, cache_bytes=2**18, product_bytes=3 * 2**20, shared_bytes=2**24)
+ACCELERATOR = Machine(1e13, 1e12, step_s=5e-5, cache_bytes=math.inf, product_bytes=math.inf, shared_bytes=2**26)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     # Data larger than the cache is read from memory at every step: more lanes share that reading.
     data_bytes = jnp.dtype(plan.dtype).itemsize * sum(np.size(leaf) for leaf in jax.tree.leaves(problem.data))
     shared = data_bytes if plan.batch_size is None else 0
-    cache = machine.product_bytes if trial.products else machine.near_bytes
+    cache = machine.product_bytes if trial.products else machine.cache_bytes
     near = max(cache, shared) / max(step.bytes, 1)
     # Where a whole trial is over in an instant, more lanes hide the host's work between blocks.
     near = max(near, min(RETIRE_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near

@@ -26,7 +26,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
 from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.xla.jaxprs import equations
-from gradbench.program.xla.layout import examples_last, pays
+from gradbench.program.xla.layout import examples_last, should_relayout
 from gradbench.program.xla.rewrite import rewritten
 
 TRIALS = "trials"
@@ -62,25 +62,25 @@ def loop_options(platform: str, products: bool, lanes: int = 1) -> dict[str, boo
 
 
 class State(NamedTuple):
-    """One trial between two steps. `updates` are the last ones made; `turned` is used by minibatches only."""
+    """One trial between two steps. `updates` are the last ones made; `overshot` is used by minibatches only."""
 
     params: Params
     opt_state: Any
     updates: Params
-    turned: jax.Array
+    overshot: jax.Array
 
 
-class Row(NamedTuple):
+class Observation(NamedTuple):
     """What is seen of a trial at a step, before its update: float32 scalars, float64 in a float64 run.
 
-    turned is 1 where the last update u points uphill at the new point, <u, grads> > 0: it went past the lowest point
+    overshot is 1 where the last update u points uphill at the new point, <u, grads> > 0: it went past the lowest point
     of its own line. For gradient descent that is successive gradients pointing against each other. With minibatches it
     is the share of such steps since the row before.
     """
 
     loss: jax.Array
     grad_norm_squared: jax.Array
-    turned: jax.Array
+    overshot: jax.Array
 
 
 @dataclass(frozen=True)
@@ -171,36 +171,36 @@ class Trial:
             rate = jax.ShapeDtypeStruct((), jnp.promote_types(jnp.float32, self.plan.dtype))
             return jax.eval_shape(self.start, params, rate)
 
-    def step(self, state: State, learning_rate: jax.Array, data: Data) -> tuple[State, Row]:
+    def step(self, state: State, learning_rate: jax.Array, data: Data) -> tuple[State, Observation]:
         """One observation of `data` and one update."""
-        params, opt_state, updates, turned = state
+        params, opt_state, updates, overshot = state
         value, grads = jax.value_and_grad(self.problem.loss)(params, data)
         value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
-        row = Row(value, inner(grads, grads), (inner(updates, grads) > 0).astype(jnp.float32))
+        row = Observation(value, inner(grads, grads), (inner(updates, grads) > 0).astype(jnp.float32))
         transformation = self.optimizer.build(learning_rate, self.plan.steps)
         extras = self.extras(value, grads, lambda p: self.problem.loss(p, data))
         updates, new_opt_state = transformation.update(grads, opt_state, params, **extras)
         new_params = _like(optax.apply_updates(params, updates), params)
-        return State(new_params, _like(new_opt_state, opt_state), _like(updates, params), turned), row
+        return State(new_params, _like(new_opt_state, opt_state), _like(updates, params), overshot), row
 
     def segment(
         self, state: State, learning_rate: jax.Array, data: Data, key: jax.Array, first_step: jax.Array, stride: int
-    ) -> tuple[State, Row]:
+    ) -> tuple[State, Observation]:
         """With minibatches: an observation of all the data, then `stride` updates; a trial rests after its last."""
         examples, batch_size = self.problem.examples, self.plan.batch_size
         assert examples is not None
         assert batch_size is not None
         value, grads = jax.value_and_grad(self.problem.loss)(state.params, data)
         value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
-        row = Row(value, inner(grads, grads), state.turned / stride)
+        row = Observation(value, inner(grads, grads), state.overshot / stride)
 
         def update(state: State, step: jax.Array) -> tuple[State, None]:
             batch = take_rows(data, batch_rows(step, examples, batch_size, key), examples)
             after, seen = self.step(state, learning_rate, batch)
-            after = after._replace(turned=state.turned + seen.turned)
+            after = after._replace(overshot=state.overshot + seen.overshot)
             return jax.tree.map(partial(jnp.where, step < self.plan.steps), after, state), None
 
-        state = state._replace(turned=jnp.zeros_like(state.turned))
+        state = state._replace(overshot=jnp.zeros_like(state.overshot))
         state, _ = jax.lax.scan(update, state, first_step + jnp.arange(stride, dtype=jnp.int32))
         return state, row
 
@@ -251,7 +251,9 @@ class Program:
 
     def laid_out(self, data: Data) -> Data:
         """The problem's data, or their shapes, as `advance` takes them."""
-        return jax.tree.map(examples_last, data) if pays(self.devices[0].platform, self.block.lanes) else data
+        return (
+            jax.tree.map(examples_last, data) if should_relayout(self.devices[0].platform, self.block.lanes) else data
+        )
 
     def arguments(self) -> tuple[Any, ...]:
         """What `advance` takes, as shapes: it compiles without an array being made."""

@@ -192,14 +192,14 @@ class RunWriter:
         self.info |= {"state": "interrupted", "ended": utc_now()}
         self.save_info()
 
-    def finish(self, judge_timings: Callable[[list[dict]], list[dict]] = list) -> None:
-        """Join the parts into the tables, the timings' rows as `judge_timings` returns them; only then is the run
+    def finish(self, add_roofline: Callable[[list[dict]], list[dict]] = list) -> None:
+        """Join the parts into the tables, the timings' rows as `add_roofline` returns them; only then is the run
         complete."""
         for name in _files(self.info["plan"]):
             tables = _by_pair(self.path, name)
             if name == "timings":
                 rows = [row for table in tables for row in table.to_pylist()]
-                tables = [pa.Table.from_pylist(judge_timings(rows), schema=SCHEMAS[name])]
+                tables = [pa.Table.from_pylist(add_roofline(rows), schema=SCHEMAS[name])]
             write_tables(tables, SCHEMAS[name], self.path / f"{name}.parquet")
         self.info |= {"state": "complete", "ended": utc_now()}
         self.save_info()

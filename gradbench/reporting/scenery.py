@@ -24,7 +24,7 @@ from gradbench.theory.quadratic import momentum_of, stable_limit
 WORDS = ["too small", "right", "too large", "diverging"]
 COARSE = 41  # points of a side where a loss costs more
 CHEAP = 1e5  # parameters × examples
-MOST_PARAMETERS = 1_000_000
+MAX_PARAMETERS = 1_000_000
 BANDS = 14  # of the contours
 ARROWS = 10  # of a side of the gradient field
 PATHS = 25  # of one optimizer on a page
@@ -34,7 +34,7 @@ VALLEY_TRIALS = 120  # of one optimizer
 
 
 @dataclass(frozen=True)
-class Scene:
+class LandscapeView:
     """A problem's landscape (None with one parameter); `ends`, the valley of each trial (landscape.valleys; none where
     there is but one); `largest_at_start`, L by Lanczos at seed 0's start, where the problem states none. Or `missing`:
     why there is nothing of all that, in words."""
@@ -50,25 +50,25 @@ def built_in(spec_text: str) -> bool:
     return not any(sign in spec_text.partition("[")[0] for sign in (":", "/", "."))
 
 
-def scenes(runs: Sequence[Run], paths: int = PATHS) -> dict[str, Scene]:
+def scenes(runs: Sequence[Run], paths: int = PATHS) -> dict[str, LandscapeView]:
     """Problem -> what is to be seen of it, in the first run that has it; an optimizer with theory, if any, decides on
     the plane, and of each at most `paths` learning rates are run again for their paths.
 
     Problems of more than a million parameters have none that is quick. Of a problem that cannot be had again as each of
     the runs had it (sources.recorded_problem) nothing is computed, and the scene says why.
     """
-    found: dict[str, Scene] = {}
+    found: dict[str, LandscapeView] = {}
     chosen: dict[str, tuple[Run, Problem, list[PairSummary]]] = {}
     for run in runs:
         pairs = [pair for pair in summarise(run) if built_in(pair.optimizer)]
         for pair in sorted(pairs, key=lambda pair: momentum_of(pair.optimizer) is None):
             size = run.info.get("problems", {}).get(pair.problem, {}).get("parameters", 0)
-            if pair.problem in found or not 0 < size <= MOST_PARAMETERS:
+            if pair.problem in found or not 0 < size <= MAX_PARAMETERS:
                 continue
             if pair.problem not in chosen:
                 problem, why = _same_problem(runs, pair.problem)
                 if problem is None:
-                    found[pair.problem] = Scene(missing=why)
+                    found[pair.problem] = LandscapeView(missing=why)
                     continue
                 chosen[pair.problem] = run, problem, []
             if chosen[pair.problem][0] is run:
@@ -91,7 +91,7 @@ def _same_problem(runs: Sequence[Run], name: str) -> tuple[Problem | None, str]:
     return problem, ""
 
 
-def _scene(name: str, run: Run, problem: Problem, pairs: list[PairSummary], paths: int) -> Scene:
+def _scene(name: str, run: Run, problem: Problem, pairs: list[PairSummary], paths: int) -> LandscapeView:
     facts = run.info["problems"][name]
     size, stated = facts["parameters"], facts.get("curvature") is not None
     work = size * (facts.get("examples") or 1)
@@ -112,7 +112,7 @@ def _scene(name: str, run: Run, problem: Problem, pairs: list[PairSummary], path
             most_points=PATH_POINTS if paths else 200,
         )
     ends = _ends(problem, run, pairs) if size == 2 and not stated else []
-    return Scene(seen, ends, local)
+    return LandscapeView(seen, ends, local)
 
 
 def _path_rates(pair: PairSummary, most: int) -> dict[float, str]:
@@ -140,7 +140,7 @@ def _ends(problem: Any, run: Run, pairs: list[PairSummary]) -> list[dict[str, An
     return [*found, *gone]
 
 
-def add_local_limits(pairs: Sequence[dict[str, Any]], found: dict[str, Scene]) -> None:
+def add_local_limits(pairs: Sequence[dict[str, Any]], found: dict[str, LandscapeView]) -> None:
     """Give the page's pairs whose problem states no L the stable limit of the Hessian at the start, named so."""
     for pair in pairs:
         scene = found.get(pair["problem"])
@@ -150,7 +150,7 @@ def add_local_limits(pairs: Sequence[dict[str, Any]], found: dict[str, Scene]) -
                 pair |= {"limit": short(limit), "limit_is": "stable at the start"}
 
 
-def landscapes(found: dict[str, Scene]) -> dict[str, dict[str, Any]]:
+def landscapes(found: dict[str, LandscapeView]) -> dict[str, dict[str, Any]]:
     """Title -> chart of each scene with its first optimizer's telling paths, for a file."""
     made = {}
     for name, scene in found.items():
@@ -165,7 +165,7 @@ def letter(valley: int) -> str:
     return (letter(valley // 26 - 1) if valley >= 26 else "") + chr(ord("A") + valley % 26)
 
 
-def page_rows(scene: Scene) -> dict[str, Any]:
+def page_rows(scene: LandscapeView) -> dict[str, Any]:
     """A scene for the page: `spec` with its surface, `paths` of every optimizer to choose from, `ends` by letter."""
     seen = scene.seen
     made: dict[str, Any] = {"spec": None, "steps": [], "paths": [], "ends": []}

@@ -68,7 +68,7 @@ class Size:
     steps: int = 200
     kernel_dim: int = 100
     kernel_trials: tuple[int, ...] = (128, 1024, 16384, 65536)
-    kernel_rows: int = kernel.MOST_ROWS
+    kernel_rows: int = kernel.MAX_ROWS
 
 
 SMALL = Size((1, 8), (2, 8), ("quadratic_bowl",), 8, 5, 3, (128,), 4)

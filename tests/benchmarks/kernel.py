@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 TILE = 128  # trials of one block of threads: a warpgroup
-MOST_ROWS = 64  # 3 rows of observations of 128 float32 trials, 64 times: 96 KiB of shared memory
+MAX_ROWS = 64  # 3 rows of observations of 128 float32 trials, 64 times: 96 KiB of shared memory
 
 
 def available() -> str | None:
@@ -31,8 +31,8 @@ def many_steps(lambdas: Sequence[float], rows: int, tiles: int, interpret: bool)
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     dim, trials = len(lambdas), tiles * TILE
-    if rows > MOST_ROWS:
-        raise ValueError(f"rows={rows}: at most {MOST_ROWS} fit a multiprocessor's memory")
+    if rows > MAX_ROWS:
+        raise ValueError(f"rows={rows}: at most {MAX_ROWS} fit a multiprocessor's memory")
 
     def body(x_in, u_in, rates_in, loss_out, norm_out, turned_out, x_out, u_out, x, u, rates, loss, norm, turned, here):
         part = pl.ds(jax.lax.axis_index("tile") * TILE, TILE)

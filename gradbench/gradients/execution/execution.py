@@ -127,8 +127,8 @@ class Execution:
         if len(got) < len(expected):
             expected, spread, names = expected[1:], _tail(spread), names[1:]
             extra = None if extra is None else extra[1:]
-        grains = self.form.tiny if self.flushes else self.form.spacing / 2
-        options = {"extra": extra, "examples": reference.point.examples, "grains": grains}
+        underflow = self.form.tiny if self.flushes else self.form.spacing / 2
+        options = {"extra": extra, "examples": reference.point.examples, "underflow": underflow}
         verdict = judge(got, expected, spread, names, self.form, **options)
         if verdict.verdict == "FAIL" and spread.stagnating and verdict.off < np.inf:
             point = reference.point
@@ -272,15 +272,15 @@ class Execution:
             return row
         except sandbox.CompilerDied as error:
             reason = f"the compiler ends the process on this program ({error})"
-            return dataclasses.replace(self.unable(name, "FAIL", reason), died=True)
+            return dataclasses.replace(self.error_row(name, "FAIL", reason), died=True)
         except Exception as error:
             if name == programs.FORWARD and isinstance(error, TypeError):
                 return "a custom_vjp has no forward derivative"
             if name in ("vmap", programs.FORWARD) and isinstance(error, NotImplementedError):
                 return f"JAX cannot batch this loss: {error_text(error)}"
-            return self.unable(name, "INCONCLUSIVE", f"the program cannot be run: {error_text(error)}")
+            return self.error_row(name, "INCONCLUSIVE", f"the program cannot be run: {error_text(error)}")
 
-    def unable(self, program: str, verdict: str, reason: str) -> Row:
+    def error_row(self, program: str, verdict: str, reason: str) -> Row:
         """The row of what gave no answer."""
         where = f"{self.device.platform}:{self.device.id}"
         return Row(program, self.dtype, self.precision, where, verdict, reason, 0.0, float("inf"), 0, "", [])

@@ -57,14 +57,14 @@ def judge(
     form: Format,
     extra: list[Any] | None = None,
     examples: int | None = None,
-    grains: float = 0.0,
+    underflow: float = 0.0,
 ) -> Judgement:
     """Judge flat leaves `got` (any float dtype) against `expected` (float64).
 
     Args:
         spread: of the same leaves. extra: more tolerance per entry, on top of the band.
         form: the format they were computed in, for overflow. examples: for the meaning of beta.
-        grains: the underflow a finished entry may suffer (absolute).
+        underflow: the underflow a finished entry may suffer (absolute).
 
     Half of the false-alarm budget is shared by the entries, half by the norms and scales of the leaves.
     """
@@ -73,8 +73,10 @@ def judge(
     findings, reasons = [], []
     for position, (g, e, name) in enumerate(zip(got, expected, names)):
         g = np.asarray(g).astype(np.float64)
-        more = 0.0 if extra is None else extra[position]
-        findings.append(_leaf(g, e, spread, position, name, form, more, entry_factor, leaf_factor, grains))
+        extra_tolerance = 0.0 if extra is None else extra[position]
+        findings.append(
+            _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, leaf_factor, underflow)
+        )
         if findings[-1].fault:
             reasons.append(f"{name}: {findings[-1].fault}")
     off = max(f.off for f in findings)
@@ -112,9 +114,9 @@ def _and(reason: str) -> str:
     return f"; {reason}" if reason else ""
 
 
-def _leaf(g, e, spread, position, name, form, more, entry_factor, leaf_factor, grains) -> LeafFinding:
+def _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, leaf_factor, underflow) -> LeafFinding:
     sigma = spread.sigma[position]
-    allowed = entry_factor * sigma + more + grains
+    allowed = entry_factor * sigma + extra_tolerance + underflow
     with np.errstate(all="ignore"):
         # Rounded to the format a number beyond its range is infinite; near the limit both answers are right.
         beyond = np.abs(e) - allowed > form.largest
@@ -138,7 +140,7 @@ def _leaf(g, e, spread, position, name, form, more, entry_factor, leaf_factor, g
     unit = largest if largest > 0 else 1.0
     relative, miss = e[usable] / unit, float(np.linalg.norm(error / unit))
     size = float(np.linalg.norm(relative))
-    added = np.broadcast_to(np.asarray(more + grains) / unit, e.shape)
+    added = np.broadcast_to(np.asarray(extra_tolerance + underflow) / unit, e.shape)
     slack = float(np.linalg.norm(added))
     norm_sigma, along = spread.norm[position], spread.along[position]
     # `along` is relative to the leaf the noise was added to, which rounded constants may make larger than e.

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import threadpoolctl
 
-from gradbench.gradients.rounding.interpreter import MOST_TURNS, Interpreter
+from gradbench.gradients.rounding.interpreter import MAX_TURNS, Interpreter
 from gradbench.gradients.rounding.pairs import Pair, wide
 from gradbench.gradients.rounding.primitives import sum_terms
 from gradbench.program.xla.jaxprs import called, equations, open_jaxpr, scan_counts
@@ -115,8 +115,8 @@ def _while(params: dict[str, Any], ins: list[Any]) -> list[Any]:
     test, body, carry = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"]), ins[tests + bodies :]
     turns = 0
     while bool(_run(*test, [*ins[:tests], *carry])[0]):
-        if turns == MOST_TURNS:
-            raise RuntimeError(f"a while loop has not ended after {MOST_TURNS} turns")
+        if turns == MAX_TURNS:
+            raise RuntimeError(f"a while loop has not ended after {MAX_TURNS} turns")
         carry, turns = _run(*body, [*ins[tests : tests + bodies], *carry]), turns + 1
     return carry
 

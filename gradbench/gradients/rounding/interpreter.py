@@ -32,7 +32,7 @@ from gradbench.gradients.rounding.pairs import (
 )
 from gradbench.program.xla.jaxprs import called, open_jaxpr, scan_counts
 
-MOST_TURNS = 10**5  # of a while loop, which may never end outside a loss's domain
+MAX_TURNS = 10**5  # of a while loop, which may never end outside a loss's domain
 
 
 class Interpreter:
@@ -292,7 +292,7 @@ class Interpreter:
     def loop(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         """A while loop runs as often as it does without noise; a noisy condition that disagrees raises the tie flag.
 
-        So does an end by MOST_TURNS.
+        So does an end by MAX_TURNS.
         """
         test, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
         tests, bodies = params["cond_nconsts"], params["body_nconsts"]
@@ -305,11 +305,11 @@ class Interpreter:
             carry, flags, turns = state
             outputs, raised = self.turn(*body, [*body_consts, *carry], "a while loop")
             again = condition(outputs)
-            differ = (again.exact != again.noisy) | (again.exact & (turns + 1 == MOST_TURNS))
+            differ = (again.exact != again.noisy) | (again.exact & (turns + 1 == MAX_TURNS))
             return outputs, flags.add(raised)._replace(tie=flags.tie | raised.tie | differ), turns + 1
 
         def goes_on(state):
-            return condition(state[0]).exact & (state[2] < MOST_TURNS)
+            return condition(state[0]).exact & (state[2] < MAX_TURNS)
 
         return lax.while_loop(goes_on, step, (list(ins[tests + bodies :]), no_flags(), 0))[:2]
 

@@ -2,8 +2,8 @@
 
 Its kernels read a matrix of data fastest along its examples, and write a result fastest along its longer side: with
 examples as rows, as most losses are written, a network's step takes twice as long. So an array may be kept with its
-axes in another order than its value has (`Turned`), products are taken in the order that suits them, and what is done
-entry by entry to their results is done in that order too. Transposes cost nothing then, and most cancel.
+axes in another order than its value has (`PermutedArray`), products are taken in the order that suits them, and what
+is done entry by entry to their results is done in that order too. Transposes cost nothing then, and most cancel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOOPS = 3  # beside these it makes products of at most 3 terms, or of at most 3
 
 @partial(jax.tree_util.register_dataclass, data_fields=("array", "value"), meta_fields=("order",))
 @dataclass(frozen=True)
-class Turned:
+class PermutedArray:
     """A value whose axis order[i] is axis i of `array`; and the value itself, where it is at hand."""
 
     array: Any
@@ -46,27 +46,27 @@ class Turned:
         return self.array.dtype
 
 
-def pays(platform: str, lanes: int) -> bool:
+def should_relayout(platform: str, lanes: int) -> bool:
     """Whether products and data are laid out so: not those of one trial, whose cost is that of what is written."""
     return platform == "cpu" and lanes > 1
 
 
-def turned(array: jax.Array, order: Sequence[int]) -> Any:
+def as_permuted(array: jax.Array, order: Sequence[int]) -> Any:
     """The value whose axis order[i] is axis i of `array`."""
     order = tuple(order)
-    return array if order == tuple(range(len(order))) else Turned(array, order)
+    return array if order == tuple(range(len(order))) else PermutedArray(array, order)
 
 
-def straight(x: Any) -> Any:
+def materialize(x: Any) -> Any:
     """The value of what may be turned."""
-    if not isinstance(x, Turned):
+    if not isinstance(x, PermutedArray):
         return x
     return jnp.transpose(x.array, x.places) if x.value is None else x.value
 
 
-def plain(tree: Any) -> Any:
+def materialize_tree(tree: Any) -> Any:
     """A pytree with the values of what is turned in it."""
-    return jax.tree.map(straight, tree, is_leaf=lambda x: isinstance(x, Turned))
+    return jax.tree.map(materialize, tree, is_leaf=lambda x: isinstance(x, PermutedArray))
 
 
 def examples_last(x: Any) -> Any:
@@ -76,31 +76,31 @@ def examples_last(x: Any) -> Any:
     if len(x.shape) != 2 or x.shape[0] <= x.shape[1] or size > _LARGEST or not jnp.issubdtype(x.dtype, jnp.floating):
         return x
     shape = isinstance(x, jax.ShapeDtypeStruct)
-    return Turned(jax.ShapeDtypeStruct(x.shape[::-1], x.dtype) if shape else x.T, (1, 0), x)
+    return PermutedArray(jax.ShapeDtypeStruct(x.shape[::-1], x.dtype) if shape else x.T, (1, 0), x)
 
 
-def transposed(x: Any, permutation: Sequence[int]) -> Any:
+def transpose_permuted(x: Any, permutation: Sequence[int]) -> Any:
     """jnp.transpose(x, permutation), not made."""
     array, order = _parts(x)
-    return turned(array, [list(permutation).index(axis) for axis in order])
+    return as_permuted(array, [list(permutation).index(axis) for axis in order])
 
 
 def _parts(x: Any) -> tuple[jax.Array, tuple[int, ...]]:
-    return (x.array, x.order) if isinstance(x, Turned) else (x, tuple(range(jnp.ndim(x))))
+    return (x.array, x.order) if isinstance(x, PermutedArray) else (x, tuple(range(jnp.ndim(x))))
 
 
 def aligned(operands: Sequence[Any]) -> tuple[list[Any], tuple[int, ...]]:
     """The operands of something done entry by entry, all with the axes in the order of the first that is turned."""
-    order = next(x.order for x in operands if isinstance(x, Turned))
+    order = next(x.order for x in operands if isinstance(x, PermutedArray))
 
     def in_order(x: Any) -> Any:
         array, kept = _parts(x)
-        return array if kept in ((), order) else jnp.transpose(straight(x), order)
+        return array if kept in ((), order) else jnp.transpose(materialize(x), order)
 
     return [in_order(x) for x in operands], order
 
 
-def without(x: Turned, axes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def without(x: PermutedArray, axes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """For a reduction of a value over `axes`: the axes of the array to reduce, and the order of the result."""
     left = [axis for axis in x.order if axis not in axes]
     return tuple(x.places[axis] for axis in axes), tuple(sorted(left).index(axis) for axis in left)
@@ -133,7 +133,7 @@ def _factor(x: Any, batch: Sequence[int], summed: Sequence[int], start: int) -> 
     if last:
         array = jnp.transpose(array, [order.index(axis) for axis in (*batch, *free, *summed)])
     sizes = tuple(x.shape[axis] for axis in free)
-    value = x.value if isinstance(x, Turned) else None
+    value = x.value if isinstance(x, PermutedArray) else None
     matrix = (math.prod(sizes), -1) if last else (-1, math.prod(sizes))
     array = jnp.reshape(array, (*array.shape[: len(batch)], *matrix))
     return _Factor(array, last, sizes, tuple(start + sorted(free).index(axis) for axis in free), value)
@@ -177,4 +177,4 @@ def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
     if terms > _LOOPS and max(first.entries, second.entries) > _LOOPS:
         result = jax.lax.optimization_barrier(result)
     result = jnp.reshape(result, (*result.shape[: len(batch)], *first.sizes, *second.sizes))
-    return turned(result, (*batch, *first.places, *second.places))
+    return as_permuted(result, (*batch, *first.places, *second.places))

@@ -29,27 +29,36 @@ import numpy as np
 from jax.core import Tracer
 
 from gradbench.program.xla.jaxprs import REMATERIALISED, called, equations, nested, open_jaxpr
-from gradbench.program.xla.layout import Turned, aligned, pays, product, straight, transposed, turned, without
+from gradbench.program.xla.layout import (
+    PermutedArray,
+    aligned,
+    as_permuted,
+    materialize,
+    product,
+    should_relayout,
+    transpose_permuted,
+    without,
+)
 
 _WINDOW = 32
-_MOST = 32 * _WINDOW  # entries; beyond, the parts would make a long program
+_MAX_FOLDED = 32 * _WINDOW  # entries; beyond, the parts would make a long program
 
 
 def rewritten(function: Callable[..., Any], platform: str, lanes: int = 1) -> Callable[..., Any]:
     """`function`, of pytrees of arrays, with its divisions and, on a CPU, its sums as above; and with the matrix
-    products of several lanes as in layout.py, whose Turned its arguments may be.
+    products of several lanes as in layout.py, whose PermutedArray its arguments may be.
 
     Calls, loops and branches inside included; what is under jax.checkpoint stays as it is.
     """
-    rewrite = _Rewrite(platform == "cpu", pays(platform, lanes))
+    rewrite = _Rewrite(platform == "cpu", should_relayout(platform, lanes))
 
     def shape(x: Any) -> Any:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Turned) else x
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, PermutedArray) else x
 
     def changed(*args: Any) -> Any:
-        leaves, tree = jax.tree.flatten(args, is_leaf=lambda x: isinstance(x, Turned))
+        leaves, tree = jax.tree.flatten(args, is_leaf=lambda x: isinstance(x, PermutedArray))
         traced, result = jax.make_jaxpr(function, return_shape=True)(*jax.tree.unflatten(tree, map(shape, leaves)))
-        results = map(straight, rewrite.run(*open_jaxpr(traced), leaves))
+        results = map(materialize, rewrite.run(*open_jaxpr(traced), leaves))
         return jax.tree.unflatten(jax.tree.structure(result), results)
 
     return changed
@@ -69,41 +78,41 @@ class _Rewrite:
         def read(variable: Any) -> Any:
             return variable.val if hasattr(variable, "val") else values[variable]
 
-        dear: set[Any] = set()
+        transcendental: set[Any] = set()
         for equation in jaxpr.eqns:
             with equation.ctx.manager:
-                results = self.results(equation, [read(v) for v in equation.invars], dear)
+                results = self.results(equation, [read(v) for v in equation.invars], transcendental)
             values.update(zip(equation.outvars, results, strict=True))
-            if self.sums and _dear(equation, dear):
-                dear.update(equation.outvars)
+            if self.sums and _is_transcendental(equation, transcendental):
+                transcendental.update(equation.outvars)
         return [read(v) for v in jaxpr.outvars]
 
-    def results(self, equation: Any, operands: list[Any], dear: set[Any]) -> Sequence[Any]:
-        """What an equation gives; `dear` are the variables before it that a kernel takes exps or the like to make."""
+    def results(self, equation: Any, operands: list[Any], transcendental: set[Any]) -> Sequence[Any]:
+        """What an equation gives; `transcendental` are the variables before it that take exps or the like to make."""
         primitive, params = equation.primitive, equation.params
         inner = None if primitive.name in REMATERIALISED else called(equation, operands)
         if inner is not None:
             return self.run(*inner)
         if self.products and primitive.name == "transpose":
-            return [transposed(operands[0], params["permutation"])]
+            return [transpose_permuted(operands[0], params["permutation"])]
         if self.products and primitive.name == "dot_general":
             result = product(*operands, params)
             if result is not None:
                 return [result]
-        if any(isinstance(x, Turned) for x in operands):
+        if any(isinstance(x, PermutedArray) for x in operands):
             if primitive.name in _ENTRY_BY_ENTRY:
                 arrays, order = aligned(operands)
-                return [turned(*self.results(equation, arrays, dear), order)]
+                return [as_permuted(*self.results(equation, arrays, transcendental), order)]
             if primitive.name in _REDUCTIONS:
                 axes, order = without(operands[0], params["axes"])
                 equation = equation.replace(params=params | {"axes": axes})
-                return [turned(*self.results(equation, [operands[0].array], dear), order)]
-            operands = [straight(x) for x in operands]
+                return [as_permuted(*self.results(equation, [operands[0].array], transcendental), order)]
+            operands = [materialize(x) for x in operands]
         if primitive.name == "div" and _broadcasts(equation):
             return [_quotient(*operands)]
         if primitive.name == "reduce_sum" and self.sums:
             axes = params["axes"]
-            if _folds(operands[0], axes) and dear.isdisjoint(equation.invars):
+            if _folds(operands[0], axes) and transcendental.isdisjoint(equation.invars):
                 return [_folded(operands[0], len(axes))]
             if self.products and _long(operands[0], axes):
                 return [_by_ones(operands[0], len(axes))]
@@ -114,7 +123,7 @@ class _Rewrite:
     def body(self, body: Any) -> Any:
         """A loop's or a branch's jaxpr, rewritten."""
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in body.in_avals]
-        return jax.make_jaxpr(lambda *args: [straight(x) for x in self.run(*open_jaxpr(body), args)])(*shapes)
+        return jax.make_jaxpr(lambda *args: [materialize(x) for x in self.run(*open_jaxpr(body), args)])(*shapes)
 
 
 def _broadcasts(division: Any) -> bool:
@@ -143,12 +152,12 @@ def _quotient(x: Any, y: Any) -> jax.Array:
 
 def _folds(x: jax.Array, axes: Sequence[int]) -> bool:
     """Whether a sum of `x` over `axes` is worth folding."""
-    return _WINDOW < _entries(x, axes) <= _MOST
+    return _WINDOW < _entries(x, axes) <= _MAX_FOLDED
 
 
 def _long(x: jax.Array, axes: Sequence[int]) -> bool:
     """Whether sums of `x` over `axes` are many, and too long to fold."""
-    return _MOST < _entries(x, axes) <= min(_MOST * _WINDOW, x.size - 1)
+    return _MAX_FOLDED < _entries(x, axes) <= min(_MAX_FOLDED * _WINDOW, x.size - 1)
 
 
 def _entries(x: jax.Array, axes: Sequence[int]) -> int:
@@ -165,26 +174,37 @@ def _by_ones(x: jax.Array, axes: int) -> jax.Array:
 
 
 _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"}
-_DEAR = {
+_TRANSCENDENTAL = {
     *("exp", "exp2", "expm1", "log", "log2", "log1p", "pow", "tanh", "logistic", "erf", "erfc", "erf_inv"),
     *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh"),
     *("lgamma", "digamma"),
 }
-_ENTRY_BY_ENTRY = _DEAR | {
+_ENTRY_BY_ENTRY = _TRANSCENDENTAL | {
     *("add", "add_any", "sub", "mul", "div", "rem", "neg", "abs", "sign", "max", "min", "clamp", "floor", "ceil"),
     *("square", "integer_pow", "sqrt", "rsqrt", "cbrt", "one_minus_square", "round", "nextafter", "is_finite"),
     *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n"),
     *("convert_element_type", "reduce_precision", "copy"),
 }
-_APART = {"dot_general", "conv_general_dilated", "reduce_sum", "reduce_max", "reduce_min", "scan", "while", "cond"}
+_FUSION_BOUNDARIES = {
+    "dot_general",
+    "conv_general_dilated",
+    "reduce_sum",
+    "reduce_max",
+    "reduce_min",
+    "scan",
+    "while",
+    "cond",
+}
 
 
-def _dear(equation: Any, dear: set[Any]) -> bool:
+def _is_transcendental(equation: Any, transcendental: set[Any]) -> bool:
     """Whether what an equation makes takes exps or the like, itself or in what XLA fuses into it."""
-    if equation.primitive.name in _APART:
+    if equation.primitive.name in _FUSION_BOUNDARIES:
         return False
     names = {e.primitive.name for e in (equation, *(e for body in nested(equation) for e in equations(body)))}
-    return not _DEAR.isdisjoint(names) or any(v in dear for v in equation.invars if not hasattr(v, "val"))
+    return not _TRANSCENDENTAL.isdisjoint(names) or any(
+        v in transcendental for v in equation.invars if not hasattr(v, "val")
+    )
 
 
 def _folded(x: jax.Array, axes: int) -> jax.Array:
