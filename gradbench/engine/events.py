@@ -159,9 +159,7 @@ def observe(
 
     exist = rows_until(config.steps + config.stride - 1)  # the last row is at the last step, if less than a stride on
     seen = jnp.where(events.finished, 0, jnp.minimum(exist, stop + 1))
-    rows_before_tail = jnp.minimum(
-        seen, rows_until(jnp.asarray(TAIL * config.steps, jnp.int32))
-    )  # the rows before the tail
+    rows_before_tail = jnp.minimum(seen, rows_until(jnp.asarray(TAIL * config.steps, jnp.int32)))
 
     def step(row: Any) -> jax.Array:
         return jnp.minimum(first + config.stride * row, config.steps)

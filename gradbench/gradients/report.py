@@ -19,7 +19,7 @@ class CheckReport:
 
     Attributes:
         problem: its spec. formula: tests of the derivative in float64. rows: a line for each program, dtype,
-            precision and device. skipped: programs not asked, with the reason. lesson: lines on what a gradient is.
+            precision and device. skipped: programs that were, with the reason. lesson: lines on what a gradient is.
         examples: rows of data used, if the problem has examples. parameters: how many numbers the gradient has.
         seconds: how long it took. seed: of the points. from_spec: whether the command line can load the problem.
     """
@@ -135,9 +135,9 @@ class CheckReport:
             lines += [f"        {text}" for text in (row.reason, *row.notes) if text]
             if row.verdict == "FAIL":
                 lines += [f"        {text}" for text in self._evidence(row)]
-        lines += [f"    {name:14} not asked: {why}" for name, why in self.skipped.items()]
+        lines += [f"    {name:14} skipped: {why}" for name, why in self.skipped.items()]
         if any(t.verdict == "FAIL" for t in self.formula):
-            lines.append(f"  again: {self.command()}")
+            lines.append(f"  reproduce with: {self.command()}")
         lines += [f"  {text}" for text in self.lesson]
         return "\n".join(lines)
 
@@ -150,7 +150,7 @@ class CheckReport:
                 f"{leaf.path}{index}: got {entry['got']:.9g}, expected {entry['expected']:.9g}, "
                 f"off by {entry['bands']:.3g} bands"
             )
-        return [*lines, f"again: {self.command(row)}"]
+        return [*lines, f"reproduce with: {self.command(row)}"]
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradbench.gradients import faults
 from gradbench.gradients.execution import programs
-from gradbench.gradients.execution.execution import MANY_REPEATS, Execution, Reference
+from gradbench.gradients.execution.execution import MANY_REPEATS, Execution, Expectation
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.rounding.formats import DTYPES, format_of
@@ -141,7 +141,7 @@ def _program(loss: Callable) -> programs.Runner:
     return programs.PROGRAMS["value_and_grad"].build(loss, None)
 
 
-def _execution_finding(name: str, execution: Execution, reference: Reference, runner: Callable) -> Finding:
+def _execution_finding(name: str, execution: Execution, reference: Expectation, runner: Callable) -> Finding:
     right_runner = execution.runner("value_and_grad", None)
     row = execution.run(name, runner, reference, most=MANY_REPEATS)
     right = execution.run("right", right_runner, reference)
@@ -165,7 +165,7 @@ def _execution_finding(name: str, execution: Execution, reference: Reference, ru
     )
 
 
-def _special_findings(execution: Execution, reference: Reference, device: jax.Device) -> list[Finding]:
+def _special_findings(execution: Execution, reference: Expectation, device: jax.Device) -> list[Finding]:
     """Faults that need a program or a problem of their own."""
     right = execution.runner("value_and_grad", None)
 

@@ -51,7 +51,7 @@ class Row:
 
 
 @dataclasses.dataclass
-class Reference:
+class Expectation:
     """What is expected at a point, flat in float64, its rounding spread, and a doubt if any.
 
     `kind` names the band: "reverse" for (value, gradient), "forward" for slopes.
@@ -110,18 +110,18 @@ class Execution:
             self._runners[name] = programs.PROGRAMS[name].build(self.problem.loss, examples)
         return self._runners[name]
 
-    def reference(self, point: oracle.Point) -> Reference:
+    def reference(self, point: oracle.Point) -> Expectation:
         """Raises what tracing or interpreting the loss raises."""
         expected = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, point.data)
         spread = self.band(point).sample(point.params, point.data)
         self.spreads.append(spread)
-        return Reference(point, expected, spread, point.lost or compare_centre(spread, expected, self.dtype))
+        return Expectation(point, expected, spread, point.lost or compare_centre(spread, expected, self.dtype))
 
     def place(self, point: oracle.Point) -> tuple[Any, Any]:
         with x64_context(self.dtype):
             return jax.device_put((point.params, point.data), self.device)
 
-    def judge(self, got: list[Any], reference: Reference, names: list[str], extra: Any = None) -> Judgement:
+    def judge(self, got: list[Any], reference: Expectation, names: list[str], extra: Any = None) -> Judgement:
         """Judge flat leaves (the value first if there are as many as expected, else the gradient alone)."""
         expected, spread = reference.expected, reference.spread
         if len(got) < len(expected):
@@ -148,7 +148,7 @@ class Execution:
         self,
         name: str,
         runner: programs.Runner,
-        reference: Reference,
+        reference: Expectation,
         *,
         extra: Any = None,
         repeats: int = REPEATS,
@@ -190,7 +190,7 @@ class Execution:
             row.notes += self.name_precision(list(answers.values())[judged.index(worst)], reference, names, extra)
         return row
 
-    def name_precision(self, got: list[Any], reference: Reference, names: list[str], extra: Any) -> list[str]:
+    def name_precision(self, got: list[Any], reference: Expectation, names: list[str], extra: Any) -> list[str]:
         """Whether the answer is what rounding the inputs of float32 matrix products to TF32 or bfloat16 would give."""
         if self.dtype != "float32" or input_class(self.precision, self.device) != "full":
             return []
@@ -204,7 +204,7 @@ class Execution:
                 return [f"the error is of the size that {text} inputs of the matrix products give"]
         return []
 
-    def precision_seen(self, runner: programs.Runner, reference: Reference) -> str:
+    def precision_seen(self, runner: programs.Runner, reference: Expectation) -> str:
         """Which precision the device used where it had the choice."""
         point = reference.point
         kind = input_class(self.precision, self.device)
@@ -217,8 +217,8 @@ class Execution:
             return f"{kind} is in force: the error is {row.off:.0f} times what full float32 allows"
         return "full float32 is in force: the error lies within its band"
 
-    def microbatches(self, reference: Reference) -> tuple[Any, str]:
-        """(extra tolerance, "") of the microbatch program, or (None, why it is not asked)."""
+    def microbatches(self, reference: Expectation) -> tuple[Any, str]:
+        """(extra tolerance, "") of the microbatch program, or (None, why it is skipped)."""
         point = reference.point
         if not point.examples or point.examples < 2:
             return None, "the problem has no examples to cut"
@@ -253,7 +253,7 @@ class Execution:
                     _keep(rows, found)
         return list(rows.values()), skipped
 
-    def program(self, name: str, point: oracle.Point, reference: Reference, seen: bool) -> Row | str:
+    def program(self, name: str, point: oracle.Point, reference: Expectation, seen: bool) -> Row | str:
         """One program at one point, `seen` with the precision that was found in force; or why it was skipped."""
         try:
             if name == programs.FORWARD:
@@ -285,7 +285,7 @@ class Execution:
         where = f"{self.device.platform}:{self.device.id}"
         return Row(program, self.dtype, self.precision, where, verdict, reason, 0.0, float("inf"), 0, "", [])
 
-    def forward(self, point: oracle.Point, reference: Reference, repeats: int = REPEATS) -> Row:
+    def forward(self, point: oracle.Point, reference: Expectation, repeats: int = REPEATS) -> Row:
         """Forward-mode slopes along fixed directions against <g*, v>."""
         tangents = programs.directions(point.params)
         point = dataclasses.replace(point, data=(point.data, tangents))
@@ -300,7 +300,7 @@ class Execution:
         ]
         spread = self.band(point, "forward").sample(point.params, point.data)
         wanted = [np.asarray(slopes)]
-        along = Reference(point, wanted, spread, compare_centre(spread, wanted, self.dtype), "forward")
+        along = Expectation(point, wanted, spread, compare_centre(spread, wanted, self.dtype), "forward")
         # <g*, v> inherits the float64 rounding of g*, at most sqrt(n) of its norm along +-1, and rounds itself.
         share = UNIT / self.form.unit
         slack = sum(

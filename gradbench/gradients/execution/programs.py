@@ -25,7 +25,7 @@ Runner = Callable[[Any, Any], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class GradientProgram:
     """A way to compute a gradient. `build(loss, examples)` makes the runner; its value is None where it has none."""
 
     name: str
@@ -166,14 +166,14 @@ def forward(loss: LossFunction) -> Callable[[Any, Any], jax.Array]:
 PROGRAMS = {
     program.name: program
     for program in (
-        Program("eager", _eager),
-        Program("jit", _jit),
-        Program("value_and_grad", _value_and_grad, fast=True),
-        Program("has_aux", _has_aux),
-        Program("vmap", _vmap),
-        Program("remat", _remat),
-        Program("batched", _batched),
-        Program("microbatches", microbatches),
+        GradientProgram("eager", _eager),
+        GradientProgram("jit", _jit),
+        GradientProgram("value_and_grad", _value_and_grad, fast=True),
+        GradientProgram("has_aux", _has_aux),
+        GradientProgram("vmap", _vmap),
+        GradientProgram("remat", _remat),
+        GradientProgram("batched", _batched),
+        GradientProgram("microbatches", microbatches),
     )
 }
 FORWARD = "forward"

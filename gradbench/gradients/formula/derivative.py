@@ -276,7 +276,7 @@ def _forward_against_reverse(problem: Problem, loss: Loss, point, gradient, norm
         try:
             forward = float(oracle.evaluate(along, point.params, point.data)[0])
         except TypeError:
-            return Test(name, "PASS", "not asked: a custom_vjp has no forward derivative")
+            return Test(name, "PASS", "skipped: a custom_vjp has no forward derivative")
         reverse = float(sum(np.sum(g * v) for g, v in zip(gradient, direction)))
         worst = max(worst, abs(forward - reverse))
         # Two roads (sqrt 2); an error of norm s moves <., v> by at most s sqrt(n); the sum itself rounds n times.
