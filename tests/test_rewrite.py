@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gradbench.errors import GradbenchWarning
+from gradbench.program.xla import layout, switch
 from gradbench.program.xla.jaxprs import equations
 from gradbench.program.xla.rewrite import rewritten
 
@@ -122,3 +125,30 @@ def test_a_sum_of_exps_stays():
 def test_sums_in_other_dtypes_and_of_more_entries_stay():
     for x in (jnp.ones(100, jnp.int32), jnp.ones(1025), jnp.ones((100, 3))):
         assert summed(rewritten(column_sums, "cpu"), x) == summed(column_sums, x)
+
+
+def test_rewriting_can_be_switched_off_and_the_record_says_so(monkeypatch, sweep):
+    monkeypatch.setenv("GRADBENCH_REWRITE", "0")
+    switch.enabled.cache_clear()
+    try:
+        function = jnp.sum
+        assert rewritten(function, "cpu") is function
+        run = sweep("quadratic_bowl[dim=50]", ["sgd"], [0.1, 0.3], seeds=2, steps=5)
+    finally:
+        switch.enabled.cache_clear()
+    monkeypatch.delenv("GRADBENCH_REWRITE")
+    same = sweep("quadratic_bowl[dim=50]", ["sgd"], [0.1, 0.3], seeds=2, steps=5)
+    assert run.info["environment"]["flags"]["GRADBENCH_REWRITE"] == "0"
+    assert "GRADBENCH_REWRITE" not in same.info["environment"]["flags"]
+    np.testing.assert_allclose(run.curves["loss"], same.curves["loss"], rtol=50 * 2.0**-24)
+
+
+def test_a_jax_without_what_rewriting_reads_is_told_once_and_runs(monkeypatch):
+    monkeypatch.setattr(jax.extend.core.Primitive, "get_bind_params", None)
+    switch.enabled.cache_clear()
+    try:
+        with pytest.warns(GradbenchWarning, match="internals"):
+            assert rewritten(jnp.sum, "cpu") is jnp.sum
+        assert not layout.should_relayout("cpu", 4)
+    finally:
+        switch.enabled.cache_clear()

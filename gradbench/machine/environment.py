@@ -18,6 +18,7 @@ from gradbench.version import __version__
 
 # Where a process finds its job and its devices; no result depends on them.
 PLACES = {"JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_LOCAL_DEVICE_IDS"}
+FLAGS = ("XLA_FLAGS", "GRADBENCH_REWRITE")  # beside JAX's own, what the arithmetic depends on
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "pyarrow", "scikit-learn")
 
 
@@ -25,7 +26,7 @@ def environment(devices: Sequence[jax.Device], precision: str) -> dict[str, Any]
     """Everything about this process and machine that a result may depend on."""
     versions: dict[str, str | None] = {"gradbench": __version__, "python": platform.python_version()}
     versions |= {package: _version(package) for package in PACKAGES}
-    flags = {key for key in os.environ if key == "XLA_FLAGS" or key.startswith("JAX_")} - PLACES
+    flags = {key for key in os.environ if key in FLAGS or key.startswith("JAX_")} - PLACES
     return {
         "versions": versions,
         "git_commit": git_commit(),

@@ -18,7 +18,7 @@ import threadpoolctl
 from gradbench.gradients.rounding.interpreter import MAX_TURNS, Interpreter
 from gradbench.gradients.rounding.pairs import Pair, wide
 from gradbench.gradients.rounding.primitives import sum_terms
-from gradbench.program.xla.jaxprs import called, equations, open_jaxpr, scan_counts
+from gradbench.program.xla.jaxprs import called, equations, evaluate, open_jaxpr, scan_counts
 
 
 def run(trace: Any, arguments: list[Any]) -> list[np.ndarray]:
@@ -49,19 +49,8 @@ def _blas() -> threadpoolctl.ThreadpoolController:
 
 
 def _run(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
-    values = dict(zip(jaxpr.constvars, [_wide(c) for c in consts])) | dict(zip(jaxpr.invars, map(_wide, arguments)))
-    last = {v: i for i, equation in enumerate(jaxpr.eqns) for v in equation.invars if not hasattr(v, "val")}
-    kept = {v for v in jaxpr.outvars if not hasattr(v, "val")}
-
-    def read(variable: Any) -> Any:
-        return _wide(variable.val) if hasattr(variable, "val") else values[variable]
-
-    for number, equation in enumerate(jaxpr.eqns):
-        values.update(zip(equation.outvars, _equation(equation, [read(v) for v in equation.invars])))
-        for variable in equation.invars:
-            if not hasattr(variable, "val") and last[variable] == number and variable not in kept:
-                values.pop(variable, None)
-    return [read(v) for v in jaxpr.outvars]
+    known, given = [_wide(c) for c in consts], [_wide(x) for x in arguments]
+    return evaluate(jaxpr, known, given, _equation, lambda value, _: _wide(value))
 
 
 def _wide(x: Any) -> Any:

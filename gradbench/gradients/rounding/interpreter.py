@@ -30,7 +30,7 @@ from gradbench.gradients.rounding.pairs import (
     wide,
     widen,
 )
-from gradbench.program.xla.jaxprs import called, open_jaxpr, scan_counts
+from gradbench.program.xla.jaxprs import called, evaluate, is_literal, open_jaxpr, scan_counts
 
 MAX_TURNS = 10**5  # of a while loop, which may never end outside a loss's domain
 
@@ -62,21 +62,17 @@ class Interpreter:
 
     def run(self, jaxpr: Any, consts: list[Any], arguments: list[Pair]) -> tuple[list[Pair], Flags]:
         """The outputs of an open jaxpr. Raises what a primitive raises when it cannot be run wide."""
-        values: dict[Any, Pair] = {}
         flags = no_flags()
-        values.update(zip(jaxpr.constvars, [self.constant(c, v.aval.dtype) for c, v in zip(consts, jaxpr.constvars)]))
-        values.update(zip(jaxpr.invars, arguments))
 
-        def read(variable: Any) -> Pair:
-            if hasattr(variable, "val"):  # a literal
-                return self.constant(variable.val, variable.aval.dtype)
-            return values[variable]
-
-        for equation in jaxpr.eqns:
-            outputs, raised = self.equation(equation, [read(v) for v in equation.invars])
+        def step(equation: Any, operands: list[Pair]) -> list[Pair]:
+            nonlocal flags
+            outputs, raised = self.equation(equation, operands)
             flags = flags.add(raised)
-            values.update(zip(equation.outvars, outputs))
-        return [read(v) for v in jaxpr.outvars], flags
+            return outputs
+
+        known = [self.constant(c, v.aval.dtype) for c, v in zip(consts, jaxpr.constvars)]
+        outputs = evaluate(jaxpr, known, arguments, step, lambda value, aval: self.constant(value, aval.dtype))
+        return outputs, flags
 
     def constant(self, value: Any, dtype: Any) -> Pair:
         """A constant of the trace: rounded when it was traced, unless it needs at most half the format's digits."""
@@ -211,7 +207,7 @@ class Interpreter:
             return self.add(noisy, exact, form.unit * exact, rounding.RECIPROCAL, picks=ins[1].exact)
         if name == "mul":
             for variable, pair in zip(equation.invars, ins):
-                if hasattr(variable, "val") and not _power_of_two(variable.val):
+                if is_literal(variable) and not _power_of_two(variable.val):
                     noisy = self.add(noisy, exact, form.unit * exact, picks=pair.exact)
         if name in rounding.ELEMENTARY:
             amplitude = rounding.SHARED_UNITS * min(form.unit, format_of(jnp.float32).unit) * exact

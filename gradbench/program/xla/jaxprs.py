@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,42 @@ CALLS = REMATERIALISED | {
 def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
     """The jaxpr and its constants, of a closed or an open one."""
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+
+
+def is_literal(variable: Any) -> bool:
+    """Whether an equation's operand, or a jaxpr's output, is a constant written in its place: its value is `.val`."""
+    return hasattr(variable, "val")
+
+
+def evaluate(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    arguments: Sequence[Any],
+    step: Callable[[Any, list[Any]], Sequence[Any]],
+    literal: Callable[[Any, Any], Any] = lambda value, aval: value,
+) -> list[Any]:
+    """The outputs of an open jaxpr whose equations are taken one after another: `step(equation, operands)` gives an
+    equation's results, `literal(value, aval)` what stands for a literal. Values are dropped after their last use."""
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
+    last = {v: number for number, e in enumerate(jaxpr.eqns) for v in e.invars if not is_literal(v)}
+    kept = {v for v in jaxpr.outvars if not is_literal(v)}
+
+    def read(variable: Any) -> Any:
+        return literal(variable.val, variable.aval) if is_literal(variable) else values[variable]
+
+    for number, equation in enumerate(jaxpr.eqns):
+        values.update(zip(equation.outvars, step(equation, [read(v) for v in equation.invars]), strict=True))
+        for variable in equation.invars:
+            if not is_literal(variable) and last[variable] == number and variable not in kept:
+                values.pop(variable, None)
+    return [read(v) for v in jaxpr.outvars]
+
+
+def bind(equation: Any, operands: list[Any], params: dict[str, Any]) -> Sequence[Any]:
+    """The results of an equation's primitive, with these parameters, where it is being traced."""
+    with equation.ctx.manager:
+        results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(params))
+    return results if equation.primitive.multiple_results else [results]
 
 
 def equations(trace: Any) -> Iterator[Any]:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradbench.program.xla.switch import enabled
+
 _VECTOR = 16  # float32 numbers in the widest vectors of a CPU
 _LARGEST = 2**26  # bytes of data that is kept in two orders
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # of products that XLA:CPU has kernels for
@@ -48,7 +50,7 @@ class PermutedArray:
 
 def should_relayout(platform: str, lanes: int) -> bool:
     """Whether products and data are laid out so: not those of one trial, whose cost is that of what is written."""
-    return platform == "cpu" and lanes > 1
+    return platform == "cpu" and lanes > 1 and enabled()
 
 
 def as_permuted(array: jax.Array, order: Sequence[int]) -> Any:

@@ -28,7 +28,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from gradbench.program.xla.jaxprs import REMATERIALISED, called, equations, nested, open_jaxpr
+from gradbench.program.xla.jaxprs import (
+    REMATERIALISED,
+    bind,
+    called,
+    equations,
+    evaluate,
+    is_literal,
+    nested,
+    open_jaxpr,
+)
 from gradbench.program.xla.layout import (
     PermutedArray,
     aligned,
@@ -39,6 +48,7 @@ from gradbench.program.xla.layout import (
     transpose_permuted,
     without,
 )
+from gradbench.program.xla.switch import enabled
 
 _WINDOW = 32
 _MAX_FOLDED = 32 * _WINDOW  # entries; beyond, the parts would make a long program
@@ -48,8 +58,11 @@ def rewritten(function: Callable[..., Any], platform: str, lanes: int = 1) -> Ca
     """`function`, of pytrees of arrays, with its divisions and, on a CPU, its sums as above; and with the matrix
     products of several lanes as in layout.py, whose PermutedArray its arguments may be.
 
-    Calls, loops and branches inside included; what is under jax.checkpoint stays as it is.
+    Calls, loops and branches inside included; what is under jax.checkpoint stays as it is. `function` itself where
+    rewriting is off.
     """
+    if not enabled():
+        return function
     rewrite = _Rewrite(platform == "cpu", should_relayout(platform, lanes))
 
     def shape(x: Any) -> Any:
@@ -73,19 +86,16 @@ class _Rewrite:
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         """The outputs of an open jaxpr."""
-        values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-
-        def read(variable: Any) -> Any:
-            return variable.val if hasattr(variable, "val") else values[variable]
-
         transcendental: set[Any] = set()
-        for equation in jaxpr.eqns:
+
+        def step(equation: Any, operands: list[Any]) -> Sequence[Any]:
             with equation.ctx.manager:
-                results = self.results(equation, [read(v) for v in equation.invars], transcendental)
-            values.update(zip(equation.outvars, results, strict=True))
+                results = self.results(equation, operands, transcendental)
             if self.sums and _is_transcendental(equation, transcendental):
                 transcendental.update(equation.outvars)
-        return [read(v) for v in jaxpr.outvars]
+            return results
+
+        return evaluate(jaxpr, consts, args, step)
 
     def results(self, equation: Any, operands: list[Any], transcendental: set[Any]) -> Sequence[Any]:
         """What an equation gives; `transcendental` are the variables before it that take exps or the like to make."""
@@ -117,8 +127,7 @@ class _Rewrite:
             if self.products and _long(operands[0], axes):
                 return [_by_ones(operands[0], len(axes))]
         params = params | {key: jax.tree.map(self.body, params[key]) for key in _BODIES.get(primitive.name, ())}
-        results = primitive.bind(*operands, **primitive.get_bind_params(params))
-        return results if primitive.multiple_results else [results]
+        return bind(equation, operands, params)
 
     def body(self, body: Any) -> Any:
         """A loop's or a branch's jaxpr, rewritten."""
@@ -203,7 +212,7 @@ def _is_transcendental(equation: Any, transcendental: set[Any]) -> bool:
         return False
     names = {e.primitive.name for e in (equation, *(e for body in nested(equation) for e in equations(body)))}
     return not _TRANSCENDENTAL.isdisjoint(names) or any(
-        v in transcendental for v in equation.invars if not hasattr(v, "val")
+        v in transcendental for v in equation.invars if not is_literal(v)
     )
 
 

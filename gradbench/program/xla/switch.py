@@ -1,0 +1,34 @@
+"""Whether jaxprs are rewritten before they are compiled."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+
+import jax
+import jax.numpy as jnp
+
+from gradbench.errors import GradbenchWarning
+
+VARIABLE = "GRADBENCH_REWRITE"
+
+
+@functools.cache
+def enabled() -> bool:
+    """Not with GRADBENCH_REWRITE=0, and not where this JAX lacks what rewriting reads of an equation beyond the public
+    interface: steps are then compiled as they were written, slower on a CPU, which is said once."""
+    if os.environ.get(VARIABLE) == "0":
+        return False
+    try:
+        traced = jax.make_jaxpr(lambda x: jax.lax.fori_loop(0, 2, lambda _, y: y / jnp.sum(y), x))(jnp.ones(3))
+        for equation in traced.jaxpr.eqns:
+            with equation.ctx.manager:
+                equation.primitive.get_bind_params(equation.params)
+    except Exception as error:
+        text = (
+            f"jax {jax.__version__} lacks what rewriting reads of its internals ({type(error).__name__}): off"
+        )
+        warnings.warn(text, GradbenchWarning, stacklevel=2)
+        return False
+    return True
