@@ -178,7 +178,7 @@ class Child:
 
 
 def work() -> int:
-    """The child: jobs from stdin, one answer a line to stdout; whatever libraries print goes to stderr."""
+    """The child: jobs from stdin, one answer per line to stdout; whatever libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     import warnings

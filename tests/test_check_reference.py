@@ -1,4 +1,4 @@
-"""The oracle's NumPy road against JAX in float64."""
+"""The oracle in NumPy against JAX in float64."""
 
 import jax
 import jax.numpy as jnp

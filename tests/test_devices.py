@@ -38,7 +38,7 @@ def problem():
     return Problem(init, loss, {"x": images / 16.0, "y": labels}, examples=len(labels), target=-0.9)
 """
 
-# A digest of each pair's tables, without the timing that a whole run does. 26 trials queue for 4 slots a device.
+# A digest of each pair's tables, without the timing that a whole run does. 26 trials queue for 4 slots per device.
 SCRIPT = """
 import hashlib, itertools, json, pathlib, sys, tempfile
 

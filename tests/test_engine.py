@@ -256,7 +256,7 @@ def test_float16_and_bfloat16_runs_are_in_their_dtype(sweep):
 def test_a_diverged_trial_ends_where_it_diverged_and_is_not_padded(sweep):
     run = sweep("quadratic_bowl[dim=1]", ["sgd"], [2.0], seeds=1, steps=300)
     trial = run.trials.to_pylist()[0]
-    # |1 - 2 * 2| = 3, so the loss grows ninefold a step: above 1 + 1e4 first at step 5.
+    # |1 - 2 * 2| = 3, so the loss grows ninefold per step: above 1 + 1e4 first at step 5.
     assert trial["verdict"] == "diverged"
     assert trial["diverged_at"] == trial["steps_run"] == 5
     assert trial["final_loss"] == pytest.approx(9.0**5)

@@ -16,7 +16,7 @@ KNOWN = Limits(devices=2, flops_per_s=100.0, bytes_per_s=((10, 50.0), (1000, 20.
 def test_a_step_is_limited_by_the_slowest_of_what_it_needs():
     assert KNOWN.of_step(2, flops=300, moved=0, kernels=1) == (3.0, "flops")
     assert KNOWN.of_step(1, flops=300, moved=0, kernels=1) == (6.0, "flops")  # half the devices, half the rate
-    assert KNOWN.of_step(2, flops=300, moved=20 * 200, kernels=1) == (200.0, "bytes")  # 2000 bytes a device: memory
+    assert KNOWN.of_step(2, flops=300, moved=20 * 200, kernels=1) == (200.0, "bytes")  # 2000 bytes per device: memory
     assert KNOWN.of_step(1, flops=0, moved=100, kernels=1) == (4.0, "bytes")  # 100 bytes stay near
     assert KNOWN.of_step(2, flops=300, moved=0, kernels=8) == (4.0, "launches")
 

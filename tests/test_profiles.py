@@ -97,7 +97,7 @@ def test_ecdf_rows_reach_every_target_of_a_converging_record():
 
 
 def test_profiles_in_seconds_count_what_a_step_costs():
-    """adam takes half of sgd's steps and ten times its seconds a step."""
+    """adam takes half of sgd's steps and ten times its seconds per step."""
     run = make_run(decay=lambda optimizer, rate: rate * (2 if optimizer == "adam" else 1))
     slow = [
         row | {"step_s_median": row["step_s_median"] * (10 if row["optimizer"] == "adam" else 1)}

@@ -44,7 +44,7 @@ RATES = (
 
 
 def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
-    """One flat row a pair; the human columns best_range, safe_range and edge are put into words here. best_range, the
+    """One flat row per pair; the human columns best_range, safe_range and edge are put into words here. best_range, the
     bootstrap interval of the best learning rate, needs the record."""
     interval = best_rate_interval(pair_trials(run, pair.problem, pair.optimizer), to=pair.reference) if run else None
     best, low, high = pair.best, *pair.edge
@@ -107,7 +107,7 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
 
 
 def run_table(run: Run, output_format: str) -> str:
-    """The table at the end of a run: a line a pair."""
+    """The table at the end of a run: one line per pair."""
     rows = [summary_row(pair) for pair in summarise(run)]
     if not rows:
         return "no trial has finished yet"

@@ -181,7 +181,7 @@ def relative_gaps(trials: pa.Table, to: Reference | None = None) -> np.ndarray:
 
 
 def _rates(trials: pa.Table, solo_step_s: float | None, to: Reference) -> list[RateSummary]:
-    """One summary a learning rate, ascending."""
+    """One summary per learning rate, ascending."""
     learning_rate = trials["learning_rate"].to_numpy()
     order = np.argsort(learning_rate, kind="stable")
     gaps = relative_gaps(trials, to)[order]

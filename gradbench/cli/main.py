@@ -42,7 +42,7 @@ def compare(
     factor
         A learning rate is safe if every seed is within this factor of the best.
     summary
-        One line a pair, not every learning rate.
+        One line per pair, not every learning rate.
     results
         Where records are kept.
     format

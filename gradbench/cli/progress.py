@@ -1,4 +1,4 @@
-"""Progress of a run on stderr: a bar on a terminal, a line a finished pair everywhere; and Ctrl-C."""
+"""Progress of a run on stderr: a bar on a terminal, one line per finished pair everywhere; and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gradbench.failures import FORESEEN
 
 
 class TerminalWatcher(Watcher):
-    """Draws the bar and prints a sentence a pair. The first Ctrl-C asks for a checkpoint, the second stops at once."""
+    """Draws the bar, prints one sentence per pair. The first Ctrl-C asks for a checkpoint, the second stops at once."""
 
     def __init__(self, quiet: bool, resume_with: str):
         self.quiet, self.resume_with, self.stopping = quiet, resume_with, False

@@ -82,7 +82,7 @@ class Tiles:
         return jnp.concatenate(parts)
 
     def rows(self, tile: jax.Array) -> jax.Array:
-        """The rows of a tile a slot, (..., S) -> (..., size, S)."""
+        """The rows of one tile per slot, (..., S) -> (..., size, S)."""
         rows = self.size * tile[..., None, :] + jnp.arange(self.size, dtype=jnp.int32)[:, None]
         return jnp.clip(rows, 0, self.count - 1)
 
@@ -209,7 +209,7 @@ def observe(
 
 
 def verdict(events: Events, config: ObservationConfig) -> np.ndarray:
-    """One word a trial, from host arrays. The first that holds:
+    """One word per trial, from host arrays. The first that holds:
 
     diverged: the loss became non-finite, or rose over 10,000 initial gaps (_scale) above where it began;
     converged: it reached the target;

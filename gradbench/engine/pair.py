@@ -86,7 +86,7 @@ class PairSweep:
         dtype = np.dtype(program.rate_dtype)
         with self._numerics():
             self.events = jax.tree.map(program.place, ev.blank(slots, dtype))
-            # On the devices once and for all: as numbers from the host they cost half a millisecond a chunk.
+            # On the devices once and for all: as numbers from the host they cost half a millisecond per chunk.
             self.known = jax.device_put((self.config.arrays(dtype), self.wanted), program.replicated)
         self.new_trials: list[dict[str, np.ndarray]] = []
         self.new_curves: list[dict[str, np.ndarray]] = []

@@ -29,7 +29,7 @@ class Limits:
     """Of `devices` devices together, in one dtype and matmul precision.
 
     flops_per_s: of a square matrix product, n = 1024 on a CPU and 8192 elsewhere.
-    bytes_per_s: (size, rate) pairs, read and written, of arrays of `size` bytes a device; the rate of a size is at
+    bytes_per_s: (size, rate) pairs, read and written, of arrays of `size` bytes per device; the rate of a size is at
         least that of every larger one.
     kernel_s: seconds of a step that does next to nothing, over its kernels.
     """
@@ -40,7 +40,7 @@ class Limits:
     kernel_s: float
 
     def rate(self, size: float) -> float:
-        """Bytes a second through arrays of `size` bytes a device: those of the largest measured size not above it."""
+        """Bytes per second through arrays of `size` bytes per device: of the largest measured size not above it."""
         fitting = [rate for measured, rate in self.bytes_per_s if measured <= size]
         return fitting[-1] if fitting else self.bytes_per_s[0][1]
 

@@ -71,7 +71,7 @@ class CheckReport:
         return f"gradbench check {shlex.quote(self.problem)} " + " ".join(f"--{k} {v}" for k, v in choice.items())
 
     def table(self) -> list[dict[str, Any]]:
-        """One dict a line: problem, test or program, dtype, precision, device, verdict, off, resolves, finding."""
+        """One dict per line: problem, test or program, dtype, precision, device, verdict, off, resolves, finding."""
         lines = []
         for test in self.formula:
             lines.append(

@@ -1,4 +1,4 @@
-"""A problem: a loss to minimise, with what is known about it. Built-in and users' files take one road."""
+"""A problem: a loss to minimise, with what is known about it. Built-in and users' files go through one loader."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ class Program:
         )
 
     def place(self, array: np.ndarray) -> jax.Array:
-        """A host array with one entry a slot, onto the devices."""
+        """A host array with one entry per slot, onto the devices."""
         return jax.device_put(array, self.sharded)
 
     def rates(self, values: np.ndarray) -> jax.Array:

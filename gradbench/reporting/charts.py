@@ -20,7 +20,7 @@ POWERS = [0, *(10.0**k for k in range(-7, 8))]  # ticks of an axis that begins a
 
 def spec(chart: Any, datasets: dict[str, list[dict[str, Any]]] | None = None) -> dict[str, Any]:
     """The chart as Vega-Lite, with `datasets` filled in where given."""
-    made = chart.to_dict(validate=False)  # the tests draw every chart; checking each costs a second a page
+    made = chart.to_dict(validate=False)  # the tests draw every chart; checking each costs a second per page
     return made | {"datasets": datasets} if datasets is not None else made
 
 

@@ -130,8 +130,8 @@ def _pair(run: Run, name: str, pair: PairSummary, most_rates: int, values: int, 
 def _add_decay(
     run: Run, pair: PairSummary, rows: list[dict[str, Any]], grid: list[int], curves: list[dict[str, Any]]
 ) -> None:
-    """Give each rate `fitted`, the factor a step by which seed 0's gap falls, and `predicted`, theory's on a quadratic
-    (of the gap: the square of the distance's); null where there is no theory."""
+    """Give each rate `fitted`, the factor per step by which seed 0's gap falls, and `predicted`, theory's on a
+    quadratic (of the gap: the square of the distance's); null where there is no theory."""
     curvature = run.info.get("problems", {}).get(pair.problem, {}).get("curvature")
     if pair.stable_limit is None or not curvature:
         return

@@ -186,8 +186,8 @@ def page_rows(scene: LandscapeView) -> dict[str, Any]:
 def chart(
     seen: Landscape, paths: Sequence[dict[str, Any]], ends: Sequence[dict[str, Any]], width: int = 420
 ) -> dict[str, Any]:
-    """Contour bands of the loss, arrows against the gradient, a path a learning rate, valleys by letter; its note as
-    the subtitle. Data: cells, arrows, floors, paths, front (the chosen path; the page fills it)."""
+    """Contour bands of the loss, arrows against the gradient, one path per learning rate, valleys by letter; its note
+    as the subtitle. Data: cells, arrows, floors, paths, front (the chosen path; the page fills it)."""
     lowest = seen.loss[np.isfinite(seen.loss)].min()
     height = np.log10(np.maximum(seen.loss - lowest, 0) + 1e-3 * np.nanmedian(seen.loss - lowest) + 1e-30)
     band = np.floor(BANDS * (height - height.min()) / max(float(np.ptp(height)), 1e-30)).clip(0, BANDS - 1)

@@ -32,7 +32,7 @@ def sharpness_along(
     that of all the data, in float32 at least. The cost is bounded: one more run of the trials, and for each
     points × products Hessian-vector products, each about two gradients.
 
-    Returns a row a point: problem, optimizer, learning_rate, seed, step, loss, sharpness, error (a bound, as in
+    Returns one row per point: problem, optimizer, learning_rate, seed, step, loss, sharpness, error (a bound, as in
     Curvature) and edge, the sharpness at which this learning rate stops being stable: 2/learning_rate for gradient
     descent, 2(1 + beta)/learning_rate for the heavy ball, None where there is no such theory. A diverged trial's rows
     end before its params stop being finite.

@@ -5,7 +5,7 @@
 harness: a whole sweep (queue, events, curves, progress) over its compiled program called bare as often, 64 learning
 rates of sgd, long trials. retirement: a sweep of five decades of learning rates, three of which diverge, with
 --no-retire over without. layout: a network written with examples as rows, over the mlp file's, which has them as
-columns. scale: the sweep's seconds a trial-step, from 64 trials to a million, over those of 64.
+columns. scale: the sweep's seconds per trial-step, from 64 trials to a million, over those of 64.
 Medians of interleaved rounds; ratios of one run.
 """
 

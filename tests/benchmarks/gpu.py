@@ -2,7 +2,7 @@
 
     python tests/benchmarks/gpu.py [--out results] [--small] [--rounds 5] [--budget 480]
 
-scale: seconds a trial-step of a sweep of 1 to 65,536 trials, on the device and on the host's CPU in turn: where does
+scale: seconds per trial-step of a sweep of 1 to 65,536 trials, on the device and on the host's CPU in turn: where does
 the device overtake it? Then A/Bs, each as a ratio to its first variant, the variants in turn in each round, medians:
 loops (CUDA graphs around the steps), unroll (of the scan), tiny dots (batched or broadcast, multiplied and summed),
 block (trials that go side by side), kernel (one launch for many steps, kernel.py, with its results compared).
@@ -327,7 +327,7 @@ def measure(size: Size, device: Any, rounds: int, budget: float, save: Callable[
 
 def show(rows: list[dict[str, Any]]) -> str:
     columns = [Column("case", "case", str), Column("problem", "problem", str), Column("variant", "variant", str)]
-    columns += [Column("trials", "trials"), Column("ns", "ns a trial-step"), Column("ratio", "ratio")]
+    columns += [Column("trials", "trials"), Column("ns", "ns per trial-step"), Column("ratio", "ratio")]
     columns.append(Column("reason", "why not", lambda reason: reason or ""))
 
     def number(value: float | None, scale: float = 1.0) -> str | None:

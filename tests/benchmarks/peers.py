@@ -123,7 +123,7 @@ def times(slow: float, fast: float) -> str:
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line a pair: how many times the engine's time each side takes, steady and (end to end)."""
+    """One line per pair: how many times the engine's time each side takes, steady and (end to end)."""
     lines: dict[tuple[str, str, int], dict[str, Any]] = {}
     engines = {(row["problem"], row["optimizer"], row["steps"]): row for row in rows if row["side"] == "engine"}
     for row in rows:
@@ -145,7 +145,7 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def show(rows: list[dict[str, Any]], output_format: str) -> str:
     names = list(dict.fromkeys(row["side"] for row in rows if row["side"] != "engine"))
     columns = [Column("problem", "problem", str), Column("optimizer", "optimizer", str), Column("steps", "steps", str)]
-    columns.append(Column("engine_us", "engine, µs a trial-step"))
+    columns.append(Column("engine_us", "engine, µs per trial-step"))
     columns += [Column(name, name + "*" * (name in STARRED)) for name in names]
     lines = [dict.fromkeys(column.key for column in columns) | line for line in ratios(rows)]
     text = render(lines if output_format in ("table", "markdown") else rows, columns, output_format)

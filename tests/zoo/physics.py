@@ -31,7 +31,7 @@ def heat_rod(generator):
 
 @entry
 def wave_speed(generator):
-    """Wave speeds from a seismogram: a leapfrog scheme that records one point a step."""
+    """Wave speeds from a seismogram: a leapfrog scheme that records one point per step."""
     trace = generator.standard_normal(40) * np.exp(-np.arange(40) / 10)
 
     def loss(c, trace):

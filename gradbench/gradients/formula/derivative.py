@@ -63,7 +63,7 @@ class Loss:
         self.noise = max(UNIT * abs(self.value), 1000 * UNIT * abs(self.value) if noise is None else noise)
 
     def at(self, step: float, direction: Sequence[np.ndarray | None]) -> float:
-        """`direction` has an array a leaf, or None where the leaf stays."""
+        """`direction` has one array per leaf, or None where the leaf stays."""
         params = [x if v is None else x + step * v for x, v in zip(self.leaves, direction)]
         return float(reference.run(self.trace, [*params, *self._data])[0])
 
@@ -279,7 +279,7 @@ def _forward_against_reverse(problem: Problem, loss: Loss, point, gradient, norm
             return Test(name, "PASS", "skipped: a custom_vjp has no forward derivative")
         reverse = float(sum(np.sum(g * v) for g, v in zip(gradient, direction)))
         worst = max(worst, abs(forward - reverse))
-        # Two roads (sqrt 2); an error of norm s moves <., v> by at most s sqrt(n); the sum itself rounds n times.
+        # Two ways to compute it (sqrt 2); an error of norm s moves <., v> by at most s sqrt(n); the sum rounds n times.
         slack = max(
             slack,
             sum(
@@ -335,7 +335,7 @@ def _suspects(loss: Loss, point, gradient, names) -> Test:
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal to 1e-9 of the leaf's largest entry (the two roads round apart), NaN and infinity in the same places."""
+    """Equal to 1e-9 of the leaf's largest entry (the two ways round apart), NaN and infinity in the same places."""
     size = np.max(np.abs(b[np.isfinite(b)]), initial=0.0)
     return np.allclose(a, b, rtol=0, atol=1e-9 * size, equal_nan=True)
 

@@ -1,4 +1,4 @@
-"""Runs a jaxpr in float64 with NumPy: a road that shares no compiler with the programs under test.
+"""Runs a jaxpr in float64 with NumPy: a way that shares no compiler with the programs under test.
 
 Every float is float64 whatever dtype the trace names, so a trace that rounds on purpose gives the exact function it
 approximates. A primitive without a line here is run by JAX, alone, on the CPU.

@@ -38,7 +38,7 @@ def quantile(numbers: int, samples: int = SAMPLES) -> float:
 
 @dataclasses.dataclass
 class Spread:
-    """Standard deviations from rounding alone, one array or number a leaf of what the program returns.
+    """Standard deviations from rounding alone, one array or number per leaf of what the program returns.
 
     Attributes:
         exact: what the trace computes without rounding, flat leaves, float64.

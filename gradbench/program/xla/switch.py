@@ -26,9 +26,7 @@ def enabled() -> bool:
             with equation.ctx.manager:
                 equation.primitive.get_bind_params(equation.params)
     except Exception as error:
-        text = (
-            f"jax {jax.__version__} lacks what rewriting reads of its internals ({type(error).__name__}): off"
-        )
+        text = f"jax {jax.__version__} lacks what rewriting reads of its internals ({type(error).__name__}): off"
         warnings.warn(text, GradbenchWarning, stacklevel=2)
         return False
     return True

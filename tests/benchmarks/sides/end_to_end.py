@@ -1,6 +1,6 @@
 """benchopt with its own runner against `gradbench run`: whole processes, start and compilation included.
 
-The same problem, optimizers, learning rates and steps; benchopt runs a worker a core, without cache and plots.
+The same problem, optimizers, learning rates and steps; benchopt runs one worker per core, without cache and plots.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A jitted Optax step in a Python loop, one trial a run. `run_once`: no curve, benchopt's cheapest way."""
+"""A jitted Optax step in a Python loop, one trial per run. `run_once`: no curve, benchopt's cheapest way."""
 
 import functools
 

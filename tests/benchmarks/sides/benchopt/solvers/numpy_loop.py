@@ -1,4 +1,4 @@
-"""A NumPy loop, one trial a run, as benchopt's solvers are written. `run_once`: no curve, benchopt's cheapest way."""
+"""A NumPy loop, one trial per run, as benchopt's solvers are written. `run_once`: no curve, benchopt's cheapest way."""
 
 import numpy as np
 from benchopt import BaseSolver
