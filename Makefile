@@ -10,7 +10,7 @@ run: $(STAMP)
 	$(BIN)/gradbench run
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ from gradbench.machine.devices import describe, find_devices
 from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block
 from gradbench.program.program import Block, Program, State, Trial, numerics
-from gradbench.program.xla.layout import plain
+from gradbench.program.xla.layout import materialize_tree
 from gradbench.record.store import write_json, write_table
 from gradbench.tables import Column, render
 
@@ -126,7 +126,7 @@ def loop(
     def start() -> State:
         return program.start(np.zeros(trials, np.uint32), rates)
 
-    arguments = (rates, plain(program.data))
+    arguments = (rates, materialize_tree(program.data))
     with numerics("float32", "highest"):
         compiled = jax.jit(advance, donate_argnums=0).lower(start(), *arguments).compile(compiler_options=options)
     return _timed(start, compiled, arguments), trials, steps
