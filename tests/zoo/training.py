@@ -17,19 +17,11 @@ import numpy as np
 import optax
 
 import gradbench
-<<<<<<< HEAD
 from gradbench.gradients.execution.execution import compare_centre
 from gradbench.gradients.execution.judge import COARSEST
-from gradbench.gradients.formula.oracle import float64, rounded
+from gradbench.gradients.formula.oracle import float64, primitives, rounded, trace
 from gradbench.gradients.rounding.band import Band, Spread, quantile
 from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context, x64_context
-=======
-from gradbench.gradients.band import Band, Spread, quantile
-from gradbench.gradients.execution import compare_centre
-from gradbench.gradients.formats import flushes_subnormals, format_of, precision_context, x64_context
-from gradbench.gradients.judge import COARSEST
-from gradbench.gradients.oracle import float64, primitives, rounded, trace
->>>>>>> e-zoo
 
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}
 STEPS = 8
