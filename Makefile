@@ -10,7 +10,7 @@ run: $(STAMP)
 	$(BIN)/gradbench run
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 from conftest import time_little
 
 from gradbench.cli import main as cli
@@ -18,6 +19,7 @@ COMMANDS = [
 PICTURES = re.findall(r"!\[[^\]]*\]\(pictures/([^)]*)\)", GUIDE.read_text())
 
 
+@pytest.mark.guide
 def test_every_command_of_the_guide_runs_and_makes_its_pictures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     time_little(monkeypatch)
