@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import time
-import zlib
 
 import pyarrow as pa
 import pytest
@@ -23,7 +22,7 @@ from gradbench.record.schema import SCHEMAS
 from gradbench.reporting import write_figures, write_report
 from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, page_data
-from gradbench.reporting.figures import figure_specs, squeezed
+from gradbench.reporting.figures import figure_specs
 from gradbench.theory.curvature import measured_curvature
 
 SHARPNESS = SCHEMAS["sharpness"]
@@ -185,21 +184,6 @@ def test_the_best_of_every_pair_comes_with_its_interval_and_robustness(tmp_path)
     # exp(-1.01 × step) < 1e-k at step ceil(2.303 k / 1.01) for the middle seed
     steps = [str(math.ceil(k * math.log(10) / 1.01)) for k in range(1, 7)]
     assert cells == ["quadratic_bowl × sgd", "1", "1", "0 decades", "1.04 ms", *steps]
-
-
-def test_a_squeezed_png_has_the_same_pixels():
-    def pixels(png):
-        chunks, at = b"", 8
-        while at < len(png):
-            length = int.from_bytes(png[at : at + 4], "big")
-            body = png[at + 4 : at + 8 + length]
-            assert zlib.crc32(body).to_bytes(4, "big") == png[at + 8 + length : at + 12 + length]
-            chunks += body[4:] if body[:4] == b"IDAT" else b""
-            at += 12 + length
-        return zlib.decompress(chunks)
-
-    png = vl_convert.vegalite_to_png({"mark": "bar", "data": {"values": [{}]}, "encoding": {}})
-    assert pixels(squeezed(png)) == pixels(png)
 
 
 @pytest.mark.parametrize("runs", [[], [make_run(rates=(0.1,), seeds=1)]])

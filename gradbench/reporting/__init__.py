@@ -22,7 +22,7 @@ from gradbench.record.store import Run
 from gradbench.reporting import charts
 from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, labels, page_data, target_words
-from gradbench.reporting.figures import FORMATS, figure_specs, squeezed
+from gradbench.reporting.figures import FORMATS, figure_specs
 from gradbench.reporting.scenery import WORDS, add_local_limits, page_rows, scenes
 from gradbench.tables import number, seconds
 
@@ -91,7 +91,7 @@ def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg") -> 
         if fmt == "svg":
             content = vl_convert.vegalite_to_svg(spec).encode()
         elif fmt == "png":
-            content = squeezed(vl_convert.vegalite_to_png(spec, scale=2))
+            content = vl_convert.vegalite_to_png(spec, scale=2)
         else:
             content = vl_convert.vegalite_to_pdf(spec)
         paths.append(folder / f"{name}.{fmt}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,21 +58,6 @@ def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         stem = _stem("sharpness", *key[1:], *([key[0]] if several else []))
         made[stem] = charts.spec(charts.sharpness(), {"sharpness": rows})
     return {stem: spec | {"config": CONFIG} for stem, spec in made.items()}
-
-
-def squeezed(png: bytes) -> bytes:
-    """The same picture in a fifth of the bytes: its pixels compressed as well as zlib can."""
-    kept, pixels, at = [], b"", 8
-    while at < len(png):
-        end = at + 12 + int.from_bytes(png[at : at + 4])
-        if png[at + 4 : at + 8] == b"IDAT":
-            pixels += png[at + 8 : end - 4]
-        else:
-            kept.append(png[at:end])
-        at = end
-    body = b"IDAT" + zlib.compress(zlib.decompress(pixels), 9)
-    chunk = (len(body) - 4).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
-    return png[:8] + b"".join([*kept[:-1], chunk, kept[-1]])
 
 
 def curve_rows(pair: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
