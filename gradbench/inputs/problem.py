@@ -118,11 +118,20 @@ def shapes(problem: Problem, dtype: str) -> tuple[Params, Data]:
 
 def validate(problem: Problem) -> Problem:
     """The problem itself if it keeps the contract, else ProblemError. Nothing is computed, only shapes."""
-    name = problem.name
 
     def fault(text: str) -> ProblemError:
-        return ProblemError(f"{name}: {text}")
+        return ProblemError(f"{problem.name}: {text}")
 
+    _check_data(problem, fault)
+    _check_loss(problem, _checked_params(problem, fault), fault)
+    _check_facts(problem, fault)
+    return problem
+
+
+_Fault = Callable[[str], ProblemError]
+
+
+def _check_data(problem: Problem, fault: _Fault) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(problem.data):
         where = "data" + jax.tree_util.keystr(path)
         try:
@@ -136,6 +145,10 @@ def validate(problem: Problem) -> Problem:
         if array.dtype.kind not in "iub" and not np.isfinite(array).all():
             row = np.argwhere(~np.isfinite(array))[0].tolist()
             raise fault(f"{where} is not finite at index {row}")
+
+
+def _checked_params(problem: Problem, fault: _Fault) -> Params:
+    """What `init` gives, as shapes."""
     try:
         params = jax.eval_shape(lambda: problem.init(jax.random.key(0)))
     except Exception as error:
@@ -148,6 +161,10 @@ def validate(problem: Problem) -> Problem:
             raise fault(f"params{jax.tree_util.keystr(path)} is empty, of shape {leaf.shape}")
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise fault(f"params{jax.tree_util.keystr(path)} is {leaf.dtype}; parameters must be floats")
+    return params
+
+
+def _check_loss(problem: Problem, params: Params, fault: _Fault) -> None:
     constant: list[str] = []  # what a loss that is no JAX array is; it could not have a gradient
 
     def traced(params: Params, data: Data) -> Any:
@@ -170,6 +187,9 @@ def validate(problem: Problem) -> Problem:
         jax.eval_shape(jax.grad(traced), params, problem.data)
     except Exception as error:  # JAX says what would do: scan, or a fori_loop of known length, for a while_loop
         raise fault(f"loss(params, data) has no gradient: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _check_facts(problem: Problem, fault: _Fault) -> None:
     for fact in ("minimum", "target"):
         value = getattr(problem, fact)
         if value is not None and not _finite(value):
@@ -185,7 +205,6 @@ def validate(problem: Problem) -> Problem:
         rows = {np.shape(leaf)[0] for leaf in jax.tree.leaves(problem.data) if np.ndim(leaf) > 0}
         if not isinstance(problem.examples, int) or problem.examples < 1 or problem.examples not in rows:
             raise fault(f"examples={problem.examples!r}, but no array of data has that many rows")
-    return problem
 
 
 def _finite(value: Any) -> bool:
