@@ -120,6 +120,33 @@ def _scale(initial: jax.Array, minimum: jax.Array, solved: jax.Array) -> jax.Arr
     return jnp.where(gap > rounding, gap, jnp.inf)
 
 
+def _cleared(events: Events, fresh: jax.Array) -> Events:
+    """`events` with the slots where `fresh` (S,) as before the first row."""
+    unseen = blank(1, events.initial_loss.dtype)
+    pairs = zip(unseen, events, strict=True)
+    return Events(*(jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old) for new, old in pairs))
+
+
+def _levels(initial: jax.Array, config: ObservationConfig) -> tuple[jax.Array, jax.Array]:
+    """The losses that reach each target, (7, 1, S), NaN where none can; and the loss above which a trial has diverged,
+    (S,)."""
+    minimum, solved = (jnp.asarray(value, initial.dtype) for value in (config.minimum, config.solved))
+    targets = jnp.asarray((*TARGETS, config.target), initial.dtype)[:, None]
+    levels = minimum + targets * (initial - minimum)  # NaN where the minimum is unknown: never reached
+    levels = levels.at[-1].set(jnp.where(jnp.isnan(minimum), solved, levels[-1]))
+    return levels[:, None], initial + DIVERGENCE * _scale(initial, minimum, solved)
+
+
+def _between(values: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+    """The sum of `values` (R, S) over each slot's rows from `start` to before `end`, (S,)."""
+
+    def added() -> jax.Array:
+        index = jnp.arange(len(values), dtype=jnp.int32)[:, None]
+        return jnp.sum(jnp.where((start <= index) & (index < end), values, 0), axis=0)
+
+    return jax.lax.cond(jnp.any(start < end), added, lambda: jnp.zeros(values.shape[1], values.dtype))
+
+
 @partial(jax.jit, donate_argnums=0)
 def observe(
     events: Events, rows: Observation, first: jax.Array, config: ObservationConfig, wanted: jax.Array
@@ -133,18 +160,9 @@ def observe(
     loss, count = rows.loss, rows.loss.shape[0]
     tiles = Tiles(count)
     fresh = first == 0
-    unseen = blank(1, events.initial_loss.dtype)
-    events = Events(
-        *(jnp.where(fresh.reshape(-1, *(1,) * (e.ndim - 1)), new, e) for new, e in zip(unseen, events, strict=True))
-    )
-
-    minimum = jnp.asarray(config.minimum, loss.dtype)
+    events = _cleared(events, fresh)
     initial = jnp.where(fresh, loss[0], events.initial_loss)
-    solved = jnp.asarray(config.solved, loss.dtype)
-    levels = jnp.asarray((*TARGETS, config.target), loss.dtype)[:, None]
-    levels = minimum + levels * (initial - minimum)  # NaN where the minimum is unknown: never reached
-    levels = levels.at[-1].set(jnp.where(jnp.isnan(minimum), solved, levels[-1]))
-    levels, ceiling = levels[:, None], initial + DIVERGENCE * _scale(initial, minimum, solved)  # (7, 1, S), (S,)
+    levels, ceiling = _levels(initial, config)
 
     lows, highs = tiles.reduce(jnp.min, loss), tiles.reduce(jnp.max, loss)  # NaN where a tile has one
     sound = (highs <= ceiling) & (highs < jnp.inf) & (lows > -jnp.inf)
@@ -174,14 +192,6 @@ def observe(
     low = tiles.lowest(loss, lows, seen)
     lowest = tiles.first(loss, ~(lows > low), lambda x: x == low)
 
-    def overshot_in_tail() -> jax.Array:
-        index = jnp.arange(count, dtype=jnp.int32)[:, None]
-        return jnp.sum(jnp.where((rows_before_tail <= index) & (index < seen), rows.overshot, 0), axis=0)
-
-    overshot = jax.lax.cond(
-        jnp.any(rows_before_tail < seen), overshot_in_tail, lambda: jnp.zeros_like(events.tail_overshot)
-    )
-
     def norms(rows_of: jax.Array) -> jax.Array:
         return jnp.sqrt(take(rows.grad_norm_squared, rows_of)).astype(loss.dtype)
 
@@ -199,7 +209,7 @@ def observe(
         hits=hits,
         tail_start=jnp.minimum(tiles.lowest(loss, lows, rows_before_tail), events.tail_start),
         tail_rows=events.tail_rows + (seen - rows_before_tail),
-        tail_overshot=events.tail_overshot + overshot,
+        tail_overshot=events.tail_overshot + _between(rows.overshot, rows_before_tail, seen),
         finished=stopped | (step(count - 1) >= config.steps),
     )
     chunk = first // (config.stride * count)
