@@ -77,7 +77,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     whole = step if plan.batch_size is None else work(problem, plan, batch=False)
     seconds = max(step.flops / machine.flops, step.bytes / machine.bytes)  # of one trial's step
     # XLA's arithmetic depends on the lanes, not on a trial's slot or its neighbours. So on a CPU the lanes are chosen
-    # for its cores, however many devices are made of them: the same bits (tests/test_devices.py).
+    # for its cores, however many devices are made of them: the same bits (tests/machine/test_devices.py).
     spread = min(len(devices) if machine is ACCELERATOR else cores(), trials)
     needed = math.ceil(trials / spread)
 

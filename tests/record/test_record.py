@@ -282,7 +282,7 @@ def test_curves_of_a_huge_sweep_keep_fewer_points():
 
 
 def test_the_docs_have_every_column():
-    docs = (Path(__file__).parent.parent / "docs" / "record.md").read_text(encoding="utf-8")
+    docs = (Path(__file__).parents[2] / "docs" / "record.md").read_text(encoding="utf-8")
     assert docs.endswith(schema.markdown()), "write it anew: python -m gradbench.record.schema"
 
 

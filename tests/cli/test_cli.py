@@ -21,7 +21,7 @@ import gradbench
 from gradbench.cli.main import app, invoke
 from gradbench.errors import GradbenchWarning
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VERBS = [name for name in app if not name.startswith("-")]
 QUICK = ["--lr", "0.01,0.1", "--seeds", "1", "--steps", "5"]
 

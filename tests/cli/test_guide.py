@@ -10,7 +10,7 @@ from conftest import time_little
 from gradbench.cli import main as cli
 from gradbench.reporting import scenery
 
-GUIDE = Path(__file__).parent.parent / "docs" / "guide.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
 COMMANDS = [
     line
     for block in re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
