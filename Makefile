@@ -10,14 +10,14 @@ run: $(STAMP)
 	$(BIN)/gradbench run
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'from gradbench.machine.devices import cores; print(cores())') --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/ty check
+	$(BIN)/ty check --python $(VENV)
 
-# Losses as users write them, all right: what the check says of them, and the engine beside a plain loop.
+# Correct losses as users write them: any FAIL is a false alarm: what the check says of them, and the engine beside a plain loop.
 zoo: $(STAMP)
 	$(BIN)/python tests/run_zoo.py $(ZOO)
 

@@ -1,4 +1,4 @@
-"""What is kept and said of a failure that nobody foresaw: ours, or of a user's code where nothing catches it."""
+"""What is kept and said of an unexpected exception: ours, or of a user's code where nothing catches it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORESEEN = (GradbenchError, KeyboardInterrupt, MemoryError)
 
 
 def keep_traceback(error: BaseException, folder: Path | None = None) -> str:
-    """Write an exception's traceback into a file, in `folder` or else a temporary one, once an exception; a line that
+    """Write an exception's traceback into a file, in `folder` or else a temporary one, once per exception; a line that
     says where, which is also a note of the exception."""
     for note in getattr(error, "__notes__", ()):
         if note.startswith(_KEPT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import sys
 import threading
@@ -23,8 +24,8 @@ from gradbench.failures import FORESEEN
 class TerminalWatcher(Watcher):
     """Draws the bar, prints one sentence per pair. The first Ctrl-C asks for a checkpoint, the second stops at once."""
 
-    def __init__(self, quiet: bool, resume_with: str):
-        self.quiet, self.resume_with, self.stopping = quiet, resume_with, False
+    def __init__(self, quiet: bool):
+        self.quiet, self.stopping = quiet, False
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
         self.path: Path | None = None
         self.bar: Progress | None = None
@@ -66,10 +67,9 @@ class TerminalWatcher(Watcher):
 
 
 @contextlib.contextmanager
-def watching(quiet: bool, resume_with: str) -> Generator[TerminalWatcher]:
-    """A watcher for one run. After an interruption, or a failure that is foreseen, it says how to go on. `resume_with`
-    has {path}."""
-    watcher = TerminalWatcher(quiet, resume_with)
+def watching(quiet: bool) -> Generator[TerminalWatcher]:
+    """A watcher for one run. After an interruption, or an expected failure, it says how to go on."""
+    watcher = TerminalWatcher(quiet)
 
     def stop(number: int, frame: Any) -> None:
         if watcher.stopping:
@@ -89,4 +89,4 @@ def watching(quiet: bool, resume_with: str) -> Generator[TerminalWatcher]:
         for number, handler in zip(caught, before):
             signal.signal(number, handler)
         if watcher.stopping and watcher.path is not None:
-            print(f"interrupted; go on with: {resume_with.format(path=watcher.path)}", file=sys.stderr)
+            print(f"stopped; go on with: gradbench run --resume {shlex.quote(str(watcher.path))}", file=sys.stderr)

@@ -11,25 +11,24 @@ from cyclopts import Parameter
 
 from gradbench.cli.app import INTERRUPTED, Format, note, whole
 from gradbench.errors import PlanError
-from gradbench.inputs.plan import SweepPlan, parse_rates, read_config
+from gradbench.inputs.plan import SweepPlan, read_config
 
 
 def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[str, Any, Any]:
     """A field of the plan as an option that is None where it is not given."""
     kinds = typing.get_args(kind) or (kind,)
     flag = "--" + field.name.replace("_", "-")
-    words = {True: "yes"}.get(field.default, str(field.default)) if isinstance(field.default, str | int | float) else ""
-    text = field.metadata["text"]
-    if words and field.default is not False:
-        text += f" [default: {words}]"
+    shown = "yes" if field.default is True else str(field.default)
+    hidden = field.default is False or not isinstance(field.default, str | int | float)
+    text = field.metadata["text"] + ("" if hidden else f" [default: {shown}]")
     parameter = Parameter(name=field.metadata["flags"] or flag, help=text)
     if int in kinds:
         return field.name, Annotated[int | None, parameter, Parameter(converter=whole)], None
     if kind is bool:
         negative = Parameter(negative=f"--no-{flag[2:]}" if field.default else "")
         return field.name, Annotated[bool | None, parameter, negative], None
-    text = str in kinds and typing.get_origin(kind) is not tuple
-    return field.name, Annotated[(str if text else kind) | None, parameter], None  # ty: ignore[invalid-type-form]
+    one_text = str in kinds and typing.get_origin(kind) is not tuple
+    return field.name, Annotated[(str if one_text else kind) | None, parameter], None  # ty: ignore[invalid-type-form]
 
 
 def _settings() -> type:
@@ -77,23 +76,20 @@ def run(
     quiet
         No progress and no notes.
     format
-        Of the closing table: table, json, csv or markdown.
+        Format of the final table: table, json, csv or markdown.
     """
     from gradbench.tables import check_format
 
     check_format(format)
     given: dict[str, Any] = {"problems": problems} if problems else {}
     given |= {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
-    if "learning_rates" in given:
-        given["learning_rates"] = parse_rates(given["learning_rates"])
     if resume is not None and (given or config):
         raise PlanError("--resume goes on with a run's own plan; give no problem or option beside it")
     from gradbench.cli.progress import watching
     from gradbench.machine.cache import use_cache
 
     use_cache()
-    where = "" if out == Path("results") else f" --out {out}"
-    with watching(quiet, resume_with=f"gradbench run --resume {{path}}{where}") as watcher:
+    with watching(quiet) as watcher:
         if resume is not None:
             from gradbench.engine.runner import resume as go_on
 

@@ -1,6 +1,6 @@
 """What happened to each trial, found on the device at every row: targets, best, divergence, and the thinned curve.
 
-One small program over a chunk's rows, compiled once a block shape and shared by every pair of that shape.
+One small program over a chunk's rows, compiled once per block shape and shared by every pair of that shape.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Limits:
 
 @cache
 def measure_limits(devices: tuple[jax.Device, ...], dtype: str, precision: str) -> Limits:
-    """Measured once a process. The best of a few samples: a limit is what can be reached, whatever else disturbs."""
+    """Measured once per process. The best of a few samples: a limit is what can be reached, whatever else disturbs."""
     side = 1024 if devices[0].platform == "cpu" else 8192
     with numerics(dtype, precision):
         matrix = np.full((side, side), 1 / side, jnp.dtype(dtype))

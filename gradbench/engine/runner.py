@@ -19,7 +19,7 @@ from gradbench.engine.pair import PairSweep, Progress, curve_points
 from gradbench.engine.processes import Following, Rendezvous, Shared
 from gradbench.engine.roofline import measure_limits
 from gradbench.engine.timing import Compiled, compile_program, time_evaluations, time_program
-from gradbench.errors import PlanError, RecordError, RunError, one_line
+from gradbench.errors import PlanError, RecordError, RunError, error_text
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, load_problem
@@ -28,6 +28,7 @@ from gradbench.machine.devices import cores, find_devices
 from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block, solo_block
 from gradbench.program.program import Block, Program, Trial, numerics
+from gradbench.program.xla.switch import enabled
 from gradbench.record.schema import SCHEMAS
 from gradbench.record.store import PairStore, Run, RunWriter, find_run, load_run
 
@@ -94,7 +95,7 @@ def run_plan(
         with RunWriter.create(out, plan, environment(devices, plan.precision)) as writer:
             writer.info["curve_points"] = curve_points(plan)
             writer.info["problems"] = {name: _facts(problem) for name, problem in problems.items()}
-            writer.info["sources"] = found
+            writer.info["sources"], writer.info["rewriting"] = found, enabled()
             writer.save_info()
             return _lead(rendezvous, writer, trials, devices, watcher or Watcher())
 
@@ -178,7 +179,7 @@ def _prepare(plan: SweepPlan, objects: dict[str, Problem]) -> tuple[list[Trial],
         problem = dataclasses.replace(problem, name=name)
         if plan.batch_size is not None:
             if problem.examples is None:
-                raise PlanError(f"batch_size: {name} has no examples to cut into minibatches")
+                raise PlanError(f"batch_size: {name} states no examples=, so its data cannot be cut into minibatches")
             if plan.batch_size > problem.examples:
                 raise PlanError(f"batch_size: {plan.batch_size} is more than the {problem.examples} examples of {name}")
         with numerics(plan.dtype, plan.precision):
@@ -217,7 +218,7 @@ def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Devi
                 following = None if follower is None else beside.submit(compiling(follower, ahead=True))
                 finished = _sweep_pair(plan, number, pair, store, watcher)
             except jax.errors.JaxRuntimeError as error:
-                raise RunError(f"{problem} × {optimizer}: {one_line(error)}") from error
+                raise RunError(f"{problem} × {optimizer}: {error_text(error)}") from error
             if not finished:
                 writer.interrupt()
                 return load_run(writer.path)

@@ -76,7 +76,7 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
 
 
 def measure(once: Callable[[int], float], steps: int) -> dict[str, Any]:
-    """Steady seconds a step. `once(n)` does the work n times in a row, waits for it, and returns its seconds.
+    """Steady seconds per step. `once(n)` does the work n times in a row, waits for it, and returns its seconds.
 
     Samples of n and of 2n alternate; T(2n)/T(n), the ratio of their medians, says whether the clock can be trusted.
     """
@@ -115,7 +115,7 @@ def compile_program(program: Program) -> Compiled:
 def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndarray) -> dict[str, Any]:
     """Time a program on trials at their start: a timings row.
 
-    `rates` holds the first trials' learning rates, one a slot. Every sample starts the trials anew, untimed, so
+    `rates` holds the first trials' learning rates, one per slot. Every sample starts the trials anew, untimed, so
     diverged or converged arithmetic weighs what it weighs at the start of a sweep.
     """
     trial, block = program.trial, program.block

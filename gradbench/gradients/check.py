@@ -89,7 +89,8 @@ def check_gradient(
                     spreads, share = execution.spreads, _share(execution)
     if not spreads:
         spreads, share = _fallback_spreads(problem, 1 if fast else 2, seed)
-    near, at_start = (spreads[0], spreads[-1]) if spreads else (None, None)
+    near = spreads[0] if spreads else None
+    at_start = spreads[1] if len(spreads) > 1 else None
     lines: list[str] = []
     try:
         tests, gradient = formula.check(problem, reference, near, share, fast)

@@ -122,10 +122,6 @@ def product(forward: Callable, backward: Callable) -> Callable:
     return dot
 
 
-def _plain_back(a, b, ct):
-    return ct @ b.T, a.T @ ct
-
-
 def _safe_root(params, data):
     """The double-where trap: the loss is finite, the derivative of the branch not taken is infinite."""
     x = params["b1"] * jnp.where(jnp.arange(WIDTH) < 2, 0.0, 1.0)

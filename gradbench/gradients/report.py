@@ -19,7 +19,7 @@ class CheckReport:
 
     Attributes:
         problem: its spec. formula: tests of the derivative in float64. rows: a line for each program, dtype,
-            precision and device. skipped: programs that were, with the reason. lesson: lines on what a gradient is.
+            precision and device. skipped: programs that were not run, and why. lesson: lines on what a gradient is.
         examples: rows of data used, if the problem has examples. parameters: how many numbers the gradient has.
         seconds: how long it took. seed: of the points. from_spec: whether the command line can load the problem.
     """

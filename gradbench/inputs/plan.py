@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,7 +110,7 @@ class SweepPlan:
     )
     dtype: str = _setting("float32", "float32, float64, bfloat16 or float16.", _one_of(DTYPES))
     precision: str = _setting(
-        "highest", "Of matrix products: highest, tf32 or default (the device's).", _one_of(PRECISIONS)
+        "highest", "Precision of matrix products: highest, tf32 or default (the device's).", _one_of(PRECISIONS)
     )
     device: str | None = _setting(None, "cpu, gpu or tpu; JAX's choice if not given.", _or_none(_one_of(DEVICES)))
     target: float = _setting(
@@ -118,8 +119,8 @@ class SweepPlan:
         "target instead.",
         _gap,
     )
-    record_points: int = _setting(200, "Points of a trial's curve at most.", _whole(2, 10**6))
-    retire: bool = _setting(True, "Finished trials make room for waiting ones.", _switch)
+    record_points: int = _setting(200, "Maximum number of points kept of a trial's curve.", _whole(2, 10**6))
+    retire: bool = _setting(True, "Replace a finished trial by a waiting one at once.", _switch)
     stop_at_target: bool = _setting(False, "A trial is finished when it reaches the target.", _switch)
     sharpness: bool = _setting(
         False,
@@ -233,6 +234,14 @@ def _range(text: str) -> tuple[float, float, int]:
     return low, high, count
 
 
+def _frames_inside() -> int:
+    """How many frames up from here the first one outside this package is: a warning is about the caller's line."""
+    frame, count = sys._getframe(1), 1
+    while frame.f_back and str(frame.f_globals.get("__name__")).split(".")[0] == "gradbench":
+        frame, count = frame.f_back, count + 1
+    return count - 1
+
+
 def _rates_as_kept(rates: Any) -> str | tuple[float, ...]:
     if isinstance(rates, int | float) and not isinstance(rates, bool):
         rates = (rates,)
@@ -242,7 +251,7 @@ def _rates_as_kept(rates: Any) -> str | tuple[float, ...]:
             f"learning_rates={rates!r} is read as a range, and from the next version on as three values: "
             f"write {text} or gradbench.{call} for the range, {values} for the values",
             FutureWarning,
-            stacklevel=5,  # whoever makes the plan
+            stacklevel=_frames_inside() + 1,
         )
         rates = text.strip('"')
     if isinstance(rates, str):

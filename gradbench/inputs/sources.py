@@ -34,7 +34,7 @@ def sources(plan: SweepPlan, problems: Mapping[str, Problem], objects: Container
     }
 
 
-def hold(value: Any) -> bool:
+def well_formed(value: Any) -> bool:
     """Whether `value`, from a run.json, is what `sources` makes; older records have none."""
     kinds = value.values() if isinstance(value, dict) else ()
     entries = [entry for kind in kinds if isinstance(kind, dict) for entry in kind.values()]
@@ -66,7 +66,8 @@ def given_as_object(info: Mapping[str, Any]) -> list[str]:
 
 
 def recorded_file(info: Mapping[str, Any], name: str) -> str | None:
-    """Why the file of a run's problem is not the recorded one, in words; None where it is, or nobody knows.
+    """Why the file of a run's problem is not the recorded one, in words; None where it is the same, or where an old
+    record has no digest.
 
     `info` is the run's run.json.
     """

@@ -78,7 +78,7 @@ CANARIES: tuple[tuple[str, Callable[[], str | None]], ...] = (
 
 
 def examine(output_format: str) -> tuple[str, bool]:
-    """The report as text, and whether every canary lives."""
+    """The report as text, and whether every canary test passes."""
     check_format(output_format)
     devices = find_devices(None)
     found = environment(devices, "highest")

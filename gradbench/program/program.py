@@ -305,7 +305,7 @@ _initialisers: dict[tuple[int, str], tuple[Problem, Callable[[jax.Array], Params
 
 
 def initialise(problem: Problem, platform: str) -> Callable[[jax.Array], Params]:
-    """seeds (S,) -> starting points with a leading axis S; compiled once a problem, whatever the optimizers."""
+    """seeds (S,) -> starting points with a leading axis S; compiled once per problem, whatever the optimizers."""
     held = _initialisers.get((id(problem), platform))
     if held is None or held[0] is not problem:
         _initialisers.clear()  # one problem at a time: its data should not outlive its run

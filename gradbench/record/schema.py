@@ -44,7 +44,7 @@ class Column:
 _PROBLEM = Column("problem", TEXT, "", "the problem's spec", nullable=False)
 _OPTIMIZER = Column("optimizer", TEXT, "", "the optimizer's spec", nullable=False)
 _LEARNING_RATE = Column("learning_rate", NUMBER, "", "the learning rate; a schedule's peak", nullable=False)
-_SEED = Column("seed", COUNT, "", "of the start and of the order of minibatches", nullable=False)
+_SEED = Column("seed", COUNT, "", "seed of the starting point and of the minibatch order", nullable=False)
 
 TRIALS = (
     Column("trial", COUNT, "", "the trial's number in the record, from 0", nullable=False),
@@ -102,7 +102,7 @@ TIMINGS = (
     Column("compile_ahead", FLAG, "", "compiled while an earlier pair's sweep used the cores", since=_LIMITS),
     Column("devices", COUNT, "", "devices of the program", since=_LIMITS),
     Column("kernels_per_step", COUNT, "", "kernels of one step", since=_LIMITS),
-    Column("moved_bytes", NUMBER, "bytes", "that a step cannot do without reading or writing", since=_LIMITS),
+    Column("moved_bytes", NUMBER, "bytes", "least bytes that a step must read or write", since=_LIMITS),
     Column("limit_s", NUMBER, "s", "the least seconds in which the devices could do a step", since=_LIMITS),
     Column("limit", TEXT, "", "what sets limit_s: flops, bytes or launches", since=_LIMITS),
     Column("of_limit", NUMBER, "", "limit_s / step_s_median", since=_LIMITS),

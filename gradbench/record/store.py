@@ -259,7 +259,7 @@ def read_info(path: Path) -> dict[str, Any]:
             raise RecordError(f"{file}: damaged: {key!r} is missing or not a {kind.__name__}")
     if info["state"] not in STATES:
         raise RecordError(f"{file}: damaged: 'state' is {info['state']!r}, should be {', '.join(STATES)}")
-    if not sources.hold(info.get("sources")):
+    if not sources.well_formed(info.get("sources")):
         raise RecordError(f"{file}: damaged: 'sources' does not hold files and digests by problem and optimizer")
     if not _facts_hold(info.get("problems", {})):
         raise RecordError(f"{file}: damaged: 'problems' does not hold facts by problem, with (mu, L) as curvature")

@@ -1,4 +1,4 @@
-"""The page's charts as Vega-Lite with their data inside, one a file, for a paper or a document."""
+"""The page's charts as Vega-Lite with their data inside, one per file, for a paper or a document."""
 
 from __future__ import annotations
 

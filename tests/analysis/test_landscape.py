@@ -46,7 +46,7 @@ def test_a_landscape_needs_two_parameters():
         landscape(gradbench.load_problem("quadratic_bowl[dim=1]"), "sgd", {0.1: "right"}, SweepPlan())
 
 
-def test_telling_rates_teach_the_four_cases():
+def test_representative_rates_teach_the_four_cases():
     decay = {1e-3: 0.001, 0.1: 0.5, 0.2: 0.01, 1.0: -1.0}
     pair = summarise(make_run(tuple(decay), optimizers=["sgd"], decay=lambda optimizer, rate: decay[rate]))[0]
     assert representative_rates(pair) == {1e-3: "too small", 0.1: "right", 0.2: "too large", 1.0: "diverging"}

@@ -25,8 +25,8 @@ def available() -> str | None:
 
 def many_steps(lambdas: Sequence[float], rows: int, tiles: int, interpret: bool) -> Callable[..., Any]:
     """A function (params (dim, trials), last updates (dim, trials), learning_rates (trials,)) of float32, trials =
-    128 tiles -> loss, squared gradient norm and turned, (rows, trials) each as program.Row has them, params and last
-    updates after `rows` steps. `interpret` runs it on a CPU."""
+    128 tiles -> loss, squared gradient norm and overshot, (rows, trials) each as program.Observation has them, params
+    and last updates after `rows` steps. `interpret` runs it on a CPU."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import mosaic_gpu as plgpu
 

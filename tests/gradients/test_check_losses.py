@@ -169,3 +169,20 @@ def test_a_quotient_whose_reciprocal_leaves_the_range_is_named():
     row = execution.run("jit", jax.jit(jax.value_and_grad(by_reciprocal)), reference)
     assert row.verdict == "FAIL"
     assert "reciprocal" in row.reason
+
+
+def test_the_rounding_of_a_point_far_from_zero_is_in_the_error():
+    """|(1 + h) - 1|: below 2^-53 no step moves the point, and the difference is 0 for a kink from -1 to 1."""
+    unit = 2.0**-53
+    slope = differences.slope_at_zero(lambda h: abs((1 + h) - 1), 0.0, 0.0, 1.0, 0.0, False, blur=unit)
+    assert slope.kink
+    np.testing.assert_allclose((slope.low, slope.high), (-1, 1), atol=slope.tolerance)
+    assert 0 < slope.tolerance < 1e-6
+
+
+def test_a_complex_constant_is_modelled():
+    problem = Problem(
+        init=lambda key: jax.random.normal(key, (50,)), loss=lambda p, _: jnp.sum(jnp.abs(p * (0.3 + 1j)) ** 2)
+    )
+    report = check_gradient(problem, programs=["value_and_grad"])
+    assert report.verdict == "PASS", str(report)

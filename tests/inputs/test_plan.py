@@ -113,3 +113,9 @@ def test_a_bad_config_file_is_refused(tmp_path, content, words):
         read_config(tmp_path / "bad.toml")
     with pytest.raises(PlanError, match="No such file"):
         read_config(tmp_path / "none.toml")
+
+
+def test_the_warning_about_a_tuple_names_the_callers_line_through_the_library_too():
+    with pytest.warns(FutureWarning, match="log_range") as caught:
+        SweepPlan.from_dict({"learning_rates": (0.1, 1, 10)})
+    assert caught[0].filename == __file__

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradbench.errors import GradbenchWarning
+from gradbench.errors import GradbenchWarning, PlanError
 from gradbench.program.xla import layout, switch
 from gradbench.program.xla.jaxprs import equations
 from gradbench.program.xla.rewrite import rewritten
@@ -152,3 +152,11 @@ def test_a_jax_without_what_rewriting_reads_is_told_once_and_runs(monkeypatch):
         assert not layout.should_relayout("cpu", 4)
     finally:
         switch.enabled.cache_clear()
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused(monkeypatch):
+    monkeypatch.setenv("GRADBENCH_REWRITE", "off")
+    switch.enabled.cache_clear()
+    with pytest.raises(PlanError, match="need 0"):
+        rewritten(jnp.sum, "cpu")
+    switch.enabled.cache_clear()

@@ -91,7 +91,7 @@ class Execution:
         self._bands: dict[Any, Band] = {}
         self._runners: dict[str, programs.Runner] = {}
         self._forward: Any = None
-        self.spreads: list[Spread] = []  # one a point, for the formula's tests
+        self.spreads: list[Spread] = []  # one per point, for the formula's tests
 
     def band(self, point: oracle.Point, kind: str = "reverse", **options: Any) -> Band:
         key = (kind, *options.items())

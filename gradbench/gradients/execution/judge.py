@@ -95,7 +95,10 @@ def judge(
         verdict, reason = "PASS", ""
         if coarse:
             verdict = "INCONCLUSIVE"
-            reason = f"rounding alone may move {coarse[0].path} by {coarse[0].scale_resolves:.0%} of itself"
+            reason = (
+                f"rounding alone may change {coarse[0].path} by {coarse[0].scale_resolves:.3g} times its norm: "
+                "this point decides nothing"
+            )
     if verdict == "FAIL" and spread.reciprocal:
         reason += f"; a quotient x / y has a reciprocal 1 / y beyond {form.name}'s range: compilers take x * (1 / y)"
     undefined = [name for e, name in zip(expected, names) if np.isnan(e).any()]

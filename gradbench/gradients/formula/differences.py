@@ -56,7 +56,13 @@ class _Difference:
 
 
 def slope_at_zero(
-    function: Callable[[float], float], value: float, noise: float, start: float, size: float, smooth: bool
+    function: Callable[[float], float],
+    value: float,
+    noise: float,
+    start: float,
+    size: float,
+    smooth: bool,
+    blur: float = 0.0,
 ) -> Slope | None:
     """The slope of `function` at 0, where it is `value`; None where it is not finite nearby.
 
@@ -65,6 +71,7 @@ def slope_at_zero(
         start: a step of the size of what is moved; the search goes to far shorter and longer ones from there.
         size: of the slope that is asked about; what is far below it need not be resolved.
         smooth: whether the function is known to have no kink.
+        blur: how far a step may differ from the one that is meant, since the point it leads to is rounded.
     """
     factor, known = quantile(1), {}
 
@@ -76,7 +83,9 @@ def slope_at_zero(
         if math.isfinite(ahead) and math.isfinite(behind):
             # Where the function is larger its rounding is too.
             rounding = factor * (noise + UNIT * (abs(ahead) + abs(behind))) / (math.sqrt(2) * step)
-            known[number] = _Difference(step, (ahead - value) / step, (value - behind) / step, rounding)
+            slopes = (ahead - value) / step, (value - behind) / step
+            rounding += blur / step * max(map(abs, slopes))
+            known[number] = _Difference(step, *slopes, rounding)
 
     number = 1
     while number < _FINEST:
@@ -85,12 +94,12 @@ def slope_at_zero(
         if last and last.rounding > _HIDDEN * max(abs(last.ahead), abs(last.behind), size):
             break
         number += 1 if number < _EVERY else _APART
-    central = _refined(known, difference, lambda d: (d.central, d.rounding))
+    central = _refined(known, difference)
     number = 0
     while number >= _COARSEST and (central is None or (central[2] <= number + 2 and central[1] > _SETTLED * size)):
         difference(number)
         number -= 2
-        central = _refined(known, difference, lambda d: (d.central, d.rounding))
+        central = _refined(known, difference)
     if central is None:
         return None
     middle, error, best = central
@@ -112,14 +121,10 @@ def slope_at_zero(
 _Sequence = dict[int, tuple[float, float]]  # n -> a slope and its rounding
 
 
-def _refined(
-    known: dict[int, _Difference],
-    difference: Callable[[int], None],
-    read: Callable[[_Difference], tuple[float, float]],
-) -> tuple[float, float, int] | None:
-    """`_best` of what is read from the differences, with those beside the best one made too."""
+def _refined(known: dict[int, _Difference], difference: Callable[[int], None]) -> tuple[float, float, int] | None:
+    """`_best` of the central differences, with those beside the best one made too."""
     while True:
-        best = _best({number: read(known[number]) for number in known})
+        best = _best({number: (d.central, d.rounding) for number, d in known.items()})
         if best is None:
             return None
         before = len(known)
@@ -135,8 +140,8 @@ def _best(slopes: _Sequence) -> tuple[float, float, int] | None:
 
     The error is rounding, and the largest of three signs of truncation: the change to the next shorter step, as far as
     truncation that falls at least as the step explains it; the change from the next longer one, for one that falls as
-    its square (so that two steps that agree by chance do not win); what shorter steps refute beyond their own rounding.
-    The shortest is known by the change from the one before.
+    its square (so that two steps that agree by chance are not chosen); what shorter steps refute beyond their own
+    rounding. The shortest is known by the change from the one before.
     """
     order = sorted(slopes)
     if len(order) < 2:

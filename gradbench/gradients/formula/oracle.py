@@ -2,7 +2,7 @@
 
 Nothing of it is compiled as a program and most of it is NumPy's (see `reference`), so a fault of the compiler, of
 another device or of a narrower format cannot reach it. Whether the derivative itself is right is the business of
-`formula`.
+`derivative`.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ def meaning(beta: float, examples: int | None, tolerance: float) -> str:
     if not math.isfinite(beta):
         return ""
     named = {
-        -1.0: "the sign is turned",
+        -1.0: "the sign is flipped",
         0.0: "blocked: a stop_gradient, or the leaf is zeroed",
         2.0: "a factor counted twice?",
         0.5: "a factor 1/2 too many?",
-        -2.0: "the sign is turned and a factor counted twice?",
+        -2.0: "the sign is flipped and a factor counted twice?",
     }
     if examples and examples > 2:
         n = examples

@@ -1,7 +1,7 @@
 """Runs a jaxpr in float64 twice at once: exactly, and with the rounding noise of the dtypes it was traced in.
 
 Every float of the trace is widened to float64; what the narrower format would have done to it enters as noise, by the
-rules of `rounding`. Nothing is executed as traced: calls are inlined, scan, while and cond are rebuilt around their
+rules of `primitives`. Nothing is executed as traced: calls are inlined, scan, while and cond are rebuilt around their
 interpreted bodies, nested to any depth.
 """
 
@@ -201,7 +201,7 @@ class Interpreter:
         return results, flags
 
     def shared(self, equation: Any, ins: list[Pair], exact: Any, noisy: Any, form: Format) -> Any:
-        """`noisy` with the roundings that many entries share, by the rules of `rounding`."""
+        """`noisy` with the roundings that many entries share, by the rules of `primitives`."""
         name = equation.primitive.name  # shared roundings are relative: their amplitudes have the sign of the value
         if name == "div":
             return self.add(noisy, exact, form.unit * exact, rounding.RECIPROCAL, picks=ins[1].exact)
@@ -215,7 +215,7 @@ class Interpreter:
         return noisy
 
     def amplitude(self, name, params, bind, ins, exact, dtypes, dtype, units) -> Any:
-        """How far rounding may take this result, or None where it is exact. Rules: the docstring of `rounding`."""
+        """How far rounding may take this result, or None where it is exact. Rules: the docstring of `primitives`."""
         if self.seed is None or not is_float_array(exact):
             return None
         form = format_of(dtype)
@@ -332,7 +332,9 @@ def _same(value: Any) -> Pair:
 
 
 def _power_of_two(constant: Any) -> bool:
-    return np.ndim(constant) == 0 and abs(np.frexp(np.float64(constant))[0]) == 0.5
+    if np.ndim(constant) or np.iscomplexobj(constant):
+        return False
+    return abs(np.frexp(np.float64(constant))[0]) == 0.5
 
 
 def _precision_word(precision: Any) -> str:

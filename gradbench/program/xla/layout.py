@@ -60,14 +60,14 @@ def as_permuted(array: jax.Array, order: Sequence[int]) -> Any:
 
 
 def materialize(x: Any) -> Any:
-    """The value of what may be turned."""
+    """The value of what may be permuted."""
     if not isinstance(x, PermutedArray):
         return x
     return jnp.transpose(x.array, x.places) if x.value is None else x.value
 
 
 def materialize_tree(tree: Any) -> Any:
-    """A pytree with the values of what is turned in it."""
+    """A pytree with the values of what is permuted in it."""
     return jax.tree.map(materialize, tree, is_leaf=lambda x: isinstance(x, PermutedArray))
 
 
@@ -92,7 +92,7 @@ def _parts(x: Any) -> tuple[jax.Array, tuple[int, ...]]:
 
 
 def aligned(operands: Sequence[Any]) -> tuple[list[Any], tuple[int, ...]]:
-    """The operands of something done entry by entry, all with the axes in the order of the first that is turned."""
+    """The operands of something done entry by entry, all with the axes in the order of the first that is permuted."""
     order = next(x.order for x in operands if isinstance(x, PermutedArray))
 
     def in_order(x: Any) -> Any:
@@ -142,7 +142,7 @@ def _factor(x: Any, batch: Sequence[int], summed: Sequence[int], start: int) -> 
 
 
 def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
-    """lax.dot_general(a, b, **params) of matrices, perhaps turned; None of a vector, or of whole numbers.
+    """lax.dot_general(a, b, **params) of matrices, perhaps permuted; None of a vector, or of whole numbers.
 
     The result's last axis is the longer one, since kernels vectorise along it; of two that are both shorter than the
     sums over them, the one that fills vectors better, or that is not data. A factor much smaller than the other has its

@@ -9,7 +9,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 
-from gradbench.errors import GradbenchWarning
+from gradbench.errors import GradbenchWarning, PlanError
 
 VARIABLE = "GRADBENCH_REWRITE"
 
@@ -18,7 +18,10 @@ VARIABLE = "GRADBENCH_REWRITE"
 def enabled() -> bool:
     """Not with GRADBENCH_REWRITE=0, and not where this JAX lacks what rewriting reads of an equation beyond the public
     interface: steps are then compiled as they were written, slower on a CPU, which is said once."""
-    if os.environ.get(VARIABLE) == "0":
+    chosen = os.environ.get(VARIABLE, "1")
+    if chosen not in ("0", "1"):
+        raise PlanError(f"{VARIABLE}={chosen}: need 0 (steps are compiled as they are written) or 1")
+    if chosen == "0":
         return False
     try:
         traced = jax.make_jaxpr(lambda x: jax.lax.fori_loop(0, 2, lambda _, y: y / jnp.sum(y), x))(jnp.ones(3))
