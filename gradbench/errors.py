@@ -39,18 +39,17 @@ class GradbenchWarning(UserWarning):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what an exception says, with its type when it says nothing."""
-    text = " ".join(str(error).split("\n", 1)[0].split())
-    return text or type(error).__name__
+    """The first line of what an exception says, with its type when it says nothing; of one that quotes a traceback, as
+    that of a failing callback does, the last line."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    line = lines[-1 if "Traceback" in lines[0] else 0] if lines else type(error).__name__
+    return " ".join(line.split())
 
 
 def error_text(error: BaseException) -> str:
-    """An exception's type and line; of a callback's, which quotes a traceback, the last line of that."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    quoted = "Traceback" in lines[0]
-    return f"{type(error).__name__}: {lines[-1].strip() if quoted else one_line(error)}"
+    """An exception's type and line."""
+    line = one_line(error)
+    return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

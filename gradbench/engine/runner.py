@@ -19,7 +19,7 @@ from gradbench.engine.pair import PairSweep, Progress, curve_points
 from gradbench.engine.processes import Following, Rendezvous, Shared
 from gradbench.engine.roofline import measure_limits
 from gradbench.engine.timing import Compiled, compile_program, time_evaluations, time_program
-from gradbench.errors import PlanError, RecordError, RunError, error_text
+from gradbench.errors import PlanError, RecordError, RunError, one_line
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, load_problem
@@ -218,7 +218,7 @@ def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Devi
                 following = None if follower is None else beside.submit(compiling(follower, ahead=True))
                 finished = _sweep_pair(plan, number, pair, store, watcher)
             except jax.errors.JaxRuntimeError as error:
-                raise RunError(f"{problem} × {optimizer}: {error_text(error)}") from error
+                raise RunError(f"{problem} × {optimizer}: {one_line(error)}") from error
             if not finished:
                 writer.interrupt()
                 return load_run(writer.path)

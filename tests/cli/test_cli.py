@@ -135,7 +135,7 @@ BAD = [
     (["run", "--steps", "1.5"], "need a whole number, got '1.5'"),
     (["run", "--lr", "1e-50"], "outside the range of float32"),
     (["run", "--seeds", "-1"], "seeds"),
-    (["run", "--batch-size", "100000"], "batch_size: quadratic_bowl has no examples"),
+    (["run", "--batch-size", "100000"], "batch_size: quadratic_bowl states no examples="),
     (["run", "mlp", "--batch-size", "100000"], "more than the 1797 examples"),
     (["run", "--dtype", "float23"], "did you mean 'float32'"),
     (["run", "--device", "tpu"], "no tpu on this machine"),

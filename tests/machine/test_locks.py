@@ -53,7 +53,7 @@ def test_without_locks_several_processes_cannot_share_a_run(tmp_path, monkeypatc
 
 
 def test_a_system_without_fcntl_runs_without_locks(tmp_path, monkeypatch):
-    code = "import sys; sys.modules['fcntl'] = None; import gradbench.locks; print(gradbench.locks.fcntl)"
+    code = "import sys; sys.modules['fcntl'] = None; from gradbench.machine import locks; print(locks.fcntl)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "None\n"
     monkeypatch.setattr(locks, "fcntl", None)
     with pytest.warns(GradbenchWarning, match="this system has no flock"):
