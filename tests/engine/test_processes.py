@@ -72,9 +72,6 @@ os._exit(0)  # JAX would wait for the dead process
 """
 
 
-pytestmark = pytest.mark.xdist_group("processes")
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("shared")

@@ -52,9 +52,6 @@ def test_a_stop_gradient_is_named():
     assert "stop_gradient" in check_formula(faults.formula_faults()["stray stop_gradient"])["suspects"].finding
 
 
-pytestmark = pytest.mark.xdist_group("faults")
-
-
 @pytest.fixture(scope="module")
 def network():
     execution = Execution(faults.planted(), "float32", "highest", CPU)

@@ -88,7 +88,6 @@ def digests(tmp_path_factory):
     return {count: json.loads(output) for count, output in outputs.items()}
 
 
-@pytest.mark.xdist_group("devices")
 @pytest.mark.parametrize("pair", [" x ".join(pair) for pair in PAIRS])
 def test_all_numbers_of_devices_give_the_same_record(digests, pair):
     assert len({digests[count][pair] for count in COUNTS}) == 1
