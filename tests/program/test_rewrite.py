@@ -160,3 +160,16 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused(monkeypatch):
     with pytest.raises(PlanError, match="need 0"):
         rewritten(jnp.sum, "cpu")
     switch.enabled.cache_clear()
+
+
+def test_a_high_level_primitive_is_traced_for_the_operands_it_has():
+    """jax 0.12's searchsorted is equal to the one that vmap makes of it, which takes other shapes."""
+    grid = jnp.array([0.0, 1.0, 4.0])
+
+    def place(x):
+        return jnp.searchsorted(grid, x) * x
+
+    single = rewritten(place, "cpu")(jnp.asarray(2.0))
+    several = rewritten(jax.vmap(place), "cpu", 3)(jnp.array([0.5, 2.0, 5.0]))
+    assert single == 4.0
+    np.testing.assert_array_equal(several, [0.5, 4.0, 15.0])

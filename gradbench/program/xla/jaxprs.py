@@ -76,11 +76,13 @@ def _expanded(equation: Any) -> Any:
     """What a primitive of jax 0.12 such as searchsorted stands for, which JAX traces where it lowers it."""
     dtypes = [str(v.aval.dtype) for v in (*equation.invars, *equation.outvars)]
     wide = any(dtype in ("float64", "complex128", "int64", "uint64") for dtype in dtypes)
-    return _trace(equation.params["_prim"], wide, jax.config.values["jax_default_matmul_precision"])
+    primitive, precision = equation.params["_prim"], jax.config.values["jax_default_matmul_precision"]
+    # A primitive and the one that vmap makes of it may be equal, so the operands are part of what is remembered.
+    return _trace(primitive, tuple(jax.tree.leaves(primitive.in_avals)), wide, precision)
 
 
 @functools.lru_cache(maxsize=256)
-def _trace(primitive: Any, wide: bool, precision: str | None) -> Any:
+def _trace(primitive: Any, operands: tuple[Any, ...], wide: bool, precision: str | None) -> Any:
     def shape(aval: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
