@@ -28,7 +28,7 @@ from gradbench.program.minibatch import take_rows
 ORDER = {"PASS": 0, "INCONCLUSIVE": 1, "FAIL": 2}
 REPEATS = 5  # every program is called this often at a point, twice where that takes over _SLOW_SECONDS
 MANY_REPEATS = 100  # and one of them so often where that takes at most _REPEAT_SECONDS: faults that come and go
-_REPEAT_SECONDS, _SLOW_SECONDS = 0.5, 2.0
+_REPEAT_SECONDS, _SLOW_SECONDS = 0.5, 1.0
 
 
 @dataclasses.dataclass
