@@ -142,6 +142,9 @@ class CheckReport:
         return "\n".join(lines)
 
     def _evidence(self, row: Row) -> list[str]:
+        reproduce = f"reproduce with: {self.command(row)}"
+        if not row.leaves:  # the program gave no answer
+            return [reproduce]
         lines = [f"at {row.point}"]
         leaf = max(row.leaves, key=lambda f: math.inf if f.fault else f.off)
         for entry in leaf.worst:
@@ -150,7 +153,7 @@ class CheckReport:
                 f"{leaf.path}{index}: got {entry['got']:.9g}, expected {entry['expected']:.9g}, "
                 f"off by {entry['bands']:.3g} bands"
             )
-        return [*lines, f"reproduce with: {self.command(row)}"]
+        return [*lines, reproduce]
 
 
 def _plain(value: Any) -> Any:

@@ -137,6 +137,7 @@ def test_a_program_that_ends_its_process_fails_by_name(monkeypatch):
     verdicts = {row.program: row.verdict for row in report.rows}
     assert verdicts == {"value_and_grad": "PASS", "batched": "FAIL"}
     assert "SIGABRT: F0 emitter.cc Check failed" in report.rows[-1].reason
+    assert "SIGABRT" in str(report)
 
 
 def test_the_child_compiles_and_outlives_what_it_cannot_compile():
