@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from conftest import StopAfter
 
 import gradbench
 from gradbench import check_gradient
@@ -56,15 +57,6 @@ def test_two_runs_on_the_gpu_are_identical(sweep):
     plan = {"seeds": 1, "steps": 30, "device": DEVICE}
     first, second = (sweep("mlp", ["adam"], "1e-3:0.1:8", **plan) for _ in range(2))
     assert first.curves.equals(second.curves)
-
-
-class StopAfter(runner.Watcher):
-    def __init__(self, questions: int):
-        self.questions = questions
-
-    def should_stop(self) -> bool:
-        self.questions -= 1
-        return self.questions < 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
