@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from gradbench.analysis.profiles import best_rate_interval, pair_trials
-from gradbench.analysis.summary import PairSummary, RateSummary, summarise
+from gradbench.analysis.profiles import best_rate_interval
+from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, summarise, summarise_all
+from gradbench.analysis.verdicts import Reference
 from gradbench.errors import GradbenchError, PlanError, nearest
-from gradbench.inputs.sources import recorded_file
+from gradbench.inputs.plan import command
+from gradbench.inputs.sources import given_as_object, recorded_file
 from gradbench.record.store import Run
 from gradbench.tables import Column, check_format, number, percent, render, seconds, to_json
 
 SUMMARY = (
+    Column("record", "record", str),
     Column("problem", "problem", str),
     Column("optimizer", "optimizer", str),
     Column("best_learning_rate", "best lr"),
@@ -20,10 +26,11 @@ SUMMARY = (
     Column("verdict", "verdict", str),
     Column("steps_to_target", "steps to target"),
     Column("time_to_target_s", "time to target", seconds),
+    Column("final_loss", "final loss"),
     Column("final_gap", "final gap"),
     Column("reference", "gap to", str),
-    Column("safe_range", "safe range", str),
-    Column("safe_decades", "decades"),  # robustness
+    Column("good_range", "good range", str),
+    Column("good_decades", "decades"),  # robustness
     Column("edge", "diverges", str),
     Column("stable_limit", "stable limit"),
     Column("diverged_share", "diverged", percent),
@@ -34,6 +41,7 @@ SUMMARY = (
 RATES = (
     Column("learning_rate", "learning rate"),
     Column("verdict", "verdict", str),
+    Column("loss_median", "final loss"),
     Column("gap_median", "final gap"),
     Column("gap_low", "lowest"),
     Column("gap_high", "highest"),
@@ -41,30 +49,42 @@ RATES = (
     Column("time_to_target_s", "time to target", seconds),
     Column("mark", "", str),
 )
+BESIDE = ("verdict", "loss_median", "gap_median", "steps_to_target")  # of RATES, for each of several records
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each record, that tells them apart: the device where those differ, else the end of the id."""
+    devices = [f"{run.info['environment'].get('platform', '?')}" for run in runs]
+    names = devices if len(set(devices)) == len(runs) else [run.id.rpartition("-")[2] for run in runs]
+    return names if len(set(names)) == len(runs) else [f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
-    """One flat row per pair; the human columns best_range, safe_range and edge are put into words here. best_range, the
+    """One flat row per pair; the human columns best_range, good_range and edge are put into words here. best_range, the
     bootstrap interval of the best learning rate, needs the record."""
-    interval = best_rate_interval(pair_trials(run, pair.problem, pair.optimizer), to=pair.reference) if run else None
+    interval = best_rate_interval(pair_trials(run, pair), to=pair.reference) if run else None
     best, low, high = pair.best, *pair.edge
     between = f"{number(low)} … {number(high)}" if low and high else f"from {number(high)}" if high else "not on grid"
     return {
         "problem": pair.problem,
         "optimizer": pair.optimizer,
         "best_learning_rate": best and best.learning_rate,
+        "ties": [rate.learning_rate for rate in pair.ties],
+        "open_end": pair.open_end,
         "best_range": " … ".join(dict.fromkeys(map(number, interval[1:]))) if interval else "–",
         "best_low": interval and interval.low,
         "best_high": interval and interval.high,
-        "verdict": best.verdict if best else "diverged",
+        "verdict": best.verdict if best else f"none works: {_ends(pair)}",
         "steps_to_target": best and best.steps_to_target,
         "time_to_target_s": best and best.time_to_target_s,
+        "initial_loss": pair.initial_loss,
+        "final_loss": best and best.loss_median,
         "final_gap": best and best.gap_median,
         **_reference(pair),
-        "safe_range": f"{number(pair.safe[0])} … {number(pair.safe[1])}" if pair.safe else "–",
-        "safe_low": pair.safe and pair.safe[0],
-        "safe_high": pair.safe and pair.safe[1],
-        "safe_decades": pair.safe_decades,
+        "good_range": f"{number(pair.good[0])} … {number(pair.good[1])}" if pair.good else "–",
+        "good_low": pair.good and pair.good[0],
+        "good_high": pair.good and pair.good[1],
+        "good_decades": pair.good_decades,
         "edge": between,
         "edge_below": low,
         "edge_above": high,
@@ -77,6 +97,13 @@ def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
     }
 
 
+def _ends(pair: PairSummary) -> str:
+    """How the trials of a pair end, where no learning rate works."""
+    if not math.isfinite(pair.initial_loss):
+        return "the loss is not finite at the start"
+    return "all diverge" if pair.diverged_share == 1 else "none ends below its start"
+
+
 def _reference(pair: PairSummary) -> dict[str, Any]:
     to = pair.reference
     return {"reference": to.kind, "reference_loss": to.loss, "reference_trial": to.trial}
@@ -86,8 +113,10 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
     marks = []
     if pair.best is rate:
         marks.append("best")
-    elif pair.safe and pair.safe[0] <= rate.learning_rate <= pair.safe[1]:
-        marks.append("safe")
+    elif rate in pair.ties:
+        marks.append("as good as the best")
+    elif pair.good and pair.good[0] <= rate.learning_rate <= pair.good[1]:
+        marks.append("good")
     if pair.stable_limit and rate.learning_rate > pair.stable_limit:
         marks.append("above the stable limit")
     return {
@@ -96,6 +125,7 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
         "learning_rate": rate.learning_rate,
         "verdict": rate.verdict,
         "seeds": rate.seeds,
+        "loss_median": rate.loss_median,
         "gap_median": rate.gap_median,
         "gap_low": rate.gap_low,
         "gap_high": rate.gap_high,
@@ -107,45 +137,78 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
 
 
 def run_table(run: Run, output_format: str) -> str:
-    """The table at the end of a run: one line per pair."""
-    rows = [summary_row(pair) for pair in summarise(run)]
-    if not rows:
+    """The table at the end of a run: one line per pair, and below it what is to be noted."""
+    pairs = summarise(run)
+    if not pairs:
         return "no trial has finished yet"
-    left_out = ("best_range", "safe_decades", "edge", "stable_limit", "limit")
+    left_out = ("record", "best_range", "good_decades", "edge", "stable_limit", "limit")
     narrow = [column for column in SUMMARY if column.key not in left_out]
-    return render(rows, narrow, output_format)
+    text = render([summary_row(pair) for pair in pairs], narrow, output_format)
+    return text if output_format in ("json", "csv") else _with_notes([text], _notes(run, pairs))
 
 
 def pair_sentence(pair: PairSummary) -> str:
     """What is to be said of a pair as soon as it is done."""
     name = f"{pair.problem} × {pair.optimizer}: "
     if pair.best is None:
-        return f"{name}every learning rate diverges"
-    if pair.best.steps_to_target is None:
+        return f"{name}no learning rate works: {_ends(pair)}"
+    if pair.best.steps_to_target is None or pair.reference.kind == "best found":
         reached = f"ends at {_end(pair, pair.best)} ({pair.best.verdict})"
     else:
         reached = f"reaches the target in {number(pair.best.steps_to_target)} steps"
         if pair.best.time_to_target_s is not None:
             reached += f", {seconds(pair.best.time_to_target_s)}"
-    text = f"{name}best at learning rate {number(pair.best.learning_rate)}, where it {reached}"
+    edge = f", the {pair.open_end} tried," if pair.open_end else ""
+    text = f"{name}best at learning rate {number(pair.best.learning_rate)}{edge or ','} where it {reached}"
     return f"{text}; {percent(pair.diverged_share)} diverge" if pair.diverged_share else text
 
 
-def _words(pair: PairSummary) -> str:
-    """A pair's reference in full."""
-    to = pair.reference
+def _words(to: Reference) -> str:
+    """A reference in full."""
     return f"{to.words}, {number(to.loss)}" + ("" if to.trial is None else f" (trial {to.trial})")
 
 
 def _end(pair: PairSummary, best: RateSummary) -> str:
     """Where the best learning rate ends. A pair alone does not know the best loss that the record will find."""
     if pair.reference.kind == "best found":
-        return f"loss {number(best.loss_median)}"
+        return f"loss {number(best.loss_median)}, from {number(pair.initial_loss)}"
     return f"{number(best.gap_median)} of the first gap to {pair.reference.words}"
 
 
+def _notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> list[str]:
+    """What the tables cannot say: an end of the grid that is no end of what works, with the command that goes on (with
+    `edges` also where nothing diverges), ties, and a stated minimum that is none."""
+    notes = []
+    for name, to in {pair.problem: pair.reference for pair in pairs}.items():
+        if to.wrong_minimum is not None:
+            stated = f"{name} states the minimum {number(to.wrong_minimum)}, but trial {to.trial} reached"
+            notes.append(f"{stated} {number(to.loss)}: gaps are to that")
+    for pair in pairs:
+        name = f"{pair.problem} × {pair.optimizer}"
+        if pair.best and pair.ties:
+            rates = ", ".join(number(rate.learning_rate) for rate in pair.ties)
+            notes.append(f"{name}: {rates} {'do' if len(pair.ties) > 1 else 'does'} as well as the best")
+        unbounded = edges and pair.edge == (pair.rates[-1].learning_rate, None)
+        end = pair.open_end or ("highest" if unbounded else None)
+        if end:
+            what = f"the best learning rate is the {end} tried" if pair.open_end else "no learning rate tried diverges"
+            notes.append(f"{name}: {what}; go on with {_go_on(run, pair, end)}")
+    return notes
+
+
+def _go_on(run: Run, pair: PairSummary, end: str) -> str:
+    rates = pair.beyond(end)
+    if given_as_object(run.info):
+        return f'learning_rates="{rates}"'
+    return command(run.plan, problems=(pair.problem,), optimizers=(pair.optimizer,), learning_rates=rates)
+
+
+def _with_notes(blocks: Sequence[str], notes: Sequence[str]) -> str:
+    return "\n\n".join([*blocks, *(["\n".join(f"Note: {note}." for note in notes)] if notes else [])])
+
+
 def compare_text(
-    run: Run,
+    runs: Run | Sequence[Run],
     output_format: str,
     factor: float,
     problems: Sequence[str] = (),
@@ -154,36 +217,94 @@ def compare_text(
 ) -> str:
     """Every pair's learning rates side by side, then one row per pair, then what is to be noted: a problem that is not,
     here and now, the one of the record. json has all three; csv the learning rates, or with `summary_only` the pairs.
+    Of several records the same pairs stand together, and gaps are to one reference for all.
     """
     check_format(output_format)
+    runs = [runs] if isinstance(runs, Run) else list(runs)
+    for run in runs:
+        if run.trials.num_rows == 0:
+            raise GradbenchError(f"{run.id}: no trial has finished yet, so there is nothing to compare")
     for given, known, what in (
-        (problems, run.plan.problems, "problem"),
-        (optimizers, run.plan.optimizers, "optimizer"),
+        (problems, [name for run in runs for name in run.plan.problems], "problem"),
+        (optimizers, [name for run in runs for name in run.plan.optimizers], "optimizer"),
     ):
         for name in given:
             if name not in known:
-                raise PlanError(f"no {what} {name!r} in this record{nearest(name, known)} ({', '.join(known)})")
-    if run.trials.num_rows == 0:
-        raise GradbenchError(f"{run.id}: no trial has finished yet, so there is nothing to compare")
-    pairs = [
-        pair
-        for pair in summarise(run, factor)
-        if (not problems or pair.problem in problems) and (not optimizers or pair.optimizer in optimizers)
+                here = "this record" if len(runs) == 1 else "these records"
+                raise PlanError(
+                    f"no {what} {name!r} in {here}{nearest(name, known)} ({', '.join(dict.fromkeys(known))})"
+                )
+    names = labels(runs)
+    found: dict[tuple[str, str], list[tuple[str, Run, PairSummary]]] = {}
+    for name, run, pairs in zip(names, runs, summarise_all(runs, factor)):
+        for pair in pairs:
+            if (not problems or pair.problem in problems) and (not optimizers or pair.optimizer in optimizers):
+                found.setdefault((pair.problem, pair.optimizer), []).append((name, run, pair))
+    several = len(runs) > 1
+    beside = [[(name, [rate_row(rate, pair) for rate in pair.rates]) for name, _, pair in of] for of in found.values()]
+    summaries = [
+        ({"record": name} if several else {}) | summary_row(pair, run)
+        for of in found.values()
+        for name, run, pair in of
     ]
-    summaries = [summary_row(pair, run) for pair in pairs]
-    rates = [[rate_row(rate, pair) for rate in pair.rates] for pair in pairs]
-    notes = [why for name in dict.fromkeys(pair.problem for pair in pairs) if (why := recorded_file(run.info, name))]
+    notes = _differences(runs, names) if several else []
+    for name, run in zip(names, runs):
+        pairs = [pair for of in found.values() for label, _, pair in of if label == name]
+        said = [why for problem in dict.fromkeys(p.problem for p in pairs) if (why := recorded_file(run.info, problem))]
+        notes += [f"{name}: {note}" if several else note for note in [*said, *_notes(run, pairs, edges=True)]]
     if output_format == "json":
-        merged = [s if summary_only else s | {"rates": r} for s, r in zip(summaries, rates)]
-        head = {"record": run.id, "state": run.info["state"], "factor": factor, "notes": notes}
-        return to_json(head | {"pairs": merged})
+        every = [rows for of in beside for _, rows in of]
+        merged = [s if summary_only else s | {"rates": r} for s, r in zip(summaries, every)]
+        records = [{"record": run.id, "state": run.info["state"]} for run in runs]
+        head = records[0] if not several else {"records": [{"name": n} | r for n, r in zip(names, records)]}
+        return to_json(head | {"factor": factor, "notes": notes, "pairs": merged})
     if output_format == "csv":
-        return render(summaries if summary_only else [row for rows in rates for row in rows], (), "csv")
+        rows = [({"record": name} if several else {}) | row for of in beside for name, part in of for row in part]
+        return render(summaries if summary_only else rows, (), "csv")
     blocks = []
     if not summary_only:
-        for pair, rows in zip(pairs, rates):
-            title = f"{pair.problem} × {pair.optimizer}: gaps to {_words(pair)}"
-            blocks.append(render(rows, RATES, output_format, title))
-    title = f"{run.id} ({run.info['state']}): safe is every seed within {factor:g}× of the best, over so many decades"
-    blocks.append(render(summaries, SUMMARY, output_format, title))
-    return "\n\n".join([*blocks, *(f"Note: {note}." for note in notes)])
+        for (problem, optimizer), of in zip(found, beside):
+            title = f"{problem} × {optimizer}: gaps to {_words(found[problem, optimizer][0][2].reference)}"
+            blocks.append(
+                render(*_side_by_side(of), output_format, title)
+                if several
+                else render(of[0][1], RATES, output_format, title)
+            )
+    what = "" if several else f"{runs[0].id} ({runs[0].info['state']}): "
+    title = f"{what}in the good range every seed is within {factor:g}× of the best, over so many decades"
+    columns = SUMMARY if several else SUMMARY[1:]
+    blocks.append(render(summaries, columns, output_format, title))
+    return _with_notes(blocks, notes)
+
+
+def _side_by_side(of: Sequence[tuple[str, list[dict[str, Any]]]]) -> tuple[list[dict[str, Any]], list[Column]]:
+    """Rows and columns of one table from several records' rows of one pair: a row per learning rate."""
+    rows: dict[float, dict[str, Any]] = {}
+    for name, part in of:
+        for row in part:
+            at = rows.setdefault(row["learning_rate"], {"learning_rate": row["learning_rate"]})
+            at |= {f"{key} of {name}": row[key] for key in BESIDE}
+            at[f"verdict of {name}"] += " (best)" if "best" in row["mark"].split(", ") else ""
+    columns = [column for column in RATES if column.key in BESIDE]
+    named = [
+        dataclasses.replace(column, key=f"{column.key} of {name}", heading=f"{name}: {column.heading}")
+        for name, _ in of
+        for column in columns
+    ]
+    empty = {column.key: "–" if column.show is str else None for column in named}
+    return [empty | rows[rate] for rate in sorted(rows)], [RATES[0], *named]
+
+
+def _differences(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """Problems of one name that are not the same in all records, and settings that differ."""
+    notes = []
+    digests = [(run.info.get("sources") or {}).get("problems", {}) for run in runs]
+    for problem in dict.fromkeys(name for of in digests for name in of):
+        if len({json.dumps(of[problem], sort_keys=True) for of in digests if problem in of}) > 1:
+            notes.append(f"{problem} is not the same problem in these records")
+    plans = [run.plan.to_dict() for run in runs]
+    for key in plans[0]:
+        values = [plan[key] for plan in plans]
+        if key not in ("problems", "optimizers", "learning_rates") and any(value != values[0] for value in values):
+            notes.append(f"{key} is " + ", ".join(f"{value} in {name}" for value, name in zip(values, names)))
+    return notes

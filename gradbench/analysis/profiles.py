@@ -15,15 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradbench.analysis.summary import PairSummary, Reference, best_index, relative_gaps, summarise
+from gradbench.analysis.summary import PairSummary, best_index, pair_trials, summarise_all
+from gradbench.analysis.verdicts import Reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.schema import TARGET_COLUMNS
 from gradbench.record.store import Run
-
-
-def pair_trials(run: Run, problem: str, optimizer: str) -> pa.Table:
-    """The trials of one pair."""
-    return run.trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
 
 
 def by_seed(trials: pa.Table, to: Reference | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,7 +121,7 @@ def measured_rate(steps: Sequence[float], gaps: Sequence[float], tail: float = 0
 
 def steps_at_best(run: Run, pair: PairSummary) -> np.ndarray:
     """Steps to each of the six targets, (targets × seeds,), at the pair's best learning rate; infinite for never."""
-    trials = pair_trials(run, pair.problem, pair.optimizer)
+    trials = pair_trials(run, pair)
     seeds = max(trials["seed"].to_pylist()) + 1
     if pair.best is None:
         return np.full(len(TARGET_COLUMNS) * seeds, np.inf)
@@ -137,8 +133,8 @@ def steps_at_best(run: Run, pair: PairSummary) -> np.ndarray:
 
 def _solvers(runs: Sequence[Run]) -> dict[str, list[tuple[Run, PairSummary]]]:
     solvers: dict[str, list[tuple[Run, PairSummary]]] = {}
-    for number, run in enumerate(runs):
-        for pair in summarise(run):
+    for number, (run, pairs) in enumerate(zip(runs, summarise_all(runs))):
+        for pair in pairs:
             name = pair.optimizer if len(runs) == 1 else f"{pair.optimizer} (run {number + 1})"
             solvers.setdefault(name, []).append((run, pair))
     return solvers
@@ -197,4 +193,4 @@ def ecdf_rows(runs: Sequence[Run], seconds: bool = False) -> list[dict[str, Any]
 
 
 def _minimum_known(run: Run, pair: PairSummary) -> bool:
-    return pair_trials(run, pair.problem, pair.optimizer)["minimum"].null_count == 0
+    return pair_trials(run, pair)["minimum"].null_count == 0

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.stats
 
-from gradbench.analysis.summary import Reference, reference, relative_gaps
+from gradbench.analysis.summary import judged_trials, references
+from gradbench.analysis.verdicts import Reference, common, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
 from gradbench.tables import Column, check_format, render, to_json
@@ -150,8 +151,13 @@ def _convergence_rows(old: Run, new: Run, notes: list[str]) -> list[dict[str, An
         return []
     rows = []
     for problem, optimizer in old.plan.pairs:
-        to = _references(old, new, problem)
-        a, b = (_outcomes(run.trials, problem, optimizer, of) for run, of in zip((old, new), to))
+        to = [references(run)[problem] for run in (old, new) if problem in references(run)]
+        if len(to) < 2:
+            continue
+        if to[0].kind == to[1].kind == "best found":
+            to = [common(to)] * 2
+        tables = (judged_trials(run, references(run) | {problem: of}) for run, of in zip((old, new), to))
+        a, b = (_outcomes(trials, problem, optimizer, of) for trials, of in zip(tables, to))
         shared = sorted(a.keys() & b.keys())
         if not shared:
             continue
@@ -164,17 +170,6 @@ def _convergence_rows(old: Run, new: Run, notes: list[str]) -> list[dict[str, An
                 rows.append(_paired(problem, optimizer, what, before[use], after[use]))
                 break
     return rows
-
-
-def _references(old: Run, new: Run, problem: str) -> list[Reference]:
-    """What the problem's gaps are taken against in the two records: the better of two best losses found in both."""
-    found = []
-    for run in (old, new):
-        trials = run.trials.filter(pc.field("problem") == problem)
-        found.append(reference(trials, run.info.get("problems", {}).get(problem)))
-    if {of.kind for of in found} == {"best found"}:
-        return [min(found, key=lambda of: (math.isnan(of.loss), of.loss))] * 2
-    return found
 
 
 def _outcomes(

@@ -1,4 +1,4 @@
-"""From a record to answers: learning rates side by side, the best one, the safe range, the edge of divergence."""
+"""From a record to answers: learning rates side by side, the best one, the good range, the edge of divergence."""
 
 from __future__ import annotations
 
@@ -7,49 +7,30 @@ import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gradbench.analysis.verdicts import (
+    Reference,
+    common,
+    end_losses,
+    floats,
+    judged,
+    reference,
+    relative_gaps,
+    rounding_floor,
+)
 from gradbench.errors import GradbenchError
+from gradbench.inputs.plan import SweepPlan
 from gradbench.record.store import Run
 from gradbench.theory.quadratic import stable_limit
 
-SAFE_FACTOR = 2.0
+GOOD_FACTOR = 2.0
 _USED = ["trial", "problem", "optimizer", "learning_rate", "verdict", "initial_loss", "final_loss", "best_loss"]
-_USED += ["minimum", "steps_to_target"]
-
-
-class Reference(NamedTuple):
-    """The loss that a problem's gaps are taken against, and its `kind`: "minimum" where that is known; else "target",
-    the loss that the problem states as solved; else "best found", the lowest that any trial of the record reached, that
-    of `trial`."""
-
-    kind: str
-    loss: float  # NaN where no trial has a finite loss
-    trial: int | None = None
-
-    @property
-    def words(self) -> str:
-        """As a sentence has it."""
-        return {"minimum": "the minimum", "target": "the target loss"}.get(self.kind, "the best loss found")
-
-
-def reference(trials: pa.Table, facts: Mapping[str, Any] | None = None) -> Reference:
-    """Of one problem: `trials` are all of the record's, `facts` what run.json says of the problem."""
-    minimum = trials["minimum"].drop_null()
-    if len(minimum):
-        return Reference("minimum", minimum[0].as_py())
-    target = (facts or {}).get("target")
-    if target is not None:
-        return Reference("target", float(target))
-    best = trials["best_loss"].to_numpy(zero_copy_only=False).astype(float)
-    best = np.where(np.isfinite(best), best, np.inf)
-    if not len(best) or np.isinf(best.min()):
-        return Reference("best found", math.nan)
-    return Reference("best found", float(best.min()), trials["trial"][int(best.argmin())].as_py())
+_USED += ["minimum", "steps_to_target", "smoothed_loss"]
 
 
 @dataclass(frozen=True)
@@ -81,9 +62,12 @@ class PairSummary:
     """One (problem, optimizer) pair of a record.
 
     best: of the learning rates whose seeds all reach the target, the one with the fewest median steps; failing that,
-        of those where most do; failing that, the lowest median final gap without divergence; None if all diverge.
-    safe: the unbroken stretch of the grid around the best where every seed is within `factor` of the best's median:
-        of its steps to the target, or of its final gap where the best does not reach the target.
+        of those where most do; failing that, the lowest median gap at the end without divergence. None where no
+        learning rate works: each diverges, or ends no lower than it began.
+    ties: the other learning rates that do as well: as many steps, and gaps that are not told apart.
+    good: the unbroken stretch of the grid around the best where every seed reaches the target in at most `factor` times
+        the best's median steps, or ends under `floor`. Where the best does not reach it: where every seed ends within
+        `factor` times the best's gap (or the floor), and has come down by at least 1/factor of what the best has.
     edge: (largest learning rate below, smallest at) which more than half of the seeds diverge; None on a side the
         grid does not have.
     stable_limit: above it theory says a quadratic of the problem's L diverges; None where L or the theory is unknown.
@@ -92,70 +76,157 @@ class PairSummary:
     problem: str
     optimizer: str
     reference: Reference
+    floor: float  # resolution()
     rates: list[RateSummary]
     best: RateSummary | None
-    safe: tuple[float, float] | None
+    ties: list[RateSummary]
+    good: tuple[float, float] | None
     edge: tuple[float | None, float | None]
     stable_limit: float | None
     diverged_share: float
+    initial_loss: float  # median
     solo_step_s: float | None
     trial_steps_per_s: float | None
     limit: str | None  # what sets the least seconds of a batched step: flops, bytes or launches
     of_limit: float | None  # those seconds / the measured ones
 
     @property
-    def safe_decades(self) -> float | None:
-        """Width of the safe range; 0 where only the best itself is safe."""
-        return None if self.safe is None else math.log10(self.safe[1] / self.safe[0])
+    def good_decades(self) -> float | None:
+        """Width of the good range; 0 where only the best itself is in it."""
+        return None if self.good is None else math.log10(self.good[1] / self.good[0])
+
+    @property
+    def open_end(self) -> str | None:
+        """The end of the grid that the best lies at, "lowest" or "highest": beyond it may be better. None where it lies
+        at neither, or does no better than a learning rate inside."""
+        if self.best is None or len(self.rates) < 2:
+            return None
+        best = [self.best, *self.ties]
+        ends = {"lowest": self.rates[0], "highest": self.rates[-1]}
+        at = [name for name, end in ends.items() if end in best]
+        return at[0] if len(best) == len(at) == 1 else None
+
+    def beyond(self, end: str) -> str:
+        """Two decades of learning rates beyond an end of the grid, as dense as it, as --lr takes them."""
+        low, high = self.rates[0].learning_rate, self.rates[-1].learning_rate
+        count = 1 + max(4, round(2 * (len(self.rates) - 1) / math.log10(high / low))) if high > low else 5
+        return f"{high:g}:{high * 100:g}:{count}" if end == "highest" else f"{low / 100:g}:{low:g}:{count}"
 
 
-_summaries: weakref.WeakKeyDictionary[Run, dict[float, list[PairSummary]]] = weakref.WeakKeyDictionary()
+_summaries: weakref.WeakKeyDictionary[Run, dict[Any, list[PairSummary]]] = weakref.WeakKeyDictionary()
+_references: weakref.WeakKeyDictionary[Run, dict[str, Reference]] = weakref.WeakKeyDictionary()
+_judged: weakref.WeakKeyDictionary[Run, dict[Any, pa.Table]] = weakref.WeakKeyDictionary()
 
 
-def summarise(run: Run, factor: float = SAFE_FACTOR) -> list[PairSummary]:
-    """Summaries of every pair of a record that has trials, in the plan's order; made once per record and factor."""
-    known = _summaries.setdefault(run, {})
-    if factor not in known:
+def references(run: Run) -> dict[str, Reference]:
+    """What each problem's gaps are taken against, of those that have trials, by name."""
+    if run not in _references:
         facts = run.info.get("problems", {})
-        known[factor] = list(summarise_tables(run.plan.pairs, run.trials, run.timings, facts, factor))
-    return known[factor]
+        parts = {name: run.trials.filter(pc.field("problem") == name) for name in run.plan.problems}
+        _references[run] = {
+            name: reference(part, facts.get(name), run.plan.dtype) for name, part in parts.items() if len(part)
+        }
+    return _references[run]
+
+
+def common_references(runs: Sequence[Run]) -> dict[str, Reference]:
+    """The same, one for all records that have the problem."""
+    found = [references(run) for run in runs]
+    names = dict.fromkeys(name for of in found for name in of)
+    return {name: common(of[name] for of in found if name in of) for name in names}
+
+
+def summarise_all(runs: Sequence[Run], factor: float = GOOD_FACTOR) -> list[list[PairSummary]]:
+    """Each record's summaries, with one reference for all records that have a problem."""
+    to = common_references(runs)
+    return [summarise(run, factor, {name: to[name] for name in references(run)}) for run in runs]
+
+
+def judged_trials(run: Run, to: Mapping[str, Reference] | None = None) -> pa.Table:
+    """A record's trials, their verdicts and steps to the target against these references (its own by default)."""
+    to = references(run) if to is None else to
+    known = _judged.setdefault(run, {})
+    key = tuple(sorted(to.items()))
+    if key not in known:
+        at_end = run.info.get("references", {})  # a complete record's trials are judged against these
+        anew = [name for name, of in to.items() if at_end.get(name) != of.to_dict()]
+        trials = run.trials
+        if anew:
+            parts = [trials.filter(~pc.field("problem").isin(anew))]
+            parts += [
+                judged(part, run.curves, to[name], run.plan.target, run.plan.dtype)
+                for name in anew
+                if len(part := trials.filter(pc.field("problem") == name))
+            ]
+            trials = pa.concat_tables(parts).sort_by("trial")
+        known[key] = trials
+    return known[key]
+
+
+def problem_trials(run: Run, pair: PairSummary) -> pa.Table:
+    """The trials of a pair's problem, judged against its reference."""
+    trials = judged_trials(run, references(run) | {pair.problem: pair.reference})
+    return trials.filter(pc.field("problem") == pair.problem)
+
+
+def pair_trials(run: Run, pair: PairSummary) -> pa.Table:
+    """The trials of one pair alone."""
+    return problem_trials(run, pair).filter(pc.field("optimizer") == pair.optimizer)
+
+
+def summarise(run: Run, factor: float = GOOD_FACTOR, to: Mapping[str, Reference] | None = None) -> list[PairSummary]:
+    """Summaries of every pair of a record that has trials, in the plan's order; made once per record, factor and
+    references (`to`, the record's own by default)."""
+    to = references(run) if to is None else to
+    known = _summaries.setdefault(run, {})
+    key = factor, tuple(sorted(to.items()))
+    if key not in known:
+        facts = run.info.get("problems", {})
+        known[key] = list(summarise_tables(run.plan, judged_trials(run, to), run.timings, facts, factor, to))
+    return known[key]
 
 
 def summarise_tables(
-    pairs: Sequence[tuple[str, str]],
+    plan: SweepPlan,
     trials: pa.Table,
     timings: pa.Table,
-    facts: dict[str, dict[str, Any]],
-    factor: float = SAFE_FACTOR,
+    facts: Mapping[str, Mapping[str, Any]],
+    factor: float = GOOD_FACTOR,
+    to: Mapping[str, Reference] | None = None,
 ) -> Iterator[PairSummary]:
-    """The same from tables; `facts` holds each problem's curvature and target, by name."""
+    """The same from tables; `facts` holds each problem's curvature and target, by name. The references are by default
+    those of these trials."""
     if not 1 <= factor < math.inf:
         raise GradbenchError(f"factor: need a number of at least 1, got {factor}")
     times = {(row["problem"], row["optimizer"], row["mode"]): row for row in timings.to_pylist()}
     trials = trials.select(_USED)  # of millions of trials, each pair's are copied
-    references = {
-        problem: reference(trials.filter(pc.field("problem") == problem), facts.get(problem))
-        for problem in dict.fromkeys(problem for problem, _ in pairs)
-    }
-    for problem, optimizer in pairs:
-        rows = trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
+    floors: dict[str, float] = {}
+    for problem, optimizer in plan.pairs:
+        of_problem = trials.filter(pc.field("problem") == problem)
+        rows = of_problem.filter(pc.field("optimizer") == optimizer)
         if rows.num_rows == 0:
             continue
+        against = to[problem] if to else reference(of_problem, facts.get(problem), plan.dtype)
+        if problem not in floors:
+            floors[problem] = resolution(of_problem, against, plan.dtype)
         solo, batched = (times.get((problem, optimizer, mode)) for mode in ("solo", "batched"))
         solo_step_s = solo["step_s_median"] if solo else None
-        rates = _rates(rows, solo_step_s, references[problem])
+        rates = _rates(rows, solo_step_s, against)
         best = _best(rates)
         curvature = facts.get(problem, {}).get("curvature")
         yield PairSummary(
             problem,
             optimizer,
-            references[problem],
+            against,
+            floors[problem],
             rates,
             best,
-            _safe(rates, best, factor),
+            _ties(rates, best, floors[problem]),
+            _good(rates, best, floors[problem], factor),
             _edge(rates),
             stable_limit(optimizer, curvature[1]) if curvature else None,
             diverged_share=float(np.mean(np.asarray(rows["verdict"]) == "diverged")),
+            initial_loss=float(np.median(floats(rows, "initial_loss"))),
             solo_step_s=solo_step_s,
             trial_steps_per_s=batched["trials"] / batched["step_s_median"] if batched else None,
             limit=batched["limit"] if batched else None,
@@ -163,31 +234,14 @@ def summarise_tables(
         )
 
 
-def relative_gaps(trials: pa.Table, to: Reference | None = None) -> np.ndarray:
-    """Each trial's final gap over its first, (final_loss - reference) / (initial_loss - reference): float64.
-
-    `to` is by default the reference of these trials. Infinite where a trial diverged, or began at the reference and
-    ended above it. Below 0 where it ended below a target loss; 0 at the least over a minimum, of which only rounding
-    falls short.
-    """
-    to = to or reference(trials)
-    columns = (trials[name].to_numpy(zero_copy_only=False).astype(float) for name in ("initial_loss", "final_loss"))
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        first, last = (losses - to.loss for losses in columns)
-        last = np.maximum(last, 0.0) if to.kind == "minimum" else last
-        gaps = np.where(first > 0, last / first, np.where(last <= 0, 0.0, np.inf))
-    diverged = np.asarray(trials["verdict"]) == "diverged"
-    return np.where(diverged | np.isnan(gaps), np.inf, gaps)
-
-
 def _rates(trials: pa.Table, solo_step_s: float | None, to: Reference) -> list[RateSummary]:
     """One summary per learning rate, ascending."""
     learning_rate = trials["learning_rate"].to_numpy()
     order = np.argsort(learning_rate, kind="stable")
     gaps = relative_gaps(trials, to)[order]
-    losses = trials["final_loss"].to_numpy(zero_copy_only=False).astype(float)[order]
-    steps = trials["steps_to_target"].to_numpy(zero_copy_only=False).astype(float)[order]
-    steps = np.where(np.isnan(steps), np.inf, steps)
+    losses = end_losses(trials)[order]
+    steps = floats(trials, "steps_to_target")[order]
+    steps = np.where(np.isnan(steps) | np.isinf(gaps), np.inf, steps)  # a trial that diverged later got nowhere
     verdicts = np.asarray(trials["verdict"])[order]
     values, starts = np.unique(learning_rate[order], return_index=True)
     summaries = []
@@ -216,6 +270,13 @@ def _median(values: np.ndarray) -> float:
     return float(high if math.isinf(high) else (low + high) / 2)
 
 
+def resolution(trials: pa.Table, to: Reference, dtype: str) -> float:
+    """The relative gap under which a problem's trials are not told apart. Over a minimum, rounding alone; another
+    reference is itself a trial's end or somebody's wish, so 1 % of the first gap."""
+    floor = rounding_floor(trials, to, dtype)
+    return floor if to.kind == "minimum" else max(floor, 0.01)
+
+
 def _best(rates: list[RateSummary]) -> RateSummary | None:
     middle = [math.inf if rate.steps_to_target is None else rate.steps_to_target for rate in rates]
     columns = ([rate.steps_worst for rate in rates], middle, [r.gap_median for r in rates], [r.gap_high for r in rates])
@@ -225,27 +286,38 @@ def _best(rates: list[RateSummary]) -> RateSummary | None:
 
 def best_index(worst: np.ndarray, middle: np.ndarray, gap_middle: np.ndarray, gap_worst: np.ndarray) -> int | None:
     """Which of R learning rates is best, by PairSummary.best's rule: of the slowest seed's steps to the target, the
-    median ones, the median and the worst gap, each (R,) and infinite for never. None where all diverge."""
+    median ones, the median and the worst gap, each (R,) and infinite for never. None where no learning rate works."""
     for candidates in (np.isfinite(worst), np.isfinite(middle)):
         if candidates.any():
             return int(np.lexsort((gap_middle, np.where(candidates, middle, np.inf)))[0])
-    gaps = np.where(np.isfinite(gap_worst), gap_middle, np.inf)
+    gaps = np.where(np.isfinite(gap_worst) & (gap_middle < 1), gap_middle, np.inf)
     return int(np.argmin(gaps)) if np.isfinite(gaps).any() else None
 
 
-def _safe(rates: list[RateSummary], best: RateSummary | None, factor: float) -> tuple[float, float] | None:
+def _ties(rates: list[RateSummary], best: RateSummary | None, floor: float) -> list[RateSummary]:
+    def result(rate: RateSummary) -> tuple[float | None, float]:
+        return rate.steps_to_target, max(rate.gap_median, floor)
+
+    return [] if best is None else [rate for rate in rates if rate is not best and result(rate) == result(best)]
+
+
+def _good(
+    rates: list[RateSummary], best: RateSummary | None, floor: float, factor: float
+) -> tuple[float, float] | None:
     if best is None:
         return None
+    gap = factor * max(best.gap_median, floor)
+    progress = (1 - max(best.gap_median, floor)) / factor
 
-    def is_safe(rate: RateSummary) -> bool:
+    def is_good(rate: RateSummary) -> bool:
         if best.steps_to_target is not None:
-            return rate.steps_worst <= factor * best.steps_to_target
-        return rate.gap_high <= factor * best.gap_median
+            return rate.steps_worst <= factor * best.steps_to_target or rate.gap_high <= floor
+        return rate.gap_high <= gap and 1 - rate.gap_high >= progress
 
     low = high = rates.index(best)
-    while low > 0 and is_safe(rates[low - 1]):
+    while low > 0 and is_good(rates[low - 1]):
         low -= 1
-    while high + 1 < len(rates) and is_safe(rates[high + 1]):
+    while high + 1 < len(rates) and is_good(rates[high + 1]):
         high += 1
     return rates[low].learning_rate, rates[high].learning_rate
 

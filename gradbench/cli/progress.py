@@ -54,7 +54,7 @@ class TerminalWatcher(Watcher):
     def pair_done(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
         self.close()
         if not self.quiet:
-            for summary in summarise_tables([(problem, optimizer)], tables.trials, tables.timings, tables.facts):
+            for summary in summarise_tables(tables.plan, tables.trials, tables.timings, tables.facts):
                 self.console.print(pair_sentence(summary), markup=False)
 
     def should_stop(self) -> bool:

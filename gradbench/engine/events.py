@@ -1,4 +1,4 @@
-"""What happened to each trial, found on the device at every row: targets, best, divergence, and the thinned curve.
+"""What happened to each trial, found on the device at every row: targets, best, divergence, its last part, its curve.
 
 One small program over a chunk's rows, compiled once per block shape and shared by every pair of that shape.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,8 @@ from gradbench.record.schema import TARGETS
 
 DIVERGENCE = 1e4  # a loss this many initial gaps (_scale) above where it began is diverged
 TAIL = 0.75  # the last quarter of a trial's steps decides whether it is still moving or jumping about
+HALF = 0.5  # a line through noisy losses is fitted over the last half
+FEWEST_ROWS = 5  # of the last half, to fit a line with the spread around it
 
 
 class ObservationConfig(NamedTuple):
@@ -27,9 +30,10 @@ class ObservationConfig(NamedTuple):
     steps: int
     stride: int
     minimum: float  # NaN where unknown
-    solved: float  # the loss that counts as solved where the minimum is unknown, else NaN
+    solved: float  # the loss that counts as solved; NaN where `target`, relative to the minimum, does
     target: float  # the plan's relative gap
     stop_at_target: bool
+    noisy: bool  # minibatches: the last half's rows are summed for a line through them
 
     def arrays(self, dtype: np.dtype) -> Any:
         """The same of arrays, the floats of `dtype`."""
@@ -37,7 +41,8 @@ class ObservationConfig(NamedTuple):
         return jax.tree.map(lambda value: np.asarray(value, types.get(type(value), dtype)), self)
 
 
-_HITS = np.full(len(TARGETS) + 1, -1)
+_HITS = np.full(len(TARGETS) + 1, -1, np.int32)
+_HALF_SUMS = np.zeros(5, np.float32)
 
 
 class Events(NamedTuple):
@@ -55,15 +60,16 @@ class Events(NamedTuple):
     tail_start: Any = math.inf  # the best loss when the last quarter began
     tail_rows: Any = np.float32(0)  # rows in the last quarter
     tail_overshot: Any = np.float32(0)  # how many of them had gone past the lowest point of their step's line
+    half_start: Any = math.inf  # the loss d of rows k = 0, 1, ... of the last half is taken from this, their first
+    half_sums: Any = _HALF_SUMS  # (S, 5): the rows, sums of d, k d and d², and of d over the last quarter; if noisy
     finished: Any = False  # nothing more is to be seen of this trial
 
 
 def blank(slots: int, dtype: np.dtype) -> Events:
     """Events before the first row, on the host; losses of `dtype`."""
-    types = {float: dtype, int: np.int32, bool: np.bool_, np.ndarray: np.int32, np.float32: np.float32}
-    return Events(
-        *(np.tile(np.asarray(value, types[type(value)]), (slots, *(1,) * np.ndim(value))) for value in Events())
-    )
+    types = {float: dtype, int: np.int32, bool: np.bool_}
+    values = (np.asarray(value, types.get(type(value))) for value in Events())
+    return Events(*(np.tile(value, (slots, *(1,) * value.ndim)) for value in values))
 
 
 class Tiles:
@@ -133,7 +139,7 @@ def _levels(initial: jax.Array, config: ObservationConfig) -> tuple[jax.Array, j
     minimum, solved = (jnp.asarray(value, initial.dtype) for value in (config.minimum, config.solved))
     targets = jnp.asarray((*TARGETS, config.target), initial.dtype)[:, None]
     levels = minimum + targets * (initial - minimum)  # NaN where the minimum is unknown: never reached
-    levels = levels.at[-1].set(jnp.where(jnp.isnan(minimum), solved, levels[-1]))
+    levels = levels.at[-1].set(jnp.where(jnp.isnan(solved), levels[-1], solved))
     return levels[:, None], initial + DIVERGENCE * _scale(initial, minimum, solved)
 
 
@@ -195,6 +201,21 @@ def observe(
     def norms(rows_of: jax.Array) -> jax.Array:
         return jnp.sqrt(take(rows.grad_norm_squared, rows_of)).astype(loss.dtype)
 
+    start = rows_until(jnp.asarray(HALF * config.steps, jnp.int32))
+    begins = (start < seen) & jnp.isinf(events.half_start)
+    half_start = jnp.where(begins, take(loss, jnp.minimum(start, count - 1)[None])[0], events.half_start)
+
+    def half_sums() -> jax.Array:
+        index = jnp.arange(count, dtype=jnp.int32)[:, None]
+        order = first // config.stride + index - jnp.asarray(HALF * config.steps, jnp.int32) // config.stride - 1
+        rise = jnp.where((start <= index) & (index < seen), loss - half_start, 0)
+        tail = jnp.where(index >= rows_before_tail, rise, 0)
+        summed = (rise, rise * order, rise**2, tail)
+        return jnp.stack([seen - jnp.minimum(start, seen), *(jnp.sum(each, axis=0) for each in summed)], axis=1)
+
+    nothing = jnp.zeros((len(first), len(_HALF_SUMS)), events.half_sums.dtype)
+    half = jax.lax.cond(config.noisy, lambda: half_sums().astype(nothing.dtype), lambda: nothing)
+
     diverged_at = first_step(failed, events.diverged_at)
     hits = jnp.stack([first_step(row, events.hits[:, k]) for k, row in enumerate(reached)], axis=1)
     stopped = (diverged_at >= 0) | (config.stop_at_target & (hits[:, -1] >= 0))
@@ -210,6 +231,8 @@ def observe(
         tail_start=jnp.minimum(tiles.lowest(loss, lows, rows_before_tail), events.tail_start),
         tail_rows=events.tail_rows + (seen - rows_before_tail),
         tail_overshot=events.tail_overshot + _between(rows.overshot, rows_before_tail, seen),
+        half_start=half_start,
+        half_sums=events.half_sums + half,
         finished=stopped | (step(count - 1) >= config.steps),
     )
     chunk = first // (config.stride * count)
@@ -218,26 +241,31 @@ def observe(
     return after, first + config.stride * count, (status, jnp.stack([take(loss, kept), norms(kept)]))
 
 
-def verdict(events: Events, config: ObservationConfig) -> np.ndarray:
-    """One word per trial, from host arrays. The first that holds:
+def last_part(events: Events, config: ObservationConfig) -> dict[str, np.ndarray]:
+    """The columns of trials.parquet about the last quarter of the steps, float64 (S,), from host arrays.
 
-    diverged: the loss became non-finite, or rose over 10,000 initial gaps (_scale) above where it began;
-    converged: it reached the target;
-    overshoots: in the last quarter, at least 40 % of the updates went past the lowest point of their own line;
-    slow: the last quarter lowered the best loss by over 1 % of the gap that was left (to the minimum, or to the
-        solved loss), or by over 1 % of all that had been gained: still going down when the steps ran out;
-    stalled: it did not.
+    tail_drop: by how much it lowered the best loss; with minibatches, by how much the least-squares line through the
+        losses of the last half falls over it, and tail_drop_error is the drop that noise alone passes in 1 of 100
+        cases: Student's t of the slope, its quantile by Abramowitz and Stegun 26.7.5.
     """
-    goal = config.minimum if not np.isnan(config.minimum) else config.solved
-    goal = -np.inf if np.isnan(goal) else goal
+    rows = np.maximum(events.tail_rows, 1)
     with np.errstate(invalid="ignore", over="ignore"):
-        gained = np.maximum(events.tail_start - events.best_loss, 0)
-        left = np.where(np.isfinite(goal), np.maximum(events.tail_start - goal, 0), np.inf)
-        slow = (gained > 0.01 * left) | (gained > 0.01 * (events.initial_loss - events.best_loss))
-        slow &= gained > 0
-    overshoots = events.tail_overshot >= 0.4 * np.maximum(events.tail_rows, 1)
-    return np.select(
-        [events.diverged_at >= 0, events.hits[:, -1] >= 0, overshoots, slow],
-        ["diverged", "converged", "overshoots", "slow"],
-        "stalled",
-    )
+        drop = np.maximum(events.tail_start - events.best_loss.astype(float), 0)
+    found = {"tail_drop": drop, "tail_overshot": events.tail_overshot / rows}
+    unknown = np.full(len(drop), np.nan)
+    if not config.noisy:
+        return found | {"smoothed_loss": unknown, "tail_drop_error": unknown}
+    count, d, kd, dd, tail = events.half_sums.astype(float).T
+    enough = count >= FEWEST_ROWS
+    n = np.where(enough, count, FEWEST_ROWS)
+    spread = n * (n**2 - 1) / 12  # sum of (k - mean)²
+    with np.errstate(invalid="ignore", over="ignore"):
+        slope = (kd - d * (n - 1) / 2) / spread
+        residual = np.maximum(dd - d**2 / n - slope**2 * spread, 0)
+        smoothed = np.where(events.tail_rows > 0, events.half_start + tail / rows, events.final_loss)
+        free, z = n - 2, NormalDist().inv_cdf(0.99)
+        quantile = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+        quarter = (1 - TAIL) * config.steps / config.stride
+        error = quantile * quarter * np.sqrt(residual / free / spread)
+    found |= {"tail_drop": np.where(enough, -slope * quarter, drop)}
+    return found | {"smoothed_loss": smoothed, "tail_drop_error": np.where(enough, error, np.nan)}

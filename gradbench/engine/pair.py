@@ -6,6 +6,7 @@ program, so a sweep of any length has the memory of one block.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradbench.analysis.verdicts import stated_reference, verdicts
 from gradbench.engine import events as ev
 from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import Problem
 from gradbench.program.program import Program, State, numerics
 from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, TARGET_COLUMNS
 from gradbench.record.store import PairStore
@@ -53,6 +56,12 @@ def curve_points(plan: SweepPlan) -> int:
     return max(2, min(plan.record_points, 5_000_000 // trials))
 
 
+def solved_loss(plan: SweepPlan, problem: Problem) -> float:
+    """The loss that the plan, or a problem of unknown minimum, states as solved; NaN where neither does."""
+    stated = problem.target if plan.target_loss is None and problem.minimum is None else plan.target_loss
+    return math.nan if stated is None else stated
+
+
 class PairSweep:
     """The sweep of one (problem, optimizer) pair. `run()` goes on from a checkpoint if the store has one."""
 
@@ -65,10 +74,12 @@ class PairSweep:
             plan.steps,
             block.stride,
             np.nan if problem.minimum is None else problem.minimum,
-            np.nan if problem.target is None else problem.target,
+            solved_loss(plan, problem),
             plan.target,
             plan.stop_at_target,
+            plan.batch_size is not None,
         )
+        self.reference = stated_reference(problem.minimum, self.config.solved)
         total_rows = -(-plan.steps // block.stride) + 1
         kept = recorded_rows(total_rows, curve_points(plan))
         by_chunk = [kept[kept // block.rows == c] for c in range(-(-total_rows // block.rows))]
@@ -177,19 +188,24 @@ class PairSweep:
         # A trial that stopped early ends its curve where it stopped.
         early = ~np.isin(events.steps_run, self.kept_steps)
         self._add_points(trial[early], events.steps_run[early], events.final_loss[early], events.final_grad_norm[early])
-        minimum = np.full(len(trial), self.config.minimum)
-        self.new_trials.append(
-            {
-                "trial": trial + self.pair * self.trials,
-                "learning_rate": self.all_rates[trial],
-                "seed": trial % self.plan.seeds,
-                "verdict": ev.verdict(events, self.config),
-                "minimum": minimum,
-                **{name: getattr(events, name) for name in EVENT_COLUMNS},
-                **dict(zip((*TARGET_COLUMNS, "steps_to_target"), events.hits.T, strict=True)),
-            }
-        )
+        columns = {
+            "trial": trial + self.pair * self.trials,
+            "learning_rate": self.all_rates[trial],
+            "seed": trial % self.plan.seeds,
+            "minimum": np.full(len(trial), self.config.minimum),
+            **{name: getattr(events, name) for name in EVENT_COLUMNS},
+            **dict(zip((*TARGET_COLUMNS, "steps_to_target"), events.hits.T, strict=True)),
+            **ev.last_part(events, self.config),
+        }
+        self.new_trials.append(columns | {"verdict": self._verdicts(columns)})
         self.slot_trial[done] = -1
+
+    def _verdicts(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """One word per trial as far as it can be said before the other pairs are done."""
+        steps = {
+            name: np.where(columns[name] < 0, np.nan, columns[name]) for name in ("steps_to_target", "diverged_at")
+        }
+        return verdicts(columns | steps, self.reference, self.plan.dtype)
 
     def _add_points(self, trial: np.ndarray, step: np.ndarray, loss: np.ndarray, norm: np.ndarray) -> None:
         columns = (trial + self.pair * self.trials, step, loss, norm)

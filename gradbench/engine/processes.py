@@ -158,10 +158,10 @@ class Shared:
         if self.writer:
             self.writer.interrupt()
 
-    def finish(self, add_roofline: Callable[[list[dict]], list[dict]] = list) -> None:
-        """Process 0 joins the tables."""
+    def finish(self, *revisions: Callable[..., Any]) -> None:
+        """Process 0 joins the tables, as RunWriter.finish does."""
         if self.writer:
-            self.writer.finish(add_roofline)
+            self.writer.finish(*revisions)
 
     def wait(self) -> None:
         """The others wait for it."""

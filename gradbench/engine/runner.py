@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from gradbench.analysis.summary import representative_rates, summarise_tables
+from gradbench.analysis.verdicts import Reference, common, judged, reference
 from gradbench.engine.pair import PairSweep, Progress, curve_points
 from gradbench.engine.processes import Following, Rendezvous, Shared
 from gradbench.engine.roofline import measure_limits
@@ -37,6 +38,7 @@ from gradbench.record.store import PairStore, Run, RunWriter, find_run, load_run
 class PairTables:
     """A finished pair's rows, and run.json's facts about the problems."""
 
+    plan: SweepPlan
     trials: pa.Table
     timings: pa.Table
     facts: dict[str, Any]
@@ -176,7 +178,8 @@ def _prepare(plan: SweepPlan, objects: dict[str, Problem]) -> tuple[list[Trial],
     trials = []
     for name in plan.problems:
         problem = load_problem(objects.get(name, name))
-        problem = dataclasses.replace(problem, name=name)
+        stated = problem.target if plan.target_loss is None else plan.target_loss
+        problem = dataclasses.replace(problem, name=name, target=stated)
         if plan.batch_size is not None:
             if problem.examples is None:
                 raise PlanError(f"batch_size: {name} states no examples=, so its data cannot be cut into minibatches")
@@ -223,7 +226,7 @@ def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Devi
                 writer.interrupt()
                 return load_run(writer.path)
             read = store.read("trials"), store.read("timings")
-            watcher.pair_done(number, problem, optimizer, PairTables(*read, writer.info["problems"]))
+            watcher.pair_done(number, problem, optimizer, PairTables(plan, *read, writer.info["problems"]))
             del read  # of a million trials: not beside the next pair's sweep
     if not writer.complete(len(trials)):
         writer.interrupt()
@@ -232,8 +235,25 @@ def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Devi
     else:
         limits = measure_limits(tuple(devices), plan.dtype, plan.precision)
         writer.info["limits"] = dataclasses.asdict(limits)
-        writer.finish(limits.add_roofline)
+        to = _references(writer, plan)
+        writer.info["references"] = {name: of.to_dict() for name, of in to.items()}
+
+        def judge(number: int, trials: pa.Table) -> pa.Table:
+            curves = writer.pair(number).read("curves")
+            return judged(trials, curves, to[plan.pairs[number][0]], plan.target, plan.dtype)
+
+        writer.finish(limits.add_roofline, judge)
     return load_run(writer.path)
+
+
+def _references(writer: RunWriter | Shared, plan: SweepPlan) -> dict[str, Reference]:
+    """What each problem's gaps are taken against, by name, from what all of its pairs have found."""
+    facts: dict[str, Any] = writer.info["problems"]
+    found: dict[str, Reference] = {}
+    for number, (problem, _) in enumerate(plan.pairs):
+        of_pair = reference(writer.pair(number).read("trials"), facts.get(problem), plan.dtype)
+        found[problem] = common([found[problem], of_pair]) if problem in found else of_pair
+    return found
 
 
 def _core_free(devices: list[jax.Device]) -> bool:
@@ -311,5 +331,5 @@ def _sharpness_rows(trial: Trial, plan: SweepPlan, trials: pa.Table) -> list[dic
 
     problem, optimizer = trial.problem, trial.optimizer.spec
     facts = {problem.name: {"target": problem.target}}
-    [pair] = summarise_tables([(problem.name, optimizer)], trials, SCHEMAS["timings"].empty_table(), facts)
+    [pair] = summarise_tables(plan, trials, SCHEMAS["timings"].empty_table(), facts)
     return sharpness_along(problem, optimizer, list(representative_rates(pair)), plan=plan)

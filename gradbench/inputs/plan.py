@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import sys
 import tomllib
 import warnings
@@ -74,6 +75,12 @@ def _gap(name: str, value: Any) -> float:
     return value
 
 
+def _loss(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PlanError(f"{name}: need a loss such as 0.35, got {value!r}")
+    return float(value)
+
+
 def _normal_rates(name: str, rates: Any) -> str | tuple[float, ...]:
     return _rates_as_kept(rates)
 
@@ -119,6 +126,11 @@ class SweepPlan:
         "target instead.",
         _gap,
     )
+    target_loss: float | None = _setting(
+        None,
+        "The loss that counts as converged, of the one problem of the plan, instead of the target.",
+        _or_none(_loss),
+    )
     record_points: int = _setting(200, "Maximum number of points kept of a trial's curve.", _whole(2, 10**6))
     retire: bool = _setting(True, "Replace a finished trial by a waiting one at once.", _switch)
     stop_at_target: bool = _setting(False, "A trial is finished when it reaches the target.", _switch)
@@ -134,6 +146,8 @@ class SweepPlan:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, field.metadata["check"](field.name, getattr(self, field.name)))
         self._check_rates_fit()
+        if self.target_loss is not None and len(self.problems) > 1:
+            raise PlanError(f"target_loss: one loss is for one problem; this plan has {len(self.problems)}")
         trials = self.trials_per_pair * len(self.problems) * len(self.optimizers)
         if trials > MAX_TRIALS:
             raise PlanError(f"the plan has {trials:,} trials; at most {MAX_TRIALS:,} fit one run")
@@ -192,6 +206,24 @@ class SweepPlan:
             raise PlanError(f"{where}: {error}") from error
         except TypeError as error:
             raise PlanError(f"{where}: {one_line(error)}") from error
+
+
+def command(plan: SweepPlan, **changed: Any) -> str:
+    """The command line that runs `plan` with some of its fields changed."""
+    plan = dataclasses.replace(plan, **changed)
+    words = ["gradbench", "run", *plan.problems]
+    for field in dataclasses.fields(plan)[1:]:
+        value = getattr(plan, field.name)
+        if value == field.default:
+            continue
+        flag = (field.metadata["flags"] or ("--" + field.name.replace("_", "-"),))[-1]
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif field.name == "optimizers":
+            words += [word for spec in value for word in (flag, spec)]
+        else:
+            words += [flag, ",".join(f"{rate:g}" for rate in value) if isinstance(value, tuple) else str(value)]
+    return shlex.join(words)
 
 
 def log_range(low: float, high: float, count: int) -> str:

@@ -75,7 +75,10 @@ class Observation(NamedTuple):
 
     overshot is 1 where the last update u points uphill at the new point, <u, grads> > 0: it went past the lowest point
     of its own line. For gradient descent that is successive gradients pointing against each other. With minibatches it
-    is the share of such steps since the row before.
+    is the share of such steps since the row before, of a cosine of 1/2 at least between u and grads: descent at rate r
+    along a curvature c, whose gradients have independent noise, has a cosine of r c / 2 there on average once it has
+    settled (u and grads / c are both an autoregression of order one and its noise), so noise alone is uphill too, but
+    by less than 1/2 unless the step is longer than to the lowest point, r c > 1.
     """
 
     loss: jax.Array
@@ -176,7 +179,12 @@ class Trial:
         params, opt_state, updates, overshot = state
         value, grads = jax.value_and_grad(self.problem.loss)(params, data)
         value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
-        row = Observation(value, inner(grads, grads), (inner(updates, grads) > 0).astype(jnp.float32))
+        uphill, squared = inner(updates, grads), inner(grads, grads)
+        if self.plan.batch_size is None:
+            overshot_now = uphill > 0
+        else:
+            overshot_now = (uphill > 0) & (uphill > jnp.sqrt(squared) * jnp.sqrt(inner(updates, updates)) / 2)
+        row = Observation(value, squared, overshot_now.astype(jnp.float32))
         transformation = self.optimizer.build(learning_rate, self.plan.steps)
         extras = self.extras(value, grads, lambda p: self.problem.loss(p, data))
         updates, new_opt_state = transformation.update(grads, opt_state, params, **extras)

@@ -8,6 +8,7 @@ trial is declared here, found in engine/events.py, and tested.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -46,6 +47,9 @@ _OPTIMIZER = Column("optimizer", TEXT, "", "the optimizer's spec", nullable=Fals
 _LEARNING_RATE = Column("learning_rate", NUMBER, "", "the learning rate; a schedule's peak", nullable=False)
 _SEED = Column("seed", COUNT, "", "seed of the starting point and of the minibatch order", nullable=False)
 
+_LAST_PART: dict[str, Any] = {"since": 3, "unknown_is_null": True}  # engine.events.last_part
+_TAIL = "over the last quarter of the steps"
+
 TRIALS = (
     Column("trial", COUNT, "", "the trial's number in the record, from 0", nullable=False),
     _PROBLEM,
@@ -60,12 +64,18 @@ TRIALS = (
     Column("best_step", COUNT, "steps", "where the best loss was first seen", source="events"),
     Column("final_grad_norm", NUMBER, "loss per parameter", "the gradient's norm at the end", source="events"),
     Column("minimum", NUMBER, "loss", "the problem's known minimum; null where unknown", unknown_is_null=True),
-    Column("diverged_at", COUNT, "steps", "where the trial diverged; null if it did not", source="events"),
+    Column("diverged_at", COUNT, "steps", "where the loss left all bounds; null if it did not", source="events"),
     *(
         Column(f"steps_to_1e-{k}", COUNT, "steps", f"first step whose gap is under 1e-{k} of the first; null if never")
         for k in range(1, len(TARGETS) + 1)
     ),
     Column("steps_to_target", COUNT, "steps", "first step that reaches the plan's target; null if never"),
+    Column("smoothed_loss", NUMBER, "loss", f"mean {_TAIL}; null without minibatches", **_LAST_PART),
+    Column("tail_drop", NUMBER, "loss", f"by how much the loss fell {_TAIL}", **_LAST_PART),
+    Column("tail_drop_error", NUMBER, "loss", "of tail_drop, what noise alone passes in 1 of 100 cases", **_LAST_PART),
+    Column(
+        "tail_overshot", NUMBER, "", f"share of the updates {_TAIL} past the lowest point of their line", **_LAST_PART
+    ),
 )
 TARGET_COLUMNS = tuple(column.name for column in TRIALS if column.name.startswith("steps_to_1e-"))
 EVENT_COLUMNS = tuple(column.name for column in TRIALS if column.source == "events")

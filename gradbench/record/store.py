@@ -192,11 +192,17 @@ class RunWriter:
         self.info |= {"state": "interrupted", "ended": utc_now()}
         self.save_info()
 
-    def finish(self, add_roofline: Callable[[list[dict]], list[dict]] = list) -> None:
-        """Join the parts into the tables, the timings' rows as `add_roofline` returns them; only then is the run
-        complete."""
+    def finish(
+        self,
+        add_roofline: Callable[[list[dict]], list[dict]] = list,
+        judge: Callable[[int, pa.Table], pa.Table] = lambda number, trials: trials,
+    ) -> None:
+        """Join the parts into the tables, the timings' rows as `add_roofline` returns them and a pair's trials as
+        `judge(its number, trials)` does; only then is the run complete."""
         for name in _files(self.info["plan"]):
             tables = _by_pair(self.path, name)
+            if name == "trials":
+                tables = (judge(number, table) for number, table in enumerate(tables))
             if name == "timings":
                 rows = [row for table in tables for row in table.to_pylist()]
                 tables = [pa.Table.from_pylist(add_roofline(rows), schema=SCHEMAS[name])]

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import vl_convert
 
-from gradbench.analysis.profiles import best_rate_interval, pair_trials, steps_at_best
-from gradbench.analysis.summary import summarise
+from gradbench.analysis.answers import labels
+from gradbench.analysis.profiles import best_rate_interval, steps_at_best
+from gradbench.analysis.summary import pair_trials, summarise_all
 from gradbench.errors import GradbenchError, RunError, nearest
 from gradbench.files import writing
 from gradbench.record.store import Run
 from gradbench.reporting import charts
 from gradbench.reporting.checks import check_rows
-from gradbench.reporting.data import answers, labels, page_data, target_words
+from gradbench.reporting.data import answers, page_data
 from gradbench.reporting.figures import FORMATS, figure_specs
 from gradbench.reporting.scenery import WORDS, add_local_limits, page_rows, scenes
 from gradbench.tables import number, seconds
@@ -139,11 +140,10 @@ def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:
 def _answers(runs: Sequence[Run], missing: Mapping[str, str]) -> str:
     """`missing`: why a problem has no landscape, by name; empty where it has one."""
     made = []
-    for run, problem, best, others in answers(runs):
-        of = next(r for r, name in zip(runs, labels(runs)) if name == run)
+    for run, problem, best, others, meaning in answers(runs):
         title = html.escape(problem) + (f" <span class='soft'>{html.escape(run)}</span>" if len(runs) > 1 else "")
         rest = "".join(f"<li>{html.escape(text)}</li>" for text in others)
-        said = [target_words(of, problem)[1]]
+        said = [meaning]
         if why := missing.get(problem):
             said.append(f"No landscape, and no limit at the start: {why}.")
         soft = "".join(f"<p class='soft' style='font-weight:400'>{html.escape(text)}</p>" for text in said)
@@ -155,13 +155,13 @@ def _pairs(runs: Sequence[Run]) -> str:
     """Every pair at its best learning rate: how sure that is, how robust, and the steps to each target."""
     headings = ("what", "best learning rate", "95 %", "robust over", "solo step", *(f"to 1e-{k}" for k in range(1, 7)))
     cells = []
-    for run, name in zip(runs, labels(runs)):
-        for pair in summarise(run):
-            interval = best_rate_interval(pair_trials(run, pair.problem, pair.optimizer), to=pair.reference)
+    for run, name, pairs in zip(runs, labels(runs), summarise_all(runs)):
+        for pair in pairs:
+            interval = best_rate_interval(pair_trials(run, pair), to=pair.reference)
             what = " × ".join((pair.problem, pair.optimizer, *([name] if len(runs) > 1 else [])))
             best = pair.best and pair.best.learning_rate
             sure = " … ".join(dict.fromkeys(map(number, interval[1:]))) if interval else "–"
-            robust = "–" if pair.safe_decades is None else f"{number(pair.safe_decades)} decades"
+            robust = "–" if pair.good_decades is None else f"{number(pair.good_decades)} decades"
             steps = np.median(steps_at_best(run, pair).reshape(6, -1), axis=1).tolist()
             reached = [f"{step:.0f}" if math.isfinite(step) else "–" for step in steps]
             cells.append((what, number(best), sure, robust, seconds(pair.solo_step_s), *reached))

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from gradbench.analysis.answers import labels
 from gradbench.analysis.profiles import measured_rate
-from gradbench.analysis.summary import PairSummary, RateSummary, reference, relative_gaps, summarise
+from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, problem_trials, summarise_all
+from gradbench.analysis.verdicts import Reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
 from gradbench.tables import number, seconds
@@ -32,19 +34,13 @@ def short_rate(value: float) -> float | None:
     return short(value, 7)
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run, that tells them apart: the device where those differ, else the end of the id."""
-    if not runs:
-        raise GradbenchError("report: no record given")
-    devices = [f"{run.info['environment'].get('platform', '?')}" for run in runs]
-    names = devices if len(set(devices)) == len(runs) else [run.id.rpartition("-")[2] for run in runs]
-    return names if len(set(names)) == len(runs) else [f"{name} ({i + 1})" for i, name in enumerate(names)]
-
-
 def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     """Everything the page shows: `runs`, `pairs` with their rates and curves, `timings`, `sharpness`."""
+    if not runs:
+        raise GradbenchError("report: no record given")
     names = labels(runs)
-    summaries = [(run, name, pair) for run, name in zip(runs, names) for pair in summarise(run)]
+    found = zip(runs, names, summarise_all(runs))
+    summaries = [(run, name, pair) for run, name, pairs in found for pair in pairs]
     if not summaries:
         raise GradbenchError(f"{', '.join(names)}: no trial has finished yet, so there is nothing to report")
     rates = max(2, RATE_ROWS // len(summaries))
@@ -77,7 +73,7 @@ def _floor(run: Run, pair: PairSummary) -> float:
     trials that end nowhere near each other: their floor is below the least final gap that is above 0."""
     if pair.reference.kind == "minimum":
         return FLOOR
-    gaps = relative_gaps(run.trials.filter(pc.field("problem") == pair.problem), pair.reference)
+    gaps = relative_gaps(problem_trials(run, pair), pair.reference)
     above = gaps[(gaps > 0) & np.isfinite(gaps)]
     return max(FLOOR, float(above.min()) / 2) if len(above) else 1e-3
 
@@ -153,7 +149,7 @@ def _curves(
     run: Run, pair: PairSummary, rates: list[float], values: int, floor: float
 ) -> tuple[list[int], list[dict[str, Any]]]:
     """(steps, curves): a curve is a trial's gap at the first of those steps, ending where the trial did."""
-    trials = run.trials.filter((pc.field("problem") == pair.problem) & (pc.field("optimizer") == pair.optimizer))
+    trials = pair_trials(run, pair)
     points = min(CURVE_POINTS, max(8, values // len(rates)))
     seeds = max(1, values // (points * len(rates)))
     chosen = trials.filter((pc.field("seed") < seeds) & pc.field("learning_rate").isin(rates))
@@ -204,7 +200,7 @@ def timing_rows(run: Run, name: str) -> list[dict[str, Any]]:
 def sentence(pair: PairSummary, target: str = "the target") -> str:
     """The pair's answer in one sentence; `target` is what its target is called."""
     if pair.best is None:
-        return f"{pair.optimizer} diverges at every learning rate tried."
+        return f"{pair.optimizer} works at no learning rate tried: each diverges, or ends no lower than it began."
     best = pair.best
     at = f"{pair.optimizer} at {number(best.learning_rate)}"
     if best.steps_to_target is None:
@@ -216,10 +212,10 @@ def sentence(pair: PairSummary, target: str = "the target") -> str:
         text = f"{at} reaches {target} in {best.steps_to_target:.0f} steps"
         if best.time_to_target_s is not None:
             text += f", {seconds(best.time_to_target_s)}"
-    if pair.safe and pair.safe[0] < pair.safe[1]:
-        text += f"; safe from {number(pair.safe[0])} to {number(pair.safe[1])}"
+    if pair.good and pair.good[0] < pair.good[1]:
+        text += f"; good from {number(pair.good[0])} to {number(pair.good[1])}"
     else:
-        text += "; no neighbour on the grid is safe"
+        text += "; no neighbour on the grid is as good"
     below, above = pair.edge
     if above is None:
         text += "; no learning rate tried diverges"
@@ -230,9 +226,9 @@ def sentence(pair: PairSummary, target: str = "the target") -> str:
     return f"{text}."
 
 
-def answers(runs: Sequence[Run]) -> list[tuple[str, str, str, list[str]]]:
-    """(run, problem, the best pair's sentence, the others') for each problem, the quickest to the target first; the
-    runs of one problem stand together."""
+def answers(runs: Sequence[Run]) -> list[tuple[str, str, str, list[str], str]]:
+    """(run, problem, the best pair's sentence, the others', what the target is) for each problem, the quickest to the
+    target first; the runs of one problem stand together."""
 
     def quickest(pair: PairSummary) -> tuple[float, float, float]:
         if pair.best is None:
@@ -241,22 +237,24 @@ def answers(runs: Sequence[Run]) -> list[tuple[str, str, str, list[str]]]:
         return time or math.inf, math.inf if steps is None else steps, pair.best.gap_median
 
     found = []
-    for run, name in zip(runs, labels(runs)):
-        pairs = summarise(run)
+    for run, name, pairs in zip(runs, labels(runs), summarise_all(runs)):
         for problem in dict.fromkeys(pair.problem for pair in pairs):
             ranked = sorted((pair for pair in pairs if pair.problem == problem), key=quickest)
-            said = [sentence(pair, target_words(run, problem)[0]) for pair in ranked]
-            found.append((name, problem, said[0], said[1:]))
+            target, meaning = target_words(run, ranked[0].reference)
+            best, *others = (sentence(pair, target) for pair in ranked)
+            found.append((name, problem, best, others, meaning))
     order = list(dict.fromkeys(problem for _, problem, *_ in found))
     return sorted(found, key=lambda answer: order.index(answer[1]))
 
 
-def target_words(run: Run, problem: str) -> tuple[str, str]:
+def target_words(run: Run, to: Reference) -> tuple[str, str]:
     """What a problem's target is called in this run, in short, and what it is, with what gaps are taken against."""
-    to = reference(run.trials.filter(pc.field("problem") == problem), run.info.get("problems", {}).get(problem))
+    gap = f"{run.plan.target:g}"
+    if to.kind == "best found":
+        found = f"{to.loss:g}, by trial {to.trial}"
+        return gap, f"Its minimum is not known, so gaps are to the best loss found, {found}; {gap} is one of them."
+    if run.plan.target_loss is not None:
+        return "the target", f"The target is a loss of {run.plan.target_loss:g}; gaps are to {to.words}, {to.loss:g}."
     if to.kind == "minimum":
-        return f"{run.plan.target:g}", f"{run.plan.target:g} is a loss gap, to the minimum, relative to the first."
-    if to.kind == "target":
-        return "its target", f"Its target is the loss that the problem counts as solved, {to.loss:g}: gaps are to it."
-    best = f"gaps are to the best loss found, {to.loss:g}, by trial {to.trial}"
-    return "a target", f"Its lowest loss is not known, and it states no target: {best}."
+        return gap, f"{gap} is a loss gap, to the minimum, relative to the first."
+    return "its target", f"Its target is the loss that the problem counts as solved, {to.loss:g}: gaps are to it."

@@ -41,7 +41,7 @@ def plain(loss: np.ndarray, norm: np.ndarray, overshot: np.ndarray, config: ev.O
     known = not math.isnan(config.minimum)
     minimum = one(config.minimum)
     levels = [minimum + one(t) * (loss[0] - minimum) if known else math.nan for t in (*TARGETS, config.target)]
-    levels[-1] = levels[-1] if known else one(config.solved)
+    levels[-1] = levels[-1] if math.isnan(config.solved) else one(config.solved)
     gap = abs(loss[0] - minimum) if known else max(abs(loss[0]), loss[0] - one(config.solved))
     for row, value in enumerate(loss):
         step = min(row * config.stride, config.steps)
@@ -72,7 +72,7 @@ def plain(loss: np.ndarray, norm: np.ndarray, overshot: np.ndarray, config: ev.O
     [(0.0, math.nan, False), (0.0, math.nan, True), (math.nan, 1.0, True), (-3.0, 1.0, False)],
 )
 def test_events_are_those_of_a_plain_loop(dtype, minimum, solved, stop):
-    config = ev.ObservationConfig(STEPS, STRIDE, minimum, solved, 1e-3, stop)
+    config = ev.ObservationConfig(STEPS, STRIDE, minimum, solved, 1e-3, stop, True)
     generator = np.random.default_rng(17)
     loss = losses(generator, dtype)
     norm, overshot = generator.random(loss.shape).astype(dtype), (generator.random(loss.shape) < 0.5).astype("float32")
