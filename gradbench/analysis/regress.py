@@ -1,21 +1,21 @@
-"""Is a new record worse than an old one? Step times by a rank test over samples, convergence by one over trials."""
+"""Is a new record worse than older ones? Step times by a rank test over samples, convergence by one over trials."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.stats
 
-from gradbench.analysis.summary import judged_trials, references
-from gradbench.analysis.verdicts import Reference, common, relative_gaps
+from gradbench.analysis.summary import judged_trials, references, summarise
+from gradbench.analysis.verdicts import Reference, common, floats, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
-from gradbench.tables import Column, check_format, render, to_json
+from gradbench.tables import Column, check_format, number, render, seconds, to_json
 
 CHANCE = 0.05  # of one row by chance alone, before the floor, which lets far less through
 SAME_PLACE = ("platform", "device_kind", "device_count", "cpu_model", "cpu_cores")
@@ -25,21 +25,30 @@ SAME_TARGET = ("batch_size", "dtype", "precision", "target", "steps")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two records share. `rows` are dicts: problem, optimizer, what, old, new, ratio (new/old), p_value (that it
-    is no worse), samples, verdict ("slower", "worse", "faster", "better", "same", "unsure"); `notes` say what was not
-    compared and why."""
+    """What records share. `rows` are dicts: problem, optimizer, what, old, new, ratio (new/old), p_value (that it is no
+    worse), samples, verdict ("slower", "worse", "faster", "better", "same", "unsure", "missing", "added"), hint (what
+    would settle an unsure one); `notes` say what was not compared and why, and what changed between the records."""
 
     rows: list[dict[str, Any]]
     notes: list[str]
     max_slowdown: float
+    allow_missing: bool = False
+
+    @property
+    def failures(self) -> int:
+        """Rows that say no."""
+        bad = ("slower", "worse") if self.allow_missing else ("slower", "worse", "missing", "added")
+        return sum(row["verdict"] in bad for row in self.rows)
 
     @property
     def regressed(self) -> bool:
-        return any(row["verdict"] in ("slower", "worse") for row in self.rows)
+        return self.failures > 0
 
 
-def compare_runs(old: Run, new: Run, max_slowdown: float = 1.10) -> Comparison:
-    """Compare what the two records share.
+def compare_runs(
+    old: Run | Sequence[Run], new: Run, max_slowdown: float = 1.10, allow_missing: bool = False
+) -> Comparison:
+    """Compare what a new record shares with an old one, or with the median of several.
 
     slower: the median *and* the smallest of the new step times are over `max_slowdown` times the old ones, a one-sided
     Mann-Whitney test (Annals of Mathematical Statistics 18, 1947) over the samples says that it is no chance, and so it
@@ -47,23 +56,54 @@ def compare_runs(old: Run, new: Run, max_slowdown: float = 1.10) -> Comparison:
     work seldom meets both. Records also differ from process to process, which samples of one process cannot show: with
     four timings or more their ratios' own spread (3 × 1.4826 × the median absolute deviation) must be exceeded as
     well. What passes the floor but not the rest is "unsure", which is no regression.
-    worse: over the trials (learning rate, seed) that both have, the median ratio of steps to the target, or of final
-    gaps where no trial of either reaches it, is over `max_slowdown`, and so says a one-sided Wilcoxon signed-rank test
-    (Biometrics Bulletin 1, 1945). A trial that no longer gets there counts as worse than any that does.
-    Both tests are at 5 % a row; the floor, which both ratios must pass, is what keeps noise out.
+    worse: over the trials (learning rate, seed) that all have, the median ratio of steps to the target is over
+        `max_slowdown`, and so says a one-sided Wilcoxon signed-rank test (Biometrics Bulletin 1, 1945). Where no trial
+        reaches it, the same of the gaps at the end, and of those at the old best learning rate, which are shown. A
+        trial that no longer gets there counts as worse than any that does.
+    missing, added: a pair that only the old records have, or only the new one; a regression unless `allow_missing`.
+    The tests are at 5 % a row; the floor, which both ratios must pass, is what keeps noise out.
 
     Raises GradbenchError where nothing can be compared.
     """
     if not 1 <= max_slowdown < math.inf:
         raise GradbenchError(f"max_slowdown: need a number of at least 1, such as 1.10, got {max_slowdown}")
+    olds = [old] if isinstance(old, Run) else list(old)
     notes: list[str] = []
-    rows = _time_rows(old, new, notes) + _convergence_rows(old, new, notes)
+    rows = _time_rows(olds, new, notes) + _convergence_rows(olds, new, notes)
     if not rows:
         why = f": {'; '.join(notes)}" if notes else ""
-        raise GradbenchError(f"{old.id} and {new.id}: nothing can be compared{why}")
+        raise GradbenchError(f"{', '.join(run.id for run in [*olds, new])}: nothing can be compared{why}")
     agreements = [_agreement(row, rows) for row in rows]
     rows = [_judged(row, max_slowdown, *agreed) for row, agreed in zip(rows, agreements)]
-    return Comparison(rows, notes, max_slowdown)
+    changes = [_changes(*pair) for pair in zip(olds, [*olds[1:], new])]
+    return Comparison([*rows, *_unpaired(olds, new)], [*notes, *filter(None, changes)], max_slowdown, allow_missing)
+
+
+def _unpaired(olds: Sequence[Run], new: Run) -> list[dict[str, Any]]:
+    """A row for each pair that only the old records have, or only the new one."""
+    before, after = set.intersection(*(set(run.plan.pairs) for run in olds)), set(new.plan.pairs)
+    rows = []
+    for word, only in (("missing", before - after), ("added", after - set().union(*(run.plan.pairs for run in olds)))):
+        for problem, optimizer in sorted(only):
+            empty = {"old": None, "new": None, "ratio": None, "samples": 0, "p_value": None}
+            hint = "allowed by --allow-missing"
+            rows.append(
+                {"problem": problem, "optimizer": optimizer, "what": "pair"} | empty | {"verdict": word, "hint": hint}
+            )
+    return rows
+
+
+def _changes(before: Run, after: Run) -> str:
+    """What is another one in the next record's environment, in words; empty if nothing."""
+
+    def facts(run: Run) -> dict[str, Any]:
+        environment = run.info["environment"]
+        versions = environment.get("versions", {})
+        return {**versions, "git commit": environment.get("git_commit"), "flags": environment.get("flags")}
+
+    a, b = facts(before), facts(after)
+    changed = [f"{key} {a.get(key)} → {b.get(key)}" for key in {**a, **b} if a.get(key) != b.get(key)]
+    return f"from {before.id} to {after.id}: {', '.join(changed)}" if changed else ""
 
 
 def _agreement(row: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[float, float]:
@@ -90,7 +130,12 @@ def _judged(row: dict[str, Any], floor: float, agreed_low: float, agreed_high: f
         verdict = ("slower" if time else "worse") if p_value < CHANCE and agreed_low > floor else "unsure"
     elif high < 1 / floor:
         verdict = ("faster" if time else "better") if better < CHANCE and agreed_high < 1 / floor else "unsure"
-    return row | {"p_value": p_value, "verdict": verdict}
+    hint = ""
+    if verdict == "unsure" and time:
+        hint = "time both again with nothing else running (--timing full)"
+    elif verdict == "unsure":
+        hint = f"run both with more --seeds than give these {row['samples']} trials"
+    return row | {"p_value": p_value, "verdict": verdict, "hint": hint}
 
 
 def _differing(old: Run, new: Run, environment: tuple[str, ...], plan: tuple[str, ...]) -> list[str]:
@@ -101,27 +146,49 @@ def _differing(old: Run, new: Run, environment: tuple[str, ...], plan: tuple[str
     return [f"{key} {a} → {b}" for key, a, b in pairs if a != b]
 
 
-def _time_rows(old: Run, new: Run, notes: list[str]) -> list[dict[str, Any]]:
-    differing = _differing(old, new, SAME_PLACE, SAME_STEP)
-    if differing:
-        notes.append(f"step times not compared: {', '.join(differing)}")
-        return []
+def _comparable(
+    olds: Sequence[Run], new: Run, what: str, environment: tuple[str, ...], plan: tuple[str, ...], notes: list[str]
+) -> list[Run]:
+    """The old records that the new one can be held against; why others cannot goes into `notes`."""
+    kept = []
+    for old in olds:
+        differing = _differing(old, new, environment, plan)
+        if differing:
+            which = f"{old.id}: " if len(olds) > 1 else ""
+            notes.append(f"{which}{what} not compared: {', '.join(differing)}")
+        else:
+            kept.append(old)
+    return kept
+
+
+def _time_rows(olds: Sequence[Run], new: Run, notes: list[str]) -> list[dict[str, Any]]:
+    olds = _comparable(olds, new, "step times", SAME_PLACE, SAME_STEP, notes)
 
     def by_key(run: Run) -> dict[tuple, dict[str, Any]]:
-        rows = run.timings.to_pylist()
-        return {(r["problem"], r["optimizer"], r["mode"], r["trials"]): r for r in rows}
+        return {(r["problem"], r["optimizer"], r["mode"], r["trials"]): r for r in run.timings.to_pylist()}
 
-    before, after, rows = by_key(old), by_key(new), []
-    for key in before.keys() & after.keys():
-        problem, optimizer, mode, _ = key
-        a, b = (np.asarray(table[key]["step_s_samples"], float) for table in (before, after))
-        if not (before[key]["trusted"] and after[key]["trusted"]):
-            notes.append(f"{problem} × {optimizer or 'loss'} {mode}: not compared, a timing is not trusted")
+    untimed = [run.id for run in (*olds, new) if run.timings.num_rows == 0]
+    if untimed:
+        notes.append(f"step times not compared: {', '.join(untimed)} has none (--timing full records them)")
+        return []
+    *before, after = map(by_key, (*olds, new))
+    rows = []
+    for key in after:
+        timings = [table[key] for table in before if key in table]
+        if not timings:
             continue
-        ratios = float(np.median(b) / np.median(a)), float(b.min() / a.min())
+        problem, optimizer, mode, _ = key
+        if not all(row["trusted"] for row in (*timings, after[key])):
+            why = "a timing is not trusted: something else ran; time it again"
+            notes.append(f"{problem} × {optimizer or 'loss'} {mode}: not compared, {why}")
+            continue
+        parts, b = [np.asarray(row["step_s_samples"], float) for row in timings], after[key]["step_s_samples"]
+        a, b = np.concatenate(parts), np.asarray(b, float)
+        middle, least = (float(np.median([of(part) for part in parts])) for of in (np.median, np.min))
+        ratios = float(np.median(b)) / middle, float(b.min()) / least
         rows.append(
             {
-                **_row(problem, optimizer, f"step time, {mode}", float(np.median(a)), float(np.median(b)), len(b)),
+                **_row(problem, optimizer, f"step time, {mode}", middle, float(np.median(b)), len(b)),
                 "worse_p": float(scipy.stats.mannwhitneyu(b, a, alternative="greater").pvalue),
                 "better_p": float(scipy.stats.mannwhitneyu(b, a, alternative="less").pvalue),
                 "least_ratio": min(ratios),
@@ -144,40 +211,56 @@ def _row(problem: str, optimizer: str | None, what: str, old: float, new: float,
     }
 
 
-def _convergence_rows(old: Run, new: Run, notes: list[str]) -> list[dict[str, Any]]:
-    differing = _differing(old, new, (), SAME_TARGET)
-    if differing:
-        notes.append(f"convergence not compared: {', '.join(differing)}")
-        return []
+def _convergence_rows(olds: Sequence[Run], new: Run, notes: list[str]) -> list[dict[str, Any]]:
+    olds = _comparable(olds, new, "convergence", (), SAME_TARGET, notes)
     rows = []
-    for problem, optimizer in old.plan.pairs:
-        to = [references(run)[problem] for run in (old, new) if problem in references(run)]
-        if len(to) < 2:
+    for problem, optimizer in new.plan.pairs:
+        runs = [run for run in (*olds, new) if problem in references(run)]
+        to = [references(run)[problem] for run in runs]
+        if new not in runs or len(runs) < 2:
             continue
-        if to[0].kind == to[1].kind == "best found":
-            to = [common(to)] * 2
-        tables = (judged_trials(run, references(run) | {problem: of}) for run, of in zip((old, new), to))
-        a, b = (_outcomes(trials, problem, optimizer, of) for trials, of in zip(tables, to))
-        shared = sorted(a.keys() & b.keys())
+        if all(of.kind == "best found" for of in to):
+            to = [common(to)] * len(to)
+        *before, after = (_outcomes(run, problem, optimizer, of) for run, of in zip(runs, to))
+        shared = sorted(set(after).intersection(*before))
         if not shared:
             continue
-        for index, what in ((0, "steps to target"), (1, f"final gap to {to[0].kind}")):
-            before, after = (np.array([table[key][index] for key in shared]) for table in (a, b))
-            use = np.isfinite(before) | np.isfinite(after)
-            if index and to[0].kind != to[1].kind:
-                notes.append(f"{problem} × {optimizer}: final gaps not compared, to {to[0].kind} → to {to[1].kind}")
-            elif use.any():
-                rows.append(_paired(problem, optimizer, what, before[use], after[use]))
-                break
+        first, last = (
+            np.median([[of[key] for key in shared] for of in before], axis=0),
+            np.array([after[k] for k in shared]),
+        )
+        use = np.isfinite(first[:, 0]) | np.isfinite(last[:, 0])
+        if use.any():
+            rows.append(_paired(problem, optimizer, "steps to target", first[use, 0], last[use, 0]))
+        elif len({of.kind for of in to}) > 1:
+            kinds = " → ".join(of.kind for of in to)
+            notes.append(f"{problem} × {optimizer}: gaps at the end not compared, to {kinds}")
+        else:
+            rows += _gap_rows(runs[0], problem, optimizer, to[0], np.array(shared)[:, 0], first[:, 1], last[:, 1])
     return rows
 
 
-def _outcomes(
-    trials: pa.Table, problem: str, optimizer: str, to: Reference
-) -> dict[tuple[float, int], tuple[float, float]]:
-    """(learning rate, seed) -> (steps to the target, final gap), infinite for never and for diverged."""
+def _gap_rows(
+    old: Run, problem: str, optimizer: str, to: Reference, rates: np.ndarray, before: np.ndarray, after: np.ndarray
+) -> list[dict[str, Any]]:
+    """The row of the gaps at the end: tested over all trials, shown at the old best learning rate."""
+    pair = next((p for p in summarise(old) if (p.problem, p.optimizer) == (problem, optimizer)), None)
+    use = np.isfinite(before) | np.isfinite(after)
+    if pair is None or pair.best is None or not use.any():
+        return []
+    row = _paired(problem, optimizer, f"gap to {to.kind}, at lr {pair.best.learning_rate:g}", before[use], after[use])
+    at = rates == pair.best.learning_rate
+    best = _paired(problem, optimizer, row["what"], before[at], after[at]) if at.any() else row
+    shown = {key: best[key] for key in ("old", "new", "ratio")}
+    least, most = min(row["least_ratio"], best["least_ratio"]), max(row["most_ratio"], best["most_ratio"])
+    return [row | shown | {"least_ratio": least, "most_ratio": most}]
+
+
+def _outcomes(run: Run, problem: str, optimizer: str, to: Reference) -> dict[tuple[float, int], tuple[float, float]]:
+    """(learning rate, seed) -> (steps to the target, gap at the end), infinite for never and for diverged."""
+    trials = judged_trials(run, references(run) | {problem: to})
     rows = trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
-    steps = rows["steps_to_target"].to_numpy(zero_copy_only=False).astype(float)
+    steps = floats(rows, "steps_to_target")
     steps = np.where(np.isnan(steps), np.inf, steps)
     keys = zip(rows["learning_rate"].to_pylist(), rows["seed"].to_pylist())
     return dict(zip(keys, zip(steps.tolist(), relative_gaps(rows, to).tolist())))
@@ -190,7 +273,7 @@ def _paired(problem: str, optimizer: str, what: str, before: np.ndarray, after: 
     change = np.nan_to_num(change, nan=0.0, posinf=1e3, neginf=-1e3)  # ranks only: beyond every finite change
     same = not change.any()
     worse, better = (
-        1.0 if same else float(scipy.stats.wilcoxon(change, alternative=side, method="approx").pvalue)
+        1.0 if same else float(scipy.stats.wilcoxon(change, alternative=side, method="auto").pvalue)
         for side in ("greater", "less")
     )
     ratio = math.exp(min(float(np.median(change)), 500.0))
@@ -199,16 +282,23 @@ def _paired(problem: str, optimizer: str, what: str, before: np.ndarray, after: 
     return row | {"ratio": math.inf if ratio > 1e200 else ratio} | tests
 
 
+def _as_text(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for people: times with their unit."""
+    show = seconds if row["what"].startswith("step time") else number
+    return row | {"old": show(row["old"]), "new": show(row["new"])}
+
+
 COLUMNS = (
     Column("problem", "problem", str),
     Column("optimizer", "optimizer", lambda name: name or "–"),
     Column("what", "what", str),
-    Column("old", "old"),
-    Column("new", "new"),
+    Column("old", "old", str),
+    Column("new", "new", str),
     Column("ratio", "new/old"),
     Column("p_value", "p"),
     Column("samples", "samples"),
     Column("verdict", "verdict", str),
+    Column("hint", "to settle it", str),
 )
 
 
@@ -218,10 +308,10 @@ def regress_text(comparison: Comparison, output_format: str) -> str:
     if output_format == "json":
         answer = {"regressed": comparison.regressed, "max_slowdown": comparison.max_slowdown}
         return to_json(answer | {"rows": comparison.rows, "notes": comparison.notes})
-    text = render(comparison.rows, COLUMNS, output_format)
     if output_format == "csv":
-        return text
-    worse = sum(row["verdict"] in ("slower", "worse") for row in comparison.rows)
-    answer = f"{worse} regressed" if worse else "no regression"
+        return render(comparison.rows, COLUMNS, output_format)
+    columns = COLUMNS if any(row["hint"] for row in comparison.rows) else COLUMNS[:-1]
+    text = render([_as_text(row) for row in comparison.rows], columns, output_format)
+    answer = f"{comparison.failures} regressed" if comparison.regressed else "no regression"
     answer += f" of {len(comparison.rows)} compared, where {comparison.max_slowdown:g}× is allowed"
-    return "\n".join([text, "", *comparison.notes, answer])
+    return "\n".join([text, "", *(f"Note: {note}." for note in comparison.notes), answer])

@@ -1,13 +1,14 @@
 """regress finds what was planted, and nothing where nothing was."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from synthetic import ENVIRONMENT, make_run
 
-from gradbench.analysis.regress import compare_runs
+from gradbench.analysis.regress import compare_runs, regress_text
 from gradbench.errors import GradbenchError
 
 RATES = tuple(np.geomspace(0.06, 1.0, 8).tolist())
@@ -86,7 +87,7 @@ def test_diverging_where_it_converged_is_worse():
 def test_where_no_trial_reaches_the_target_final_gaps_are_compared():
     far = lambda factor: make_run(RATES, optimizers=["sgd"], decay=lambda optimizer, rate: factor * rate / 100)  # noqa: E731
     comparison = compare_runs(far(1.0), far(0.3))
-    assert verdicts(comparison, "final gap") == {"worse"}
+    assert verdicts(comparison, "gap to minimum, at lr 1") == {"worse"}
 
 
 def test_step_times_of_different_devices_are_not_compared():
@@ -107,3 +108,57 @@ def test_nothing_comparable_is_an_error_of_exit_code_2():
 def test_a_senseless_floor_is_refused(floor):
     with pytest.raises(GradbenchError, match="max_slowdown"):
         compare_runs(make_run(), make_run(), max_slowdown=floor)
+
+
+def test_a_pair_that_is_gone_or_new_is_a_regression_unless_allowed():
+    old, new = make_run(optimizers=["sgd", "adam"]), make_run(optimizers=["sgd", "lion"])
+    comparison = compare_runs(old, new)
+    found = {row["optimizer"]: row["verdict"] for row in comparison.rows if row["what"] == "pair"}
+    assert found == {"adam": "missing", "lion": "added"}
+    assert comparison.regressed
+    assert "2 regressed" in regress_text(comparison, "table")
+    assert not compare_runs(old, new, allow_missing=True).regressed
+
+
+def test_unsure_says_what_would_settle_it():
+    old, new = make_run(optimizers=["sgd"]), make_run(optimizers=["sgd"], step_seconds=noisy(1.5, 1))
+    timings = pa.concat_tables([old.timings.slice(0, 1), new.timings.slice(1, 1)])
+    text = regress_text(compare_runs(old, dataclasses.replace(new, timings=timings)), "table")
+    assert "time both again with nothing else running (--timing full)" in text
+    few = make_run([0.5], 3, ["sgd"]), make_run([0.5], 3, ["sgd"], decay=lambda optimizer, rate: rate / 2)
+    [row] = [row for row in compare_runs(*few).rows if row["what"] == "steps to target"]
+    assert (row["verdict"], row["hint"]) == ("unsure", "run both with more --seeds than give these 3 trials")
+
+
+def test_times_have_their_unit_for_people_and_are_seconds_for_machines():
+    comparison = compare_runs(make_run(optimizers=["sgd"]), make_run(optimizers=["sgd"]))
+    assert "1.04 ms" in regress_text(comparison, "table")
+    assert json.loads(regress_text(comparison, "json"))["rows"][0]["old"] == pytest.approx(1.04e-3)
+
+
+def test_a_record_against_the_median_of_several():
+    """One slow record among three hides nothing and accuses nobody."""
+    olds = [make_run(step_seconds=noisy(scale, seed)) for seed, scale in ((1, 1.0), (2, 3.0), (3, 1.0))]
+    assert verdicts(compare_runs(olds, make_run(step_seconds=noisy(1.0, 4))), "step time") == {"same"}
+    assert verdicts(compare_runs(olds[::2], make_run(step_seconds=noisy(1.3, 4))), "step time") == {"slower"}
+
+
+def test_what_changed_between_records_is_said():
+    versions = [
+        ENVIRONMENT | {"versions": {"jax": jax}, "git_commit": commit}
+        for jax, commit in (("1", "a"), ("2", "a"), ("2", "b"))
+    ]
+    runs = [
+        dataclasses.replace(run, info=run.info | {"environment": of, "id": f"run{k}"})
+        for k, (run, of) in enumerate(zip((make_run(), make_run(), make_run()), versions))
+    ]
+    notes = compare_runs(runs[:2], runs[2]).notes
+    assert notes == ["from run0 to run1: jax 1 → 2", "from run1 to run2: git commit a → b"]
+
+
+def test_records_without_timings_are_compared_by_convergence():
+    old, new = make_run(), make_run()
+    new = dataclasses.replace(new, timings=new.timings.slice(0, 0))
+    comparison = compare_runs(old, new)
+    assert {row["what"] for row in comparison.rows} == {"steps to target"}
+    assert "has none (--timing full records them)" in comparison.notes[0]
