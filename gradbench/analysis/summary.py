@@ -334,7 +334,8 @@ def _edge(rates: list[RateSummary]) -> tuple[float | None, float | None]:
 def representative_rates(pair: PairSummary) -> dict[float, str]:
     """Learning rates that teach: too small, right, too large, diverging, as far as the pair has them."""
     if pair.best is None:
-        return {pair.rates[0].learning_rate: "diverging"}
+        smallest = pair.rates[0]
+        return {smallest.learning_rate: "diverging" if "diverged" in smallest.verdicts else "too small"}
     chosen = {pair.best.learning_rate: "right"}
     small = pair.best.learning_rate / 30
     below = [rate for rate in pair.rates if rate.learning_rate < pair.best.learning_rate]
