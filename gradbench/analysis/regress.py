@@ -14,7 +14,7 @@ import scipy.stats
 from gradbench.analysis.summary import Reference, reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
-from gradbench.tables import Column, check_format, render, to_json
+from gradbench.tables import Column, check_format, number, render, seconds, to_json
 
 CHANCE = 0.05  # of one row by chance alone, before the floor, which lets far less through
 SAME_PLACE = ("platform", "device_kind", "device_count", "cpu_model", "cpu_cores")
@@ -206,15 +206,21 @@ def _paired(problem: str, optimizer: str, what: str, before: np.ndarray, after: 
 
 COLUMNS = (
     Column("problem", "problem", str),
-    Column("optimizer", "optimizer", lambda name: name or "–"),
+    Column("optimizer", "optimizer", lambda name: name or "–", about="– is the loss without one"),
     Column("what", "what", str),
-    Column("old", "old"),
-    Column("new", "new"),
-    Column("ratio", "new/old"),
-    Column("p_value", "p"),
-    Column("samples", "samples"),
+    Column("old", "old", priority=2),
+    Column("new", "new", priority=2),
+    Column("ratio", "new/old", priority=1, about="above 1 is worse"),
+    Column("p_value", "p", priority=3, about="chance of such samples if nothing got worse"),
+    Column("samples", "samples", priority=4),
     Column("verdict", "verdict", str),
 )
+
+
+def _with_units(row: dict[str, Any]) -> dict[str, Any]:
+    """Old and new as people read them: what is measured says nothing of a time's unit."""
+    time = row["what"].startswith("step time")
+    return row | {key: seconds(row[key]) if time else number(row[key]) for key in ("old", "new")}
 
 
 def regress_text(comparison: Comparison, output_format: str) -> str:
@@ -223,9 +229,9 @@ def regress_text(comparison: Comparison, output_format: str) -> str:
     if output_format == "json":
         answer = {"regressed": comparison.regressed, "max_slowdown": comparison.max_slowdown}
         return to_json(answer | {"rows": comparison.rows, "notes": comparison.notes})
-    text = render(comparison.rows, COLUMNS, output_format)
     if output_format == "csv":
-        return text
+        return render(comparison.rows, COLUMNS, "csv")
+    text = render(list(map(_with_units, comparison.rows)), COLUMNS, output_format)
     worse = sum(row["verdict"] in ("slower", "worse") for row in comparison.rows)
     answer = f"{worse} regressed" if worse else "no regression"
     answer += f" of {len(comparison.rows)} compared, where {comparison.max_slowdown:g}× is allowed"
