@@ -1,3 +1,29 @@
-from gradbench.cli.main import main
+"""The `gradbench` command. A Ctrl-C is one line from the start, while the command is still being imported, too."""
 
-main()
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def _interrupted(_: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt, but not inside an import: out of an extension module's that comes as another exception."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os.write(2, b"gradbench: interrupted\n")
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Import the command line and run it."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
+        signal.signal(signal.SIGINT, _interrupted)
+    from gradbench.cli.main import invoke
+
+    sys.exit(invoke(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

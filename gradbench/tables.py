@@ -1,9 +1,10 @@
-"""Tables for people and machines: table, json, csv, markdown."""
+"""Tables for people and machines: table (as wide as the terminal), wide, json, csv, markdown."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import shutil
@@ -12,9 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
+
 from gradbench.errors import PlanError, nearest
 
-FORMATS = ("table", "json", "csv", "markdown")
+FORMATS = ("table", "wide", "json", "csv", "markdown")
+GAP = "  "  # between columns
+PROSE = 24  # cells that a column of prose keeps at least, or its longest word
 
 
 def check_format(name: str) -> str:
@@ -47,28 +52,88 @@ def seconds(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A key of the rows, its heading for people, and how people read its values."""
+    """A key of the rows, its heading for people, and how people read its values.
+
+    Of a table wider than the terminal the column with the largest `priority` leaves first; one of priority 0, such as a
+    name, never does. `prose` may be wrapped at its spaces; every other value stays whole on one line. `about` says
+    below the table what the heading means.
+    """
 
     key: str
     heading: str
     show: Callable[[Any], str] = number
+    priority: int = 0
+    about: str = ""
+    prose: bool = False
+
+    @property
+    def right(self) -> bool:
+        return self.show in (number, percent, seconds)
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """The row's value as people read it, on one line."""
+        return "".join(sign if sign.isprintable() else " " for sign in self.show(row.get(self.key)))
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is; None where it is a pipe or a file, which take any width."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def render(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], output_format: str, title: str = "") -> str:
-    """The rows as text. json and csv hold every key of the rows, unrounded; table and markdown the columns."""
+    """The rows as text: json and csv hold every key of the rows, unrounded; table, wide and markdown the columns.
+
+    A table fits the terminal: headings and prose are wrapped, then columns leave by priority, with a line that names
+    them; where those of priority 0 alone are too wide each row is a block of lines. wide has every column, and so has a
+    table that goes to no terminal.
+    """
     check_format(output_format)
     if output_format == "json":
         return to_json(list(rows))
     if output_format == "csv":
         return _csv(rows)
-    cells = [[column.show(row.get(column.key)) for column in columns] for row in rows]
-    headings = [column.heading for column in columns]
-    right = [column.show in (number, percent, seconds) for column in columns]
-    return (
-        _markdown(headings, cells, right, title)
-        if output_format == "markdown"
-        else _table(headings, cells, right, title)
-    )
+    cells = [[column.text(row) for row in rows] for column in columns]
+    if output_format == "markdown":
+        return _markdown(columns, cells, title)
+    width = None if output_format == "wide" else terminal_width()
+    shown = _fitting(columns, cells, width)
+    lines = wrap(title, width) if title else []
+    if shown is None:
+        lines += _blocks(columns, cells, width)
+        shown = dict.fromkeys(range(len(columns)), 0)
+    else:
+        lines += _table([columns[i] for i in shown], [cells[i] for i in shown], list(shown.values()))
+    if left_out := [column.heading for i, column in enumerate(columns) if i not in shown]:
+        lines += wrap(f"Left out at {width} columns (--wide or --format csv has them): {', '.join(left_out)}.", width)
+    if about := [f"{columns[i].heading}: {columns[i].about}" for i in shown if columns[i].about]:
+        lines += wrap(f"{'; '.join(about)}.", width)
+    return "\n".join(lines)
+
+
+def wrap(text: str, width: int | None) -> list[str]:
+    """The text in lines of at most `width` cells, broken at its spaces; a longer word stays whole."""
+    lines, line = [], ""
+    for word in text.split(" "):
+        joined = f"{line} {word}" if line else word
+        if line and width is not None and cell_len(joined) > width:
+            lines.append(line)
+            joined = word
+        line = joined
+    return [*lines, line]
+
+
+GO_ON = "; go on with: "  # what follows it in a note is a command
+
+
+def note_lines(notes: Sequence[str], output_format: str) -> list[str]:
+    """Notes below a table, in lines that fit the terminal, but for a command: whole on its own line, to be copied."""
+    width = terminal_width() if output_format == "table" else None
+    lines = []
+    for note in notes:
+        text, go_on, command = note.partition(GO_ON)
+        lines += wrap(f"Note: {text}{GO_ON.rstrip() if go_on else '.'}", width)
+        lines += [f"  {command}"] if go_on else []
+    return lines
 
 
 def to_json(value: Any) -> str:
@@ -92,26 +157,75 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _markdown(headings: list[str], cells: list[list[str]], right: list[bool], title: str) -> str:
+def _markdown(columns: Sequence[Column], cells: list[list[str]], title: str) -> str:
     lines = [f"**{title}**", ""] if title else []
-    lines.append("| " + " | ".join(headings) + " |")
-    lines.append("|" + "|".join(" ---: " if r else " --- " for r in right) + "|")
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    lines.append("| " + " | ".join(column.heading for column in columns) + " |")
+    lines.append("|" + "|".join(" ---: " if column.right else " --- " for column in columns) + "|")
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in zip(*cells)]
     return "\n".join(lines)
 
 
-def _table(headings: list[str], cells: list[list[str]], right: list[bool], title: str) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _widest(texts: Sequence[str]) -> int:
+    return max(map(cell_len, texts), default=0)
 
-    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading, r in zip(headings, right):
-        table.add_column(heading, justify="right" if r else "left", no_wrap=r, overflow="fold")
-    for row in cells:
-        table.add_row(*map(Text, row))
-    text = io.StringIO()
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 220
-    Console(file=text, width=width, no_color=True).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").split("\n"))
+
+def _narrowest(column: Column, cells: list[str]) -> int:
+    """The cells a column needs: no word of its heading or its prose is cut, and no value."""
+    words = column.heading.split(" ")
+    if not column.prose:
+        return _widest([*words, *cells])
+    return max(_widest([*words, *(word for cell in cells for word in cell.split(" "))]), min(PROSE, _widest(cells)))
+
+
+def _fitting(columns: Sequence[Column], cells: list[list[str]], width: int | None) -> dict[int, int] | None:
+    """The columns that fit, by number, and the cells of each; None if those that may not leave do not fit."""
+    natural = [_widest([column.heading, *of]) for column, of in zip(columns, cells)]
+    shown = dict(enumerate(natural))
+    if width is None:
+        return shown
+    room = width + len(GAP)
+    least = [_narrowest(column, of) for column, of in zip(columns, cells)]
+    while sum(least[i] + len(GAP) for i in shown) > room:
+        leaving = max(shown, key=lambda i: (columns[i].priority, i))
+        if columns[leaving].priority == 0:
+            return None
+        del shown[leaving]
+    while sum(of + len(GAP) for of in shown.values()) > room:
+        shown[max(shown, key=lambda i: shown[i] - least[i])] -= 1
+    return shown
+
+
+def _table(columns: Sequence[Column], cells: list[list[str]], widths: list[int]) -> list[str]:
+    headings = [wrap(column.heading, width) for column, width in zip(columns, widths)]
+    height = max(map(len, headings), default=0)
+    lines = _beside([[""] * (height - len(lines)) + lines for lines in headings], columns, widths)
+    lines.append(GAP.join("─" * width for width in widths))
+    for row in zip(*cells):
+        parts = [wrap(cell, width) if column.prose else [cell] for column, cell, width in zip(columns, row, widths)]
+        lines += _beside(parts, columns, widths)
+    return lines
+
+
+def _beside(parts: list[list[str]], columns: Sequence[Column], widths: list[int]) -> list[str]:
+    """The lines of a row whose cells have several."""
+    lines = []
+    for texts in itertools.zip_longest(*parts, fillvalue=""):
+        padding = [" " * (width - cell_len(text)) for text, width in zip(texts, widths)]
+        line = [pad + text if column.right else text + pad for column, text, pad in zip(columns, texts, padding)]
+        lines.append(GAP.join(line).rstrip())
+    return lines
+
+
+def _blocks(columns: Sequence[Column], cells: list[list[str]], width: int | None) -> list[str]:
+    """Each row as lines of heading and value, a value under its heading where both are too wide."""
+    margin = _widest([column.heading for column in columns]) + len(GAP)
+    lines: list[str] = []
+    for row in zip(*cells):
+        lines += [""] if lines else []
+        for column, cell in zip(columns, row):
+            label = column.heading + " " * (margin - cell_len(column.heading))
+            if width is None or margin + cell_len(cell) <= width:
+                lines.append((label + cell).rstrip())
+            else:
+                lines += [column.heading, *(wrap(cell, width) if column.prose else [cell])]
+    return lines

@@ -15,39 +15,39 @@ from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.inputs.plan import command
 from gradbench.inputs.sources import given_as_object, recorded_file
 from gradbench.record.store import Run
-from gradbench.tables import Column, check_format, number, percent, render, seconds, to_json
+from gradbench.tables import GO_ON, Column, check_format, note_lines, number, percent, render, seconds, to_json
 
 SUMMARY = (
     Column("record", "record", str),
     Column("problem", "problem", str),
     Column("optimizer", "optimizer", str),
     Column("best_learning_rate", "best lr"),
-    Column("best_range", "95 %", str),
-    Column("verdict", "verdict", str),
-    Column("steps_to_target", "steps to target"),
-    Column("time_to_target_s", "time to target", seconds),
-    Column("final_loss", "final loss"),
-    Column("final_gap", "final gap"),
-    Column("reference", "gap to", str),
-    Column("good_range", "good range", str),
-    Column("good_decades", "decades"),  # robustness
-    Column("edge", "diverges", str),
-    Column("stable_limit", "stable limit"),
-    Column("diverged_share", "diverged", percent),
-    Column("trial_steps_per_s", "trial-steps/s"),
-    Column("of_limit", "of limit", percent),
-    Column("limit", "set by", str),
+    Column("best_range", "95 %", str, 6, "where the best rate lies, at 95 % by resampling the seeds"),
+    Column("verdict", "verdict", str, 1),
+    Column("steps_to_target", "steps to target", priority=2, about="of the median seed, – where it is not reached"),
+    Column("time_to_target_s", "time to target", seconds, 4),
+    Column("final_loss", "final loss", priority=3),
+    Column("final_gap", "final gap", priority=2),
+    Column("reference", "gap to", str, 5),
+    Column("good_range", "good range", str, 3),
+    Column("good_decades", "decades", priority=7, about="the width of the good range"),  # robustness
+    Column("edge", "diverges", str, 6),
+    Column("stable_limit", "stable limit", priority=7, about="2/L, from theory"),
+    Column("diverged_share", "diverged", percent, 6),
+    Column("trial_steps_per_s", "trial-steps/s", priority=8),
+    Column("of_limit", "of limit", percent, 8, "speed, as a share of what the device allows"),
+    Column("limit", "set by", str, 9),
 )
 RATES = (
     Column("learning_rate", "learning rate"),
     Column("verdict", "verdict", str),
-    Column("loss_median", "final loss"),
+    Column("loss_median", "final loss", priority=2),
     Column("gap_median", "final gap"),
-    Column("gap_low", "lowest"),
-    Column("gap_high", "highest"),
-    Column("steps_to_target", "steps to target"),
-    Column("time_to_target_s", "time to target", seconds),
-    Column("mark", "", str),
+    Column("gap_low", "lowest", priority=4),
+    Column("gap_high", "highest", priority=4),
+    Column("steps_to_target", "steps to target", priority=2),
+    Column("time_to_target_s", "time to target", seconds, 3),
+    Column("mark", "mark", str, 1, prose=True),
 )
 BESIDE = ("verdict", "loss_median", "gap_median", "steps_to_target")  # of RATES, for each of several records
 
@@ -144,7 +144,7 @@ def run_table(run: Run, output_format: str) -> str:
     left_out = ("record", "best_range", "good_decades", "edge", "stable_limit", "limit")
     narrow = [column for column in SUMMARY if column.key not in left_out]
     text = render([summary_row(pair) for pair in pairs], narrow, output_format)
-    return text if output_format in ("json", "csv") else _with_notes([text], _notes(run, pairs))
+    return text if output_format in ("json", "csv") else _with_notes([text], _notes(run, pairs), output_format)
 
 
 def pair_sentence(pair: PairSummary) -> str:
@@ -192,7 +192,7 @@ def _notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> list[
         end = pair.open_end or ("highest" if unbounded else None)
         if end:
             what = f"the best learning rate is the {end} tried" if pair.open_end else "no learning rate tried diverges"
-            notes.append(f"{name}: {what}; go on with {_go_on(run, pair, end)}")
+            notes.append(f"{name}: {what}{GO_ON}{_go_on(run, pair, end)}")
     return notes
 
 
@@ -203,8 +203,9 @@ def _go_on(run: Run, pair: PairSummary, end: str) -> str:
     return command(run.plan, problems=(pair.problem,), optimizers=(pair.optimizer,), learning_rates=rates)
 
 
-def _with_notes(blocks: Sequence[str], notes: Sequence[str]) -> str:
-    return "\n\n".join([*blocks, *(["\n".join(f"Note: {note}." for note in notes)] if notes else [])])
+def _with_notes(blocks: Sequence[str], notes: Sequence[str], output_format: str) -> str:
+    lines = note_lines(notes, output_format)
+    return "\n\n".join([*blocks, *(["\n".join(lines)] if lines else [])])
 
 
 def compare_text(
@@ -274,7 +275,7 @@ def compare_text(
     title = f"{what}in the good range every seed is within {factor:g}× of the best, over so many decades"
     columns = SUMMARY if several else SUMMARY[1:]
     blocks.append(render(summaries, columns, output_format, title))
-    return _with_notes(blocks, notes)
+    return _with_notes(blocks, notes, output_format)
 
 
 def _side_by_side(of: Sequence[tuple[str, list[dict[str, Any]]]]) -> tuple[list[dict[str, Any]], list[Column]]:

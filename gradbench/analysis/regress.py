@@ -15,7 +15,7 @@ from gradbench.analysis.summary import judged_trials, references, summarise
 from gradbench.analysis.verdicts import Reference, common, floats, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
-from gradbench.tables import Column, check_format, number, render, seconds, to_json
+from gradbench.tables import Column, check_format, note_lines, number, render, seconds, to_json
 
 CHANCE = 0.05  # of one row by chance alone, before the floor, which lets far less through
 SAME_PLACE = ("platform", "device_kind", "device_count", "cpu_model", "cpu_cores")
@@ -290,15 +290,15 @@ def _as_text(row: dict[str, Any]) -> dict[str, Any]:
 
 COLUMNS = (
     Column("problem", "problem", str),
-    Column("optimizer", "optimizer", lambda name: name or "–"),
+    Column("optimizer", "optimizer", lambda name: name or "–", about="– is the loss without one"),
     Column("what", "what", str),
-    Column("old", "old", str),
-    Column("new", "new", str),
-    Column("ratio", "new/old"),
-    Column("p_value", "p"),
-    Column("samples", "samples"),
+    Column("old", "old", priority=2),
+    Column("new", "new", priority=2),
+    Column("ratio", "new/old", priority=1, about="above 1 is worse"),
+    Column("p_value", "p", priority=3, about="chance of such samples if nothing got worse"),
+    Column("samples", "samples", priority=4),
     Column("verdict", "verdict", str),
-    Column("hint", "to settle it", str),
+    Column("hint", "to settle it", str, 5, prose=True),
 )
 
 
@@ -314,4 +314,4 @@ def regress_text(comparison: Comparison, output_format: str) -> str:
     text = render([_as_text(row) for row in comparison.rows], columns, output_format)
     answer = f"{comparison.failures} regressed" if comparison.regressed else "no regression"
     answer += f" of {len(comparison.rows)} compared, where {comparison.max_slowdown:g}× is allowed"
-    return "\n".join([text, "", *(f"Note: {note}." for note in comparison.notes), answer])
+    return "\n".join([text, "", *note_lines(comparison.notes, output_format), answer])

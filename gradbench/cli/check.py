@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import secrets
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from rich.cells import cell_len
 
+from gradbench.cli.activity import Activity
+from gradbench.cli.app import note, show
 from gradbench.errors import PlanError
 from gradbench.gradients import self_test as planted
 from gradbench.gradients.check import check_gradient
@@ -19,9 +21,12 @@ from gradbench.gradients.report import CheckReport
 from gradbench.gradients.rounding.formats import DTYPES
 from gradbench.inputs.plan import DEFAULT_PROBLEMS
 from gradbench.inputs.problem import load_problem
+from gradbench.machine.devices import devices_to_check
 from gradbench.machine.environment import environment
 from gradbench.record.store import utc_now, write_json
-from gradbench.tables import Column, check_format, render, to_json
+from gradbench.tables import Column, check_format, render, terminal_width, to_json, wrap
+
+FOR_PEOPLE = ("table", "wide")
 
 
 def run_check(
@@ -37,36 +42,40 @@ def run_check(
     self_test: bool = False,
     output_format: str = "table",
     out: str | Path | None = "results",
-    note: Callable[[str], None] | None = None,
+    note: Callable[[str], None] = note,
+    activity: Activity | None = None,
 ) -> int:
-    """Check `problems` (the four of the project where there are none). Data goes to stdout, notes to stderr.
+    """Check `problems` (the four of the project where there are none). Data goes to stdout, `note` gets what is
+    said beside it, and `activity` says what is being done.
 
     Writes `<out>/check/<UTC time>-<id>.json` unless `out` is None. Returns 1 if a gradient is wrong (with `strict`
     also if a verdict is INCONCLUSIVE; with `self_test` if a miss is unexplained or an alarm false), else 0.
     Raises GradbenchError for bad input.
     """
-    tell = note or (lambda text: print(text, file=sys.stderr, flush=True))
     check_format(output_format)
+    activity = activity or Activity(quiet=True)
+    devices_to_check(device)  # a misspelt one should not cost loading the problems
     if self_test and problems:
         raise PlanError("self-test: it plants its faults in a network of its own; give no problem")
     if self_test:
-        return _run_self_test(dtypes, device, fast, output_format, out, tell)
+        return _run_self_test(dtypes, device, fast, output_format, out, note, activity)
     # All loaded now: the last one's misspelt name should not cost the reports of the others.
     loaded = [(load_problem(problem), isinstance(problem, str)) for problem in problems or DEFAULT_PROBLEMS]
     reports = []
     for problem, from_spec in loaded:
-        tell(f"checking {problem.name} ...")
+        note(f"checking {problem.name} ...")
         report = check_gradient(
             problem, dtype=dtypes, precision=precision, device=device, fast=fast, programs=programs, seed=seed
         )
         report.from_spec = from_spec
         reports.append(report)
-        if output_format == "table":
-            print(report, flush=True)
+        if output_format in FOR_PEOPLE:
+            with activity.paused():
+                show(_wrapped(report, output_format))
     rows = [line for report in reports for line in report.table()]
-    if output_format != "table":
-        print(_render(rows, output_format, [report.to_json() for report in reports]))
-    _write(out, {"kind": "check", "checks": [report.to_json() for report in reports]}, tell)
+    if output_format not in FOR_PEOPLE:
+        show(_render(rows, output_format, [report.to_json() for report in reports]))
+    _write(out, {"kind": "check", "checks": [report.to_json() for report in reports]}, note)
     return exit_code(reports, strict)
 
 
@@ -76,12 +85,14 @@ def exit_code(reports: Sequence[CheckReport], strict: bool = False) -> int:
     return int(any(report.verdict in wrong for report in reports))
 
 
-def _run_self_test(dtypes, device, fast, output_format, out, tell) -> int:
-    tell("planting faults; this takes a few minutes" if not fast else "planting faults ...")
+def _run_self_test(dtypes, device, fast, output_format, out, note, activity) -> int:
+    note("planting faults; this takes a few minutes" if not fast else "planting faults ...")
     result = planted.self_test(dtypes or DTYPES, device=device, fast=fast)
     document = {"kind": "self-test", "rates": result.rates(), "findings": result.table()}
-    print(result if output_format == "table" else _render(result.table(), output_format, document))
-    _write(out, document, tell)
+    people = output_format in FOR_PEOPLE
+    with activity.paused():
+        show(_wrapped(result, output_format) if people else _render(result.table(), output_format, document))
+    _write(out, document, note)
     return int(not result.passed)
 
 
@@ -91,7 +102,21 @@ def _render(rows: list[dict[str, Any]], output_format: str, document: Any) -> st
     return render(rows, [Column(key, key) for key in rows[0]], output_format)
 
 
-def _write(out: str | Path | None, document: dict[str, Any], tell: Callable[[str], None]) -> None:
+def _wrapped(report: Any, output_format: str) -> str:
+    """A report whose lines fit the terminal: what goes on is set under where the line began."""
+    width = terminal_width() if output_format == "table" else None
+    lines = []
+    for line in str(report).splitlines():
+        if width is None or cell_len(line) <= width:
+            lines.append(line)
+            continue
+        margin = " " * (len(line) - len(line.lstrip()) + 4)
+        first, *rest = wrap(line.lstrip(), width - len(margin))
+        lines += [margin[4:] + first, *(margin + text for text in rest)]
+    return "\n".join(lines)
+
+
+def _write(out: str | Path | None, document: dict[str, Any], note: Callable[[str], None]) -> None:
     """Written whole or not at all, under a name of its own."""
     if out is None:
         return
@@ -103,4 +128,4 @@ def _write(out: str | Path | None, document: dict[str, Any], tell: Callable[[str
     except OSError as error:
         raise PlanError(f"out={out}: cannot write the record: {error.strerror}") from error
     write_json(json.loads(to_json(head | document)), path)
-    tell(f"record: {path}")
+    note(f"record: {path}")

@@ -9,6 +9,7 @@ from gradbench.errors import GradbenchError
 from gradbench.tables import Column, check_format, render, to_json
 
 TITLES = {"problems": "Problems", "optimizers": "Optimizers", "devices": "Devices"}
+PROSE = ("settings", "about", "kind")
 
 
 def inventory() -> dict[str, list[dict[str, Any]]]:
@@ -24,6 +25,7 @@ def inventory() -> dict[str, list[dict[str, Any]]]:
         problems.append({"problem": name, "settings": _settings(function), "about": about})
     optimizers = [{"optimizer": name, "settings": _settings(f)} for name, f in optimizer_functions().items()]
     devices: list[dict[str, Any]] = []
+    find_devices(None)  # whether JAX starts at all
     for platform in ("cpu", "gpu", "tpu"):
         try:
             found = find_devices(platform)
@@ -61,6 +63,6 @@ def list_text(output_format: str) -> str:
         return render(rows, (), "csv")
     blocks = []
     for kind, rows in found.items():
-        columns = [Column(key, key, str) for key in rows[0]]
+        columns = [Column(key, key, str, priority=int(key == "about"), prose=key in PROSE) for key in rows[0]]
         blocks.append(render(rows, columns, output_format, TITLES[kind]))
     return "\n\n".join(blocks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -10,7 +9,20 @@ from typing import Annotated, Any
 
 from cyclopts import CycloptsError, Parameter
 
-from gradbench.cli.app import INTERRUPTED, Format, app, note, whole
+from gradbench.cli.app import (
+    INTERRUPTED,
+    TABLES,
+    Out,
+    Quiet,
+    Results,
+    Tables,
+    app,
+    discard_stdout,
+    note,
+    parse_error,
+    show,
+    whole,
+)
 from gradbench.cli.run import run
 from gradbench.errors import GradbenchError
 from gradbench.failures import sentence, show_warning
@@ -20,38 +32,34 @@ app.command(run)
 
 @app.command
 def compare(
-    record: str = "latest",
-    *,
+    *records: str,
     problem: tuple[str, ...] = (),
     optimizer: Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"])] = (),
     factor: float = 2.0,
     summary: bool = False,
-    results: Path = Path("results"),
-    format: Format = "table",
+    results: Results = Path("results"),
+    output: Tables = TABLES,
 ) -> int:
-    """Learning rates side by side: verdicts, final gaps, steps and time to target, the best, the safe range.
+    """Learning rates side by side: verdicts, losses and gaps at the end, steps to the target, the best, the good range.
 
     Parameters
     ----------
-    record
-        A record's folder, its id, or latest.
+    records
+        Folders, ids or latest (the default); several stand side by side, with one reference for all.
     problem
         Only these problems; repeat for more.
     optimizer
         Only these optimizers; repeat for more.
     factor
-        A learning rate is safe if every seed is within this factor of the best.
+        A learning rate is in the good range if every seed is within this factor of the best.
     summary
         One line per pair, not every learning rate.
-    results
-        Where records are kept.
-    format
-        table, json, csv or markdown.
     """
     from gradbench.analysis.answers import compare_text
     from gradbench.record.store import load_run
 
-    print(compare_text(load_run(record, results), format, factor, problem, optimizer, summary))
+    runs = [load_run(name, results) for name in records or ("latest",)]
+    show(compare_text(runs, output.chosen, factor, problem, optimizer, summary))
     return 0
 
 
@@ -61,8 +69,9 @@ def report(
     out: Path = Path("report.html"),
     figures: Path | None = None,
     check: tuple[Path, ...] = (),
-    results: Path = Path("results"),
-    format: Format = "svg",
+    results: Annotated[Path, Parameter(help="Where records are kept.")] = Path("results"),
+    format: Annotated[str, Parameter(name=["--format", "-f"])] = "svg",
+    quiet: Quiet = False,
 ) -> int:
     """One HTML file about one or more records that works offline; or figures for a paper.
 
@@ -77,52 +86,55 @@ def report(
     check
         A record of gradbench check to show on the page; repeat for more. [default: for each problem the newest in
         check/ beside the records]
-    results
-        Where records are kept.
     format
         Of the figures: svg, png or pdf.
     """
-    from gradbench.record.store import load_run
-    from gradbench.reporting import check_figure_format, write_figures, write_report
+    from gradbench.cli.activity import Activity
 
-    check_figure_format(format)
-    runs = [load_run(name, results) for name in records or ("latest",)]
-    written = [write_report(runs, out, check)] if figures is None else write_figures(runs, figures, format)
-    print("\n".join(map(str, written)))
+    with Activity(quiet) as activity:
+        activity.say("starting JAX")
+        from gradbench.machine.devices import devices_to_check
+        from gradbench.record.store import load_run
+        from gradbench.reporting import check_figure_format, write_figures, write_report
+
+        check_figure_format(format)
+        devices_to_check(None)  # whether JAX starts
+        runs = [load_run(name, results) for name in records or ("latest",)]
+        written = [write_report(runs, out, check)] if figures is None else write_figures(runs, figures, format)
+    show("\n".join(map(str, written)))
     return 0
 
 
 @app.command
 def regress(
     old: str,
-    new: str = "latest",
-    *,
+    *others: str,
     max_slowdown: float = 1.10,
-    results: Path = Path("results"),
-    format: Format = "table",
+    allow_missing: bool = False,
+    results: Results = Path("results"),
+    output: Tables = TABLES,
 ) -> int:
-    """Is the new record slower, or does it converge worse, than the old one? Exit 1 if so, by a statistical test.
+    """Is a new record slower, or does it converge worse, than older ones? Exit 1 if so, by a statistical test.
 
     Parameters
     ----------
     old
         The record before: its folder, its id, or latest.
-    new
-        The record after.
+    others
+        More older records, whose median counts, and last the new one; latest if none is given.
     max_slowdown
         The factor from which slower or worse counts.
-    results
-        Where records are kept.
-    format
-        table, json, csv or markdown.
+    allow_missing
+        A problem and optimizer that only the old records have, or only the new one, is no regression.
     """
     from gradbench.analysis.regress import compare_runs, regress_text
     from gradbench.record.store import load_run
     from gradbench.tables import check_format
 
-    check_format(format)
-    comparison = compare_runs(load_run(old, results), load_run(new, results), max_slowdown)
-    print(regress_text(comparison, format))
+    check_format(output.chosen)
+    *olds, new = (load_run(name, results) for name in (old, *(others or ("latest",))))
+    comparison = compare_runs(olds, new, max_slowdown, allow_missing)
+    show(regress_text(comparison, output.chosen))
     return 1 if comparison.regressed else 0
 
 
@@ -137,8 +149,9 @@ def check(
     strict: bool = False,
     self_test: bool = False,
     seed: Annotated[int, Parameter(converter=whole)] = 0,
-    out: Path = Path("results"),
-    format: Format = "table",
+    out: Out = Path("results"),
+    quiet: Quiet = False,
+    output: Tables = TABLES,
 ) -> int:
     """Is the gradient that this device computes right? Exit 1 on a wrong one.
 
@@ -164,67 +177,52 @@ def check(
         Plant faults, and print which are caught and which right gradients are accused.
     seed
         Of the points, directions and noise.
-    out
-        Where records are kept.
-    format
-        table, json, csv or markdown.
     """
-    from gradbench.cli.check import run_check
+    from gradbench.cli.activity import Activity
 
-    return run_check(
-        problems,
-        dtypes=dtype or (() if self_test else ("float32",)),
-        precision=precision,
-        device=device,
-        programs=program or None,
-        fast=fast,
-        strict=strict,
-        seed=seed,
-        self_test=self_test,
-        output_format=format,
-        out=out,
-        note=note,
-    )
+    with Activity(quiet) as activity:
+        activity.say("starting JAX")
+        from gradbench.cli.check import run_check
+
+        return run_check(
+            problems,
+            dtypes=dtype or (() if self_test else ("float32",)),
+            precision=precision,
+            device=device,
+            programs=program or None,
+            fast=fast,
+            strict=strict,
+            seed=seed,
+            self_test=self_test,
+            output_format=output.chosen,
+            out=out,
+            note=(lambda text: None) if quiet else note,
+            activity=activity,
+        )
 
 
 @app.command(name="list")
-def list_(*, format: Format = "table") -> int:
-    """Problems with their settings, optimizers, and devices.
-
-    Parameters
-    ----------
-    format
-        table, json, csv or markdown.
-    """
+def list_(*, output: Tables = TABLES) -> int:
+    """Problems with their settings, optimizers, and devices."""
     from gradbench.cli.inventory import list_text
 
-    print(list_text(format))
+    show(list_text(output.chosen))
     return 0
 
 
 @app.command
-def doctor(*, format: Format = "table") -> int:
-    """Versions, devices, the precision in force, and canaries for known compiler faults; exit 1 if one fails.
-
-    Parameters
-    ----------
-    format
-        table, json, csv or markdown.
-    """
+def doctor(*, output: Tables = TABLES) -> int:
+    """Versions, devices, the precision in force, and canaries for known compiler faults; exit 1 if one fails."""
     from gradbench.machine.doctor import examine
 
-    text, healthy = examine(format)
-    print(text)
+    text, healthy = examine(output.chosen)
+    show(text)
     return 0 if healthy else 1
 
 
-def main() -> None:
-    """The `gradbench` command: every failure is one line on stderr and an exit code of the contract."""
-    sys.exit(invoke(sys.argv[1:]))
-
-
 def invoke(arguments: list[str]) -> int:
-    """Run one command line; its exit code. 1 is an answer: whatever is not foreseen is 3."""
+    """Run one command line; its exit code. Every failure is one line on stderr; 1 is an answer: whatever is not
+    foreseen is 3."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning  # ty: ignore[invalid-assignment]
@@ -235,10 +233,10 @@ def invoke(arguments: list[str]) -> int:
         note(f"gradbench: {error}")
         return error.exit_code
     except CycloptsError as error:
-        note(f"gradbench: {' '.join(str(error).split())} (see gradbench --help)")
+        note(f"gradbench: {parse_error(error)}")
         return 2
     except BrokenPipeError:  # the reader, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         return 0
     except KeyboardInterrupt:
         note("gradbench: interrupted")
@@ -246,7 +244,3 @@ def invoke(arguments: list[str]) -> int:
     except (Exception, SystemExit) as error:
         note(f"gradbench: {sentence(error)}")
         return 3
-
-
-if __name__ == "__main__":
-    main()

@@ -11,65 +11,56 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from gradbench.analysis.answers import pair_sentence
 from gradbench.analysis.summary import summarise_tables
+from gradbench.cli.activity import Activity
 from gradbench.engine import pair as engine
 from gradbench.engine.runner import PairTables, Watcher
 from gradbench.failures import FORESEEN
+from gradbench.record.store import read_info
 
 
 class TerminalWatcher(Watcher):
-    """Draws the bar, prints one sentence per pair. The first Ctrl-C asks for a checkpoint, the second stops at once."""
+    """Moves the line, prints one sentence per pair. The first Ctrl-C asks for a checkpoint, the second stops."""
 
-    def __init__(self, quiet: bool):
-        self.quiet, self.stopping = quiet, False
-        self.console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
+    def __init__(self, activity: Activity):
+        self.activity, self.stopping = activity, False
         self.path: Path | None = None
-        self.bar: Progress | None = None
-        self.task: Any = None
+        self.pairs = 0
 
     def started(self, path: Path) -> None:
         self.path = path
+        plan = read_info(path)["plan"]
+        self.pairs = len(plan["problems"]) * len(plan["optimizers"])
 
     def pair_started(self, number: int, problem: str, optimizer: str) -> None:
-        if self.console.is_terminal and not self.quiet:
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
-            self.bar = Progress(
-                *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True
-            )
-            self.task = self.bar.add_task(f"{problem} × {optimizer}", total=None, state="compiling, timing")
-            self.bar.start()
+        self.activity.begin(f"pair {number + 1} of {self.pairs}, {problem} × {optimizer}: ", "compiling")
 
     def chunk(self, progress: engine.Progress) -> None:
-        if self.bar is not None:
-            rate = progress.trial_steps / max(progress.seconds, 1e-9)
-            waiting = progress.trials - progress.done - progress.running
-            state = f"{progress.running} alive, {progress.done} retired, {waiting} waiting, {rate:.3g} trial-steps/s"
-            total = progress.total_steps
-            self.bar.update(self.task, total=total, completed=total - progress.steps_left, state=state)
+        if not self.activity.shown:
+            return
+        rate = progress.trial_steps / max(progress.seconds, 1e-9)
+        waiting = progress.trials - progress.done - progress.running
+        text = (
+            f"sweeping, {progress.running} alive, {progress.done} retired, {waiting} waiting, {rate:.3g} trial-steps/s"
+        )
+        total = progress.total_steps
+        self.activity.say(text, total=total, completed=total - progress.steps_left)
 
     def pair_done(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
-        self.close()
-        if not self.quiet:
+        self.activity.begin("")
+        if not self.activity.console.quiet:
             for summary in summarise_tables(tables.plan, tables.trials, tables.timings, tables.facts):
-                self.console.print(pair_sentence(summary), markup=False)
+                self.activity.print(pair_sentence(summary))
 
     def should_stop(self) -> bool:
         return self.stopping
 
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
-
 
 @contextlib.contextmanager
-def watching(quiet: bool) -> Generator[TerminalWatcher]:
+def watching(activity: Activity) -> Generator[TerminalWatcher]:
     """A watcher for one run. After an interruption, or an expected failure, it says how to go on."""
-    watcher = TerminalWatcher(quiet)
+    watcher = TerminalWatcher(activity)
 
     def stop(number: int, frame: Any) -> None:
         if watcher.stopping:
@@ -85,7 +76,6 @@ def watching(quiet: bool) -> Generator[TerminalWatcher]:
         watcher.stopping = watcher.path is not None
         raise
     finally:
-        watcher.close()
         for number, handler in zip(caught, before):
             signal.signal(number, handler)
         if watcher.stopping and watcher.path is not None:

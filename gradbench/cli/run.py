@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from gradbench.cli.app import INTERRUPTED, Format, note, whole
+from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Tables, note, show, whole
 from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan, read_config
 
@@ -48,16 +48,18 @@ if typing.TYPE_CHECKING:
 else:
     Settings = _settings()
 _NOTHING = Settings()
+LENGTHS = {"steps", "epochs"}  # two ways to say how long a trial is
 
 
 def run(
     *problems: str,
     settings: Annotated[Settings, Parameter(name="*")] = _NOTHING,
+    epochs: Annotated[int | None, Parameter(converter=whole)] = None,
     config: Path | None = None,
     resume: str | None = None,
-    out: Path = Path("results"),
-    quiet: bool = False,
-    format: Format = "table",
+    out: Out = Path("results"),
+    quiet: Quiet = False,
+    output: Tables = TABLES,
 ) -> int:
     """Sweep learning rates and seeds, and record convergence and timing.
 
@@ -67,44 +69,76 @@ def run(
     ----------
     problems
         Names with settings, such as "mlp[hidden=64]", or files, such as ./mine.py; see gradbench list.
+    epochs
+        Passes through the data, instead of --steps: examples // batch size steps each, or one with all the data.
     config
-        A TOML file with these settings, by the names that run.json uses; options given here win.
+        A TOML file with these settings, by their names here or in run.json; options given here win.
     resume
         Go on with an interrupted run: its folder, its id, or latest.
-    out
-        Where records are kept.
-    quiet
-        No progress and no notes.
-    format
-        Format of the final table: table, json, csv or markdown.
     """
+    from gradbench.cli.activity import Activity
     from gradbench.tables import check_format
 
-    check_format(format)
+    check_format(output.chosen)
     given: dict[str, Any] = {"problems": problems} if problems else {}
     given |= {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+    given |= {} if epochs is None else {"epochs": epochs}
     if resume is not None and (given or config):
         raise PlanError("--resume goes on with a run's own plan; give no problem or option beside it")
-    from gradbench.cli.progress import watching
-    from gradbench.machine.cache import use_cache
+    with Activity(quiet) as activity:
+        activity.say("starting JAX")
+        from gradbench.cli.progress import watching
+        from gradbench.engine import runner
+        from gradbench.machine.cache import use_cache
 
-    use_cache()
-    with watching(quiet) as watcher:
-        if resume is not None:
-            from gradbench.engine.runner import resume as go_on
-
-            record = go_on(resume, results=out, watcher=watcher)
-        else:
-            chosen = (read_config(config) if config else {}) | given
-            plan = SweepPlan.from_dict(chosen, where=str(config) if config and not given else "run")
-            from gradbench.engine.runner import run_plan
-
-            record = run_plan(plan, out=out, watcher=watcher)
+        use_cache()
+        with watching(activity) as watcher:
+            if resume is not None:
+                record = runner.resume(resume, results=out, watcher=watcher)
+            else:
+                record = runner.run_plan(_plan(config, given), out=out, watcher=watcher)
     from gradbench.analysis.answers import run_table
 
-    print(run_table(record, format))
-    if record.info["state"] != "complete":
-        return INTERRUPTED
-    if not quiet:
-        note(f"record: {record.path}")
-    return 0
+    complete = record.info["state"] == "complete"
+    try:
+        show(run_table(record, output.chosen))
+    finally:  # where the record is, even if stdout is full
+        if complete and not quiet:
+            note(f"record: {record.path}" + (" (complete: nothing was left to run)" if watcher.path is None else ""))
+    return 0 if complete else INTERRUPTED
+
+
+def _plan(config: Path | None, given: dict[str, Any]) -> SweepPlan:
+    """The file's settings and those given, which win, as a plan; epochs are turned into steps."""
+    chosen = read_config(config) if config else {}
+    if given.keys() & LENGTHS:
+        chosen = {name: value for name, value in chosen.items() if name not in LENGTHS}
+    chosen |= given
+    if chosen.keys() >= LENGTHS:
+        raise PlanError("epochs: the steps are given too; give one of --epochs and --steps")
+    epochs = chosen.pop("epochs", None)
+    plan = SweepPlan.from_dict(chosen, where=str(config) if config and not given else "run")
+    if epochs is None:
+        return plan
+    if type(epochs) is not int or epochs < 1:
+        raise PlanError(f"epochs: need a whole number of at least 1, got {epochs!r}")
+    return dataclasses.replace(plan, steps=epochs * _epoch(plan))
+
+
+def _epoch(plan: SweepPlan) -> int:
+    """The steps of an epoch, which all problems of a plan must share, as they share its steps."""
+    from gradbench.inputs.problem import load_problem
+    from gradbench.program.minibatch import steps_per_epoch
+
+    found = {}
+    for name in plan.problems:
+        examples = load_problem(name).examples
+        if examples is None:
+            raise PlanError(f"epochs: {name} states no examples=, so it has no epochs; give --steps")
+        if plan.batch_size is not None and plan.batch_size > examples:
+            raise PlanError(f"batch_size: {plan.batch_size} is more than the {examples} examples of {name}")
+        found[name] = 1 if plan.batch_size is None else steps_per_epoch(examples, plan.batch_size)
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{steps} steps of {name}" for name, steps in found.items())
+        raise PlanError(f"epochs: an epoch is {each}; a run has one number of steps: run them apart, or give --steps")
+    return next(iter(found.values()))

@@ -4,6 +4,7 @@ needs (the roofline of Williams, Waterman and Patterson, Communications of the A
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -73,6 +74,7 @@ class Limits:
 @cache
 def measure_limits(devices: tuple[jax.Device, ...], dtype: str, precision: str) -> Limits:
     """Measured once per process. The best of a few samples: a limit is what can be reached, whatever else disturbs."""
+    logging.getLogger(__name__).info("measuring what the device allows")
     side = 1024 if devices[0].platform == "cpu" else 8192
     with numerics(dtype, precision):
         matrix = np.full((side, side), 1 / side, jnp.dtype(dtype))

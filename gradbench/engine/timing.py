@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import threading
 import time
@@ -22,6 +23,7 @@ from gradbench.program.program import Program, State, inner, loop_options, numer
 from gradbench.program.xla.layout import materialize_tree
 from gradbench.program.xla.rewrite import rewritten
 
+LOG = logging.getLogger(__name__)
 SAMPLES = 9
 SAMPLE_SECONDS = 0.005  # of one sample at least: the clock and a thread's wake-up cost microseconds
 BUDGET_SECONDS = 20.0  # of one measurement; slow steps get fewer samples, and the record says how many
@@ -118,6 +120,7 @@ def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndar
     `rates` holds the first trials' learning rates, one per slot. Every sample starts the trials anew, untimed, so
     diverged or converged arithmetic weighs what it weighs at the start of a sweep.
     """
+    LOG.info("timing one trial" if mode == "solo" else "timing the batch")
     trial, block = program.trial, program.block
     seeds = np.zeros(block.slots, np.uint32)
     learning_rates, placed_seeds = program.rates(rates), program.place(seeds)
@@ -200,6 +203,7 @@ def _costs(
 
 def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
     """Timings rows of the problem's loss alone (mode value) and with its gradient (value_and_grad), one trial."""
+    LOG.info("timing loss and gradient")
     problem, rows, length = program.trial.problem, [], program.block.rows
     platform = program.devices[0].platform
     options = loop_options(platform, program.trial.products)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ from gradbench.gradients.rounding import formats
 from gradbench.gradients.rounding.band import Spread
 from gradbench.inputs.problem import Problem, load_problem
 from gradbench.machine.devices import devices_to_check
+
+LOG = logging.getLogger(__name__)
 
 
 def check_gradient(
@@ -59,6 +62,7 @@ def check_gradient(
     targets = devices_to_check(device)
     if "batched" in names and any(target.platform == "cpu" for target in targets):
         sandbox.child()  # it starts while the rest is being done
+    LOG.info("%s: the gradient in float64", problem.name)
     reference, start = oracle.points(problem, "float64", 2, seed)
     try:
         oracle.trace(jax.value_and_grad(problem.loss), reference.params, reference.data)
@@ -92,6 +96,7 @@ def check_gradient(
     near = spreads[0] if spreads else None
     at_start = spreads[1] if len(spreads) > 1 else None
     lines: list[str] = []
+    LOG.info("%s: the formula, by differences in float64", problem.name)
     try:
         tests, gradient = formula.check(problem, reference, near, share, fast)
         if not any(test.verdict == "FAIL" for test in tests):

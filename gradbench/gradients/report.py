@@ -125,7 +125,7 @@ class CheckReport:
         for test in self.formula:
             sees = f"; would have caught {test.resolves:.1e}" if test.resolves else ""
             lines.append(f"    {test.name:24} {test.verdict:12} {test.finding}{sees}")
-        lines.append("  the execution                                                error   would have")
+        lines.append("  the execution                                              error  would have")
         lines.append("    program        dtype    precision device verdict       of band  caught")
         for row in self.rows:
             lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.rounding.formats import DTYPES, format_of
 from gradbench.machine.devices import devices_to_check
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -121,6 +124,7 @@ def _formula_findings(dtypes: Sequence[str], fast: bool) -> list[Finding]:
     spreads: dict[str, Any] = {}
     found = []
     for name, problem in faults.formula_faults().items():
+        LOG.info("planted in the formula: %s", name)
         if problem.name not in spreads:
             good = faults.million() if "million" in problem.name else faults.planted()
             point = oracle.points(good, "float32", 1)[0]
@@ -142,6 +146,7 @@ def _program(loss: Callable) -> programs.Runner:
 
 
 def _execution_finding(name: str, execution: Execution, reference: Expectation, runner: Callable) -> Finding:
+    LOG.info("planted in %s: %s", execution.dtype, name)
     right_runner = execution.runner("value_and_grad", None)
     row = execution.run(name, runner, reference, most=MANY_REPEATS)
     right = execution.run("right", right_runner, reference)

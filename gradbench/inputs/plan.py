@@ -10,6 +10,7 @@ import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gradbench.errors import PlanError, nearest, one_line
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 PRECISIONS = ("highest", "tf32", "default")
 DEVICES = ("cpu", "gpu", "tpu")
+GPU_NAMES = {"cuda": "gpu", "rocm": "gpu"}  # JAX's names of its two kinds
 DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression", "mlp")
 DEFAULT_OPTIMIZERS = ("sgd", "momentum", "adam")
 MAX_TRIALS = 2**31 - 1  # trial numbers are int32 on the device
@@ -43,9 +45,9 @@ def _specs(what: str, example: str) -> Callable[[str, Any], tuple[str, ...]]:
 
 def _whole(low: int, high: int) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
-        if type(value) is not int or not low <= value <= high:
+        if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
             raise PlanError(f"{name}: need a whole number from {low} to {high:,}, got {value!r}")
-        return value
+        return int(value)  # of numpy too
 
     return check
 
@@ -59,6 +61,10 @@ def _one_of(known: tuple[str, ...]) -> Callable[[str, Any], str]:
     return check
 
 
+def _device(name: str, value: Any) -> str:
+    return _one_of(DEVICES)(name, GPU_NAMES.get(str(value), value))
+
+
 def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     return lambda name, value: None if value is None else check(name, value)
 
@@ -70,9 +76,9 @@ def _switch(name: str, value: Any) -> bool:
 
 
 def _gap(name: str, value: Any) -> float:
-    if not isinstance(value, int | float) or not 0 < value < 1:
+    if not isinstance(value, Real) or not 0 < value < 1:
         raise PlanError(f"{name}: need a gap between 0 and 1, such as 1e-4, got {value!r}")
-    return value
+    return float(value)
 
 
 def _loss(name: str, value: Any) -> float:
@@ -97,6 +103,7 @@ class SweepPlan:
         DEFAULT_PROBLEMS,
         'Names with settings, such as "mlp[hidden=64]", or files, such as ./mine.py; see gradbench list.',
         _specs("problem", "mlp"),
+        ("--problem",),
     )
     optimizers: tuple[str, ...] = _setting(
         DEFAULT_OPTIMIZERS,
@@ -119,7 +126,9 @@ class SweepPlan:
     precision: str = _setting(
         "highest", "Precision of matrix products: highest, tf32 or default (the device's).", _one_of(PRECISIONS)
     )
-    device: str | None = _setting(None, "cpu, gpu or tpu; JAX's choice if not given.", _or_none(_one_of(DEVICES)))
+    device: str | None = _setting(
+        None, "cpu, gpu (also cuda or rocm) or tpu; JAX's choice if not given.", _or_none(_device)
+    )
     target: float = _setting(
         1e-4,
         "The loss gap, relative to the first, that counts as converged; a problem without a known minimum uses its own "
@@ -197,6 +206,7 @@ class SweepPlan:
     def from_dict(cls, values: Mapping[str, Any], where: str = "plan") -> SweepPlan:
         """A plan from a JSON or TOML table; unknown keys are refused with the nearest known one."""
         known = [field.name for field in dataclasses.fields(cls)]
+        values = with_full_names(values, where)
         for key in values:
             if key not in known:
                 raise PlanError(f"{where}: no setting {key!r}{nearest(key, known)} (settings: {', '.join(known)})")
@@ -234,11 +244,26 @@ def log_range(low: float, high: float, count: int) -> str:
     return str(_rates_as_kept(f"{float(low)!r}:{float(high)!r}:{count}"))
 
 
+def with_full_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings by SweepPlan's fields; they may be named as the command line's options are, such as lr or batch-size.
+
+    PlanError for a setting that is given twice. Other names stay as they are."""
+    fields = dataclasses.fields(SweepPlan)
+    options = {flag.lstrip("-"): field.name for field in fields for flag in field.metadata["flags"]}
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        name = options.get(key, key.replace("-", "_"))
+        if name in named:
+            raise PlanError(f"{where}: {name} is given twice, here as {key!r}")
+        named[name] = value
+    return named
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings in a TOML file whose keys are SweepPlan's fields."""
+    """The settings in a TOML file whose keys are SweepPlan's fields, or the command line's options."""
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
+            return with_full_names(tomllib.load(file), str(path))
     except OSError as error:
         raise PlanError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -249,8 +274,9 @@ def parse_rates(text: str) -> str | tuple[float, ...]:
     """`1e-4:10:25` as it is, `0.1,0.3,1` as numbers."""
     if ":" in text:
         return text
+    items = text.split(",")
     try:
-        return tuple(float(item) for item in text.split(",") if item.strip())
+        return tuple(map(float, items)) if any(item.strip() for item in items) else ()
     except ValueError:
         raise PlanError(f"learning rates {text!r}: need low:high:count or numbers with commas") from None
 
@@ -275,7 +301,7 @@ def _frames_inside() -> int:
 
 
 def _rates_as_kept(rates: Any) -> str | tuple[float, ...]:
-    if isinstance(rates, int | float) and not isinstance(rates, bool):
+    if isinstance(rates, Real) and not isinstance(rates, bool):
         rates = (rates,)
     if isinstance(rates, tuple) and len(rates) == 3 and type(rates[2]) is int and rates[2] >= 2:
         text, call, values = (form.format(*rates) for form in ('"{}:{}:{}"', "log_range({}, {}, {})", "[{}, {}, {}]"))
@@ -303,7 +329,7 @@ def _rates_as_kept(rates: Any) -> str | tuple[float, ...]:
             raise PlanError(f"learning rates: need low:high:count or numbers, got {type(rates).__name__}") from None
     values = []
     for rate in rates:
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < math.inf:
             raise PlanError(f"learning rates: {rate!r} is not a number above 0")
         values.append(float(rate))
     if not values:

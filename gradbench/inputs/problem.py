@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from gradbench.errors import GradbenchError, ProblemError, nearest, one_line
 from gradbench.inputs.spec import check_settings, is_path, load_file, parse_spec
 
+LOG = logging.getLogger(__name__)
 Params = Any
 Data = Any
 
@@ -87,6 +89,7 @@ def load_problem(spec: str | Problem) -> Problem:
     if isinstance(spec, Problem):
         return validate(spec)
     parsed = parse_spec(spec, ProblemError)
+    LOG.info("loading %s", parsed.text)
     function = problem_function(parsed.target)
     check_settings(parsed, function, ProblemError)
     try:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import jax
 
-from gradbench.errors import PlanError, nearest
+from gradbench.errors import PlanError, nearest, one_line
 from gradbench.inputs.plan import DEVICES as PLATFORMS
+from gradbench.inputs.plan import GPU_NAMES
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux: what a container may use
 
@@ -73,14 +74,26 @@ def find_devices(platform: str | None) -> list[jax.Device]:
     try:
         return jax.local_devices(backend=platform)
     except RuntimeError as error:
+        raise PlanError(f"device: {_why_none(platform, error)}") from error
+
+
+def _why_none(platform: str | None, error: RuntimeError) -> str:
+    try:
         here = sorted({device.platform for device in jax.local_devices()} | {"cpu"})
-        raise PlanError(f"device: no {platform} on this machine (there is {', '.join(here)})") from error
+    except RuntimeError:  # JAX_PLATFORMS names one that does not exist
+        return f"JAX cannot start: {one_line(error)}"
+    return f"no {platform} on this machine (there is {', '.join(here)})"
 
 
 def devices_to_check(device: str | None) -> list[jax.Device]:
     """The devices to check: JAX's default one; every one of a platform ("cpu", "gpu", "tpu"); or "all" present."""
+    try:
+        default = jax.devices()
+    except RuntimeError as error:
+        raise PlanError(f"device: {_why_none(None, error)}") from error
     if device is None:
-        return [jax.devices()[0]]
+        return default[:1]
+    device = GPU_NAMES.get(device, device)
     present: dict[str, list[jax.Device]] = {}
     for platform in PLATFORMS:
         try:

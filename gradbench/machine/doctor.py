@@ -100,7 +100,7 @@ def examine(output_format: str) -> tuple[str, bool]:
         rows.append({"what": name, "found": "ok" if fault is None else f"FAULT: {fault}"})
     if output_format == "json":
         return to_json({"rows": rows, "healthy": healthy, "environment": found}), healthy
-    columns = [Column("what", "what", str), Column("found", "found", _or_dash)]
+    columns = [Column("what", "what", str, prose=True), Column("found", "found", _or_dash, prose=True)]
     return render(rows, columns, output_format), healthy
 
 

@@ -40,10 +40,15 @@ def permuted(index: jax.Array, size: int, key: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, rounds, swap_or_not, index.astype(jnp.int32))
 
 
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Updates in which every row is taken once; the rows that fill no minibatch sit the epoch out."""
+    return examples // batch_size
+
+
 def batch_rows(step: jax.Array, examples: int, batch_size: int, key: jax.Array) -> jax.Array:
     """The rows, int32 (batch_size,), that update number `step` (from 0) takes: without replacement in an epoch of
-    examples // batch_size steps. `key` is uint32 (2,); each epoch has its own order."""
-    epoch, position = jnp.divmod(step, examples // batch_size)
+    steps_per_epoch(). `key` is uint32 (2,); each epoch has its own order."""
+    epoch, position = jnp.divmod(step, steps_per_epoch(examples, batch_size))
     epoch_key = key ^ mix(epoch.astype(jnp.uint32) + jnp.arange(1, 3, dtype=jnp.uint32))
     return permuted(position * batch_size + jnp.arange(batch_size), examples, epoch_key)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import secrets
 import shutil
 import time
@@ -29,6 +30,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.locks import NoLocks, hold
 from gradbench.record.schema import COUNT, FIRST_REVISION, OPTIONAL, SCHEMA_VERSION, SCHEMAS, TABLES, TEXT
 
+LOG = logging.getLogger(__name__)
 STATES = ("running", "complete", "interrupted")
 
 
@@ -307,6 +309,12 @@ def find_run(name: str | Path, results: str | Path = "results") -> Path:
         return given
     if given.is_dir() and str(name) != "latest":
         raise RecordError(f"{given}: not a record: it has no run.json")
+    try:
+        list(results.iterdir())  # glob would find nothing in a folder that cannot be read
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise RecordError(f"{results}: cannot be read: {error.strerror}") from error
     runs = sorted((p.parent for p in results.glob("*/run.json")), key=lambda p: p.name)
     if str(name) == "latest":
         if not runs:
@@ -325,6 +333,7 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
     Raises RecordError if it is missing, damaged or of a newer schema.
     """
     path = find_run(name, results)
+    LOG.info("reading %s", path)
     info = read_info(path)
     try:
         plan = SweepPlan.from_dict(info["plan"])

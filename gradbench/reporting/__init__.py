@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from gradbench.reporting.figures import FORMATS, figure_specs
 from gradbench.reporting.scenery import WORDS, add_local_limits, page_rows, scenes
 from gradbench.tables import number, seconds
 
+LOG = logging.getLogger(__name__)
 __all__ = ["FORMATS", "check_figure_format", "write_figures", "write_report"]
 
 
@@ -42,6 +44,7 @@ def write_report(runs: Sequence[Run], out: str | Path, checks: Sequence[str | Pa
         bundle = pool.submit(_bundle)
         found = scenes(runs)
     add_local_limits(data["pairs"], found)
+    LOG.info("the charts over all pairs")
     overall = charts.overall(runs)
     data["overall"] = {name: rows for name, (_, rows) in overall.items()}
     data["scenes"] = {name: page_rows(scene) for name, scene in found.items() if not scene.missing}
@@ -89,6 +92,7 @@ def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg") -> 
     folder = Path(folder).expanduser()
     paths = []
     for name, spec in figure_specs(runs).items():
+        LOG.info("drawing %s", name)
         if fmt == "svg":
             content = vl_convert.vegalite_to_svg(spec).encode()
         elif fmt == "png":

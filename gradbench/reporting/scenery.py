@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from gradbench.reporting.data import short, short_rate
 from gradbench.theory.curvature import measured_curvature
 from gradbench.theory.quadratic import momentum_of, stable_limit
 
+LOG = logging.getLogger(__name__)
 WORDS = ["too small", "right", "too large", "diverging"]
 COARSE = 41  # points of a side where a loss costs more
 CHEAP = 1e5  # parameters × examples
@@ -75,6 +77,7 @@ def scenes(runs: Sequence[Run], paths: int = PATHS) -> dict[str, LandscapeView]:
                 chosen[pair.problem][2].append(pair)
     # Most of it is XLA's compiling, which threads share out.
     order = sorted(chosen.items(), key=lambda item: -item[1][0].info["problems"][item[0]]["parameters"])
+    LOG.info("landscapes of %s", ", ".join(chosen))
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         made = list(pool.map(lambda item: _scene(item[0], *item[1], paths), order))
     return found | {name: scene for (name, _), scene in zip(order, made, strict=True)}

@@ -19,7 +19,7 @@ import pytest
 
 import gradbench
 from gradbench.cli.main import app, invoke
-from gradbench.errors import GradbenchWarning
+from gradbench.errors import GradbenchWarning, RunError
 
 ROOT = Path(__file__).parents[2]
 VERBS = [name for name in app if not name.startswith("-")]
@@ -122,6 +122,12 @@ def test_quiet_runs_print_data_only(command):
     assert len(list(csv.DictReader(io.StringIO(out)))) == 1
 
 
+def test_a_quiet_check_prints_its_report_only(command):
+    code, out, err = command("check", "beale", "--fast", "--quiet")
+    assert (code, err) == (0, "")
+    assert out.startswith("beale: PASS")
+
+
 BAD = [
     (["run", "quadratic_bowel"], "did you mean 'quadratic_bowl'"),
     (["run", "mlp[hidden"], "brackets do not match"),
@@ -139,7 +145,21 @@ BAD = [
     (["run", "mlp", "--batch-size", "100000"], "more than the 1797 examples"),
     (["run", "--dtype", "float23"], "did you mean 'float32'"),
     (["run", "--device", "tpu"], "no tpu on this machine"),
-    (["run", "--stepz", "3"], "--stepz"),
+    (["run", "--stepz", "3"], "no option --stepz, did you mean --steps? (see gradbench run --help)"),
+    (["run", "--nosuch", "3"], "no option --nosuch (see gradbench run --help)"),
+    (["check", "--dtpe=float32"], "no option --dtpe, did you mean --dtype? (see gradbench check --help)"),
+    (["run", "--lr", "0.1,,0.2"], "'0.1,,0.2': need low:high:count or numbers with commas"),
+    (["run", "--device", "cuda"], "no gpu on this machine"),
+    (["check", "--device", "rocm"], "JAX finds none here"),
+    (["run", "mlp", "--epochs", "2", "--steps", "3"], "give one of --epochs and --steps"),
+    (["run", "mlp", "--epochs", "0"], "at least 1"),
+    (["run", "beale", "--epochs", "2"], "beale states no examples="),
+    (["run", "mlp", "--epochs", "2", "--batch-size", "100000"], "more than the 1797 examples"),
+    (
+        ["run", "mlp", "linear_regression", "--epochs", "2", "--batch-size", "64"],
+        "an epoch is 28 steps of mlp, 6 steps of linear_regression; a run has one number of steps",
+    ),
+    (["compare", "--results", "file.txt"], "file.txt: cannot be read: Not a directory"),
     (["run", "--config", "none.toml"], "none.toml"),
     (["run", "--resume", "latest"], "no records here"),
     (["run", "mlp", "--resume", "latest"], "own plan"),
@@ -155,6 +175,7 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
 def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, arguments, words):
+    (tmp_path / "file.txt").touch()
     code, out, err = command(*arguments)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
@@ -165,6 +186,101 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, arguments, wor
 def test_whole_numbers_may_be_written_with_an_exponent(command):
     assert command("run", "beale", "-o", "sgd", "--lr", "0.01", "--seeds", "1", "--steps", "1e1", "--quiet")[0] == 0
     assert gradbench.load_run("latest").plan.steps == 10
+
+
+def test_epochs_are_steps_by_the_engine_s_rule(command):
+    line = ("-o", "sgd", "--lr", "0.01", "--seeds", "1", "--quiet", "--epochs", "2")
+    assert command("run", "linear_regression", *line, "--batch-size", "100")[0] == 0
+    assert gradbench.load_run("latest").plan.steps == 2 * (442 // 100)  # 42 rows fill no minibatch
+    assert command("run", "linear_regression", *line)[0] == 0
+    assert gradbench.load_run("latest").plan.steps == 2
+
+
+def test_a_file_may_name_settings_as_the_options_are(command, tmp_path):
+    (tmp_path / "plan.toml").write_text(
+        'problem = "linear_regression"\noptimizer = "sgd"\nlr = "0.1,0.2"\nbatch-size = 64\nepochs = 3\nseeds = 1\n'
+    )
+    assert command("run", "--config", "plan.toml", "--quiet", "--lr", "0.01", "--steps", "4")[0] == 0
+    plan = gradbench.load_run("latest").plan
+    assert (plan.problems, plan.optimizers, plan.batch_size) == (("linear_regression",), ("sgd",), 64)
+    assert (plan.rates, plan.steps) == ([0.01], 4)  # an option wins over the file, --steps over its epochs
+
+
+def test_records_are_found_under_either_name_of_their_folder(command):
+    assert command("run", "beale", "-o", "sgd", *QUICK, "--quiet", "--results", "kept")[0] == 0
+    for option in ("--out", "--results"):
+        assert command("compare", option, "kept")[0] == 0
+        assert command("regress", "latest", option, "kept")[0] == 0
+
+
+def test_a_complete_run_says_that_nothing_is_left(command):
+    _, first, _ = command("run", "beale", "-o", "sgd", *QUICK)
+    code, out, err = command("run", "--resume", "latest")
+    assert (code, out) == (0, first)
+    assert err.endswith(" (complete: nothing was left to run)\n")
+
+
+def test_every_verb_with_tables_has_them_wide(command):
+    command("run", "beale", "-o", "sgd", *QUICK, "--quiet")
+    for line in (["compare"], ["compare", "--summary"], ["regress", "latest"], ["list"]):
+        plain = command(*line)
+        assert command(*line, "--wide") == command(*line, "--format", "wide") == plain  # stdout is no terminal here
+        assert command(*line, "--wide", "--format", "csv") == command(*line, "--format", "csv")
+
+
+def test_version_and_completion(command, tmp_path, monkeypatch):
+    assert command("-V") == command("--version")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("ZSH_VERSION", "FISH_VERSION", "PSModulePath", "ZSH", "ZSH_CUSTOM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BASH_VERSION", "5")
+    assert command("--install-completion")[0] == 0
+    [script] = (path for path in tmp_path.rglob("gradbench") if path.is_file())
+    assert all(verb in script.read_text() for verb in VERBS)
+
+
+def run_apart(*arguments: str, **options) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "gradbench", *arguments]
+    return subprocess.run(line, text=True, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_stdout_is_exit_code_3_and_one_line():
+    with open("/dev/full", "w") as full:
+        done = run_apart("list", stdout=full)
+    assert done.returncode == 3
+    assert done.stderr == "gradbench: stdout: cannot be written: No space left on device\n"
+
+
+def test_a_run_names_its_record_even_if_its_table_cannot_be_written(command, monkeypatch):
+    def full(_):
+        raise RunError("stdout: cannot be written")
+
+    monkeypatch.setattr("gradbench.cli.run.show", full)
+    code, _, err = command("run", "beale", "-o", "sgd", *QUICK)
+    assert code == 3
+    assert [line.split(":")[0] for line in err.splitlines()[-2:]] == ["record", "gradbench"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["run", "beale"], ["check", "beale"], ["report"]], ids=lambda words: words[0]
+)
+def test_a_platform_that_jax_does_not_know_is_bad_input(tmp_path, arguments):
+    environment = os.environ | {"JAX_PLATFORMS": "banana"}
+    done = run_apart(*arguments, stdout=subprocess.PIPE, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch("gradbench: device: JAX cannot start: .*'banana'.*\n", done.stderr)
+
+
+def test_ctrl_c_while_jax_is_imported_is_one_line(tmp_path):
+    """An extension module turns a KeyboardInterrupt of its own import into an ImportError: this one does."""
+    (tmp_path / "jax.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise ImportError from None\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = run_apart("list", stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "gradbench: interrupted\n")
 
 
 def test_a_keyboard_interrupt_is_one_line(command, monkeypatch):

@@ -56,6 +56,29 @@ def test_values_keep_their_order():
     assert SweepPlan.from_dict({"learning_rates": [0.1, 1, 5]}).rates == [0.1, 1.0, 5.0]  # as TOML has it: no range
 
 
+def test_a_range_of_one_value_is_that_value_however_it_is_written():
+    assert SweepPlan(learning_rates=log_range(1, 1, 1)).rates == SweepPlan(learning_rates="1:1:1").rates == [1.0]
+
+
+def test_numbers_of_numpy_are_numbers():
+    plan = SweepPlan(seeds=np.int64(2), steps=np.int32(5), target=np.float32(0.5), learning_rates=[np.float32(0.5)])
+    assert plan == SweepPlan(seeds=2, steps=5, target=0.5, learning_rates=[0.5])
+    assert json.loads(json.dumps(plan.to_dict()))["seeds"] == 2
+
+
+def test_settings_may_be_named_as_the_command_line_s_options_are():
+    named = {"problem": "mlp", "optimizer": ["adam"], "lr": "0.1,0.2", "batch-size": 8, "stop-at-target": True}
+    plan = SweepPlan(("mlp",), ("adam",), [0.1, 0.2], batch_size=8, stop_at_target=True)
+    assert SweepPlan.from_dict(named) == plan
+    with pytest.raises(PlanError, match=r"^plan: learning_rates is given twice, here as 'lr'$"):
+        SweepPlan.from_dict({"learning_rates": "0.1", "lr": "0.2"})
+
+
+@pytest.mark.parametrize("name", ["cuda", "rocm"])
+def test_jax_s_names_of_a_gpu_are_gpu(name):
+    assert SweepPlan(device=name).device == "gpu"
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

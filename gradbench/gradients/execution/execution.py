@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ from gradbench.gradients.rounding.formats import (
 from gradbench.inputs.problem import Problem
 from gradbench.program.minibatch import take_rows
 
+LOG = logging.getLogger(__name__)
 ORDER = {"PASS": 0, "INCONCLUSIVE": 1, "FAIL": 2}
 REPEATS = 5  # every program is called this often at a point, twice where that takes over _SLOW_SECONDS
 MANY_REPEATS = 100  # and one of them so often where that takes at most _REPEAT_SECONDS: faults that come and go
@@ -241,9 +243,12 @@ class Execution:
         """A row for each program, its worst point; and the programs that were skipped, with the reason."""
         rows: dict[str, Row] = {}
         skipped: dict[str, str] = {}
+        what = f"{self.problem.name}, {self.dtype} on {self.device.platform}:{self.device.id}"
         for point in points:
+            LOG.info("%s: the rounding band", what)
             reference = self.reference(point)
             for name in names:
+                LOG.info("%s: %s", what, name)
                 if name in skipped or (name in rows and rows[name].died):
                     continue
                 found = self.program(name, point, reference, seen=point is points[0])
