@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Generator
 from pathlib import Path
 from typing import TextIO
 
@@ -40,6 +42,17 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"out of memory: {one_line(error)}"
     return f"{type(error).__name__}: {one_line(error)[:300]} (unexpected; {keep_traceback(error)})"
+
+
+@contextlib.contextmanager
+def printing_to_stderr() -> Generator[None, None, None]:
+    """What a user's code prints, jax.debug.print in a loss too, goes to stderr: stdout is for data."""
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            if "jax" in sys.modules:  # callbacks may still be on their way
+                sys.modules["jax"].effects_barrier()
 
 
 def show_warning(

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from gradbench.cli.app import INTERRUPTED, Format, note, whole
 from gradbench.errors import PlanError
+from gradbench.failures import printing_to_stderr
 from gradbench.inputs.plan import SweepPlan, read_config
 
 
@@ -89,7 +90,7 @@ def run(
     from gradbench.machine.cache import use_cache
 
     use_cache()
-    with watching(quiet) as watcher:
+    with watching(quiet) as watcher, printing_to_stderr():
         if resume is not None:
             from gradbench.engine.runner import resume as go_on
 
