@@ -22,7 +22,7 @@ from gradbench.engine.timing import Compiled, compile_program, time_evaluations,
 from gradbench.errors import PlanError, RecordError, RunError, one_line
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.problem import Problem, load_problem
+from gradbench.inputs.problem import Problem, load_problem, warn_of_idle_leaves
 from gradbench.inputs.sources import difference, given_as_object, sources
 from gradbench.machine.devices import cores, find_devices
 from gradbench.machine.environment import environment
@@ -177,6 +177,7 @@ def _prepare(plan: SweepPlan, objects: dict[str, Problem]) -> tuple[list[Trial],
     for name in plan.problems:
         problem = load_problem(objects.get(name, name))
         problem = dataclasses.replace(problem, name=name)
+        warn_of_idle_leaves(problem)
         if plan.batch_size is not None:
             if problem.examples is None:
                 raise PlanError(f"batch_size: {name} states no examples=, so its data cannot be cut into minibatches")
