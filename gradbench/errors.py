@@ -62,12 +62,16 @@ _LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen
 def user_line(error: BaseException) -> str:
     """`file:line` of the innermost frame that lies in a user's file, neither gradbench's nor an installed package's;
     empty where there is none. Files below the working directory are named from there."""
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        file = frame.f_code.co_filename
-        if not (file.startswith(_LIBRARIES) or "site-packages" in file or "dist-packages" in file):
-            path = Path(file)
-            return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else file}:{line}"
-    return ""
+    frames = reversed(list(traceback.walk_tb(error.__traceback__)))
+    return next(filter(None, (users_place(frame.f_code.co_filename, line) for frame, line in frames)), "")
+
+
+def users_place(file: str, line: int | None) -> str:
+    """`file:line` where the file is a user's; else the empty string. See `user_line`."""
+    if file.startswith(_LIBRARIES) or "site-packages" in file or "dist-packages" in file:
+        return ""
+    path = Path(file)
+    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else file}:{line}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

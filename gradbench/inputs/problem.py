@@ -94,7 +94,7 @@ def load_problem(spec: str | Problem) -> Problem:
         return validate(spec)
     if not isinstance(spec, str):
         text = f"{type(spec).__name__} is no problem; give a name, a path or a gradbench.Problem"
-        raise ProblemError(text + _framework_hint(spec))
+        raise ProblemError(text + framework_hint(spec))
     parsed = parse_spec(spec, ProblemError)
     function = problem_function(parsed.target)
     check_settings(parsed, function, ProblemError)
@@ -187,7 +187,7 @@ def _framework(value: Any) -> str | None:
     return next((name for name in _FRAMEWORKS if any(p.startswith(f"{name}.") for p in places)), None)
 
 
-def _framework_hint(*values: Any) -> str:
+def framework_hint(*values: Any) -> str:
     """How the params of a module of another library are had, where one of `values` is or holds one; else empty."""
     for leaf in jax.tree.leaves(values, is_leaf=lambda x: _framework(x) is not None):
         if name := _framework(leaf):
@@ -212,7 +212,7 @@ def _checked_params(problem: Problem, fault: _Fault) -> Params:
             elif not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
                 wrong = f"is {jnp.result_type(leaf)}; parameters must be floats"
             if wrong:
-                raise fault(f"{where} {wrong}{_framework_hint(params)}")
+                raise fault(f"{where} {wrong}{framework_hint(params)}")
         return params
 
     try:
@@ -220,7 +220,7 @@ def _checked_params(problem: Problem, fault: _Fault) -> Params:
     except GradbenchError:
         raise
     except Exception as error:
-        raise fault(f"init(key) raised {error_text(error)}{_framework_hint(problem.init)}") from error
+        raise fault(f"init(key) raised {error_text(error)}{framework_hint(problem.init)}") from error
 
 
 def _check_loss(problem: Problem, params: Params, fault: _Fault) -> None:
@@ -234,21 +234,21 @@ def _check_loss(problem: Problem, params: Params, fault: _Fault) -> None:
     try:
         loss = jax.eval_shape(traced, params, problem.data)
     except Exception as error:
-        raise fault(f"loss(params, data) raised {error_text(error)}") from error
+        raise fault(f"the loss raised {error_text(error)}") from error
     if not hasattr(loss, "shape") or loss.shape != ():
         got = f"shape {loss.shape}" if hasattr(loss, "shape") else f"a {type(loss).__name__}"
-        raise fault(f"loss(params, data) must be a scalar, got {got}")
+        raise fault(f"the loss must be a scalar, got {got}")
     if not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise fault(f"loss(params, data) must be a float, got {loss.dtype}")
+        raise fault(f"the loss must be a float, got {loss.dtype}")
     if constant:
-        raise fault(f"loss(params, data) must be a JAX array that depends on params, got a {constant[0]}")
+        raise fault(f"the loss must be a JAX array that depends on params, got a {constant[0]}")
     try:
         trace = jax.make_jaxpr(jax.grad(traced))(params, problem.data)
     except Exception as error:  # JAX says what would do: scan, or a fori_loop of known length, for a while_loop
-        raise fault(f"loss(params, data) has no gradient: {error_text(error)}") from error
+        raise fault(f"the loss has no gradient: {error_text(error)}") from error
     if any(str(effect).startswith("Ordered") for effect in trace.effects):
         raise fault(
-            "loss(params, data) has a callback with ordered=True, and trials that run side by side have no order; "
+            "the loss has a callback with ordered=True, and trials that run side by side have no order; "
             "leave ordered out of its jax.debug.print, jax.debug.callback or io_callback"
         )
 

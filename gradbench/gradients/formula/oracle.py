@@ -18,7 +18,7 @@ import numpy as np
 from gradbench.gradients.formula import reference
 from gradbench.gradients.rounding.formats import round_to, x64_context
 from gradbench.gradients.rounding.interpreter import Interpreter
-from gradbench.gradients.rounding.pairs import Pair
+from gradbench.gradients.rounding.pairs import Pair, no_flags
 from gradbench.inputs.problem import Problem
 from gradbench.program.minibatch import take_rows
 from gradbench.program.xla.jaxprs import equations, open_jaxpr
@@ -142,11 +142,22 @@ def _traced(function: Callable[[Any, Any], Any], params: Any, data: Any, dtype: 
         return jax.make_jaxpr(function)(*jax.tree.map(shape, (params, data)))
 
 
-def widened(trace: Any, arguments: Any) -> list[Any]:
-    """The outputs of a trace with every float in float64, calls (custom rules too) inlined; can be differentiated."""
+class _WithoutStops(Interpreter):
+    """Differentiates through stop_gradient."""
+
+    def primitive(self, equation: Any, name: str, params: dict[str, Any], ins: list[Pair]) -> Any:
+        return (ins, no_flags()) if name == "stop_gradient" else super().primitive(equation, name, params, ins)
+
+
+def widened(trace: Any, arguments: Any, stops: bool = True) -> list[Any]:
+    """The outputs of a trace with every float in float64, calls (custom rules too) inlined; can be differentiated.
+
+    Without `stops` a derivative passes through stop_gradient as well.
+    """
     jaxpr, consts = open_jaxpr(trace)
     leaves = [Pair(x, x) for x in jax.tree.leaves(arguments)]
-    outputs, _ = Interpreter(None, jax.devices("cpu")[0], lambda dtype: False).run(jaxpr, consts, leaves)
+    interpreter = (Interpreter if stops else _WithoutStops)(None, jax.devices("cpu")[0], lambda dtype: False)
+    outputs, _ = interpreter.run(jaxpr, consts, leaves)
     return [p.exact for p in outputs]
 
 
