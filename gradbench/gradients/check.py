@@ -40,7 +40,8 @@ def check_gradient(
     Args:
         problem: a spec, a path, a Problem, or a function of the arguments that follow, which returns a scalar.
         arguments: of a function: any pytrees of arrays and numbers. Float leaves are differentiated, named by the
-            argument's name, at the arguments as they are and near them; whole numbers and booleans are data.
+            argument's name, at the arguments as they are and near them; arrays of whole numbers and booleans are data,
+            and all else is passed as it is.
         dtype: one or more of float64, float32, bfloat16, float16.
         precision: one or more of highest, tf32, default; how float32 matrix products may be computed.
         device: None for JAX's default device, "cpu", "gpu", "tpu", or "all"; on the second and later devices of a

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.errors import ProblemError
-from gradbench.inputs.problem import Problem, framework_hint, load_problem
+from gradbench.inputs.problem import Problem, load_problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,27 +53,32 @@ def _of_function(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Ch
     # A namedtuple, so that paths begin with the argument's name.
     made = collections.namedtuple("Arguments", bound, rename=True)(*bound.values())
     for path, leaf in jax.tree_util.tree_leaves_with_path(made):
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | numbers.Number) or _is(leaf, jnp.complexfloating):
+        if _is(leaf, jnp.complexfloating):
             where = jax.tree_util.keystr(path).lstrip(".")
-            kind = jnp.result_type(leaf) if isinstance(leaf, jax.Array | np.ndarray) else type(leaf).__name__
-            raise ProblemError(
-                f"{name}: {where} is of type {kind}; arguments are pytrees of real arrays and numbers, and a lambda "
-                f"fixes others{framework_hint(made)}"
-            )
+            raise ProblemError(f"{name}: {where} is complex; give its real and imaginary parts as two arguments")
     floats = jax.tree.map(lambda leaf: np.asarray(leaf) if _is(leaf, jnp.floating) else None, made)
-    others = jax.tree.map(lambda leaf: None if _is(leaf, jnp.floating) else np.asarray(leaf), made)
+    arrays = jax.tree.map(lambda leaf: np.asarray(leaf) if _is_data(leaf) else None, made)
     if not jax.tree.leaves(floats):
-        raise ProblemError(
-            f"{name}: no float among its arguments, so there is nothing to differentiate; write 3.0 for 3"
-        )
+        raise ProblemError(f"{name}: no float among its arguments, so nothing to differentiate; write 3.0 for 3")
 
     def loss(params: Any, data: Any) -> Any:
-        whole = jax.tree.map(lambda p, d: d if p is None else p, params, data, is_leaf=lambda x: x is None)
+        def first(*given: Any) -> Any:
+            return next((value for value in given if value is not None), None)
+
+        whole = jax.tree.map(first, params, data, made, is_leaf=lambda x: x is None)
         return function(*inspect.BoundArguments(signature, collections.OrderedDict(zip(bound, whole))).args)
 
-    problem = load_problem(Problem(init=lambda key: floats, loss=loss, data=others, name=name))
+    problem = load_problem(Problem(init=lambda key: floats, loss=loss, data=arrays, name=name))
     return Checked(problem, ", ".join([name, *bound]), is_function=True)
 
 
 def _is(leaf: Any, kind: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), kind)
+    """Whether a leaf is a number or an array of numbers of a kind of dtype."""
+    known = isinstance(leaf, jax.Array | np.ndarray | np.generic | numbers.Number)
+    return known and jax.dtypes.issubdtype(getattr(leaf, "dtype", np.dtype(type(leaf)) if known else None), kind)
+
+
+def _is_data(leaf: Any) -> bool:
+    """Whether a leaf is an array of whole numbers or booleans. What is neither this nor a float stays as it is: a
+    Python number may be an axis or a power, a text or a function an option."""
+    return isinstance(leaf, jax.Array | np.ndarray) and (_is(leaf, jnp.integer) or _is(leaf, jnp.bool_))

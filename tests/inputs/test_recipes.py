@@ -1,4 +1,4 @@
-"""Every file and command of docs/recipes.md works, each where its packages are installed; the page's own text is run."""
+"""Every file and command of docs/recipes.md, as it stands there, works where its packages are installed."""
 
 from __future__ import annotations
 
