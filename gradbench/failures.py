@@ -13,7 +13,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TextIO
 
-from gradbench.errors import GradbenchError, GradbenchWarning, one_line
+from gradbench.errors import GradbenchError, GradbenchWarning, error_text, one_line
 
 _KEPT = "the traceback is in "
 FORESEEN = (GradbenchError, KeyboardInterrupt, MemoryError)
@@ -41,7 +41,7 @@ def sentence(error: BaseException) -> str:
     """A failure that nobody foresaw, or a lack of memory, in one line."""
     if isinstance(error, MemoryError):
         return f"out of memory: {one_line(error)}"
-    return f"{type(error).__name__}: {one_line(error)[:300]} (unexpected; {keep_traceback(error)})"
+    return f"{error_text(error)} (unexpected; {keep_traceback(error)})"
 
 
 @contextlib.contextmanager
