@@ -126,7 +126,10 @@ def check_start(problem: Problem, start: oracle.Point, spread: Spread | None, sh
     tests, _ = check(problem, start, spread, share, True)
     kept = [t for t in tests if t.verdict == "FAIL" or (t.verdict == "INCONCLUSIVE" and t.resolves is not None)]
     kept += [t for t in tests if kept and t.name == "suspects"]
-    return [dataclasses.replace(t, finding=f"at the start: {t.finding}") for t in kept]
+    return [
+        dataclasses.replace(t, finding=f"at the start: {t.finding}", culprit=t.culprit and f"{t.culprit} at the start")
+        for t in kept
+    ]
 
 
 def leaf_names(params: Any) -> list[str]:
@@ -218,8 +221,9 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
                 seen = max(seen, slack / reference)
     name = "finite differences"
     if faults:
-        _, text, leaf = max(faults)
-        return Test(name, "FAIL", f"{text} ({len(faults)} of {tried} directions)", culprit=f"leaf {leaf}"), reach
+        off, text, leaf = max(faults)
+        culprit = f"leaf {leaf}" + (" is not finite" if math.isinf(off) else "")
+        return Test(name, "FAIL", f"{text} ({len(faults)} of {tried} directions)", culprit=culprit), reach
     if close:
         return Test(name, "INCONCLUSIVE", f"{max(close)[1]} ({len(close)} of {tried})", max(close)[0]), reach
     if unclear:
