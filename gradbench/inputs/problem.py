@@ -137,6 +137,22 @@ def validate(problem: Problem) -> Problem:
     return problem
 
 
+def check_batch(problem: Problem, size: int) -> None:
+    """ProblemError unless the loss can be traced on `size` of the problem's examples."""
+    total = problem.examples
+
+    def cut(leaf: Any) -> Any:
+        whole = leaf.ndim == 0 or leaf.shape[0] != total
+        return leaf if whole else jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)
+
+    params, data = shapes(problem, "float32")
+    try:
+        jax.eval_shape(problem.loss, params, jax.tree.map(cut, data))
+    except Exception as error:
+        where = f"on a minibatch of {size} of its {total} examples"
+        raise ProblemError(f"{problem.name}: {where} the loss raised {error_text(error)}") from error
+
+
 def idle_leaves(problem: Problem) -> list[str]:
     """The leaves of params, by their paths, whose gradient is 0 at every point: the loss does not use them, or only
     through operations without a derivative. Read off the traced gradient, so a gradient that happens to be 0 at some

@@ -174,6 +174,16 @@ def test_an_error_names_the_line_of_the_users_own_code(mine, kind):
     assert "\n" not in str(caught.value)
 
 
+def test_a_loss_that_takes_no_minibatch_is_refused_with_its_line(mine):
+    def loss(params, data):
+        return jnp.sum(data.reshape(10, 3) @ params)
+
+    problem = Problem(lambda key: jnp.ones(3), loss, np.ones((10, 3)), examples=10, name="rigid")
+    plan = SweepPlan(problems=("rigid",), optimizers=("sgd",), batch_size=4)
+    with pytest.raises(ProblemError, match=r"rigid: on a minibatch of 4 of its 10 .* \(.*test_users_code.py:\d+\)$"):
+        runner._prepare(plan, {"rigid": problem})
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
