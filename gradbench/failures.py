@@ -52,7 +52,8 @@ def printing_to_stderr() -> Generator[None, None, None]:
             yield
         finally:
             if "jax" in sys.modules:  # callbacks may still be on their way
-                sys.modules["jax"].effects_barrier()
+                with contextlib.suppress(Exception):  # one that raised, which failed the run or nothing
+                    sys.modules["jax"].effects_barrier()
 
 
 def show_warning(
