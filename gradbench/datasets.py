@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
-import warnings
+import math
 from pathlib import Path
 
 import numpy as np
 
-from gradbench.errors import ProblemError, one_line
+from gradbench.errors import ProblemError, nearest, one_line
 
 
 def bundled(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -32,74 +33,112 @@ def bundled(name: str) -> tuple[np.ndarray, np.ndarray]:
         return getattr(sklearn.datasets, f"load_{name}")(return_X_y=True, **settings)
 
 
-def load_table(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read features (n, d) and a target (n,), both float64, from a file.
+def load_table(
+    path: str | Path, label: str | int | None = None, classes: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read features (n, d) and a label (n,), both float64, from a file; with `classes` the label may be text.
 
-    CSV (.csv, .tsv, .txt): numbers, the last column is the target, a header line is skipped. LIBSVM (.svm, .libsvm):
-    `target index:value ...`. npz: arrays `X` and `y`. Raises ProblemError that names the first bad place.
+    CSV (.csv, .tsv, .txt), cells apart by commas, semicolons, tabs or spaces: one example per line, numbers but for the
+    label, which is the last column or the one that `label` says, by its name or its number from 1. A first line with
+    text among the features is a header. A first column without a name, as pandas writes its index, is left out; empty
+    lines and what follows a # are too. LIBSVM (.svm, .libsvm): `label index:value ...`. npz: arrays `X` and `y`.
+
+    Raises ProblemError that names the first bad place.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ProblemError(f"data={path}: no such file")
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".txt": _read_csv, ".npz": _read_npz}
-    readers |= {".svm": _read_libsvm, ".libsvm": _read_libsvm, ".svmlight": _read_libsvm}
-    if path.suffix not in readers:
-        raise ProblemError(f"data={path}: cannot tell the format; the name should end in {', '.join(sorted(readers))}")
+    readers = {".npz": _read_npz, ".svm": _read_libsvm, ".libsvm": _read_libsvm, ".svmlight": _read_libsvm}
+    known = sorted([*readers, ".csv", ".tsv", ".txt"])
+    if path.suffix not in known:
+        raise ProblemError(f"data={path}: cannot tell the format; the name should end in {', '.join(known)}")
+    if path.suffix in readers and label is not None:
+        raise ProblemError(f"data={path}: label= names a column of a CSV file; a {path.suffix} file says which it is")
     try:
-        features, target = readers[path.suffix](path)
+        features, target = readers[path.suffix](path) if path.suffix in readers else _read_csv(path, label, classes)
         if np.iscomplexobj(features) or np.iscomplexobj(target):
             raise ProblemError(f"data={path}: holds complex numbers; needs real ones")
-        features, target = np.asarray(features, np.float64), np.asarray(target, np.float64)
+        features = np.asarray(features, np.float64)
+        if not (classes and target.dtype.kind in "US"):
+            target = np.asarray(target, np.float64)
     except ProblemError:
         raise
     except Exception as error:
         raise ProblemError(f"data={path}: {one_line(error)}") from error
     if features.ndim != 2 or target.shape != features.shape[:1] or features.size == 0:
         raise ProblemError(f"data={path}: need X (n, d) and y (n,), got {features.shape} and {target.shape}")
-    bad = ~np.isfinite(np.column_stack([features, target]))
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
+    numbers = features if target.dtype.kind in "US" else np.column_stack([features, target])
+    if not np.isfinite(numbers).all():
+        row, column = np.argwhere(~np.isfinite(numbers))[0]
         raise ProblemError(f"data={path}: example {row + 1}, column {column + 1} is not a finite number")
     return features, target
 
 
-def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with path.open(encoding="utf-8") as file:
-        first = file.readline()
-    delimiter = next((d for d in (",", ";", "\t") if d in first), None)
-    try:
-        [float(cell) for cell in first.split(delimiter)]
-        header = 0
-    except ValueError:
-        header = 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an empty file is reported below, in our words
+_MISSING = {"", "?", "na", "n/a", "nan", "none", "null"}  # cells without a value, in any case
+
+
+def _read_csv(path: Path, label: str | int | None, classes: bool) -> tuple[np.ndarray, np.ndarray]:
+    with path.open(encoding="utf-8-sig") as file:
+        lines = [(number, text) for number, line in enumerate(file, 1) if (text := line.partition("#")[0].strip())]
+    if not lines:
+        raise ProblemError(f"data={path}: is empty; needs rows with at least one feature column and a label column")
+    delimiter = max(",;\t", key=lines[0][1].count)
+    delimiter = delimiter if delimiter in lines[0][1] else None
+    texts = [text for _, text in lines]
+    rows = csv.reader(texts, delimiter=delimiter, skipinitialspace=True) if delimiter else map(str.split, texts)
+    first = [cell.strip() for cell in next(rows)]
+    place = _label_column(path, label, first)
+    words = [cell for column, cell in enumerate(first) if column != place and not _is_number(cell)]
+    header = isinstance(label, str) or any(cell.lower() not in _MISSING for cell in words)
+    kept = [column for column in range(len(first)) if column != place and not (header and first[column] == "")]
+    if not kept or len(lines) == header:
+        raise ProblemError(f"data={path}: needs rows with at least one feature column and a label column")
+    names = [f"column {n}" + (f" ({cell})" if header and cell else "") for n, cell in enumerate(first, 1)]
+    features, labels = [], []
+    for (number, _), cells in zip(lines[header:], rows if header else [first, *rows]):
+        if len(cells) != len(first):
+            raise ProblemError(f"data={path}: line {number} has {len(cells)} columns, the first has {len(first)}")
         try:
-            table = np.loadtxt(path, delimiter=delimiter, skiprows=header, ndmin=2, encoding="utf-8")
-        except ValueError as error:
-            raise ProblemError(f"data={path}: {_bad_place(path, delimiter, header) or one_line(error)}") from error
-    if table.size == 0 or table.shape[1] < 2:
-        raise ProblemError(f"data={path}: needs rows with at least one feature column and a target column")
-    return table[:, :-1], table[:, -1]
+            values = [float(cells[column]) for column in kept]
+            sound = math.isfinite(sum(values)) and cells[place].strip().lower() not in _MISSING
+        except ValueError:
+            sound = False
+        if not sound or not (classes or _is_number(cells[place])):
+            told = f"data={path}: line {number}, "
+            raise ProblemError(told + _bad_cell([cell.strip() for cell in cells], names, kept, place, classes))
+        features.append(values)
+        labels.append(cells[place].strip())
+    target = np.array(labels)
+    return np.array(features), target.astype(np.float64) if all(map(_is_number, labels)) else target
 
 
-def _bad_place(path: Path, delimiter: str | None, header: int) -> str | None:
-    """The first line of a CSV file that has another number of cells than the first, or a cell that is no number."""
-    cells = 0
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            row = line.partition("#")[0].strip("\r\n").split(delimiter)
-            if number <= header or row in ([], [""]):
-                continue
-            cells = cells or len(row)
-            if len(row) != cells:
-                return f"line {number} has {len(row)} columns, the first has {cells}"
-            for column, cell in enumerate(row, 1):
-                try:
-                    float(cell)
-                except ValueError:
-                    return f"line {number}, column {column}: {cell.strip()!r} is not a number"
-    return None
+def _bad_cell(cells: list[str], names: list[str], kept: list[int], place: int, classes: bool) -> str:
+    """The first cell of a line that has no number, or no label."""
+    for column in sorted([*kept, place]):
+        if cells[column].lower() in _MISSING:
+            return f"{names[column]} is missing" + (f": {cells[column]!r}" if cells[column] else "")
+        if not (_is_number(cells[column]) or (classes and column == place)):
+            return f"{names[column]}: {cells[column]!r} is not a finite number"
+    return "its numbers are too large"
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell is a finite number."""
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _label_column(path: Path, label: str | int | None, first: list[str]) -> int:
+    """The place of the label among the columns, from 0; `first` is the first line's cells."""
+    if isinstance(label, str):
+        if label not in first:
+            raise ProblemError(f"data={path}: no column {label!r}{nearest(label, first)} in line 1: {', '.join(first)}")
+        return first.index(label)
+    if label is not None and not 1 <= label <= len(first):
+        raise ProblemError(f"data={path}: label={label}, but its columns are 1 to {len(first)}")
+    return len(first) - 1 if label is None else label - 1
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -136,10 +175,12 @@ def curvature(design: np.ndarray) -> tuple[float, float]:
 
 
 def two_classes(target: np.ndarray) -> np.ndarray:
-    """Labels of any two values as -1.0 (the smaller) and +1.0."""
+    """Labels of any two values, numbers or text, as -1.0 (the first in order) and +1.0."""
     classes = np.unique(target)
     if len(classes) != 2:
-        raise ProblemError(f"the target column has {len(classes)} different values; two classes are needed")
+        shown = ", ".join(map(str, classes[:4])) + (", ..." if len(classes) > 4 else "")
+        many = f"{len(classes)} different values" if len(classes) > 1 else "one value only"
+        raise ProblemError(f"the label has {many} ({shown}); two classes are needed")
     return np.where(target == classes[1], 1.0, -1.0)
 
 
@@ -153,12 +194,20 @@ def synthetic(examples: int, features: int, seed: int = 0) -> tuple[np.ndarray, 
     return design, design @ weights + generator.standard_normal(examples)
 
 
-def table(data: str | None, examples: int | None, features: int | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """The data a regression problem's settings ask for, or None for its own default set."""
+def table(
+    data: str | None,
+    examples: int | None,
+    features: int | None,
+    label: str | int | None = None,
+    classes: bool = False,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The data a regression problem's settings ask for, or None for its own default set; see `load_table`."""
+    if label is not None and data is None:
+        raise ProblemError("label= says which column of data=PATH is the label; give data= too")
     if data is not None and (examples is not None or features is not None):
         raise ProblemError("give data=PATH or examples= and features=, not both")
     if data is not None:
-        return load_table(data)
+        return load_table(data, label, classes)
     if examples is None and features is None:
         return None
     if not (isinstance(examples, int) and isinstance(features, int)):

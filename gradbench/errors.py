@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class GradbenchError(Exception):
@@ -47,9 +50,28 @@ def one_line(error: BaseException) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """An exception's type and line."""
-    line = one_line(error)
-    return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
+    """An exception's type and line, and where in a user's own code it was raised."""
+    line, place = one_line(error)[:300], user_line(error)
+    text = line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
+    return f"{text} ({place})" if place else text
+
+
+_LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen")
+
+
+def user_line(error: BaseException) -> str:
+    """`file:line` of the innermost frame that lies in a user's file, neither gradbench's nor an installed package's;
+    empty where there is none. Files below the working directory are named from there."""
+    frames = reversed(list(traceback.walk_tb(error.__traceback__)))
+    return next(filter(None, (users_place(frame.f_code.co_filename, line) for frame, line in frames)), "")
+
+
+def users_place(file: str, line: int | None) -> str:
+    """`file:line` where the file is a user's; else the empty string. See `user_line`."""
+    if file.startswith(_LIBRARIES) or "site-packages" in file or "dist-packages" in file:
+        return ""
+    path = Path(file)
+    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else file}:{line}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

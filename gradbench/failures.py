@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Generator
 from pathlib import Path
 from typing import TextIO
 
-from gradbench.errors import GradbenchError, GradbenchWarning, one_line
+from gradbench.errors import GradbenchError, GradbenchWarning, error_text, one_line
 
 _KEPT = "the traceback is in "
 FORESEEN = (GradbenchError, KeyboardInterrupt, MemoryError)
@@ -39,7 +41,19 @@ def sentence(error: BaseException) -> str:
     """A failure that nobody foresaw, or a lack of memory, in one line."""
     if isinstance(error, MemoryError):
         return f"out of memory: {one_line(error)}"
-    return f"{type(error).__name__}: {one_line(error)[:300]} (unexpected; {keep_traceback(error)})"
+    return f"{error_text(error)} (unexpected; {keep_traceback(error)})"
+
+
+@contextlib.contextmanager
+def printing_to_stderr() -> Generator[None, None, None]:
+    """What a user's code prints, jax.debug.print in a loss too, goes to stderr: stdout is for data."""
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            if "jax" in sys.modules:  # callbacks may still be on their way
+                with contextlib.suppress(Exception):  # one that raised, which failed the run or nothing
+                    sys.modules["jax"].effects_barrier()
 
 
 def show_warning(

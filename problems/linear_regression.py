@@ -10,8 +10,10 @@ import numpy as np
 from gradbench import Problem, datasets
 
 
-def problem(data: str | None = None, examples: int | None = None, features: int | None = None) -> Problem:
-    table = datasets.table(data, examples, features)
+def problem(
+    data: str | None = None, examples: int | None = None, features: int | None = None, label: str | int | None = None
+) -> Problem:
+    table = datasets.table(data, examples, features, label)
     if table is None:
         table = datasets.bundled("diabetes")
     design, target = datasets.design_matrix(table[0]), datasets.standardise(table[1])

@@ -21,11 +21,15 @@ def softplus(x):
 
 
 def problem(
-    data: str | None = None, examples: int | None = None, features: int | None = None, l2: float = 1e-3
+    data: str | None = None,
+    examples: int | None = None,
+    features: int | None = None,
+    l2: float = 1e-3,
+    label: str | int | None = None,
 ) -> Problem:
     if not 0 <= l2 < float("inf"):
         raise ValueError(f"l2={l2}: need a number of at least 0")
-    table = datasets.table(data, examples, features)
+    table = datasets.table(data, examples, features, label, classes=True)
     if table is None:
         table = datasets.bundled("breast_cancer")
     elif examples is not None:

@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from gradbench.cli.activity import Activity
 from gradbench.cli.app import note, show
 from gradbench.errors import PlanError
+from gradbench.failures import printing_to_stderr
 from gradbench.gradients import self_test as planted
 from gradbench.gradients.check import check_gradient
 from gradbench.gradients.report import CheckReport
@@ -60,13 +61,15 @@ def run_check(
     if self_test:
         return _run_self_test(dtypes, device, fast, output_format, out, note, activity)
     # All loaded now: the last one's misspelt name should not cost the reports of the others.
-    loaded = [(load_problem(problem), isinstance(problem, str)) for problem in problems or DEFAULT_PROBLEMS]
+    with printing_to_stderr():
+        loaded = [(load_problem(problem), isinstance(problem, str)) for problem in problems or DEFAULT_PROBLEMS]
     reports = []
     for problem, from_spec in loaded:
         note(f"checking {problem.name} ...")
-        report = check_gradient(
-            problem, dtype=dtypes, precision=precision, device=device, fast=fast, programs=programs, seed=seed
-        )
+        with printing_to_stderr():
+            report = check_gradient(
+                problem, dtype=dtypes, precision=precision, device=device, fast=fast, programs=programs, seed=seed
+            )
         report.from_spec = from_spec
         reports.append(report)
         if output_format in FOR_PEOPLE:

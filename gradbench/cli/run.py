@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Tables, note, show, whole
 from gradbench.errors import PlanError
+from gradbench.failures import printing_to_stderr
 from gradbench.inputs.plan import SweepPlan, read_config
 
 
@@ -92,7 +93,7 @@ def run(
         from gradbench.machine.cache import use_cache
 
         use_cache()
-        with watching(activity) as watcher:
+        with watching(activity) as watcher, printing_to_stderr():
             if resume is not None:
                 record = runner.resume(resume, results=out, watcher=watcher)
             else:

@@ -23,7 +23,7 @@ from gradbench.engine.timing import Compiled, compile_program, time_evaluations,
 from gradbench.errors import PlanError, RecordError, RunError, one_line
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.problem import Problem, load_problem
+from gradbench.inputs.problem import Problem, check_batch, load_problem, warn_of_idle_leaves
 from gradbench.inputs.sources import difference, given_as_object, sources
 from gradbench.machine.devices import cores, find_devices
 from gradbench.machine.environment import environment
@@ -180,11 +180,13 @@ def _prepare(plan: SweepPlan, objects: dict[str, Problem]) -> tuple[list[Trial],
         problem = load_problem(objects.get(name, name))
         stated = problem.target if plan.target_loss is None else plan.target_loss
         problem = dataclasses.replace(problem, name=name, target=stated)
+        warn_of_idle_leaves(problem)
         if plan.batch_size is not None:
             if problem.examples is None:
                 raise PlanError(f"batch_size: {name} states no examples=, so its data cannot be cut into minibatches")
             if plan.batch_size > problem.examples:
                 raise PlanError(f"batch_size: {plan.batch_size} is more than the {problem.examples} examples of {name}")
+            check_batch(problem, plan.batch_size)
         with numerics(plan.dtype, plan.precision):
             trials += [Trial.of(problem, optimizer, plan) for optimizer in optimizers.values()]
     return trials, devices

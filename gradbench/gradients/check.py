@@ -5,30 +5,32 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from gradbench.errors import PlanError, ProblemError, error_text, one_line
+from gradbench.errors import PlanError, ProblemError, error_text
 from gradbench.gradients.execution import programs as program_table
 from gradbench.gradients.execution import sandbox
 from gradbench.gradients.execution.execution import Execution, Row
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.formula.lesson import lesson
+from gradbench.gradients.function import checked
 from gradbench.gradients.report import CheckReport
 from gradbench.gradients.rounding import formats
 from gradbench.gradients.rounding.band import Spread
-from gradbench.inputs.problem import Problem, load_problem
+from gradbench.inputs.problem import Problem, idle_leaves
 from gradbench.machine.devices import devices_to_check
 
 LOG = logging.getLogger(__name__)
 
 
 def check_gradient(
-    problem: str | Problem,
-    *,
+    problem: str | Problem | Callable[..., Any],
+    *arguments: Any,
     dtype: str | Sequence[str] = "float32",
     precision: str | Sequence[str] = "highest",
     device: str | None = None,
@@ -36,29 +38,36 @@ def check_gradient(
     programs: Sequence[str] | None = None,
     seed: int = 0,
 ) -> CheckReport:
-    """Check a problem's gradient and loss: the formula in float64, and every program against a rounding band.
+    """Check a problem's or a function's gradient and value: the formula in float64, every program against a band.
 
     Args:
-        problem: a spec, a path, or a Problem.
+        problem: a spec, a path, a Problem, or a function of the arguments that follow, which returns a scalar.
+        arguments: of a function: any pytrees of arrays and numbers. Float leaves are differentiated, named by the
+            argument's name, at the arguments as they are and near them; arrays of whole numbers and booleans are data,
+            and all else is passed as it is.
         dtype: one or more of float64, float32, bfloat16, float16.
         precision: one or more of highest, tf32, default; how float32 matrix products may be computed.
         device: None for JAX's default device, "cpu", "gpu", "tpu", or "all"; on the second and later devices of a
             platform one program is run.
         fast: one point, one program (the training step's value_and_grad), fewer differences.
-        programs: names out of eager, jit, value_and_grad, has_aux, vmap, remat, batched, microbatches, forward.
+        programs: names out of eager, jit, value_and_grad, has_aux, vmap, remat, batched, microbatches, forward; all
+            where none are given, of a function all but batched and microbatches, which only a sweep and a training run.
         seed: of the starting point and the random step away from it.
 
-    Returns a CheckReport; nothing is printed. Raises ProblemError for a bad problem and PlanError for a bad choice.
+    Returns a CheckReport; nothing is printed. Raises ProblemError for a bad problem, function or argument and
+    PlanError for a bad choice.
     """
     started = time.perf_counter()
     if not 0 <= seed < 2**31:  # JAX's keys are made from 32 bits
         raise PlanError(f"seed={seed}: need a whole number from 0 to {2**31 - 1}")
-    from_spec = isinstance(problem, str)
-    problem = load_problem(problem)
+    given = checked(problem, arguments)
+    problem = given.problem
     dtypes = [formats.known("dtype", d, formats.DTYPES) for d in ([dtype] if isinstance(dtype, str) else dtype)]
     classes = [precision] if isinstance(precision, str) else list(precision)
     classes = [formats.known("precision", p, formats.PRECISIONS) for p in classes]
-    names = _select(programs, fast)
+    names = program_table.select(None if programs is None else tuple(programs), fast)
+    if programs is None and given.is_function:
+        names = [name for name in names if name not in ("batched", "microbatches")]
     targets = devices_to_check(device)
     if "batched" in names and any(target.platform == "cpu" for target in targets):
         sandbox.child()  # it starts while the rest is being done
@@ -67,7 +76,7 @@ def check_gradient(
     try:
         oracle.trace(jax.value_and_grad(problem.loss), reference.params, reference.data)
     except Exception as error:
-        raise ProblemError(f"{problem.name}: the loss has no gradient: {one_line(error)}") from error
+        raise ProblemError(f"{problem.name}: the loss has no gradient: {error_text(error)}") from error
     rows: list[Row] = []
     skipped: dict[str, str] = {}
     spreads: list[Spread] = []
@@ -116,22 +125,23 @@ def check_gradient(
         parameters=sum(x.size for x in jax.tree.leaves(reference.params)),
         seconds=time.perf_counter() - started,
         seed=seed,
-        from_spec=from_spec,
+        from_spec=given.from_spec,
+        call=given.call,
+        idle=idle_leaves(problem),
     )
 
 
-def assert_gradient(problem: str | Problem, *, strict: bool = False, **options) -> None:
-    """Raise AssertionError with the report's text if `check_gradient(problem, **options)` finds a wrong gradient.
+def assert_gradient(
+    problem: str | Problem | Callable[..., Any], *arguments: Any, strict: bool = False, **options: Any
+) -> None:
+    """Raise AssertionError with the report's text if `check_gradient(problem, *arguments, **options)` finds a wrong
+    gradient.
 
-    With `strict` an INCONCLUSIVE verdict raises too. For a test: `assert_gradient(my_problem, dtype="float32")`.
+    With `strict` an INCONCLUSIVE verdict raises too. For a test: `assert_gradient(f, x)`, where `f(x)` is a number.
     """
-    report = check_gradient(problem, **options)
+    report = check_gradient(problem, *arguments, **options)
     if report.verdict == "FAIL" or (strict and report.verdict != "PASS"):
         raise AssertionError(f"\n{report}")
-
-
-def _select(names: Sequence[str] | None, fast: bool) -> list[str]:
-    return program_table.select(None if names is None else tuple(names), fast)
 
 
 def _one(names: list[str]) -> list[str]:

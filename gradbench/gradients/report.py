@@ -11,6 +11,7 @@ from gradbench.gradients.execution.execution import ORDER, Row
 from gradbench.gradients.execution.judge import LeafFinding
 from gradbench.gradients.formula.derivative import Test
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
+from gradbench.inputs.problem import idle_text
 
 
 @dataclasses.dataclass
@@ -21,7 +22,9 @@ class CheckReport:
         problem: its spec. formula: tests of the derivative in float64. rows: a line for each program, dtype,
             precision and device. skipped: programs that were not run, and why. lesson: lines on what a gradient is.
         examples: rows of data used, if the problem has examples. parameters: how many numbers the gradient has.
-        seconds: how long it took. seed: of the points. from_spec: whether the command line can load the problem.
+        seconds: how long it took. seed: of the points. from_spec: whether the command line can load the problem; where
+            it cannot, `call` is what a call of check_gradient has before its options. idle: leaves that no gradient
+            reaches.
     """
 
     problem: str
@@ -34,12 +37,42 @@ class CheckReport:
     seconds: float
     seed: int = 0
     from_spec: bool = True
+    call: str = "problem"
+    idle: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def verdict(self) -> str:
         """The worst of all verdicts: FAIL, else INCONCLUSIVE, else PASS. Suspects only explain another test's FAIL."""
-        verdicts = [t.verdict for t in self.formula if t.name != "suspects"] + [r.verdict for r in self.rows]
-        return max(verdicts, key=ORDER.__getitem__, default="INCONCLUSIVE")
+        return _worst([self.formula_verdict, self.execution_verdict] if self.rows else [self.formula_verdict])
+
+    @property
+    def formula_verdict(self) -> str:
+        """Whether the derivative is that of the loss."""
+        return _worst([test.verdict for test in self.formula if test.name != "suspects"])
+
+    @property
+    def execution_verdict(self) -> str:
+        """Whether the programs compute the value and the derivative as they are written, right or wrong."""
+        return _worst([row.verdict for row in self.rows])
+
+    @property
+    def culprit(self) -> str:
+        """What is wrong, in a few words, as far as the tests tell; empty unless the verdict is FAIL."""
+        tests = sorted(self.formula, key=lambda test: test.name != "suspects")  # what explains a failure goes first
+        formula = next((test.culprit for test in tests if test.culprit), "") if self.formula_verdict == "FAIL" else ""
+        failed = [row for row in self.rows if row.verdict == "FAIL"]
+        return "; ".join(filter(None, [formula, self._where(failed) if failed else ""]))
+
+    def _where(self, failed: list[Row]) -> str:
+        """The dtypes and programs that failed, and the leaf that is furthest off."""
+        dtypes = list(dict.fromkeys(row.dtype for row in failed))
+        programs = list(dict.fromkeys(row.program for row in failed))
+        named = ", ".join(programs[:3]) + (f" and {len(programs) - 3} more" if len(programs) > 3 else "")
+        every = len(failed) > 1 and len(failed) == sum(row.dtype in dtypes for row in self.rows)
+        found = [leaf for row in failed for leaf in row.leaves]
+        leaf = max(found, key=_badness).path if found else ""
+        what = "the loss" if leaf == "value" else f"leaf {leaf}" if leaf else "the compiler dies"
+        return f"{', '.join(dtypes)} under {'every program' if every else named}: {what}"
 
     @property
     def passed(self) -> bool:
@@ -66,7 +99,7 @@ class CheckReport:
         if not self.from_spec:
             options = [f"{key}={text!r}" for key, text in choice.items() if key != "program"]
             options += [f"programs=[{choice['program']!r}]"] if "program" in choice else []
-            return f"gradbench.check_gradient(problem, {', '.join([*options, f'seed={self.seed}'])})"
+            return f"gradbench.check_gradient({', '.join([self.call, *options, f'seed={self.seed}'])})"
         choice |= {"seed": str(self.seed)} if self.seed else {}
         return f"gradbench check {shlex.quote(self.problem)} " + " ".join(f"--{k} {v}" for k, v in choice.items())
 
@@ -105,6 +138,8 @@ class CheckReport:
             {
                 "problem": self.problem,
                 "verdict": self.verdict,
+                "culprit": self.culprit,
+                "idle": self.idle,
                 "parameters": self.parameters,
                 "examples": self.examples,
                 "seconds": self.seconds,
@@ -120,17 +155,20 @@ class CheckReport:
 
     def __str__(self) -> str:
         rows = f", {self.examples} examples" if self.examples else ""
-        lines = [f"{self.problem}: {self.verdict}   ({self.parameters} parameters{rows}, {self.seconds:.1f} s)"]
-        lines.append("  the formula, in float64")
+        head = f"{self.verdict}: {self.culprit}" if self.culprit else self.verdict
+        lines = [f"{self.problem}: {head}   ({self.parameters} parameters{rows}, {self.seconds:.1f} s)"]
+        lines.append(f"  formula: is this the derivative of the loss? In float64: {self.formula_verdict}")
         for test in self.formula:
             sees = f"; would have caught {test.resolves:.1e}" if test.resolves else ""
             lines.append(f"    {test.name:24} {test.verdict:12} {test.finding}{sees}")
-        lines.append("  the execution                                              error  would have")
-        lines.append("    program        dtype    precision device verdict       of band  caught")
+        lines.append(f"  execution: is it computed as it is written? {self.execution_verdict}")
+        if self.formula_verdict == "FAIL" and self.execution_verdict == "PASS":
+            lines.append("    (a wrong formula, computed rightly)")
+        lines.append("    program        dtype    precision device verdict      error in bands  would have caught")
         for row in self.rows:
             lines.append(
                 f"    {row.program:14} {row.dtype:8} {row.precision:9} {row.device:6} {row.verdict:12} "
-                f"{row.off:8.3g}  {row.resolves:.1e}"
+                f"{row.off:14.3g}  {row.resolves:17.1e}"
             )
             lines += [f"        {text}" for text in (row.reason, *row.notes) if text]
             if row.verdict == "FAIL":
@@ -138,6 +176,7 @@ class CheckReport:
         lines += [f"    {name:14} skipped: {why}" for name, why in self.skipped.items()]
         if any(t.verdict == "FAIL" for t in self.formula):
             lines.append(f"  reproduce with: {self.command()}")
+        lines += [f"  warning: {idle_text(self.idle)}"] if self.idle else []
         lines += [f"  {text}" for text in self.lesson]
         return "\n".join(lines)
 
@@ -146,7 +185,7 @@ class CheckReport:
         if not row.leaves:  # the program gave no answer
             return [reproduce]
         lines = [f"at {row.point}"]
-        leaf = max(row.leaves, key=lambda f: math.inf if f.fault else f.off)
+        leaf = max(row.leaves, key=_badness)
         for entry in leaf.worst:
             index = entry["index"] or ""
             lines.append(
@@ -154,6 +193,14 @@ class CheckReport:
                 f"off by {entry['bands']:.3g} bands"
             )
         return [*lines, reproduce]
+
+
+def _worst(verdicts: list[str]) -> str:
+    return max(verdicts, key=ORDER.__getitem__, default="INCONCLUSIVE")
+
+
+def _badness(leaf: LeafFinding) -> float:
+    return math.inf if leaf.fault else leaf.off
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import optax.contrib
 
-from gradbench.errors import GradbenchError, OptimizerError, nearest, one_line
+from gradbench.errors import GradbenchError, OptimizerError, error_text, nearest
 from gradbench.inputs.spec import SGD, Spec, check_settings, is_path, load_file, parse_spec
 
 ALIASES: dict[str, Callable[..., Any]] = {
@@ -153,7 +153,7 @@ def _find(spec: Spec) -> Callable[..., Any]:
             try:
                 module = importlib.import_module(place)
             except Exception as error:
-                raise OptimizerError(f"{spec.text!r}: cannot import {place}: {one_line(error)}") from error
+                raise OptimizerError(f"{spec.text!r}: cannot import {place}: {error_text(error)}") from error
         function = getattr(module, name, None)
         if not callable(function):
             raise OptimizerError(f"{spec.text!r}: {place} has no function {name!r}")
@@ -236,6 +236,11 @@ def extra_arguments(
             raise OptimizerError(f"{optimizer.spec!r}: its updates do not have the shapes of the parameters")
         return extras
     assert fault is not None
-    raise OptimizerError(
-        f"{optimizer.spec!r}: cannot be swept: {type(fault).__name__}: {one_line(fault)[:300]}"
-    ) from fault
+    hint = ""
+    if isinstance(fault, jax.errors.ConcretizationTypeError):
+        hint = (
+            ": the learning rate is traced, so nothing may test its value, as some schedules of optax do; give the "
+            f"schedule by the spec, {optimizer.spec.partition('[')[0]}[schedule=cosine,warmup=100], "
+            "or make one of peak 1 and pass lambda step: learning_rate * schedule(step)"
+        )
+    raise OptimizerError(f"{optimizer.spec!r}: cannot be swept: {error_text(fault)}{hint}") from fault

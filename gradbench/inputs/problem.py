@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.errors import GradbenchError, ProblemError, nearest, one_line
+from gradbench.errors import GradbenchError, GradbenchWarning, ProblemError, error_text, nearest
+from gradbench.inputs.data import as_arrays, check_data
 from gradbench.inputs.spec import check_settings, is_path, load_file, parse_spec
 
 LOG = logging.getLogger(__name__)
@@ -30,7 +32,8 @@ class Problem:
         init: `init(key) -> params`, a starting point: any pytree of float arrays. `key` is a jax.random key.
         loss: `loss(params, data) -> scalar`, the mean over examples where there are examples.
         data: a pytree of arrays, passed in and never closed over, so that it is cast to the run's dtype and
-            placed on the device. Floats are kept in float64 here.
+            placed on the device. Floats are kept in float64 here. A frame is kept as a dict of its columns, a list of
+            numbers or a tensor of torch as an array; what cannot be an array raises ProblemError.
         examples: the number of rows when the data can be cut into minibatches: every leaf of `data` whose first
             dimension equals it is cut, the others are passed whole. None where there are no examples.
         minimum: the lowest loss, exact or from a float64 solve; None if unknown.
@@ -49,6 +52,9 @@ class Problem:
     curvature: tuple[float, float] | None = None
     gradient: Callable[[Params, Data], Params] | None = None
     name: str = "problem"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", as_arrays(self.data))
 
 
 def problems_folder() -> Path:
@@ -88,6 +94,9 @@ def load_problem(spec: str | Problem) -> Problem:
     """
     if isinstance(spec, Problem):
         return validate(spec)
+    if not isinstance(spec, str):
+        text = f"{type(spec).__name__} is no problem; give a name, a path or a gradbench.Problem"
+        raise ProblemError(text + framework_hint(spec))
     parsed = parse_spec(spec, ProblemError)
     LOG.info("loading %s", parsed.text)
     function = problem_function(parsed.target)
@@ -98,7 +107,7 @@ def load_problem(spec: str | Problem) -> Problem:
     except GradbenchError as error:
         raise type(error)(f"{parsed.text}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise ProblemError(f"{parsed.text}: problem() raised {type(error).__name__}: {one_line(error)}") from error
+        raise ProblemError(f"{parsed.text}: problem() raised {error_text(error)}") from error
     if not isinstance(problem, Problem):
         raise ProblemError(f"{parsed.text}: problem() returned {type(problem).__name__}, not a gradbench.Problem")
     return validate(dataclasses.replace(problem, name=parsed.text))
@@ -125,46 +134,112 @@ def validate(problem: Problem) -> Problem:
     def fault(text: str) -> ProblemError:
         return ProblemError(f"{problem.name}: {text}")
 
-    _check_data(problem, fault)
+    check_data(problem.data, fault)
     _check_loss(problem, _checked_params(problem, fault), fault)
     _check_facts(problem, fault)
     return problem
 
 
+def check_batch(problem: Problem, size: int) -> None:
+    """ProblemError unless the loss can be traced on `size` of the problem's examples."""
+    total = problem.examples
+
+    def cut(leaf: Any) -> Any:
+        whole = leaf.ndim == 0 or leaf.shape[0] != total
+        return leaf if whole else jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)
+
+    params, data = shapes(problem, "float32")
+    try:
+        jax.eval_shape(problem.loss, params, jax.tree.map(cut, data))
+    except Exception as error:
+        where = f"on a minibatch of {size} of its {total} examples"
+        raise ProblemError(f"{problem.name}: {where} the loss raised {error_text(error)}") from error
+
+
+def idle_leaves(problem: Problem) -> list[str]:
+    """The leaves of params, by their paths, whose gradient is 0 at every point: the loss does not use them, or only
+    through operations without a derivative. Read off the traced gradient, so a gradient that happens to be 0 at some
+    point, as of a dead relu or an embedding's unused row, is none."""
+    params = jax.eval_shape(lambda: problem.init(jax.random.key(0)))
+    trace = jax.make_jaxpr(jax.grad(lambda params, data: problem.loss(params, cast(data, jnp.float32))))
+    jaxpr = trace(params, problem.data).jaxpr
+    zeros = {  # jax.grad broadcasts a literal 0 for what nothing reaches
+        equation.outvars[0]
+        for equation in jaxpr.eqns
+        if equation.primitive.name == "broadcast_in_dim" and getattr(equation.invars[0], "val", None) == 0
+    }
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return [
+        f"params{path}"
+        for path, out in zip(paths, jaxpr.outvars)
+        if (out.val == 0 if hasattr(out, "val") else out in zeros)
+    ]
+
+
+def warn_of_idle_leaves(problem: Problem) -> None:
+    """One GradbenchWarning that names `idle_leaves`, where there are any."""
+    if idle := idle_leaves(problem):
+        warnings.warn(f"{problem.name}: {idle_text(idle)}", GradbenchWarning, stacklevel=2)
+
+
+def idle_text(idle: list[str]) -> str:
+    """What is said of leaves that no gradient reaches."""
+    named = ", ".join(idle[:4]) + (f" and {len(idle) - 4} more" if len(idle) > 4 else "")
+    return f"no gradient reaches {named}: always 0, so not trained; is it state? (docs/recipes.md)"
+
+
 _Fault = Callable[[str], ProblemError]
 
 
-def _check_data(problem: Problem, fault: _Fault) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(problem.data):
-        where = "data" + jax.tree_util.keystr(path)
-        try:
-            array = np.asarray(leaf)
-        except ValueError as error:
-            raise fault(f"{where} is ragged: {one_line(error)}") from error
-        except TypeError as error:  # random keys
-            raise fault(f"{where} is no array of numbers: {one_line(error)}") from error
-        if array.dtype.kind not in "fiub" and not jnp.issubdtype(array.dtype, jnp.floating):
-            raise fault(f"{where} holds {array.dtype}; data must be arrays of numbers")
-        if array.dtype.kind not in "iub" and not np.isfinite(array).all():
-            row = np.argwhere(~np.isfinite(array))[0].tolist()
-            raise fault(f"{where} is not finite at index {row}")
+# What holds parameters in other libraries, by where its class comes from, and what to give instead.
+_FRAMEWORKS = {
+    "flax.linen": 'init should return model.init(key, x)["params"]',
+    "flax.nnx": "init should return the params of graphdef, params, rest = nnx.split(model, nnx.Param, ...)",
+    "equinox": "init should return the params of params, static = eqx.partition(model, eqx.is_inexact_array)",
+    "haiku": "init should return hk.without_apply_rng(hk.transform(forward)).init(key, x)",
+}
+
+
+def _framework(value: Any) -> str | None:
+    """The library of _FRAMEWORKS that an object's class, or one it derives from, belongs to."""
+    places = [f"{kind.__module__}." for kind in type(value).__mro__]
+    return next((name for name in _FRAMEWORKS if any(p.startswith(f"{name}.") for p in places)), None)
+
+
+def framework_hint(*values: Any) -> str:
+    """How the params of a module of another library are had, where one of `values` is or holds one; else empty."""
+    for leaf in jax.tree.leaves(values, is_leaf=lambda x: _framework(x) is not None):
+        if name := _framework(leaf):
+            return f"; for {name}, {_FRAMEWORKS[name]} (docs/recipes.md)"
+    return ""
 
 
 def _checked_params(problem: Problem, fault: _Fault) -> Params:
     """What `init` gives, as shapes."""
+
+    def start() -> Params:
+        params = problem.init(jax.random.key(0))
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        if not leaves:
+            raise fault("init(key) returned no parameters")
+        for path, leaf in leaves:
+            where, wrong = "params" + jax.tree_util.keystr(path), ""
+            if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int | complex):
+                wrong = f"is of type {type(leaf).__name__}; parameters must be arrays of floats"
+            elif np.size(leaf) == 0:
+                wrong = f"is empty, of shape {np.shape(leaf)}"
+            elif not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                wrong = f"is {jnp.result_type(leaf)}; parameters must be floats"
+            if wrong:
+                raise fault(f"{where} {wrong}{framework_hint(params)}")
+        return params
+
     try:
-        params = jax.eval_shape(lambda: problem.init(jax.random.key(0)))
+        return jax.eval_shape(start)
+    except GradbenchError:
+        raise
     except Exception as error:
-        raise fault(f"init(key) raised {type(error).__name__}: {one_line(error)}") from error
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
-        raise fault("init(key) returned no parameters")
-    for path, leaf in leaves:
-        if leaf.size == 0:
-            raise fault(f"params{jax.tree_util.keystr(path)} is empty, of shape {leaf.shape}")
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise fault(f"params{jax.tree_util.keystr(path)} is {leaf.dtype}; parameters must be floats")
-    return params
+        raise fault(f"init(key) raised {error_text(error)}{framework_hint(problem.init)}") from error
 
 
 def _check_loss(problem: Problem, params: Params, fault: _Fault) -> None:
@@ -178,18 +253,23 @@ def _check_loss(problem: Problem, params: Params, fault: _Fault) -> None:
     try:
         loss = jax.eval_shape(traced, params, problem.data)
     except Exception as error:
-        raise fault(f"loss(params, data) raised {type(error).__name__}: {one_line(error)}") from error
+        raise fault(f"the loss raised {error_text(error)}") from error
     if not hasattr(loss, "shape") or loss.shape != ():
         got = f"shape {loss.shape}" if hasattr(loss, "shape") else f"a {type(loss).__name__}"
-        raise fault(f"loss(params, data) must be a scalar, got {got}")
+        raise fault(f"the loss must be a scalar, got {got}")
     if not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise fault(f"loss(params, data) must be a float, got {loss.dtype}")
+        raise fault(f"the loss must be a float, got {loss.dtype}")
     if constant:
-        raise fault(f"loss(params, data) must be a JAX array that depends on params, got a {constant[0]}")
+        raise fault(f"the loss must be a JAX array that depends on params, got a {constant[0]}")
     try:
-        jax.eval_shape(jax.grad(traced), params, problem.data)
+        trace = jax.make_jaxpr(jax.grad(traced))(params, problem.data)
     except Exception as error:  # JAX says what would do: scan, or a fori_loop of known length, for a while_loop
-        raise fault(f"loss(params, data) has no gradient: {type(error).__name__}: {one_line(error)}") from error
+        raise fault(f"the loss has no gradient: {error_text(error)}") from error
+    if any(str(effect).startswith("Ordered") for effect in trace.effects):
+        raise fault(
+            "the loss has a callback with ordered=True, and trials that run side by side have no order; "
+            "leave ordered out of its jax.debug.print, jax.debug.callback or io_callback"
+        )
 
 
 def _check_facts(problem: Problem, fault: _Fault) -> None:

@@ -7,13 +7,14 @@ import importlib.util
 import inspect
 import itertools
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradbench.errors import GradbenchError, nearest, one_line
+from gradbench.errors import GradbenchError, error_text, nearest
 
 # optax.sgd and the names that stand for it with settings; here, so that readers of records do not wait for JAX.
 SGD: dict[str, dict[str, Any]] = {
@@ -102,10 +103,18 @@ def check_settings(spec: Spec, function: Callable[..., Any], error: type[Gradben
             (isinstance(default, bool) and not isinstance(value, bool))
             or (type(default) is int and (type(value) is float or isinstance(value, bool | str)))
             or (type(default) is float and isinstance(value, bool | str))
+            or (isinstance(value, str) and _is_numeric(parameters[key].annotation))
         )
         if wrong:
-            kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
-            raise error(f"{spec.text!r}: {key}={value} should be {kind}, such as {key}={default}")
+            kind = {bool: "true or false", int: "a whole number"}.get(type(default), "a number")
+            example = f", such as {key}={default}" if isinstance(default, int | float) else ""
+            raise error(f"{spec.text!r}: {key}={value} should be {kind}{example}")
+
+
+def _is_numeric(annotation: Any) -> bool:
+    """Whether an annotation takes numbers and no text."""
+    kinds = typing.get_args(annotation) or (annotation,)
+    return (int in kinds or float in kinds) and not {str, Any} & set(kinds)
 
 
 def load_file(path: Path, error: type[GradbenchError]) -> ModuleType:
@@ -124,5 +133,5 @@ def load_file(path: Path, error: type[GradbenchError]) -> ModuleType:
         raise
     except (Exception, SystemExit) as fault:
         del sys.modules[name]
-        raise error(f"{path}: could not be loaded: {type(fault).__name__}: {one_line(fault)}") from fault
+        raise error(f"{path}: could not be loaded: {error_text(fault)}") from fault
     return module

@@ -186,7 +186,7 @@ def test_a_record_of_before_there_were_digests_is_drawn_as_before():
 )
 def test_compare_notes_a_problem_that_is_another_one_here(change, note):
     run = recorded(**change)
-    notes = json.loads(compare_text(run, "json", 2.0))["notes"]
+    notes = [text for text in json.loads(compare_text(run, "json", 2.0))["notes"] if "tried" not in text]
     assert bool(notes) == (note is not None)
     if note:
         assert note in notes[0]

@@ -3,6 +3,7 @@ other ways to compute it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from gradbench.gradients.formula.scale import meaning
 from gradbench.gradients.rounding.band import Spread, quantile
 from gradbench.gradients.rounding.primitives import names
 from gradbench.inputs.problem import Problem
-from gradbench.program.xla.jaxprs import custom_rules
+from gradbench.program.xla.jaxprs import CustomRule, custom_rules
 
 # A fault smaller than this is not resolved by differences and the direction is INCONCLUSIVE: half of a leaf's slope
 # is the coarsest fault (a factor 2) that must be seen.
@@ -39,13 +40,15 @@ _ITERATES = "a rule that iterates to a tolerance may be so far off"
 
 @dataclasses.dataclass
 class Test:
-    """One test: its name, PASS / FAIL / INCONCLUSIVE, one line of finding, and the smallest fault it could see. An
-    INCONCLUSIVE one that has the last is a difference too small to accuse."""
+    """One test: its name, PASS / FAIL / INCONCLUSIVE, one line of finding, the smallest fault it could see, and what is
+    wrong in a few words, as far as it knows. An INCONCLUSIVE one with `resolves` is a difference too small to accuse.
+    """
 
     name: str
     verdict: str
     finding: str
     resolves: float | None = None
+    culprit: str = ""
 
 
 class Loss:
@@ -57,7 +60,7 @@ class Loss:
         self._data = jax.tree.leaves(point.data)
         self.rules = custom_rules(self.trace)
         self.smooth = _KINKED.isdisjoint(oracle.primitives(self.trace))
-        self.iterates = any(loops for _, loops in self.rules)
+        self.iterates = any(rule.iterates for rule in self.rules)
         self.value = self.at(0.0, [None] * len(self.leaves))
         # Without a band a thousand roundings are assumed.
         self.noise = max(UNIT * abs(self.value), 1000 * UNIT * abs(self.value) if noise is None else noise)
@@ -103,7 +106,11 @@ def check(
             tests.append(_analytic(problem.gradient, loss, point, gradient, norms, names))
     tests += _value_of_rules(loss, float(value))
     if differences.verdict == "FAIL":
-        tests.append(_suspects(loss, point, gradient, names))
+
+        def agrees(other: list[np.ndarray]) -> bool:
+            return _differences(loss, other, names, np.random.default_rng(1), fast, point.examples)[0].verdict != "FAIL"
+
+        tests.append(_suspects(loss, point, gradient, names, agrees))
     return tests, gradient
 
 
@@ -119,11 +126,17 @@ def check_start(problem: Problem, start: oracle.Point, spread: Spread | None, sh
     tests, _ = check(problem, start, spread, share, True)
     kept = [t for t in tests if t.verdict == "FAIL" or (t.verdict == "INCONCLUSIVE" and t.resolves is not None)]
     kept += [t for t in tests if kept and t.name == "suspects"]
-    return [dataclasses.replace(t, finding=f"at the start: {t.finding}") for t in kept]
+    return [
+        dataclasses.replace(t, finding=f"at the start: {t.finding}", culprit=t.culprit and f"{t.culprit} at the start")
+        for t in kept
+    ]
 
 
 def leaf_names(params: Any) -> list[str]:
-    return [jax.tree_util.keystr(path) or "params" for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    """Each leaf's path, as `['layer']['w']`; of a named tuple's without the dot in front."""
+    return [
+        jax.tree_util.keystr(path).lstrip(".") or "params" for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
 
 
 def _value_of_rules(loss: Loss, with_gradient: float) -> list[Test]:
@@ -138,8 +151,8 @@ def _value_of_rules(loss: Loss, with_gradient: float) -> list[Test]:
         return [Test("value of the rules", "PASS", finding, slack / abs(loss.value) if loss.value else None)]
     if loss.iterates and relative <= NEGLIGIBLE_ITERATED:
         return [Test("value of the rules", "INCONCLUSIVE", f"{finding}: {_ITERATES}", relative)]
-    listed = "; ".join(name for name, _ in loss.rules)
-    return [Test("value of the rules", "FAIL", f"{finding}: a rule reports another value ({listed})")]
+    finding = f"{finding}: a rule reports another value ({_listed(loss.rules)})"
+    return [Test("value of the rules", "FAIL", finding, culprit=f"the value of {_likely(loss.rules)}")]
 
 
 def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: int | None) -> tuple[Test, list[float]]:
@@ -186,7 +199,7 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
             if not math.isfinite(along):
                 give = f"one-sided slopes are {slope.low:.6g} and {slope.high:.6g}"
                 give = give if slope.kink else f"differences give {middle:.6g}"
-                faults.append((math.inf, f"{where}: the gradient is {along}, {give}{_where(loss)}"))
+                faults.append((math.inf, f"{where}: the gradient is {along}, {give}{_where(loss)}", name))
                 continue
             kinks += slope.kink
             slack = slope.tolerance + UNIT * (norm * 8 + abs(along))
@@ -201,14 +214,16 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
                 ratio += f": {told}" if told and "too large" not in told and "of what" not in told else ""
                 kind = "not between the one-sided slopes" if slope.kink else "differences give"
                 got = f"{slope.low:.7g} and {slope.high:.7g}" if slope.kink else f"{middle:.7g}"
-                faults.append((off / slack, f"{where}: slope {along:.7g}, {kind} {got} +- {slack:.1e}{ratio}"))
+                faults.append((off / slack, f"{where}: slope {along:.7g}, {kind} {got} +- {slack:.1e}{ratio}", name))
             elif slack > COARSEST * reference and slack * length > NEGLIGIBLE * steepest:
                 unclear.append(f"{where}: differences are only good to {slack:.1e}")
             elif reference > 0:
                 seen = max(seen, slack / reference)
     name = "finite differences"
     if faults:
-        return Test(name, "FAIL", max(faults)[1] + f" ({len(faults)} of {tried} directions)"), reach
+        off, text, leaf = max(faults)
+        culprit = f"leaf {leaf}" + (" is not finite" if math.isinf(off) else "")
+        return Test(name, "FAIL", f"{text} ({len(faults)} of {tried} directions)", culprit=culprit), reach
     if close:
         return Test(name, "INCONCLUSIVE", f"{max(close)[1]} ({len(close)} of {tried})", max(close)[0]), reach
     if unclear:
@@ -313,16 +328,18 @@ def _analytic(function: Callable, loss: Loss, point, gradient, norms, names) -> 
     ratio, name, off = max(worst)
     size = float(np.sqrt(sum(np.sum(g * g) for g in gradient)))
     relative = off / size if size else off
-    return _agreement("analytic gradient", f"{name} differs by {relative:.1e} of the norm", ratio <= 1, relative, loss)
+    finding = f"{name} differs by {relative:.1e} of the norm"
+    test = _agreement("analytic gradient", finding, ratio <= 1, relative, loss)
+    return dataclasses.replace(test, culprit=f"analytic gradient of leaf {name}" if test.verdict == "FAIL" else "")
 
 
-def _suspects(loss: Loss, point, gradient, names) -> Test:
-    """What could be at fault: custom rules (stripped and differentiated natively) and stop_gradients."""
-    found = []
-    if "stop_gradient" in oracle.primitives(loss.trace):
-        found.append("the loss has a stop_gradient")
+def _suspects(loss: Loss, point, gradient, names, agrees: Callable[[list[np.ndarray]], bool]) -> Test:
+    """What could be at fault: custom rules (stripped and differentiated natively) and stop_gradients. It is the culprit
+    if differences agree with the gradient without it."""
+    found, culprit = [], ""
+    stops = "stop_gradient" in oracle.primitives(loss.trace)
     if loss.rules:
-        listed = "; ".join(name for name, _ in loss.rules)
+        listed = _listed(loss.rules)
         try:
             native = _native(loss, point)
         except Exception as error:
@@ -332,9 +349,25 @@ def _suspects(loss: Loss, point, gradient, names) -> Test:
             differing = [n for n, a, b in pairs if not _alike(a, b)]
             if differing:
                 found.append(f"without its custom rules ({listed}) the gradient of {', '.join(differing)} differs")
+                culprit = _likely(loss.rules) if agrees(native) else ""
             else:
                 found.append(f"without its custom rules ({listed}) the gradient is the same")
-    return Test("suspects", "INCONCLUSIVE", "; ".join(found) or "no custom rule and no stop_gradient in the loss")
+    if stops:
+        found.append("the loss has a stop_gradient")
+        with contextlib.suppress(Exception):  # it may guard what has no derivative
+            culprit = culprit or ("stop_gradient" if agrees(_native(loss, point, stops=False)) else "")
+    finding = "; ".join(found) or "no custom rule and no stop_gradient in the loss"
+    return Test("suspects", "INCONCLUSIVE", finding, culprit=culprit)
+
+
+def _listed(rules: Sequence[CustomRule]) -> str:
+    return "; ".join(rule.name for rule in rules)
+
+
+def _likely(rules: Sequence[CustomRule]) -> str:
+    """Of several rules the user's own, with their places; JAX's where there is no other."""
+    own = [f"{rule.name} ({rule.place})" for rule in rules if rule.place]
+    return " or ".join(own or [rule.name for rule in rules])
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> bool:
@@ -343,9 +376,9 @@ def _alike(a: np.ndarray, b: np.ndarray) -> bool:
     return np.allclose(a, b, rtol=0, atol=1e-9 * size, equal_nan=True)
 
 
-def _native(loss: Loss, point) -> list[np.ndarray]:
-    """The gradient with every custom rule stripped."""
+def _native(loss: Loss, point, stops: bool = True) -> list[np.ndarray]:
+    """The gradient with every custom rule stripped; without `stops`, stop_gradients too."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         data = oracle.float64(point.data)
-        native = jax.grad(lambda p: oracle.widened(loss.trace, (p, data))[0])(oracle.float64(point.params))
+        native = jax.grad(lambda p: oracle.widened(loss.trace, (p, data), stops)[0])(oracle.float64(point.params))
         return [np.asarray(x) for x in jax.tree.leaves(native)]

@@ -18,11 +18,12 @@ import numpy as np
 from gradbench.gradients.formula import reference
 from gradbench.gradients.rounding.formats import round_to, x64_context
 from gradbench.gradients.rounding.interpreter import Interpreter
-from gradbench.gradients.rounding.pairs import Pair
+from gradbench.gradients.rounding.pairs import Pair, no_flags
 from gradbench.inputs.problem import Problem
 from gradbench.program.minibatch import take_rows
 from gradbench.program.xla.jaxprs import equations, open_jaxpr
 
+_HALVINGS = 30  # at most, of a step that leaves the loss's domain
 _WORK = 2**28  # parameters x examples; a problem beyond it is checked on fewer of its examples
 
 
@@ -44,24 +45,37 @@ class Point:
 def points(problem: Problem, dtype: str, count: int = 2, seed: int = 0) -> list[Point]:
     """`count` points: a random one near the start first (a start such as 0 hides terms), then the start itself.
 
-    Near means a normal step of a tenth of the leaf's root mean square, or of 1 where the leaf is 0.
+    Near means a normal step of a tenth of the leaf's root mean square, or of 1 where the leaf is 0; nearer where that
+    step leaves the loss's domain.
     """
     with jax.enable_x64(False), jax.default_device(jax.devices("cpu")[0]):
         start = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(problem.init)(jax.random.key(seed)))
     data, examples = cut_examples(problem, sum(x.size for x in jax.tree.leaves(start)), seed)
     found = []
     for number in range(count):
-        generator = np.random.default_rng([seed, number])
-        moved = jax.tree.map(lambda x, g=generator: _near(x, g), start)
         label = f"near the start (seed {seed}, {number})" if number != 1 else f"the start (seed {seed})"
-        params = start if number == 1 else moved
+        params = start if number == 1 else _near(problem, start, data, np.random.default_rng([seed, number]))
         lost = _lost("params", params, dtype) or _lost("data", data, dtype)
         found.append(Point(label, rounded(params, dtype), rounded(data, dtype), examples, dtype, lost))
     return found
 
 
-def _near(start: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    return start + 0.1 * length(start) * generator.standard_normal(start.shape)
+def _near(problem: Problem, start: Any, data: Any, generator: np.random.Generator) -> Any:
+    """A random point near `start` where the loss is finite, if it is at `start`."""
+    step = jax.tree.map(lambda x: 0.1 * length(x) * generator.standard_normal(x.shape), start)
+    for halvings in range(_HALVINGS):
+        point = jax.tree.map(lambda x, s, n=halvings: x + 2.0**-n * s, start, step)
+        if _is_finite(problem, point, data) or (halvings == 0 and not _is_finite(problem, start, data)):
+            return point
+    return start
+
+
+def _is_finite(problem: Problem, params: Any, data: Any) -> bool:
+    """Whether the loss is; True where it cannot be run, which is found out where it is checked."""
+    try:
+        return bool(np.isfinite(evaluate(problem.loss, params, rounded(data, "float64"))[0]))
+    except Exception:
+        return True
 
 
 def length(leaf: np.ndarray) -> float:
@@ -142,11 +156,22 @@ def _traced(function: Callable[[Any, Any], Any], params: Any, data: Any, dtype: 
         return jax.make_jaxpr(function)(*jax.tree.map(shape, (params, data)))
 
 
-def widened(trace: Any, arguments: Any) -> list[Any]:
-    """The outputs of a trace with every float in float64, calls (custom rules too) inlined; can be differentiated."""
+class _WithoutStops(Interpreter):
+    """Differentiates through stop_gradient."""
+
+    def primitive(self, equation: Any, name: str, params: dict[str, Any], ins: list[Pair]) -> Any:
+        return (ins, no_flags()) if name == "stop_gradient" else super().primitive(equation, name, params, ins)
+
+
+def widened(trace: Any, arguments: Any, stops: bool = True) -> list[Any]:
+    """The outputs of a trace with every float in float64, calls (custom rules too) inlined; can be differentiated.
+
+    Without `stops` a derivative passes through stop_gradient as well.
+    """
     jaxpr, consts = open_jaxpr(trace)
     leaves = [Pair(x, x) for x in jax.tree.leaves(arguments)]
-    outputs, _ = Interpreter(None, jax.devices("cpu")[0], lambda dtype: False).run(jaxpr, consts, leaves)
+    interpreter = (Interpreter if stops else _WithoutStops)(None, jax.devices("cpu")[0], lambda dtype: False)
+    outputs, _ = interpreter.run(jaxpr, consts, leaves)
     return [p.exact for p in outputs]
 
 

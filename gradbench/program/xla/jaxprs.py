@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+
+from gradbench.errors import users_place
 
 REMATERIALISED = frozenset({"remat", "remat2", "checkpoint"})
 CALLS = REMATERIALISED | {
@@ -90,23 +92,36 @@ def _trace(primitive: Any, operands: tuple[Any, ...], wide: bool, precision: str
         return jax.make_jaxpr(primitive.expand)(*jax.tree.map(shape, primitive.in_avals))
 
 
-def custom_rules(trace: Any) -> list[tuple[str, bool]]:
-    """What in a trace of a loss has a derivative of its own, by name, and whether it holds a while loop: it may then
-    iterate to a tolerance, and so may its derivative."""
-    found = {}
+class CustomRule(NamedTuple):
+    """A rule of differentiation in a trace: its name, whether it holds a while loop, so that it and its derivative may
+    iterate to a tolerance, and `file:line` where the function is a user's own."""
+
+    name: str
+    iterates: bool
+    place: str
+
+
+def custom_rules(trace: Any) -> list[CustomRule]:
+    """What in a trace of a loss has a derivative of its own, sorted by name."""
+    found: dict[str, CustomRule] = {}
     for equation in equations(trace):
-        name, params = equation.primitive.name, equation.params
+        name, params, place = equation.primitive.name, equation.params, ""
         if name == "call_hi_primitive":
             name = f"the rule of {type(params['_prim']).__name__}"
         elif name in CALLS and name.startswith("custom"):
             inner, _ = open_jaxpr(_body(params))
-            function = params.get("name") or getattr(getattr(inner, "debug_info", None), "func_name", None)
+            source = getattr(inner, "debug_info", None)
+            function = params.get("name") or getattr(source, "func_name", None)
+            place = users_place(
+                getattr(source, "func_filename", None) or "<frozen", getattr(source, "func_lineno", None)
+            )
             name = f"{name.split('_call')[0]} of {function or 'a function'}"
         elif name != "custom_linear_solve":
             continue
         inside = {e.primitive.name for inner in nested(equation) for e in equations(inner)}
-        found[name] = found.get(name, False) or "while" in inside
-    return sorted(found.items())
+        iterates = "while" in inside or (name in found and found[name].iterates)
+        found[name] = CustomRule(name, iterates, place)
+    return sorted(found.values())
 
 
 def _body(params: dict[str, Any]) -> Any:

@@ -1,0 +1,84 @@
+"""A plain function and its arguments as a problem: their float leaves are its parameters, the others its data."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import inspect
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.errors import ProblemError
+from gradbench.inputs.problem import Problem, load_problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What is checked: the problem, and what a call of Python that checks it again has before its options."""
+
+    problem: Problem
+    call: str
+    from_spec: bool = False
+    is_function: bool = False
+
+
+def checked(given: Any, arguments: tuple[Any, ...]) -> Checked:
+    """What `check_gradient(given, *arguments)` checks. Raises ProblemError where they do not go together."""
+    if callable(given) and not isinstance(given, str | Problem):
+        return _of_function(given, arguments)
+    problem = load_problem(given)
+    if arguments:
+        raise ProblemError(
+            f"{problem.name}: {len(arguments)} arguments beside a problem, which takes none; "
+            "options are named, as in dtype='float32'"
+        )
+    return Checked(problem, "problem", from_spec=isinstance(given, str))
+
+
+def _of_function(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Checked:
+    name = getattr(function, "__name__", type(function).__name__).replace("<lambda>", "f")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # Python cannot tell that of some built-in ones
+        signature = inspect.signature(lambda *args: None)
+    try:
+        bound = signature.bind(*arguments).arguments
+    except TypeError as error:
+        raise ProblemError(f"{name}: {error}; write check_gradient({name}, its arguments, dtype=...)") from error
+    # A namedtuple, so that paths begin with the argument's name.
+    made = collections.namedtuple("Arguments", bound, rename=True)(*bound.values())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(made):
+        if _is(leaf, jnp.complexfloating):
+            where = jax.tree_util.keystr(path).lstrip(".")
+            raise ProblemError(f"{name}: {where} is complex; give its real and imaginary parts as two arguments")
+    floats = jax.tree.map(lambda leaf: np.asarray(leaf) if _is(leaf, jnp.floating) else None, made)
+    arrays = jax.tree.map(lambda leaf: np.asarray(leaf) if _is_data(leaf) else None, made)
+    if not jax.tree.leaves(floats):
+        raise ProblemError(f"{name}: no float among its arguments, so nothing to differentiate; write 3.0 for 3")
+
+    def loss(params: Any, data: Any) -> Any:
+        def first(*given: Any) -> Any:
+            return next((value for value in given if value is not None), None)
+
+        whole = jax.tree.map(first, params, data, made, is_leaf=lambda x: x is None)
+        return function(*inspect.BoundArguments(signature, collections.OrderedDict(zip(bound, whole))).args)
+
+    problem = load_problem(Problem(init=lambda key: floats, loss=loss, data=arrays, name=name))
+    return Checked(problem, ", ".join([name, *bound]), is_function=True)
+
+
+def _is(leaf: Any, kind: Any) -> bool:
+    """Whether a leaf is a number or an array of numbers of a kind of dtype."""
+    known = isinstance(leaf, jax.Array | np.ndarray | np.generic | numbers.Number)
+    return known and jax.dtypes.issubdtype(getattr(leaf, "dtype", np.dtype(type(leaf)) if known else None), kind)
+
+
+def _is_data(leaf: Any) -> bool:
+    """Whether a leaf is an array of whole numbers or booleans. What is neither this nor a float stays as it is: a
+    Python number may be an axis or a power, a text or a function an option."""
+    return isinstance(leaf, jax.Array | np.ndarray) and (_is(leaf, jnp.integer) or _is(leaf, jnp.bool_))
