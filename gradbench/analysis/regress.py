@@ -106,6 +106,10 @@ def _time_rows(old: Run, new: Run, notes: list[str]) -> list[dict[str, Any]]:
         notes.append(f"step times not compared: {', '.join(differing)}")
         return []
 
+    if lacking := [run.id for run in (old, new) if not len(run.timings)]:
+        notes.append(f"step times not compared: no timings in {' and '.join(lacking)} (run with --timing full)")
+        return []
+
     def by_key(run: Run) -> dict[tuple, dict[str, Any]]:
         rows = run.timings.to_pylist()
         return {(r["problem"], r["optimizer"], r["mode"], r["trials"]): r for r in rows}

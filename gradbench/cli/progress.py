@@ -51,7 +51,7 @@ class TerminalWatcher(Watcher):
             total = progress.total_steps
             self.bar.update(self.task, total=total, completed=total - progress.steps_left, state=state)
 
-    def pair_done(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
+    def pair_swept(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
         self.close()
         if not self.quiet:
             for summary in summarise_tables([(problem, optimizer)], tables.trials, tables.timings, tables.facts):

@@ -17,7 +17,7 @@ import numpy as np
 
 from gradbench.engine import events as ev
 from gradbench.inputs.plan import SweepPlan
-from gradbench.program.program import Program, State, numerics
+from gradbench.program.program import Block, Observation, Program, State, numerics
 from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, TARGET_COLUMNS
 from gradbench.record.store import PairStore
 
@@ -53,29 +53,57 @@ def curve_points(plan: SweepPlan) -> int:
     return max(2, min(plan.record_points, 5_000_000 // trials))
 
 
+def wanted_rows(plan: SweepPlan, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Of every chunk of a trial the rows that its curve keeps, int32 (chunks, most rows kept), -1 where fewer; and the
+    steps of them all."""
+    total_rows = -(-plan.steps // block.stride) + 1
+    kept = recorded_rows(total_rows, curve_points(plan))
+    by_chunk = [kept[kept // block.rows == c] for c in range(-(-total_rows // block.rows))]
+    wanted = np.full((len(by_chunk), max(map(len, by_chunk))), -1, np.int32)
+    for chunk, rows in enumerate(by_chunk):
+        wanted[chunk, : len(rows)] = rows - chunk * block.rows
+    return wanted, np.minimum(kept * block.stride, plan.steps)
+
+
+def observation_config(program: Program) -> ev.ObservationConfig:
+    plan, problem = program.trial.plan, program.trial.problem
+    return ev.ObservationConfig(
+        plan.steps,
+        program.block.stride,
+        np.nan if problem.minimum is None else problem.minimum,
+        np.nan if problem.target is None else problem.target,
+        plan.target,
+        plan.stop_at_target,
+    )
+
+
+def prepare(program: Program) -> None:
+    """Compile what a sweep calls beside `advance`, from shapes: no array is made."""
+    plan, block, dtype = program.trial.plan, program.block, np.dtype(program.rate_dtype)
+    program.prepare(admits=plan.trials_per_pair > block.slots)
+
+    def shapes(sharding: Any, arrays: Any) -> Any:
+        return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), arrays)
+
+    with numerics(plan.dtype, plan.precision):
+        row = jax.ShapeDtypeStruct((block.rows, block.slots), dtype)
+        rows = Observation(*shapes(program.rows_sharded, (row, row, row.update(dtype=jnp.float32))))
+        slots = ev.blank(block.slots, dtype), np.zeros(block.slots, np.int32)
+        events, first = shapes(program.sharded, slots)
+        known = shapes(program.replicated, (observation_config(program).arrays(dtype), wanted_rows(plan, block)[0]))
+        ev.observe.lower(events, rows, first, *known).compile()
+
+
 class PairSweep:
     """The sweep of one (problem, optimizer) pair. `run()` goes on from a checkpoint if the store has one."""
 
     def __init__(self, program: Program, advance: Callable[..., Any], plan: SweepPlan, pair: int, store: PairStore):
         self.program, self.advance, self.plan, self.store = program, advance, plan, store
         self.trials, self.pair = plan.trials_per_pair, pair
-        problem, block = program.trial.problem, program.block
+        block = program.block
         self.all_rates = np.repeat(np.asarray(plan.rates), plan.seeds)
-        self.config = ev.ObservationConfig(
-            plan.steps,
-            block.stride,
-            np.nan if problem.minimum is None else problem.minimum,
-            np.nan if problem.target is None else problem.target,
-            plan.target,
-            plan.stop_at_target,
-        )
-        total_rows = -(-plan.steps // block.stride) + 1
-        kept = recorded_rows(total_rows, curve_points(plan))
-        by_chunk = [kept[kept // block.rows == c] for c in range(-(-total_rows // block.rows))]
-        self.wanted = np.full((len(by_chunk), max(map(len, by_chunk))), -1, np.int32)
-        for chunk, rows in enumerate(by_chunk):
-            self.wanted[chunk, : len(rows)] = rows - chunk * block.rows
-        self.kept_steps = np.minimum(kept * block.stride, plan.steps)
+        self.config = observation_config(program)
+        self.wanted, self.kept_steps = wanted_rows(plan, block)
 
         slots = block.slots
         self.slot_trial = np.full(slots, -1, np.int64)

@@ -11,12 +11,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from gradbench.engine.roofline import kernels_per_row
-from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.problem import cast
+from gradbench.inputs.problem import Data, Params, cast, shapes
 from gradbench.program.block import work
 from gradbench.program.program import Program, State, inner, loop_options, numerics
 from gradbench.program.xla.layout import materialize_tree
@@ -47,7 +46,7 @@ jax.monitoring.register_event_listener(_listen)
 @dataclass(frozen=True)
 class Compiled:
     """A compiled function and the seconds each stage took; `cached` if compiling was loading it from the cache, `ahead`
-    if it was done while an earlier pair's sweep used the cores."""
+    if a sweep or another compilation used the cores meanwhile."""
 
     call: Any  # jax.stages.Compiled
     trace_s: float
@@ -112,18 +111,17 @@ def compile_program(program: Program) -> Compiled:
         return compile_stages(program.advance, *program.arguments())
 
 
-def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndarray) -> dict[str, Any]:
+def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndarray, params: Params) -> dict[str, Any]:
     """Time a program on trials at their start: a timings row.
 
-    `rates` holds the first trials' learning rates, one per slot. Every sample starts the trials anew, untimed, so
-    diverged or converged arithmetic weighs what it weighs at the start of a sweep.
+    `rates` holds the first trials' learning rates and `params` their starting points, one per slot. Every sample starts
+    the trials anew, untimed, so diverged or converged arithmetic weighs what it weighs at the start of a sweep.
     """
     trial, block = program.trial, program.block
-    seeds = np.zeros(block.slots, np.uint32)
-    learning_rates, placed_seeds = program.rates(rates), program.place(seeds)
+    learning_rates, placed_seeds = program.rates(rates), program.place(np.zeros(block.slots, np.uint32))
 
     def start() -> State:
-        return jax.block_until_ready(program.start(seeds, learning_rates))
+        return jax.block_until_ready(program.begin(params, learning_rates))
 
     with numerics(trial.plan.dtype, trial.plan.precision):
         first = program.place(np.zeros(block.slots, np.int32))
@@ -198,44 +196,50 @@ def _costs(
     }
 
 
-def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
-    """Timings rows of the problem's loss alone (mode value) and with its gradient (value_and_grad), one trial."""
-    problem, rows, length = program.trial.problem, [], program.block.rows
-    platform = program.devices[0].platform
+def compile_evaluation(program: Program, mode: str) -> Compiled:
+    """The problem's loss alone (mode value) or with its gradient (value_and_grad), in a loop, for one trial."""
+    problem, plan, platform = program.trial.problem, program.trial.plan, program.devices[0].platform
+
+    # Each evaluation's result goes into the next one's params, times `nothing`, which the compiler cannot know to be 0.
+    def value(params: Params, nothing: jax.Array, data: Data) -> Params:
+        loss = problem.loss(params, data)
+        return jax.tree.map(lambda p: p + (nothing * loss).astype(p.dtype), params)
+
+    def value_and_grad(params: Params, nothing: jax.Array, data: Data) -> Params:
+        loss, grads = jax.value_and_grad(problem.loss)(params, data)
+        return jax.tree.map(lambda p, g: p + (nothing * g + nothing * loss).astype(p.dtype), params, grads)
+
+    def chain(params: Params, nothing: jax.Array, data: Data) -> jax.Array:
+        step = rewritten(value if mode == "value" else value_and_grad, platform)
+        after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=program.block.rows)
+        return inner(after, after)
+
     options = loop_options(platform, program.trial.products)
-    with jax.enable_x64(False):
-        start = problem.init(jax.random.key(0))
     with numerics(plan.dtype, plan.precision):
-        params, data = jax.device_put((cast(start, plan.dtype), materialize_tree(program.data)), program.devices[0])
-        nothing = jnp.zeros((), plan.dtype)  # an argument, so that the compiler cannot know it is 0
-
-        # Each evaluation's result goes into the next one's params, times that 0: nothing is dropped or hoisted.
-        def value(params: Any, nothing: jax.Array, data: Any) -> Any:
-            loss = problem.loss(params, data)
-            return jax.tree.map(lambda p: p + (nothing * loss).astype(p.dtype), params)
-
-        def value_and_grad(params: Any, nothing: jax.Array, data: Any) -> Any:
-            loss, grads = jax.value_and_grad(problem.loss)(params, data)
-            return jax.tree.map(lambda p, g: p + (nothing * g + nothing * loss).astype(p.dtype), params, grads)
-
-        for step in (value, value_and_grad):
-
-            def chain(params: Any, nothing: jax.Array, data: Any, step: Callable[..., Any] = step) -> jax.Array:
-                step = rewritten(step, platform)
-                after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=length)
-                return inner(after, after)
-
-            compiled = compile_stages(jax.jit(chain, compiler_options=options), params, nothing, data)
-            once = partial(_call_often, compiled.call, params, nothing, data)
-            first_run_s = once(1)
-            steady = measure(once, length)
-            names = {"problem": problem.name, "optimizer": None, "mode": step.__name__, "trials": 1, "devices": 1}
-            moved = 2 * _bytes(params) + _bytes(data)
-            rows.append(names | _costs(compiled, first_run_s, steady, 1.0, moved))
-    return rows
+        arguments = shapes(problem, plan.dtype)
+        params, data = jax.tree.map(partial(_on, SingleDeviceSharding(program.devices[0])), arguments)
+        nothing = jax.ShapeDtypeStruct((), plan.dtype)
+        return compile_stages(jax.jit(chain, compiler_options=options), params, nothing, data)
 
 
-def _call_often(call: Callable[..., Any], params: Any, nothing: jax.Array, data: Any, repeats: int) -> float:
+def _on(sharding: SingleDeviceSharding, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def time_evaluation(program: Program, compiled: Compiled, mode: str, params: Params) -> dict[str, Any]:
+    """The timings row of what compile_evaluation compiled, from one trial's `params`."""
+    plan = program.trial.plan
+    with numerics(plan.dtype, plan.precision):
+        placed = jax.device_put((cast(params, plan.dtype), materialize_tree(program.data)), program.devices[0])
+        params, data = placed
+        once = partial(_call_often, compiled.call, params, np.zeros((), plan.dtype), data)
+        first_run_s = once(1)
+        steady = measure(once, program.block.rows)
+    names = {"problem": program.trial.problem.name, "optimizer": None, "mode": mode, "trials": 1, "devices": 1}
+    return names | _costs(compiled, first_run_s, steady, 1.0, 2 * _bytes(params) + _bytes(data))
+
+
+def _call_often(call: Callable[..., Any], params: Params, nothing: np.ndarray, data: Data, repeats: int) -> float:
     began = time.perf_counter()
     for _ in range(repeats):
         result = call(params, nothing, data)
