@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradbench.engine.pair import prepare
+from gradbench.engine.pair import prepare_observing, prepare_slots
 from gradbench.engine.timing import Compiled, compile_evaluation, compile_program, time_evaluation, time_program
 from gradbench.machine.devices import cores
 from gradbench.program.block import solo_block
@@ -74,12 +74,13 @@ class CompiledPair:
         """Begin to compile the program of its sweep, and where the pair `sweeps`, what that calls beside it."""
         self.compiler, self.program = compiler, Program(trial, block, devices)
         self.compiled = compiler.submit(compile_program, self.program)
-        self.prepared = compiler.submit(prepare, self.program) if sweeps else None
+        beside = (prepare_observing, prepare_slots) if sweeps else ()
+        self.beside = [compiler.submit(job, self.program) for job in beside]
 
     def ready(self) -> Any:
         """The compiled program, when all that the sweep needs is compiled."""
-        if self.prepared:
-            self.prepared.result()
+        for job in self.beside:
+            job.result()
         return self.compiled.result().call
 
 

@@ -77,10 +77,14 @@ def observation_config(program: Program) -> ev.ObservationConfig:
     )
 
 
-def prepare(program: Program) -> None:
-    """Compile what a sweep calls beside `advance`, from shapes: no array is made."""
+def prepare_slots(program: Program) -> None:
+    """Compile how trials start, and how they take free slots where there are more of them."""
+    program.prepare(admits=program.trial.plan.trials_per_pair > program.block.slots)
+
+
+def prepare_observing(program: Program) -> None:
+    """Compile what takes a chunk's rows into the events, from shapes: no array is made."""
     plan, block, dtype = program.trial.plan, program.block, np.dtype(program.rate_dtype)
-    program.prepare(admits=plan.trials_per_pair > block.slots)
 
     def shapes(sharding: Any, arrays: Any) -> Any:
         return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), arrays)
