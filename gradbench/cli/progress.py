@@ -40,7 +40,7 @@ class TerminalWatcher(Watcher):
             self.bar = Progress(
                 *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True
             )
-            self.task = self.bar.add_task(f"{problem} × {optimizer}", total=None, state="compiling, timing")
+            self.task = self.bar.add_task(f"{problem} × {optimizer}", total=None, state="compiling")
             self.bar.start()
 
     def chunk(self, progress: engine.Progress) -> None:

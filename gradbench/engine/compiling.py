@@ -58,13 +58,13 @@ class Compiler:
                 result = job(*arguments)
                 return dataclasses.replace(result, ahead=shared()) if isinstance(result, Compiled) else result
 
-        self._jobs.append(self._threads.submit(run))
-        return self._jobs[-1]
+        begun = self._threads.submit(run)
+        self._jobs = [begun, *(other for other in self._jobs if not other.done())]  # a done one's program may go
+        return begun
 
     def quiet(self) -> None:
         """Wait until nothing is compiled. What failed says so where its result is asked for."""
         wait(self._jobs)
-        self._jobs.clear()
 
 
 class CompiledPair:

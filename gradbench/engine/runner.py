@@ -24,10 +24,10 @@ from gradbench.inputs.sources import difference, given_as_object, sources
 from gradbench.machine.devices import find_devices
 from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block
-from gradbench.program.program import Block, Trial, numerics
+from gradbench.program.program import Block, Program, Trial, numerics
 from gradbench.program.xla.switch import enabled
 from gradbench.record.schema import SCHEMAS
-from gradbench.record.store import PairStore, Run, RunWriter, find_run, load_run
+from gradbench.record.store import Run, RunWriter, find_run, load_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,23 +248,29 @@ class _Pairs:
         follower = _following(self.writer, number, len(self.trials))
         if follower is not None:
             self.ahead[follower] = self._compile(follower)
-        if not store.swept:
-            sweep = PairSweep(pair.program, advance, self.plan, number, store)
-            with self.compiler.working():
-                if not sweep.run(self.watcher.chunk, self.watcher.should_stop):
-                    return False
-            store.end_sweep()
-        self.watcher.pair_swept(number, *names, self._tables(store))
+        if not (store.swept or self._sweep(number, pair.program, advance)):
+            return False
+        tables = PairTables(store.read("trials"), store.read("timings"), self.writer.info["problems"])
+        self.watcher.pair_swept(number, *names, tables)
         if self.plan.sharpness and not store.has("sharpness"):
             with self.compiler.working():
-                store.save("sharpness", _sharpness_rows(pair.program.trial, self.plan, store.read("trials")))
+                store.save("sharpness", _sharpness_rows(pair.program.trial, self.plan, tables.trials))
         if timings:
             if self.watcher.should_stop():
                 return False
             store.save("timings", timings.rows())
         store.finish()
-        self.watcher.pair_done(number, *names, self._tables(store))
+        self.watcher.pair_done(number, *names, dataclasses.replace(tables, timings=store.read("timings")))
         return True
+
+    def _sweep(self, number: int, program: Program, advance: Any) -> bool:
+        store = self.writer.pair(number)
+        sweep = PairSweep(program, advance, self.plan, number, store)
+        with self.compiler.working():
+            finished = sweep.run(self.watcher.chunk, self.watcher.should_stop)
+        if finished:
+            store.end_sweep()
+        return finished
 
     def _compile(self, number: int) -> CompiledPair:
         trial, swept = self.trials[number], self.writer.pair(number).swept
@@ -274,9 +280,6 @@ class _Pairs:
         """What is timed of a pair; a problem's loss and gradient once, with its last optimizer."""
         last = self.plan.pairs[number][1] == self.plan.optimizers[-1]
         return [mode for mode in TIMED[self.plan.timing] if last or mode not in EVALUATIONS]
-
-    def _tables(self, store: PairStore) -> PairTables:
-        return PairTables(store.read("trials"), store.read("timings"), self.writer.info["problems"])
 
 
 def _following(writer: RunWriter | Shared, number: int, pairs: int) -> int | None:
