@@ -9,7 +9,7 @@ import pytest
 
 import gradbench
 from gradbench.analysis.regress import compare_runs
-from gradbench.engine import compiling, runner
+from gradbench.engine import compiling, pair, runner
 from gradbench.errors import RunError
 from gradbench.inputs.plan import SweepPlan
 
@@ -166,6 +166,15 @@ def test_a_run_without_timing_is_the_same_but_for_the_timings(sweep):
     found = compare_runs(timed, bare)
     assert any(f"no timings in {bare.id}" in note for note in found.notes)
     assert not any("time" in row["what"].split() for row in found.rows)
+
+
+def test_what_takes_the_rows_does_the_same_compiled_quickly(sweep, monkeypatch):
+    plan = {"learning_rates": "0.01:10:6", "seeds": 2, "steps": 60, "timing": "none"}
+    quick = sweep("linear_regression", ["sgd"], **plan)
+    monkeypatch.setattr(pair, "FEW_ROWS", 0)
+    fast = sweep("linear_regression", ["sgd"], **plan)
+    assert quick.trials.equals(fast.trials)
+    assert quick.curves.equals(fast.curves)
 
 
 def test_a_plan_from_before_the_setting_is_timed_in_full():
