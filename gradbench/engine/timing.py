@@ -77,28 +77,29 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
 def measure(once: Callable[[int], float], steps: int) -> dict[str, Any]:
     """Steady seconds per step. `once(n)` does the work n times in a row, waits for it, and returns its seconds.
 
-    Samples of n and of 2n alternate; T(2n)/T(n), the ratio of their medians, says whether the clock can be trusted.
+    Every third sample is of 2n; T(2n)/T(n), the ratio of the medians, says whether the clock can be trusted.
     """
     seconds = once(1)  # warm
     repeats = max(1, int(np.ceil(SAMPLE_SECONDS / max(seconds, 1e-7))))
-    count = int(min(SAMPLES, max(3, BUDGET_SECONDS / (max(seconds, 1e-7) * repeats * 3))))
-    single, double, ratio = [], [], 0.0
+    count = int(max(2, min(SAMPLES, max(3, BUDGET_SECONDS / (max(seconds, 1e-7) * repeats * 3)))))
+    samples: list[tuple[int, float]] = []
+    ratio = 0.0
     for _ in range(2):  # again once if something disturbed the first round
         for sample in range(count):
-            single.append(once(repeats))
-            if sample % 3 == 0:
-                double.append(once(2 * repeats))
+            times = 2 * repeats if sample % 3 == 1 else repeats
+            samples.append((times, once(times)))
+        single, double = ([s for times, s in samples if times == n * repeats] for n in (1, 2))
         ratio = statistics.median(double) / statistics.median(single)
         if 1.9 <= ratio <= 2.1 or sum(single) + sum(double) > BUDGET_SECONDS / 2:
             break
-    per_step = np.array(single) / (repeats * steps)
+    per_step = np.array([s / (times * steps) for times, s in samples])
     low, middle, high = np.percentile(per_step, [25, 50, 75])
     return {
         "step_s_median": float(middle),
         "step_s_p25": float(low),
         "step_s_p75": float(high),
         "step_s_min": float(per_step.min()),
-        "samples": len(single),
+        "samples": len(samples),
         "doubling": ratio,
         "trusted": bool(1.9 <= ratio <= 2.1),
         "step_s_samples": per_step.tolist(),
