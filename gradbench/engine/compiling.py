@@ -14,7 +14,14 @@ import jax
 import numpy as np
 
 from gradbench.engine.pair import prepare_observing, prepare_slots
-from gradbench.engine.timing import Compiled, compile_evaluation, compile_program, time_evaluation, time_program
+from gradbench.engine.timing import (
+    Compiled,
+    compile_evaluation,
+    compile_program,
+    prepare_start,
+    time_evaluation,
+    time_program,
+)
 from gradbench.machine.devices import cores
 from gradbench.program.block import solo_block
 from gradbench.program.program import Block, Program, Trial
@@ -96,6 +103,7 @@ class Timings:
         if mode == "batched":
             return self.pair.compiled
         if mode == "solo":
+            self.pair.compiler.submit(prepare_start, self.solo)
             return self.pair.compiler.submit(compile_program, self.solo)
         return self.pair.compiler.submit(compile_evaluation, self.solo, mode)
 

@@ -112,6 +112,16 @@ def compile_program(program: Program) -> Compiled:
         return compile_stages(program.advance, *program.arguments())
 
 
+def prepare_start(program: Program) -> None:
+    """Compile what time_program calls to start trials whose starting points are placed from the host."""
+    params, _ = shapes(program.trial.problem, "float32")
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((program.block.slots, *leaf.shape), leaf.dtype, sharding=program.sharded)
+
+    program.prepare_begin(jax.tree.map(placed, params))
+
+
 def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndarray, params: Params) -> dict[str, Any]:
     """Time a program on trials at their start: a timings row.
 
