@@ -169,7 +169,7 @@ def _time_rows(olds: Sequence[Run], new: Run, notes: list[str]) -> list[dict[str
 
     untimed = [run.id for run in (*olds, new) if run.timings.num_rows == 0]
     if untimed:
-        notes.append(f"step times not compared: {', '.join(untimed)} has none (--timing full records them)")
+        notes.append(f"step times not compared: no timings in {', '.join(untimed)} (--timing full records them)")
         return []
     *before, after = map(by_key, (*olds, new))
     rows = []

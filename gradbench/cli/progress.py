@@ -47,7 +47,7 @@ class TerminalWatcher(Watcher):
         total = progress.total_steps
         self.activity.say(text, total=total, completed=total - progress.steps_left)
 
-    def pair_done(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
+    def pair_swept(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
         self.activity.begin("")
         if not self.activity.console.quiet:
             for summary in summarise_tables(tables.plan, tables.trials, tables.timings, tables.facts):

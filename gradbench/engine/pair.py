@@ -6,10 +6,12 @@ program, so a sweep of any length has the memory of one block.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -20,11 +22,12 @@ from gradbench.analysis.verdicts import stated_reference, verdicts
 from gradbench.engine import events as ev
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
-from gradbench.program.program import Program, State, numerics
+from gradbench.program.program import Block, Observation, Program, State, numerics
 from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, TARGET_COLUMNS
 from gradbench.record.store import PairStore
 
 CHECKPOINT_SECONDS = 5.0
+FEW_ROWS = 10**7  # of a pair's trials: fewer are gone through before code that is faster has paid for its compilation
 
 
 @dataclass
@@ -62,31 +65,77 @@ def solved_loss(plan: SweepPlan, problem: Problem) -> float:
     return math.nan if stated is None else stated
 
 
+def wanted_rows(plan: SweepPlan, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Of every chunk of a trial the rows that its curve keeps, int32 (chunks, most rows kept), -1 where fewer; and the
+    steps of them all."""
+    total_rows = -(-plan.steps // block.stride) + 1
+    kept = recorded_rows(total_rows, curve_points(plan))
+    by_chunk = [kept[kept // block.rows == c] for c in range(-(-total_rows // block.rows))]
+    wanted = np.full((len(by_chunk), max(map(len, by_chunk))), -1, np.int32)
+    for chunk, rows in enumerate(by_chunk):
+        wanted[chunk, : len(rows)] = rows - chunk * block.rows
+    return wanted, np.minimum(kept * block.stride, plan.steps)
+
+
+def observation_config(program: Program) -> ev.ObservationConfig:
+    plan, problem = program.trial.plan, program.trial.problem
+    return ev.ObservationConfig(
+        plan.steps,
+        program.block.stride,
+        np.nan if problem.minimum is None else problem.minimum,
+        solved_loss(plan, problem),
+        plan.target,
+        plan.stop_at_target,
+        plan.batch_size is not None,
+    )
+
+
+@cache
+def _observe(quickly: bool) -> jax.stages.Wrapped:
+    """ev.observe; or `quickly` compiled, in half the time, to code that takes 20 ns more for a row of a trial."""
+    options = {"xla_backend_optimization_level": 0} if quickly else {}
+    return jax.jit(inspect.unwrap(ev.observe), donate_argnums=0, compiler_options=options)
+
+
+def observe_of(program: Program) -> jax.stages.Wrapped:
+    """What takes a chunk's rows into the events. By the plan alone, so that a resume has the same."""
+    plan = program.trial.plan
+    few = plan.trials_per_pair * plan.steps / program.block.stride < FEW_ROWS
+    return _observe(few and program.devices[0].platform == "cpu")
+
+
+def prepare_slots(program: Program) -> None:
+    """Compile how trials start, and how they take free slots where there are more of them."""
+    program.prepare(admits=program.trial.plan.trials_per_pair > program.block.slots)
+
+
+def prepare_observing(program: Program) -> None:
+    """Compile what takes a chunk's rows into the events, from shapes: no array is made."""
+    plan, block, dtype = program.trial.plan, program.block, np.dtype(program.rate_dtype)
+
+    def shapes(sharding: Any, arrays: Any) -> Any:
+        return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), arrays)
+
+    with numerics(plan.dtype, plan.precision):
+        row = jax.ShapeDtypeStruct((block.rows, block.slots), dtype)
+        rows = Observation(*shapes(program.rows_sharded, (row, row, row.update(dtype=jnp.float32))))
+        slots = ev.blank(block.slots, dtype), np.zeros(block.slots, np.int32)
+        events, first = shapes(program.sharded, slots)
+        known = shapes(program.replicated, (observation_config(program).arrays(dtype), wanted_rows(plan, block)[0]))
+        observe_of(program).lower(events, rows, first, *known).compile()
+
+
 class PairSweep:
     """The sweep of one (problem, optimizer) pair. `run()` goes on from a checkpoint if the store has one."""
 
     def __init__(self, program: Program, advance: Callable[..., Any], plan: SweepPlan, pair: int, store: PairStore):
         self.program, self.advance, self.plan, self.store = program, advance, plan, store
         self.trials, self.pair = plan.trials_per_pair, pair
-        problem, block = program.trial.problem, program.block
+        block = program.block
         self.all_rates = np.repeat(np.asarray(plan.rates), plan.seeds)
-        self.config = ev.ObservationConfig(
-            plan.steps,
-            block.stride,
-            np.nan if problem.minimum is None else problem.minimum,
-            solved_loss(plan, problem),
-            plan.target,
-            plan.stop_at_target,
-            plan.batch_size is not None,
-        )
-        self.reference = stated_reference(problem.minimum, self.config.solved)
-        total_rows = -(-plan.steps // block.stride) + 1
-        kept = recorded_rows(total_rows, curve_points(plan))
-        by_chunk = [kept[kept // block.rows == c] for c in range(-(-total_rows // block.rows))]
-        self.wanted = np.full((len(by_chunk), max(map(len, by_chunk))), -1, np.int32)
-        for chunk, rows in enumerate(by_chunk):
-            self.wanted[chunk, : len(rows)] = rows - chunk * block.rows
-        self.kept_steps = np.minimum(kept * block.stride, plan.steps)
+        self.config, self.observe = observation_config(program), observe_of(program)
+        self.reference = stated_reference(program.trial.problem.minimum, self.config.solved)
+        self.wanted, self.kept_steps = wanted_rows(plan, block)
 
         slots = block.slots
         self.slot_trial = np.full(slots, -1, np.int64)
@@ -161,7 +210,7 @@ class PairSweep:
         with self._numerics():
             first = self.placed_first
             self.state, rows = self.advance(self.state, self.rates, self.seeds, first, program.data)
-            self.events, self.placed_first, seen = ev.observe(self.events, rows, first, *self.known)
+            self.events, self.placed_first, seen = self.observe(self.events, rows, first, *self.known)
             # The rest of the events wait for a trial's end.
             (finished, steps_run), (losses, norms) = jax.device_get(seen)
         running = self.slot_trial >= 0

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from gradbench.program.program import TRIALS, loop_options, numerics
 
-SAMPLES = 7
+SAMPLES = 5
 SAMPLE_SECONDS = 0.01
 STREAM_BYTES = (2**17, 2**21, 2**26)  # a device's array: in its nearest cache, in a shared one, in memory
 
@@ -103,7 +103,7 @@ def _time_loop(
     """Seconds and kernels of one `step` in a loop on all the devices at once, each on its own array that begins as
     `start`."""
     mesh = Mesh(np.array(devices), (TRIALS,), axis_types=(AxisType.Auto,))
-    x = jax.device_put(np.stack([start] * len(devices)), NamedSharding(mesh, P(TRIALS)))
+    x = jax.device_put(np.broadcast_to(start, (len(devices), *start.shape)), NamedSharding(mesh, P(TRIALS)))
 
     def compiled(length: int) -> Any:
         def loop(x: jax.Array) -> jax.Array:
@@ -117,10 +117,12 @@ def _time_loop(
         jax.block_until_ready(call(x))
         return time.perf_counter() - began
 
-    twice = compiled(2)
-    length = max(2, min(round(SAMPLE_SECONDS / min(seconds(twice) for _ in range(3))), 10**5))
-    call = compiled(length)
+    call, length = compiled(2), 2
     seconds(call)  # warm
+    fitting = min(round(SAMPLE_SECONDS * length / min(seconds(call) for _ in range(2))), 10**5)
+    if fitting > length:
+        call, length = compiled(fitting), fitting
+        seconds(call)
     return min(seconds(call) for _ in range(SAMPLES)) / length, kernels_per_row(call.as_text())
 
 

@@ -5,33 +5,30 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import pyarrow as pa
 
 from gradbench.analysis.summary import representative_rates, summarise_tables
 from gradbench.analysis.verdicts import Reference, common, judged, reference
+from gradbench.engine.compiling import EVALUATIONS, TIMED, CompiledPair, Compiler, Timings
 from gradbench.engine.pair import PairSweep, Progress, curve_points
 from gradbench.engine.processes import Following, Rendezvous, Shared
 from gradbench.engine.roofline import measure_limits
-from gradbench.engine.timing import Compiled, compile_program, time_evaluations, time_program
 from gradbench.errors import PlanError, RecordError, RunError, one_line
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, check_batch, load_problem, warn_of_idle_leaves
 from gradbench.inputs.sources import difference, given_as_object, sources
-from gradbench.machine.devices import cores, find_devices
+from gradbench.machine.devices import find_devices
 from gradbench.machine.environment import environment
-from gradbench.program.block import choose_block, solo_block
+from gradbench.program.block import choose_block
 from gradbench.program.program import Block, Program, Trial, numerics
 from gradbench.program.xla.switch import enabled
 from gradbench.record.schema import SCHEMAS
-from gradbench.record.store import PairStore, Run, RunWriter, find_run, load_run
+from gradbench.record.store import Run, RunWriter, find_run, load_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +49,9 @@ class Watcher:
     def pair_started(self, number: int, problem: str, optimizer: str) -> None: ...
 
     def chunk(self, progress: Progress) -> None: ...
+
+    def pair_swept(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
+        """The pair's answer is known; what it costs may not be timed yet: `tables.timings` is empty then."""
 
     def pair_done(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None: ...
 
@@ -202,50 +202,42 @@ def _facts(problem: Problem) -> dict[str, Any]:
 
 
 def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Device], watcher: Any) -> Run:
-    plan = trials[0].plan
-    watcher.started(writer.path)
-    with ThreadPoolExecutor(1) as beside:
-        following: Future[CompiledPair] | None = None
-
-        def compiling(number: int, ahead: bool) -> Callable[[], CompiledPair]:
-            block = _block(writer, trials[number], devices)
-            return partial(CompiledPair.of, trials[number], block, devices, writer.pair(number).timed, ahead)
-
+    with Compiler() as compiler:
+        pairs = _Pairs(writer, trials, devices, watcher, compiler)
+        watcher.started(writer.path)
         for number in writer.waiting(len(trials), watcher.should_stop):
-            (problem, optimizer), store = plan.pairs[number], writer.pair(number)
-            watcher.pair_started(number, problem, optimizer)
+            problem, optimizer = pairs.plan.pairs[number]
             try:
-                pair = following.result() if following else compiling(number, ahead=False)()
-                if not store.timed:
-                    store.save("timings", pair.timings(time_problem=optimizer == plan.optimizers[-1]))
-                # The next pair compiles while this one sweeps: nothing is timed meanwhile.
-                follower = _following(writer, number, len(trials)) if _core_free(devices) else None
-                following = None if follower is None else beside.submit(compiling(follower, ahead=True))
-                finished = _sweep_pair(plan, number, pair, store, watcher)
+                finished = pairs.run(number)
             except jax.errors.JaxRuntimeError as error:
                 raise RunError(f"{problem} × {optimizer}: {one_line(error)}") from error
             if not finished:
                 writer.interrupt()
                 return load_run(writer.path)
-            read = store.read("trials"), store.read("timings")
-            watcher.pair_done(number, problem, optimizer, PairTables(plan, *read, writer.info["problems"]))
-            del read  # of a million trials: not beside the next pair's sweep
     if not writer.complete(len(trials)):
         writer.interrupt()
     elif isinstance(writer, Shared) and not writer.writer:
         writer.wait()
-    else:
-        limits = measure_limits(tuple(devices), plan.dtype, plan.precision)
+    elif TIMED[pairs.plan.timing]:
+        limits = measure_limits(tuple(devices), pairs.plan.dtype, pairs.plan.precision)
         writer.info["limits"] = dataclasses.asdict(limits)
-        to = _references(writer, plan)
-        writer.info["references"] = {name: of.to_dict() for name, of in to.items()}
-
-        def judge(number: int, trials: pa.Table) -> pa.Table:
-            curves = writer.pair(number).read("curves")
-            return judged(trials, curves, to[plan.pairs[number][0]], plan.target, plan.dtype)
-
-        writer.finish(limits.add_roofline, judge)
+        writer.finish(limits.add_roofline, _judge(writer, pairs.plan))
+    else:
+        writer.finish(list, _judge(writer, pairs.plan))
     return load_run(writer.path)
+
+
+def _judge(writer: RunWriter | Shared, plan: SweepPlan) -> Callable[[int, pa.Table], pa.Table]:
+    """What gives the trials of a pair their verdicts, against what all pairs have found; the references go into
+    run.json."""
+    to = _references(writer, plan)
+    writer.info["references"] = {name: of.to_dict() for name, of in to.items()}
+
+    def judge(number: int, trials: pa.Table) -> pa.Table:
+        curves = writer.pair(number).read("curves")
+        return judged(trials, curves, to[plan.pairs[number][0]], plan.target, plan.dtype)
+
+    return judge
 
 
 def _references(writer: RunWriter | Shared, plan: SweepPlan) -> dict[str, Reference]:
@@ -258,9 +250,64 @@ def _references(writer: RunWriter | Shared, plan: SweepPlan) -> dict[str, Refere
     return found
 
 
-def _core_free(devices: list[jax.Device]) -> bool:
-    """Whether a sweep on these devices leaves a core to compile on. On cores that are all devices it gains nothing."""
-    return devices[0].platform != "cpu" or len(devices) < cores()
+class _Pairs:
+    """Sweeps pairs and then times them, one after another; compiles the next one's program meanwhile."""
+
+    def __init__(
+        self,
+        writer: RunWriter | Shared,
+        trials: list[Trial],
+        devices: list[jax.Device],
+        watcher: Any,
+        compiler: Compiler,
+    ):
+        self.writer, self.trials, self.devices = writer, trials, devices
+        self.watcher, self.compiler, self.plan = watcher, compiler, trials[0].plan
+        self.ahead: dict[int, CompiledPair] = {}
+
+    def run(self, number: int) -> bool:
+        """Sweep a pair, say so, and time it: whether it was finished, or a stop came first."""
+        names, store = self.plan.pairs[number], self.writer.pair(number)
+        self.watcher.pair_started(number, *names)
+        pair = self.ahead.pop(number, None) or self._compile(number)
+        advance = pair.ready()
+        modes = () if store.has("timings") else self._modes(number)
+        timings = Timings(pair, modes) if modes else None
+        follower = _following(self.writer, number, len(self.trials))
+        if follower is not None:
+            self.ahead[follower] = self._compile(follower)
+        if not (store.swept or self._sweep(number, pair.program, advance)):
+            return False
+        tables = PairTables(self.plan, store.read("trials"), store.read("timings"), self.writer.info["problems"])
+        self.watcher.pair_swept(number, *names, tables)
+        if self.plan.sharpness and not store.has("sharpness"):
+            with self.compiler.working():
+                store.save("sharpness", _sharpness_rows(pair.program.trial, self.plan, tables.trials))
+        if timings:
+            if self.watcher.should_stop():
+                return False
+            store.save("timings", timings.rows())
+        store.finish()
+        self.watcher.pair_done(number, *names, dataclasses.replace(tables, timings=store.read("timings")))
+        return True
+
+    def _sweep(self, number: int, program: Program, advance: Any) -> bool:
+        store = self.writer.pair(number)
+        sweep = PairSweep(program, advance, self.plan, number, store)
+        with self.compiler.working():
+            finished = sweep.run(self.watcher.chunk, self.watcher.should_stop)
+        if finished:
+            store.end_sweep()
+        return finished
+
+    def _compile(self, number: int) -> CompiledPair:
+        trial, swept = self.trials[number], self.writer.pair(number).swept
+        return CompiledPair(self.compiler, trial, _block(self.writer, trial, self.devices), self.devices, not swept)
+
+    def _modes(self, number: int) -> Sequence[str]:
+        """What is timed of a pair; a problem's loss and gradient once, with its last optimizer."""
+        last = self.plan.pairs[number][1] == self.plan.optimizers[-1]
+        return [mode for mode in TIMED[self.plan.timing] if last or mode not in EVALUATIONS]
 
 
 def _following(writer: RunWriter | Shared, number: int, pairs: int) -> int | None:
@@ -278,53 +325,6 @@ def _block(writer: RunWriter | Shared, trial: Trial, devices: list[jax.Device]) 
         blocks[name] = dataclasses.asdict(choose_block(trial, devices, trial.plan.trials_per_pair))
         writer.save_info()
     return Block(**blocks[name])
-
-
-@dataclasses.dataclass(frozen=True)
-class CompiledPair:
-    """A pair's program, and the same for one trial alone (None where the pair is timed already), each with what
-    compiling it took. A function of (plan, pair): other pairs do not enter it."""
-
-    batched: tuple[Program, Compiled]
-    solo: tuple[Program, Compiled] | None
-
-    @classmethod
-    def of(cls, trial: Trial, block: Block, devices: list[jax.Device], timed: bool, ahead: bool) -> CompiledPair:
-        """`timed` and `ahead`: whether it has its timings, and whether another pair's sweep is going on."""
-        program = Program(trial, block, devices)
-        return cls(_compile(program, ahead), None if timed else _compile_solo(program, ahead))
-
-    def timings(self, time_problem: bool) -> list[dict[str, Any]]:
-        """Timings rows: one trial alone, at the middle learning rate; the problem's loss and gradient if wanted (once a
-        problem, with its last optimizer: the first answer should not wait for them); the first trials together."""
-        program, plan = self.batched[0], self.batched[0].trial.plan
-        middle = math.exp(sum(map(math.log, plan.rates)) / len(plan.rates))
-        first = np.resize(np.repeat(plan.rates, plan.seeds), program.block.slots)
-        rows = []
-        if self.solo:
-            rows = time_evaluations(self.solo[0], plan) if time_problem else []
-            rows.append(time_program(*self.solo, "solo", np.array([middle])))
-        return [*rows, time_program(*self.batched, "batched", first)]
-
-
-def _compile(program: Program, ahead: bool) -> tuple[Program, Compiled]:
-    return program, dataclasses.replace(compile_program(program), ahead=ahead)
-
-
-def _compile_solo(program: Program, ahead: bool) -> tuple[Program, Compiled] | None:
-    """The program of one trial on one device."""
-    return _compile(Program(program.trial, solo_block(program.block), program.devices), ahead)
-
-
-def _sweep_pair(plan: SweepPlan, number: int, pair: CompiledPair, store: PairStore, watcher: Watcher) -> bool:
-    """Sweep one pair; whether it was finished."""
-    program, compiled = pair.batched
-    if not PairSweep(program, compiled.call, plan, number, store).run(watcher.chunk, watcher.should_stop):
-        return False
-    if plan.sharpness:
-        store.save("sharpness", _sharpness_rows(program.trial, plan, store.read("trials")))
-    store.finish()
-    return True
 
 
 def _sharpness_rows(trial: Trial, plan: SweepPlan, trials: pa.Table) -> list[dict[str, Any]]:

@@ -12,12 +12,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from gradbench.engine.roofline import kernels_per_row
-from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.problem import cast
+from gradbench.inputs.problem import Data, Params, cast, shapes
 from gradbench.program.block import work
 from gradbench.program.program import Program, State, inner, loop_options, numerics
 from gradbench.program.xla.layout import materialize_tree
@@ -49,7 +48,7 @@ jax.monitoring.register_event_listener(_listen)
 @dataclass(frozen=True)
 class Compiled:
     """A compiled function and the seconds each stage took; `cached` if compiling was loading it from the cache, `ahead`
-    if it was done while an earlier pair's sweep used the cores."""
+    if a sweep or another compilation used the cores meanwhile."""
 
     call: Any  # jax.stages.Compiled
     trace_s: float
@@ -80,28 +79,29 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
 def measure(once: Callable[[int], float], steps: int) -> dict[str, Any]:
     """Steady seconds per step. `once(n)` does the work n times in a row, waits for it, and returns its seconds.
 
-    Samples of n and of 2n alternate; T(2n)/T(n), the ratio of their medians, says whether the clock can be trusted.
+    Every third sample is of 2n; T(2n)/T(n), the ratio of the medians, says whether the clock can be trusted.
     """
     seconds = once(1)  # warm
     repeats = max(1, int(np.ceil(SAMPLE_SECONDS / max(seconds, 1e-7))))
-    count = int(min(SAMPLES, max(3, BUDGET_SECONDS / (max(seconds, 1e-7) * repeats * 3))))
-    single, double, ratio = [], [], 0.0
+    count = int(max(2, min(SAMPLES, max(3, BUDGET_SECONDS / (max(seconds, 1e-7) * repeats * 3)))))
+    samples: list[tuple[int, float]] = []
+    ratio = 0.0
     for _ in range(2):  # again once if something disturbed the first round
         for sample in range(count):
-            single.append(once(repeats))
-            if sample % 3 == 0:
-                double.append(once(2 * repeats))
+            times = 2 * repeats if sample % 3 == 1 else repeats
+            samples.append((times, once(times)))
+        single, double = ([s for times, s in samples if times == n * repeats] for n in (1, 2))
         ratio = statistics.median(double) / statistics.median(single)
         if 1.9 <= ratio <= 2.1 or sum(single) + sum(double) > BUDGET_SECONDS / 2:
             break
-    per_step = np.array(single) / (repeats * steps)
+    per_step = np.array([s / (times * steps) for times, s in samples])
     low, middle, high = np.percentile(per_step, [25, 50, 75])
     return {
         "step_s_median": float(middle),
         "step_s_p25": float(low),
         "step_s_p75": float(high),
         "step_s_min": float(per_step.min()),
-        "samples": len(single),
+        "samples": len(samples),
         "doubling": ratio,
         "trusted": bool(1.9 <= ratio <= 2.1),
         "step_s_samples": per_step.tolist(),
@@ -114,19 +114,28 @@ def compile_program(program: Program) -> Compiled:
         return compile_stages(program.advance, *program.arguments())
 
 
-def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndarray) -> dict[str, Any]:
+def prepare_start(program: Program) -> None:
+    """Compile what time_program calls to start trials whose starting points are placed from the host."""
+    params, _ = shapes(program.trial.problem, "float32")
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((program.block.slots, *leaf.shape), leaf.dtype, sharding=program.sharded)
+
+    program.prepare_begin(jax.tree.map(placed, params))
+
+
+def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndarray, params: Params) -> dict[str, Any]:
     """Time a program on trials at their start: a timings row.
 
-    `rates` holds the first trials' learning rates, one per slot. Every sample starts the trials anew, untimed, so
-    diverged or converged arithmetic weighs what it weighs at the start of a sweep.
+    `rates` holds the first trials' learning rates and `params` their starting points, one per slot. Every sample starts
+    the trials anew, untimed, so diverged or converged arithmetic weighs what it weighs at the start of a sweep.
     """
     LOG.info("timing one trial" if mode == "solo" else "timing the batch")
     trial, block = program.trial, program.block
-    seeds = np.zeros(block.slots, np.uint32)
-    learning_rates, placed_seeds = program.rates(rates), program.place(seeds)
+    learning_rates, placed_seeds = program.rates(rates), program.place(np.zeros(block.slots, np.uint32))
 
     def start() -> State:
-        return jax.block_until_ready(program.start(seeds, learning_rates))
+        return jax.block_until_ready(program.begin(params, learning_rates))
 
     with numerics(trial.plan.dtype, trial.plan.precision):
         first = program.place(np.zeros(block.slots, np.int32))
@@ -201,45 +210,51 @@ def _costs(
     }
 
 
-def time_evaluations(program: Program, plan: SweepPlan) -> list[dict[str, Any]]:
-    """Timings rows of the problem's loss alone (mode value) and with its gradient (value_and_grad), one trial."""
-    LOG.info("timing loss and gradient")
-    problem, rows, length = program.trial.problem, [], program.block.rows
-    platform = program.devices[0].platform
+def compile_evaluation(program: Program, mode: str) -> Compiled:
+    """The problem's loss alone (mode value) or with its gradient (value_and_grad), in a loop, for one trial."""
+    problem, plan, platform = program.trial.problem, program.trial.plan, program.devices[0].platform
+
+    # Each evaluation's result goes into the next one's params, times `nothing`, which the compiler cannot know to be 0.
+    def value(params: Params, nothing: jax.Array, data: Data) -> Params:
+        loss = problem.loss(params, data)
+        return jax.tree.map(lambda p: p + (nothing * loss).astype(p.dtype), params)
+
+    def value_and_grad(params: Params, nothing: jax.Array, data: Data) -> Params:
+        loss, grads = jax.value_and_grad(problem.loss)(params, data)
+        return jax.tree.map(lambda p, g: p + (nothing * g + nothing * loss).astype(p.dtype), params, grads)
+
+    def chain(params: Params, nothing: jax.Array, data: Data) -> jax.Array:
+        step = rewritten(value if mode == "value" else value_and_grad, platform)
+        after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=program.block.rows)
+        return inner(after, after)
+
     options = loop_options(platform, program.trial.products)
-    with jax.enable_x64(False):
-        start = problem.init(jax.random.key(0))
     with numerics(plan.dtype, plan.precision):
-        params, data = jax.device_put((cast(start, plan.dtype), materialize_tree(program.data)), program.devices[0])
-        nothing = jnp.zeros((), plan.dtype)  # an argument, so that the compiler cannot know it is 0
-
-        # Each evaluation's result goes into the next one's params, times that 0: nothing is dropped or hoisted.
-        def value(params: Any, nothing: jax.Array, data: Any) -> Any:
-            loss = problem.loss(params, data)
-            return jax.tree.map(lambda p: p + (nothing * loss).astype(p.dtype), params)
-
-        def value_and_grad(params: Any, nothing: jax.Array, data: Any) -> Any:
-            loss, grads = jax.value_and_grad(problem.loss)(params, data)
-            return jax.tree.map(lambda p, g: p + (nothing * g + nothing * loss).astype(p.dtype), params, grads)
-
-        for step in (value, value_and_grad):
-
-            def chain(params: Any, nothing: jax.Array, data: Any, step: Callable[..., Any] = step) -> jax.Array:
-                step = rewritten(step, platform)
-                after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=length)
-                return inner(after, after)
-
-            compiled = compile_stages(jax.jit(chain, compiler_options=options), params, nothing, data)
-            once = partial(_call_often, compiled.call, params, nothing, data)
-            first_run_s = once(1)
-            steady = measure(once, length)
-            names = {"problem": problem.name, "optimizer": None, "mode": step.__name__, "trials": 1, "devices": 1}
-            moved = 2 * _bytes(params) + _bytes(data)
-            rows.append(names | _costs(compiled, first_run_s, steady, 1.0, moved))
-    return rows
+        arguments = shapes(problem, plan.dtype)
+        params, data = jax.tree.map(partial(_on, SingleDeviceSharding(program.devices[0])), arguments)
+        nothing = jax.ShapeDtypeStruct((), plan.dtype)
+        return compile_stages(jax.jit(chain, compiler_options=options), params, nothing, data)
 
 
-def _call_often(call: Callable[..., Any], params: Any, nothing: jax.Array, data: Any, repeats: int) -> float:
+def _on(sharding: SingleDeviceSharding, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def time_evaluation(program: Program, compiled: Compiled, mode: str, params: Params) -> dict[str, Any]:
+    """The timings row of what compile_evaluation compiled, from one trial's `params`."""
+    LOG.info("timing loss and gradient")
+    plan = program.trial.plan
+    with numerics(plan.dtype, plan.precision):
+        placed = jax.device_put((cast(params, plan.dtype), materialize_tree(program.data)), program.devices[0])
+        params, data = placed
+        once = partial(_call_often, compiled.call, params, np.zeros((), plan.dtype), data)
+        first_run_s = once(1)
+        steady = measure(once, program.block.rows)
+    names = {"problem": program.trial.problem.name, "optimizer": None, "mode": mode, "trials": 1, "devices": 1}
+    return names | _costs(compiled, first_run_s, steady, 1.0, 2 * _bytes(params) + _bytes(data))
+
+
+def _call_often(call: Callable[..., Any], params: Params, nothing: np.ndarray, data: Data, repeats: int) -> float:
     began = time.perf_counter()
     for _ in range(repeats):
         result = call(params, nothing, data)

@@ -20,6 +20,7 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 PRECISIONS = ("highest", "tf32", "default")
 DEVICES = ("cpu", "gpu", "tpu")
 GPU_NAMES = {"cuda": "gpu", "rocm": "gpu"}  # JAX's names of its two kinds
+TIMINGS = ("full", "batched", "none")
 DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression", "mlp")
 DEFAULT_OPTIMIZERS = ("sgd", "momentum", "adam")
 MAX_TRIALS = 2**31 - 1  # trial numbers are int32 on the device
@@ -143,6 +144,12 @@ class SweepPlan:
     record_points: int = _setting(200, "Maximum number of points kept of a trial's curve.", _whole(2, 10**6))
     retire: bool = _setting(True, "Replace a finished trial by a waiting one at once.", _switch)
     stop_at_target: bool = _setting(False, "A trial is finished when it reaches the target.", _switch)
+    timing: str = _setting(
+        "full",
+        "What is timed of a pair after its sweep: full (one trial alone, the loss, its gradient, all trials together), "
+        "batched (all trials together) or none.",
+        _one_of(TIMINGS),
+    )
     sharpness: bool = _setting(
         False,
         "Also record the Hessian's top eigenvalue along the paths of up to four learning rates of each pair (too "

@@ -221,13 +221,15 @@ def order_key(seed: jax.Array) -> jax.Array:
 class Program:
     """The programs of one (problem, optimizer) pair for one block shape, and the data on its devices.
 
-    `advance` is compiled ahead by the timing module; the others are small and compile at their first call.
+    `advance` is compiled ahead by the timing module; the others are small, and compile in `prepare` or at their first
+    call.
     """
 
     def __init__(self, trial: Trial, block: Block, devices: Sequence[jax.Device]):
         self.trial, self.block, self.devices = trial, block, list(devices[: block.devices])
         mesh = Mesh(np.array(self.devices), (TRIALS,), axis_types=(AxisType.Auto,))
         self.sharded, self.replicated = NamedSharding(mesh, P(TRIALS)), NamedSharding(mesh, P())
+        self.rows_sharded = NamedSharding(mesh, P(None, TRIALS))
         plan, platform, lanes = trial.plan, self.devices[0].platform, block.lanes
         self.rate_dtype = jnp.promote_types(jnp.float32, plan.dtype)
 
@@ -247,7 +249,7 @@ class Program:
         )
         options = loop_options(platform, trial.products, lanes)
         self.advance = jax.jit(spread, donate_argnums=0, compiler_options=options)
-        self._start = jax.jit(over_trials(trial.start, (0, 0)), out_shardings=self.sharded)
+        self._begin = jax.jit(over_trials(trial.start, (0, 0)), out_shardings=self.sharded)
         self._admit = jax.jit(self._select, donate_argnums=1, out_shardings=self.sharded)
 
     @cached_property
@@ -285,13 +287,44 @@ class Program:
         with jax.enable_x64(self.trial.plan.dtype == "float64"):
             return self.place(np.asarray(values, self.rate_dtype))
 
-    def start(self, seeds: np.ndarray, rates: jax.Array) -> State:
-        """Every slot at its trial's starting point. Starts are drawn in float32, so all dtypes share them."""
+    def prepare(self, admits: bool) -> None:
+        """Compile what a sweep calls beside `advance`: how trials start and, if it `admits` more to free slots, how."""
+        seeds, fresh = (
+            jax.ShapeDtypeStruct((self.block.slots,), kind, sharding=self.sharded) for kind in (np.uint32, np.bool_)
+        )
         with jax.enable_x64(False):
             starts = initialise(self.trial.problem, self.devices[0].platform)
-            params = starts(self.place(seeds.astype(np.uint32)))
+            shardings, drawn = starts.lower(seeds).compile().output_shardings, jax.eval_shape(starts, seeds)
+        self.prepare_begin(jax.tree.map(self._placed, drawn, shardings))
+        if admits:
+            state, *_ = self.arguments()
+            with numerics(self.trial.plan.dtype, self.trial.plan.precision):
+                self._admit.lower(fresh, state, state).compile()
+
+    def _placed(self, leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+        """The shape of a result with its sharding; none where it depends on no seed, and so is bound to no device."""
+        bound = len(sharding.device_set) == self.block.devices
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding if bound else None)
+
+    def prepare_begin(self, params: Params) -> None:
+        """Compile `begin` for params of these shapes and shardings."""
+        rates = jax.ShapeDtypeStruct((self.block.slots,), self.rate_dtype, sharding=self.sharded)
         with numerics(self.trial.plan.dtype, self.trial.plan.precision):
-            return self._start(params, rates)
+            self._begin.lower(params, rates).compile()
+
+    def start(self, seeds: np.ndarray, rates: jax.Array) -> State:
+        """Every slot at its trial's starting point."""
+        return self.begin(self.starts(seeds), rates)
+
+    def starts(self, seeds: np.ndarray) -> Params:
+        """Each slot's starting point, drawn in float32, so that all dtypes share them."""
+        with jax.enable_x64(False):
+            return initialise(self.trial.problem, self.devices[0].platform)(self.place(seeds.astype(np.uint32)))
+
+    def begin(self, params: Params, rates: jax.Array) -> State:
+        """Every slot before its first step, from its starting point."""
+        with numerics(self.trial.plan.dtype, self.trial.plan.precision):
+            return self._begin(params, rates)
 
     def admit(self, fresh: np.ndarray, state: State, seeds: np.ndarray, rates: jax.Array) -> State:
         """`state` with the slots where `fresh` set to their trial's start."""
@@ -309,14 +342,16 @@ class Program:
         return jax.tree.map(pick, new, state)
 
 
-_initialisers: dict[tuple[int, str], tuple[Problem, Callable[[jax.Array], Params]]] = {}
+_initialisers: dict[tuple[int, str], tuple[Problem, jax.stages.Wrapped]] = {}
 
 
-def initialise(problem: Problem, platform: str) -> Callable[[jax.Array], Params]:
+def initialise(problem: Problem, platform: str) -> jax.stages.Wrapped:
     """seeds (S,) -> starting points with a leading axis S; compiled once per problem, whatever the optimizers."""
     held = _initialisers.get((id(problem), platform))
     if held is None or held[0] is not problem:
-        _initialisers.clear()  # one problem at a time: its data should not outlive its run
+        # Two problems, one that is swept and one that is compiled beside it: data should not outlive its run.
+        for oldest in list(_initialisers)[:-1]:
+            _initialisers.pop(oldest, None)
         start = over_trials(lambda seed: problem.init(jax.random.key(seed)), (0,))
         # XLA:CPU unrolls random bits into long programs: an mlp's take it two seconds to compile for speed.
         options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}

@@ -109,7 +109,7 @@ TIMINGS = (
     Column("trusted", FLAG, "", "whether doubling is within 1.9 to 2.1 and nothing else of ours ran"),
     Column("step_s_samples", pa.list_(NUMBER), "s", "each sample's seconds per step"),
     Column("compile_cached", FLAG, "", "compile_s is what loading it from the compilation cache took", since=_LIMITS),
-    Column("compile_ahead", FLAG, "", "compiled while an earlier pair's sweep used the cores", since=_LIMITS),
+    Column("compile_ahead", FLAG, "", "compiled while a sweep or another compilation used the cores", since=_LIMITS),
     Column("devices", COUNT, "", "devices of the program", since=_LIMITS),
     Column("kernels_per_step", COUNT, "", "kernels of one step", since=_LIMITS),
     Column("moved_bytes", NUMBER, "bytes", "least bytes that a step must read or write", since=_LIMITS),

@@ -78,9 +78,9 @@ class PairStore:
         """All of the pair's rows of `timings` or `sharpness`."""
         write_table(pa.Table.from_pylist(rows, schema=SCHEMAS[name]), self.folder / f"{name}.parquet")
 
-    @property
-    def timed(self) -> bool:
-        return (self.folder / "timings.parquet").is_file()
+    def has(self, name: str) -> bool:
+        """Whether the rows of `timings` or `sharpness` are saved."""
+        return (self.folder / f"{name}.parquet").is_file()
 
     def read(self, name: str) -> pa.Table:
         """One of the tables, as far as it is written."""
@@ -89,9 +89,17 @@ class PairStore:
         order = {"trials": ["trial"], "curves": ["trial", "step"]}.get(name)
         return table.sort_by([(column, "ascending") for column in order]) if order else table
 
-    def finish(self) -> None:
-        write_json({"parts": self.parts}, self.folder / "complete.json")
+    def end_sweep(self) -> None:
+        write_json({"parts": self.parts}, self.folder / "swept.json")
         (self.folder / "checkpoint.npz").unlink(missing_ok=True)
+
+    @property
+    def swept(self) -> bool:
+        """Whether all trials are finished and written; the pair may still have to be timed."""
+        return (self.folder / "swept.json").is_file()
+
+    def finish(self) -> None:
+        write_json({}, self.folder / "complete.json")
 
     @property
     def complete(self) -> bool:

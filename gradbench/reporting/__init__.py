@@ -179,6 +179,8 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _timings(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return "<p class='soft'>Nothing was timed: the plan's timing is none.</p>"
     headings = ("what", "mode", "trials", "a trial's step", "quartiles", "trace", "lower", "compile", "first run")
     cells = []
     for row in rows:
@@ -186,7 +188,7 @@ def _timings(rows: Sequence[dict[str, Any]]) -> str:
         spread = f"{seconds(row['p25'])} – {seconds(row['p75'])}" + ("" if row["trusted"] else " (not trusted)")
         stages = [seconds(row[name]) for name in ("trace_s", "lower_s", "compile_s", "first_run_s")]
         stages[2] += " (cached)" if row["compile_cached"] else ""
-        stages[2] += " (beside a sweep)" if row["compile_ahead"] else ""
+        stages[2] += " (beside other work)" if row["compile_ahead"] else ""
         cells.append((what, row["mode"], row["trials"], seconds(row["median"]), spread, *stages))
     return _table(headings, cells) + _gradient_cost(rows)
 

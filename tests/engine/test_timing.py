@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import jax
 import pytest
 
 from gradbench.engine import runner, timing
-from gradbench.errors import RunError
 
 
 def test_a_run_times_every_mode_and_stage(tmp_path):
@@ -109,39 +107,3 @@ def test_blocks_fit_the_cache_and_share_large_data(monkeypatch):
     slow = lanes("mlp[hidden=(512,256)]")
     # 1.8 GFLOP a trial-step (6 x 1797 x (64 x 512 + 512 x 256 + 256 x 10)), 36 ms at the model's rate: 1.4 in 0.1 s
     assert (slow.lanes, slow.rows) == (2, 2)
-
-
-@pytest.fixture
-def a_core_is_free(monkeypatch):
-    monkeypatch.setattr(runner, "_core_free", lambda devices: True)
-
-
-def test_a_pair_compiles_while_the_one_before_sweeps_and_says_so(sweep, a_core_is_free, monkeypatch):
-    names, compile_program = [], runner.compile_program
-
-    def compile_and_tell(program):
-        names.append((program.trial.optimizer.spec, threading.current_thread() is threading.main_thread()))
-        return compile_program(program)
-
-    monkeypatch.setattr(runner, "compile_program", compile_and_tell)
-    plan = {"learning_rates": "0.01:0.1:4", "seeds": 1, "steps": 50, "dtype": "float64"}
-    ahead = sweep("beale", ["sgd", "adam", "lion"], **plan)
-    assert names == [("sgd", True), ("adam", False), ("lion", False)]  # each once
-    assert ahead.timings["compile_ahead"].to_pylist() == [False, True, True]
-    monkeypatch.setattr(runner, "_core_free", lambda devices: False)
-    assert ahead.trials.equals(sweep("beale", ["sgd", "adam", "lion"], **plan).trials)
-
-
-def test_a_pair_that_does_not_compile_ahead_fails_in_its_own_name(sweep, a_core_is_free, monkeypatch, tmp_path):
-    compile_program = runner.compile_program
-
-    def refuse_adam(program):
-        if program.trial.optimizer.spec == "adam":
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too much")
-        return compile_program(program)
-
-    monkeypatch.setattr(runner, "compile_program", refuse_adam)
-    with pytest.raises(RunError, match="beale × adam: RESOURCE_EXHAUSTED"):
-        sweep("beale", ["sgd", "adam"], "0.01:0.1:4", seeds=1, steps=50)
-    (folder,) = (tmp_path / "results").glob("*/parts/0000")
-    assert (folder / "complete.json").is_file()

@@ -115,7 +115,7 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
             made.append(program)
         program = made[0]
         rates, none = program.rates(np.zeros(LANES)), program.place(np.zeros(LANES, np.int32))
-        state = program._start(_lanes(params), rates)
+        state = program.begin(_lanes(params), rates)
         state, rows = program.advance(state, rates, none.astype(jnp.uint32), none, program.laid_out(data))
         return rows.loss[-1, 1], _lane(state.opt_state)
 
