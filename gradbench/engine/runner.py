@@ -313,7 +313,7 @@ def _sharpness_rows(trial: Trial, plan: SweepPlan, trials: pa.Table) -> list[dic
     """Along the paths of the pair's representative learning rates; `trials` are its rows."""
     from gradbench.theory.sharpness import sharpness_along  # only a plan that asks for it waits for SciPy
 
-    problem, optimizer = trial.problem, trial.optimizer.spec
+    problem, optimizer = trial.problem, trial.optimizer
     facts = {problem.name: {"target": problem.target}}
     [pair] = summarise_tables(plan, trials, SCHEMAS["timings"].empty_table(), facts)
     return sharpness_along(problem, optimizer, list(representative_rates(pair)), plan=plan)

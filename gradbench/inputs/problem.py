@@ -134,6 +134,10 @@ _Fault = Callable[[str], ProblemError]
 def _check_data(problem: Problem, fault: _Fault) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(problem.data):
         where = "data" + jax.tree_util.keystr(path)
+        arrays = isinstance(leaf, np.ndarray | np.generic | jax.Array) or hasattr(leaf, "__jax_array__")
+        if not arrays and hasattr(leaf, "__array__"):  # a frame of pandas, a tensor of torch
+            kind = f"{type(leaf).__module__.partition('.')[0]}.{type(leaf).__name__}"
+            raise fault(f"{where} is a {kind}, which JAX does not take; give np.asarray of it")
         try:
             array = np.asarray(leaf)
         except ValueError as error:
@@ -175,7 +179,8 @@ def _check_loss(problem: Problem, params: Params, fault: _Fault) -> None:
     try:
         loss = jax.eval_shape(traced, params, problem.data)
     except Exception as error:
-        raise fault(f"loss(params, data) raised {type(error).__name__}: {one_line(error)}") from error
+        hint = _list_hint(problem.data)
+        raise fault(f"loss(params, data) raised {type(error).__name__}: {one_line(error)}{hint}") from error
     if not hasattr(loss, "shape") or loss.shape != ():
         got = f"shape {loss.shape}" if hasattr(loss, "shape") else f"a {type(loss).__name__}"
         raise fault(f"loss(params, data) must be a scalar, got {got}")
@@ -187,6 +192,16 @@ def _check_loss(problem: Problem, params: Params, fault: _Fault) -> None:
         jax.eval_shape(jax.grad(traced), params, problem.data)
     except Exception as error:  # JAX says what would do: scan, or a fori_loop of known length, for a while_loop
         raise fault(f"loss(params, data) has no gradient: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _list_hint(data: Data) -> str:
+    """What to do about the first list of numbers in data, if there is one."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        if isinstance(leaf, int | float) and path and isinstance(path[-1], jax.tree_util.SequenceKey):
+            depth = next(i for i, key in enumerate(path) if isinstance(key, jax.tree_util.SequenceKey))
+            where = "data" + jax.tree_util.keystr(path[:depth])
+            return f"; {where} is a list, which JAX takes for separate numbers: give np.asarray of it"
+    return ""
 
 
 def _check_facts(problem: Problem, fault: _Fault) -> None:

@@ -86,8 +86,10 @@ def optax_spec(function: Any) -> str | None:
 
 def _with_settings(name: str, settings: Mapping[str, Any]) -> str:
     """As a spec has them; what is no number or switch is not shown."""
-    shown = {key: value if isinstance(value, int | float | None) else "…" for key, value in settings.items()}
-    words = [f"{key}={str(value).lower() if not isinstance(value, float) else value!r}" for key, value in shown.items()]
+    words = [
+        f"{key}={str(value).lower() if isinstance(value, int | float | None) else '…'}"
+        for key, value in settings.items()
+    ]
     return f"{name}[{','.join(words)}]" if words else name
 
 

@@ -75,9 +75,9 @@ class Plots:
 
     def _only(self, *names: str) -> Run:
         """The record with no other problems."""
-        run = self._run
-        trials = run.trials.filter(pc.field("problem").isin(names))
-        return dataclasses.replace(run, plan=dataclasses.replace(run.plan, problems=names), trials=trials)
+        run, its = self._run, pc.field("problem").isin(names)
+        tables = {name: getattr(run, name).filter(its) for name in ("trials", "timings", "sharpness")}
+        return dataclasses.replace(run, plan=dataclasses.replace(run.plan, problems=names), **tables)
 
 
 def _named(name: str | None, known: Sequence[str], what: str) -> Sequence[str]:

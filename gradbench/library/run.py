@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,15 +73,15 @@ class Run(store.Run):
 
         `run.trials.to_pandas()` has a row for each trial. Raises GradbenchError where pandas is not installed.
         """
-        trials = self.trials.select(["trial", "problem", "optimizer", "learning_rate", "seed", "verdict"])
-        joined = trials.join(self.curves, keys="trial", join_type="inner")
-        joined = joined.sort_by([("trial", "ascending"), ("step", "ascending")])
         try:
-            return joined.to_pandas()
+            importlib.import_module("pandas")
         except ImportError as error:
             raise GradbenchError(
                 "to_pandas: pandas is not installed (pip install pandas); run.trials and run.curves are pyarrow tables"
             ) from error
+        trials = self.trials.select(["trial", "problem", "optimizer", "learning_rate", "seed", "verdict"])
+        joined = trials.join(self.curves, keys="trial", join_type="inner")
+        return joined.sort_by([("trial", "ascending"), ("step", "ascending")]).to_pandas()
 
     @property
     def plot(self) -> Plots:

@@ -1,12 +1,11 @@
-"""What a notebook shows, as HTML without scripts: any front end, and a saved notebook, has it."""
+"""The answers as a notebook shows them."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gradbench.tables import Column, seconds
+from gradbench.tables import Column, html_table, seconds
 
 ANSWERS = (
     Column("problem", "problem", str),
@@ -21,14 +20,6 @@ ANSWERS = (
 
 
 def answers(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The answers of summary rows (answers.summary_row), one line per pair."""
+    """Summary rows (analysis.answers.summary_row) as HTML, one line per pair."""
     record = (Column("record", "record", str),) if rows and "record" in rows[0] else ()
-    return table(rows, (*record, *ANSWERS))
-
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
-    """Rows as an HTML table, by the columns that people read."""
-    head = "".join(f"<th>{html.escape(column.heading)}</th>" for column in columns)
-    cells = ([html.escape(column.show(row.get(column.key))) for column in columns] for row in rows)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return html_table(rows, (*record, *ANSWERS))
