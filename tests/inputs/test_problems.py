@@ -262,3 +262,34 @@ def test_bundled_is_what_scikit_learn_loads(name, moved, monkeypatch):
     for got, wanted in zip(datasets.bundled(name), expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
         assert got.dtype.kind == wanted.dtype.kind
+
+
+class Frame:
+    """What a frame of pandas and a tensor of torch have in common: NumPy reads it, JAX does not."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones((3, 2), dtype)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"x": Frame()}, r"data\['x'\] is a \w+\.Frame, which JAX does not take; give np.asarray of it"),
+        (
+            {"x": [[1.0, 2.0], [3.0, 4.0]]},
+            r"data\['x'\] is a list, which JAX takes for separate numbers: give np.asarray",
+        ),
+        ([1.0, 2.0], r"data is a list, .* numbers: give np.asarray"),
+    ],
+)
+def test_frames_and_lists_as_data_are_refused_with_what_would_do(data, words):
+    def loss(params, data):
+        return jnp.sum((data["x"] if isinstance(data, dict) else data) @ params)
+
+    with pytest.raises(ProblemError, match=words) as caught:
+        load_problem(gradbench.Problem(init=lambda key: jnp.ones(2), loss=loss, data=data))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_numbers_that_the_loss_can_use_is_taken():
+    load_problem(gradbench.Problem(init=lambda key: jnp.ones(2), loss=lambda p, d: d[0] * p @ p, data=[1.0, 2.0]))

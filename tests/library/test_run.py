@@ -12,6 +12,7 @@ from synthetic import make_run
 
 import gradbench
 from gradbench.errors import GradbenchError, PlanError
+from gradbench.gradients.formula import derivative as formula
 from gradbench.library import progress as drawn
 from gradbench.library.run import Run
 from gradbench.record import store
@@ -66,9 +67,10 @@ def test_the_summary_is_what_compare_prints():
 
 
 def test_without_pandas_a_frame_is_refused_in_a_line(monkeypatch):
+    run = record()  # before: pyarrow looks for pandas too
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(GradbenchError, match="pandas is not installed"):
-        record().to_pandas()
+        run.to_pandas()
 
 
 def test_a_frame_has_the_curves_with_their_trials():
@@ -163,6 +165,20 @@ def test_a_run_is_a_record_of_the_store_and_is_read_again_as_one(sweep):
     assert isinstance(again, store.Run)
     assert repr(again) == repr(run)
     assert gradbench.resume(run.path).trials.equals(run.trials)
+
+
+def test_a_check_is_four_lines_and_a_table():
+    tests = [formula.Test("differences", "PASS", "agrees", 1e-9), formula.Test("suspects", "FAIL", "a rule", None)]
+    right = gradbench.gradients.CheckReport("mlp", tests, [], {}, [], None, 7, 1.5)
+    assert repr(right).splitlines() == [
+        "CheckReport mlp: PASS, 7 parameters, 1.5 s",
+        "  formula: PASS, 1 tests",
+        "  execution: PASS, 0 tests",
+        "  print() shows the report",
+    ]
+    wrong = dataclasses.replace(right, formula=[formula.Test("<directions>", "FAIL", "off by 2", 1e-9), *tests])
+    assert "  formula: FAIL, <directions>" in repr(wrong)
+    assert "<td>&lt;directions&gt;</td><td>float64</td><td>formula</td><td>FAIL</td>" in wrong._repr_html_()
 
 
 def sweep_two(sweep, progress):
