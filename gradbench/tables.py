@@ -122,5 +122,5 @@ def _table(headings: list[str], cells: list[list[str]], right: list[bool], title
         table.add_row(*map(Text, row))
     text = io.StringIO()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 220
-    Console(file=text, width=width, no_color=True).print(table)
+    Console(file=text, width=width, no_color=True, force_jupyter=False).print(table)  # in a notebook too
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").split("\n"))

@@ -159,7 +159,7 @@ class CheckReport:
         lines = [f"CheckReport {self.problem}: {self.verdict}, {self.parameters} parameters, {self.seconds:.1f} s"]
         for name, found in (("formula", formula), ("execution", execution)):
             worst, what = max(found, key=lambda each: ORDER[each[0]], default=("PASS", ""))
-            lines.append(f"  {name}: {worst}, {f'{len(found)} tests' if worst == 'PASS' else what}")
+            lines.append(f"  {name}: {worst}, {f'{len(found)} of {len(found)}' if worst == 'PASS' else what}")
         return "\n".join([*lines, "  print() shows the report"])
 
     def _repr_html_(self) -> str:

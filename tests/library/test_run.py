@@ -1,5 +1,6 @@
 """A record shows itself: in five lines, in a notebook without scripts, as rows, frames and charts."""
 
+import builtins
 import dataclasses
 import json
 import math
@@ -129,6 +130,13 @@ def test_compare_has_rows_and_reads_as_on_the_command_line():
     assert "<td>mlp</td><td>sgd</td><td>1</td>" in found._repr_html_()
 
 
+def test_a_table_is_text_in_a_notebook_too(monkeypatch):
+    run, shell = record(), type("ZMQInteractiveShell", (), {})
+    outside = str(gradbench.compare(run))
+    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
+    assert str(gradbench.compare(run)) == outside
+
+
 def test_compare_of_several_names_the_records():
     found = gradbench.compare(
         record(identifier="20260101T000000Z-aaaaaa"), record(identifier="20260101T000000Z-bbbbbb")
@@ -172,8 +180,8 @@ def test_a_check_is_four_lines_and_a_table():
     right = gradbench.gradients.CheckReport("mlp", tests, [], {}, [], None, 7, 1.5)
     assert repr(right).splitlines() == [
         "CheckReport mlp: PASS, 7 parameters, 1.5 s",
-        "  formula: PASS, 1 tests",
-        "  execution: PASS, 0 tests",
+        "  formula: PASS, 1 of 1",
+        "  execution: PASS, 0 of 0",
         "  print() shows the report",
     ]
     wrong = dataclasses.replace(right, formula=[formula.Test("<directions>", "FAIL", "off by 2", 1e-9), *tests])
