@@ -12,9 +12,6 @@ from gradbench.version import __version__
 
 if TYPE_CHECKING:
     from gradbench import datasets as datasets
-    from gradbench.engine.runner import resume as resume
-    from gradbench.engine.runner import run_plan as run_plan
-    from gradbench.engine.runner import sweep as sweep
     from gradbench.errors import GradbenchError as GradbenchError
     from gradbench.gradients import assert_gradient as assert_gradient
     from gradbench.gradients import check_gradient as check_gradient
@@ -23,21 +20,30 @@ if TYPE_CHECKING:
     from gradbench.inputs.plan import log_range as log_range
     from gradbench.inputs.problem import Problem as Problem
     from gradbench.inputs.problem import load_problem as load_problem
-    from gradbench.record.store import Run as Run
-    from gradbench.record.store import load_run as load_run
+    from gradbench.library.run import Run as Run
+    from gradbench.library.run import load_run as load_run
+    from gradbench.library.verbs import compare as compare
+    from gradbench.library.verbs import regress as regress
+    from gradbench.library.verbs import report as report
+    from gradbench.library.verbs import resume as resume
+    from gradbench.library.verbs import run_plan as run_plan
+    from gradbench.library.verbs import sweep as sweep
 
 _PUBLIC = {
     "GradbenchError": "errors",
     "Problem": "inputs.problem",
-    "Run": "record.store",
+    "Run": "library.run",
     "SweepPlan": "inputs.plan",
     "load_optimizer": "inputs.optimizer",
     "load_problem": "inputs.problem",
-    "load_run": "record.store",
+    "compare": "library.verbs",
+    "load_run": "library.run",
     "log_range": "inputs.plan",
-    "resume": "engine.runner",
-    "run_plan": "engine.runner",
-    "sweep": "engine.runner",
+    "regress": "library.verbs",
+    "report": "library.verbs",
+    "resume": "library.verbs",
+    "run_plan": "library.verbs",
+    "sweep": "library.verbs",
     "assert_gradient": "gradients",
     "check_gradient": "gradients",
 }

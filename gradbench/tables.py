@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import itertools
 import json
@@ -147,6 +148,14 @@ def to_json(value: Any) -> str:
         return None if isinstance(item, float) and not math.isfinite(item) else item
 
     return json.dumps(finite(value), indent=2, ensure_ascii=False)
+
+
+def html_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
+    """The columns of the rows for a notebook: HTML without scripts, which any front end and a saved notebook shows."""
+    head = "".join(f"<th>{html.escape(column.heading)}</th>" for column in columns)
+    lines = ([html.escape(column.show(row.get(column.key))) for column in columns] for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

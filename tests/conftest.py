@@ -10,6 +10,7 @@ import pytest
 
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are compile times, and nobody's cache is touched
 
+import gradbench
 from gradbench.engine import compiling, runner, timing
 from gradbench.machine.devices import find_devices
 from gradbench.program.block import observation_stride
@@ -41,7 +42,7 @@ def sweep(tmp_path, monkeypatch) -> Callable[..., Any]:
     time_little(monkeypatch)
 
     def run(*arguments: Any, **settings: Any) -> Any:
-        return runner.sweep(*arguments, out=tmp_path / "results", **settings)
+        return gradbench.sweep(*arguments, out=tmp_path / "results", **settings)
 
     return run
 

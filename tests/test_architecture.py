@@ -23,6 +23,7 @@ FOLDERS = (
     "gradients.formula",
     "gradients.execution",
     "gradients",
+    "library",
     "cli",
 )
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "problems")

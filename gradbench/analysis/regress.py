@@ -44,6 +44,9 @@ class Comparison:
     def regressed(self) -> bool:
         return self.failures > 0
 
+    def __str__(self) -> str:
+        return regress_text(self, "table")
+
 
 def compare_runs(
     old: Run | Sequence[Run], new: Run, max_slowdown: float = 1.10, allow_missing: bool = False

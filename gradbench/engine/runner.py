@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from gradbench.engine.pair import PairSweep, Progress, curve_points
 from gradbench.engine.processes import Following, Rendezvous, Shared
 from gradbench.engine.roofline import measure_limits
 from gradbench.errors import PlanError, RecordError, RunError, one_line
-from gradbench.inputs.optimizer import load_optimizer
+from gradbench.inputs.optimizer import Optimizer, load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, check_batch, load_problem, warn_of_idle_leaves
 from gradbench.inputs.sources import difference, given_as_object, sources
@@ -59,39 +59,21 @@ class Watcher:
         return False
 
 
-def sweep(
-    problems: str | Problem | Sequence[str | Problem] = SweepPlan.problems,
-    optimizers: str | Sequence[str] = SweepPlan.optimizers,
-    learning_rates: Any = SweepPlan.learning_rates,
-    *,
-    out: str | Path = "results",
-    **settings: Any,
-) -> Run:
-    """Sweep learning rates and seeds over problems and optimizers, and record it under `out`.
-
-    `problems` are specs or Problem objects; `learning_rates` is "low:high:count", log_range's, or the values;
-    `settings` are SweepPlan's other fields, such as seeds=3, steps=1000, dtype="float64". Prints nothing. Raises a
-    GradbenchError for bad input, RunError if the run itself fails.
-    """
-    given = [problems] if isinstance(problems, str | Problem) else list(problems)
-    objects = {problem.name: problem for problem in given if isinstance(problem, Problem)}
-    names = tuple(problem.name if isinstance(problem, Problem) else problem for problem in given)
-    values = {"problems": names, "optimizers": optimizers, "learning_rates": learning_rates, **settings}
-    return run_plan(SweepPlan.from_dict(values), out=out, objects=objects)
-
-
 def run_plan(
     plan: SweepPlan,
     *,
     out: str | Path = "results",
     watcher: Watcher | None = None,
-    objects: dict[str, Problem] | None = None,
+    objects: Mapping[str, Problem] | None = None,
+    functions: Mapping[str, Optimizer] | None = None,
 ) -> Run:
-    """Run a plan and return its record. `objects` are problems given as objects, by name."""
+    """Run a plan and return its record. By the plan's names: `objects` are problems given as objects, `functions`
+    optimizers given as functions (own_optimizer)."""
+    objects, functions = objects or {}, functions or {}
     with Rendezvous() as rendezvous:
-        trials, devices = _prepare(plan, objects or {})
+        trials, devices = _prepare(plan, objects, functions)
         problems = {trial.problem.name: trial.problem for trial in trials}
-        found = sources(plan, problems, objects or {})
+        found = sources(plan, problems, objects, functions)
         if not rendezvous.leads:
             return _join(rendezvous.join(), trials, devices, found, watcher or Watcher())
         with RunWriter.create(out, plan, environment(devices, plan.precision)) as writer:
@@ -117,10 +99,10 @@ def resume(name: str | Path, *, results: str | Path = "results", watcher: Watche
             return run
         if lost := given_as_object(run.info):
             raise RecordError(
-                f"{path}: {lost[0]} was given as a Problem object, which only its own process had, so it cannot go on; "
-                "a problem in a file can: gradbench run ./mine.py"
+                f"{path}: {lost[0]} was given as an object, which only its own process had, so it cannot go on; "
+                "a problem and an optimizer in a file can: gradbench run ./mine.py -o ./mine.py:make"
             )
-        trials, devices = _prepare(run.plan, {})
+        trials, devices = _prepare(run.plan, {}, {})
         found = sources(run.plan, {trial.problem.name: trial.problem for trial in trials}, {})
         if not rendezvous.leads:
             return _join(path, trials, devices, found, watcher or Watcher())
@@ -171,10 +153,12 @@ def _check_same(path: Path, info: dict[str, Any], now: dict[str, Any], found: di
         raise RecordError(f"{path}: {what} this run began; undo that, or begin a new run")
 
 
-def _prepare(plan: SweepPlan, objects: dict[str, Problem]) -> tuple[list[Trial], list[jax.Device]]:
+def _prepare(
+    plan: SweepPlan, objects: Mapping[str, Problem], functions: Mapping[str, Optimizer]
+) -> tuple[list[Trial], list[jax.Device]]:
     """Everything the plan names, loaded and checked before anything is written."""
     devices = find_devices(plan.device)
-    optimizers = {name: load_optimizer(name) for name in plan.optimizers}
+    optimizers = {name: functions.get(name) or load_optimizer(name) for name in plan.optimizers}
     trials = []
     for name in plan.problems:
         problem = load_problem(objects.get(name, name))
@@ -331,7 +315,7 @@ def _sharpness_rows(trial: Trial, plan: SweepPlan, trials: pa.Table) -> list[dic
     """Along the paths of the pair's representative learning rates; `trials` are its rows."""
     from gradbench.theory.sharpness import sharpness_along  # only a plan that asks for it waits for SciPy
 
-    problem, optimizer = trial.problem, trial.optimizer.spec
+    problem, optimizer = trial.problem, trial.optimizer
     facts = {problem.name: {"target": problem.target}}
     [pair] = summarise_tables(plan, trials, SCHEMAS["timings"].empty_table(), facts)
     return sharpness_along(problem, optimizer, list(representative_rates(pair)), plan=plan)

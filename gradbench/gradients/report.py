@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
 import shlex
 from typing import Any
@@ -12,6 +13,17 @@ from gradbench.gradients.execution.judge import LeafFinding
 from gradbench.gradients.formula.derivative import Test
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
 from gradbench.inputs.problem import idle_text
+from gradbench.tables import Column, html_table
+
+SHOWN = (
+    Column("program", "test or program", str),
+    Column("dtype", "dtype", str),
+    Column("device", "on", str),
+    Column("verdict", "verdict", str),
+    Column("error_in_bands", "error (bands)"),
+    Column("would_have_caught", "would have caught"),
+    Column("finding", "finding", str),
+)
 
 
 @dataclasses.dataclass
@@ -179,6 +191,19 @@ class CheckReport:
         lines += [f"  warning: {idle_text(self.idle)}"] if self.idle else []
         lines += [f"  {text}" for text in self.lesson]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        formula = [(test.verdict, test.name) for test in self.formula if test.name != "suspects"]
+        execution = [(row.verdict, f"{row.program} in {row.dtype}") for row in self.rows]
+        lines = [f"CheckReport {self.problem}: {self.verdict}, {self.parameters} parameters, {self.seconds:.1f} s"]
+        for name, found in (("formula", formula), ("execution", execution)):
+            worst, what = max(found, key=lambda each: ORDER[each[0]], default=("PASS", ""))
+            lines.append(f"  {name}: {worst}, {f'{len(found)} of {len(found)}' if worst == 'PASS' else what}")
+        return "\n".join([*lines, "  print() shows the report"])
+
+    def _repr_html_(self) -> str:
+        head = f"{self.problem}: {self.verdict} ({self.parameters} parameters, {self.seconds:.1f} s)"
+        return f"<p>{html.escape(head)}</p>{html_table(self.table(), SHOWN)}"
 
     def _evidence(self, row: Row) -> list[str]:
         reproduce = f"reproduce with: {self.command(row)}"

@@ -77,7 +77,34 @@ def load_optimizer(text: str) -> Optimizer:
     """Read a spec such as `adam`, `sgd[momentum=0.9,nesterov=true]`, `adam[schedule=cosine,warmup=100]`,
     `./mine.py:make` or `package.module:make`. Raises OptimizerError with one line."""
     spec = parse_spec(text, OptimizerError)
-    function = _find(spec)
+    return _optimizer(spec, _find(spec))
+
+
+def own_optimizer(name: str, function: Callable[..., Any]) -> Optimizer:
+    """An optimizer that is a function of the learning rate, here and now: a plan names it `name`.
+
+    The function is handed `learning_rate=`, or the rate alone where its one parameter has another name. Raises
+    OptimizerError for any other function, and for a name that optax's optimizers or theory go by.
+    """
+    spec = parse_spec(name, OptimizerError)
+    if spec.target in optimizer_functions() or spec.target in REFUSED:
+        raise OptimizerError(f"{name!r}: this is optax's {spec.target}; give your own function another name")
+    if inspect.isclass(function):
+        raise OptimizerError(f"{name!r}: a class; {_FUNCTION}")
+    if isinstance(function, partial) and (function.args or "learning_rate" in function.keywords):
+        raise OptimizerError(f"{name!r}: its learning rate is set, which a sweep does; set the others by their names")
+    needed = [p for p in _parameters(function).values() if p.default is p.empty]
+    if not _takes(function, "learning_rate") and len(needed) == 1 and needed[0].kind in _BY_POSITION:
+        of_rate = function
+        function = lambda learning_rate: of_rate(learning_rate)  # noqa: E731
+    return _optimizer(Spec(name, name, {}), function)
+
+
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_FUNCTION = "give a function of the learning rate that returns an optax.GradientTransformation, such as optax.adam"
+
+
+def _optimizer(spec: Spec, function: Callable[..., Any]) -> Optimizer:
     if not _takes(function, "learning_rate"):
         raise OptimizerError(
             f"{spec.text!r}: {spec.target} has no parameter learning_rate, which a sweep sets; "

@@ -8,7 +8,7 @@ import shlex
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -307,6 +307,11 @@ def _frames_inside() -> int:
     return count - 1
 
 
+def _plain(value: Any) -> Any:
+    """An array or a scalar of numpy, JAX or pandas as Python's numbers; everything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _rates_as_kept(rates: Any) -> str | tuple[float, ...]:
     if isinstance(rates, Real) and not isinstance(rates, bool):
         rates = (rates,)
@@ -329,11 +334,11 @@ def _rates_as_kept(rates: Any) -> str | tuple[float, ...]:
             right = f"{min(low, high):g}:{max(low, high):g}:{max(count, 2)}"
             raise PlanError(f"learning rates {rates!r}: need low below high and a count of at least 2, such as {right}")
         return rates
-    if not isinstance(rates, Sequence):
-        try:
-            rates = tuple(rates.tolist())  # a numpy array
-        except AttributeError:
-            raise PlanError(f"learning rates: need low:high:count or numbers, got {type(rates).__name__}") from None
+    rates = _plain(rates)
+    try:
+        rates = [rates] if isinstance(rates, int | float) else [_plain(rate) for rate in rates]
+    except TypeError:
+        raise PlanError(f"learning rates: need low:high:count or numbers, got {type(rates).__name__}") from None
     values = []
     for rate in rates:
         if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < math.inf:

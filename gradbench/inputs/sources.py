@@ -16,13 +16,17 @@ if TYPE_CHECKING:  # the readers of records do not wait for JAX
     from gradbench.inputs.problem import Problem
 
 NOWHERE = {"file": None, "sha256": None}
+FUNCTION = NOWHERE | {"given": "function"}
 
 
-def sources(plan: SweepPlan, problems: Mapping[str, Problem], objects: Container[str]) -> dict[str, dict[str, Any]]:
+def sources(
+    plan: SweepPlan, problems: Mapping[str, Problem], objects: Container[str], functions: Container[str] = ()
+) -> dict[str, dict[str, Any]]:
     """What run.json keeps of a plan's problems and optimizers, by name; all are loaded already.
 
-    Each has `file` and its `sha256`. They are null for a Problem given as an object (those in `objects`) and for an
-    optimizer of optax by its name, which optax's version tells. A problem has `data_sha256` as well.
+    Each has `file` and its `sha256`. They are null for a Problem given as an object (those in `objects`), for an
+    optimizer given as a function (those in `functions`, with `given`) and for one of optax by its name, which optax's
+    version tells. A problem has `data_sha256` as well.
     """
     return {
         "problems": {
@@ -30,7 +34,7 @@ def sources(plan: SweepPlan, problems: Mapping[str, Problem], objects: Container
             | {"data_sha256": fingerprint(problems[name].data, plan.dtype)}
             for name in plan.problems
         },
-        "optimizers": {name: _optimizer_source(name) for name in plan.optimizers},
+        "optimizers": {name: FUNCTION if name in functions else _optimizer_source(name) for name in plan.optimizers},
     }
 
 
@@ -60,9 +64,14 @@ def difference(began: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 
 def given_as_object(info: Mapping[str, Any]) -> list[str]:
-    """The problems of a run that no file holds."""
+    """The problems and optimizers of a run that only its own process had."""
     problems = (info.get("sources") or {"problems": {}})["problems"]
-    return [name for name, source in problems.items() if source["sha256"] is None]
+    return [name for name, source in problems.items() if source["sha256"] is None] + given_as_function(info)
+
+
+def given_as_function(info: Mapping[str, Any]) -> list[str]:
+    """The optimizers of a run that were given as functions."""
+    return [name for name, source in (info.get("sources") or {}).get("optimizers", {}).items() if "given" in source]
 
 
 def recorded_file(info: Mapping[str, Any], name: str) -> str | None:

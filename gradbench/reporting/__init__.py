@@ -20,6 +20,7 @@ from gradbench.analysis.profiles import best_rate_interval, steps_at_best
 from gradbench.analysis.summary import pair_trials, summarise_all
 from gradbench.errors import GradbenchError, RunError, nearest
 from gradbench.files import writing
+from gradbench.inputs.problem import Problem
 from gradbench.record.store import Run
 from gradbench.reporting import charts
 from gradbench.reporting.checks import check_rows
@@ -32,17 +33,23 @@ LOG = logging.getLogger(__name__)
 __all__ = ["FORMATS", "check_figure_format", "write_figures", "write_report"]
 
 
-def write_report(runs: Sequence[Run], out: str | Path, checks: Sequence[str | Path] = ()) -> Path:
+def write_report(
+    runs: Sequence[Run],
+    out: str | Path,
+    checks: Sequence[str | Path] = (),
+    objects: Mapping[str, Problem] | None = None,
+) -> Path:
     """Write one self-contained HTML file about the runs, and return its path. Needs no network, here or there.
 
     `checks` are records of gradbench check to show; without any, the newest beside the runs for their problems.
+    `objects` are problems that no file holds, by name.
     Raises GradbenchError where there is no run, no finished trial, a check is none, or `out` cannot be written.
     """
     out = Path(out).expanduser()
     data = page_data(runs)
     with ThreadPoolExecutor(1) as pool:
         bundle = pool.submit(_bundle)
-        found = scenes(runs)
+        found = scenes(runs, objects=objects)
     add_local_limits(data["pairs"], found)
     LOG.info("the charts over all pairs")
     overall = charts.overall(runs)

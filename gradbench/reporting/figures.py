@@ -26,15 +26,7 @@ def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     made = {}
     for problem in dict.fromkeys(pair["problem"] for pair in data["pairs"]):
         pairs = [pair for pair in data["pairs"] if pair["problem"] == problem]
-        rates = [rate | {"run": p["run"], "optimizer": p["optimizer"]} for p in pairs for rate in p["rates"]]
-        largest = max(rate["learning_rate"] for rate in rates)
-        limits = [
-            {"optimizer": p["optimizer"], "limit": p["limit"], "label": f"{p['limit_is']}: {number(p['limit'])}"}
-            for p in pairs
-            if p["limit"] is not None and p["limit"] <= largest and p["run"] == pairs[0]["run"]
-        ]
-        datasets = {"rates": rates, "limits": limits, "chosen": []}
-        made[_stem("sensitivity", problem)] = charts.spec(charts.sensitivity(several), datasets)
+        made[_stem("sensitivity", problem)] = charts.spec(charts.sensitivity(several), sensitivity_rows(pairs))
         for pair in pairs:
             stem = _stem("convergence", problem, pair["optimizer"], *([pair["run"]] if several else []))
             made[stem] = charts.spec(charts.convergence(), curve_rows(pair))
@@ -58,6 +50,18 @@ def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         stem = _stem("sharpness", *key[1:], *([key[0]] if several else []))
         made[stem] = charts.spec(charts.sharpness(), {"sharpness": rows})
     return {stem: spec | {"config": CONFIG} for stem, spec in made.items()}
+
+
+def sensitivity_rows(pairs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The datasets of a sensitivity chart: every learning rate of one problem's pairs, and the limits within them."""
+    rates = [rate | {"run": pair["run"], "optimizer": pair["optimizer"]} for pair in pairs for rate in pair["rates"]]
+    largest = max(rate["learning_rate"] for rate in rates)
+    limits = [
+        {"optimizer": p["optimizer"], "limit": p["limit"], "label": f"{p['limit_is']}: {number(p['limit'])}"}
+        for p in pairs
+        if p["limit"] is not None and p["limit"] <= largest and p["run"] == pairs[0]["run"]
+    ]
+    return {"rates": rates, "limits": limits, "chosen": []}
 
 
 def curve_rows(pair: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

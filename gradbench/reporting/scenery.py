@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from gradbench.analysis.landscape import GRID, Landscape, landscape, valleys
 from gradbench.analysis.summary import PairSummary, representative_rates, summarise
 from gradbench.inputs.problem import Problem
-from gradbench.inputs.sources import recorded_problem
+from gradbench.inputs.sources import given_as_function, recorded_problem
 from gradbench.record.store import Run
 from gradbench.reporting.charts import COLOURS, alt, spec
 from gradbench.reporting.data import short, short_rate
@@ -52,23 +52,28 @@ def built_in(spec_text: str) -> bool:
     return not any(sign in spec_text.partition("[")[0] for sign in (":", "/", "."))
 
 
-def scenes(runs: Sequence[Run], paths: int = PATHS) -> dict[str, LandscapeView]:
+def scenes(
+    runs: Sequence[Run], paths: int = PATHS, objects: Mapping[str, Problem] | None = None
+) -> dict[str, LandscapeView]:
     """Problem -> what is to be seen of it, in the first run that has it; an optimizer with theory, if any, decides on
     the plane, and of each at most `paths` learning rates are run again for their paths.
 
     Problems of more than a million parameters have none that is quick. Of a problem that cannot be had again as each of
-    the runs had it (sources.recorded_problem) nothing is computed, and the scene says why.
+    the runs had it (sources.recorded_problem) nothing is computed, and the scene says why; `objects` are those that the
+    caller has, by name.
     """
     found: dict[str, LandscapeView] = {}
     chosen: dict[str, tuple[Run, Problem, list[PairSummary]]] = {}
     for run in runs:
-        pairs = [pair for pair in summarise(run) if built_in(pair.optimizer)]
+        lost = given_as_function(run.info)
+        pairs = [pair for pair in summarise(run) if built_in(pair.optimizer) and pair.optimizer not in lost]
         for pair in sorted(pairs, key=lambda pair: momentum_of(pair.optimizer) is None):
             size = run.info.get("problems", {}).get(pair.problem, {}).get("parameters", 0)
             if pair.problem in found or not 0 < size <= MAX_PARAMETERS:
                 continue
             if pair.problem not in chosen:
-                problem, why = _same_problem(runs, pair.problem)
+                had = (objects or {}).get(pair.problem)
+                problem, why = (had, "") if had else _same_problem(runs, pair.problem)
                 if problem is None:
                     found[pair.problem] = LandscapeView(missing=why)
                     continue

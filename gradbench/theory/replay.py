@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from gradbench.inputs.optimizer import load_optimizer
+from gradbench.inputs.optimizer import Optimizer, load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast
 from gradbench.program.minibatch import batch_rows, take_rows
@@ -45,7 +45,11 @@ def flat_loss(problem: Problem, dtype: str):
 
 
 def replay(
-    problem: Problem, optimizer: str, plan: SweepPlan, trials: Sequence[tuple[float, int]], steps: Sequence[int]
+    problem: Problem,
+    optimizer: str | Optimizer,
+    plan: SweepPlan,
+    trials: Sequence[tuple[float, int]],
+    steps: Sequence[int],
 ) -> Replay:
     """Run `trials`, each (learning_rate, seed), again with the plan's arithmetic, keeping params at `steps`.
 
@@ -54,7 +58,8 @@ def replay(
     """
     wanted = np.asarray(steps, np.int32)
     with numerics(plan.dtype, plan.precision):
-        trial = Trial.of(problem, load_optimizer(optimizer), plan)
+        loaded = load_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
+        trial = Trial.of(problem, loaded, plan)
     loss = flat_loss(problem, plan.dtype)
 
     def one(rate: jax.Array, seed: jax.Array, params: Params, data: Data) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradbench.inputs.optimizer import Optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, cast, load_problem
 from gradbench.program.program import numerics
@@ -18,7 +19,7 @@ from gradbench.theory.replay import replay
 
 def sharpness_along(
     problem: Problem | str,
-    optimizer: str,
+    optimizer: str | Optimizer,
     learning_rates: float | Sequence[float],
     *,
     seed: int = 0,
@@ -38,11 +39,12 @@ def sharpness_along(
     end before its params stop being finite.
     """
     problem = load_problem(problem)
-    plan = plan or SweepPlan(problems=(problem.name,), optimizers=(optimizer,))
+    spec = optimizer if isinstance(optimizer, str) else optimizer.spec
+    plan = plan or SweepPlan(problems=(problem.name,), optimizers=(spec,))
     rates = [learning_rates] if isinstance(learning_rates, int | float) else list(learning_rates)
     steps = np.unique(np.linspace(0, plan.steps, points).round().astype(int))
     path = replay(problem, optimizer, plan, [(rate, seed) for rate in rates], steps.tolist())
-    edge = stable_limit(optimizer, 1.0)
+    edge = stable_limit(spec, 1.0)
     dtype = "float64" if plan.dtype == "float64" else "float32"
     rows = []
     with numerics(dtype, plan.precision):
@@ -52,7 +54,7 @@ def sharpness_along(
                 if not (np.isfinite(params).all() and np.isfinite(loss)):
                     break
                 at = extremes(product, params, data, products, 1e-3)
-                row = {"problem": problem.name, "optimizer": optimizer, "learning_rate": rate, "seed": seed}
+                row = {"problem": problem.name, "optimizer": spec, "learning_rate": rate, "seed": seed}
                 row |= {"step": int(step), "loss": float(loss), "sharpness": at.largest, "error": at.error}
                 rows.append(row | {"edge": None if edge is None else edge / rate})
     return rows

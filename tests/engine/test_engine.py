@@ -13,7 +13,6 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 import gradbench
-from gradbench.engine import runner
 from gradbench.engine.events import observe
 from gradbench.engine.pair import recorded_rows
 from gradbench.inputs.problem import cast
@@ -320,4 +319,3 @@ def test_every_seed_starts_at_its_own_point(sweep):
     problem = gradbench.load_problem("himmelblau")
     expected = [float(problem.loss(problem.init(jax.random.key(seed)), ())) for seed in range(4)]
     np.testing.assert_allclose(run.trials["initial_loss"].to_pylist(), expected, rtol=1e-5)
-    assert runner.sweep is gradbench.sweep

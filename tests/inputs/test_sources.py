@@ -79,7 +79,7 @@ def test_resume_refuses_a_problem_given_as_an_object(sweep, small_blocks, tmp_pa
     mine = dataclasses.replace(gradbench.load_problem("quadratic_bowl[dim=2]"), loss=lambda p, d: 3 * (p @ p))
     plan = gradbench.SweepPlan((mine.name,), ("sgd", "adam"), [0.1], steps=5)
     path = runner.run_plan(plan, out=tmp_path, watcher=StopAfter(2), objects={mine.name: mine}).path
-    with pytest.raises(RecordError, match=r"was given as a Problem object.* gradbench run \./mine"):
+    with pytest.raises(RecordError, match=r"was given as an object.* gradbench run \./mine"):
         gradbench.resume(path)
 
 

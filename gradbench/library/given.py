@@ -1,0 +1,117 @@
+"""What people have, as a plan takes it: problems and optimizers that are objects or functions get names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import optax
+
+from gradbench.errors import GradbenchError, OptimizerError, ProblemError, one_line
+from gradbench.inputs.optimizer import Optimizer, optimizer_functions, own_optimizer
+from gradbench.inputs.problem import Problem
+
+_PROBLEM = 'give a spec such as "mlp", a gradbench.Problem, or a function that returns one'
+_OPTIMIZER = 'give a spec such as "adam[b1=0.8]", a function of the learning rate such as optax.adam, or {"mine": make}'
+
+
+def take_problems(given: Any) -> tuple[tuple[str, ...], dict[str, Problem]]:
+    """The names of problems given as specs, Problem objects, functions that return one, or a mix of them; and those
+    that are objects, by name. Raises ProblemError for anything else."""
+    names, objects = [], {}
+    for item in _listed(given):
+        if not isinstance(item, str):
+            item = item if isinstance(item, Problem) else _called(item)
+            objects[item.name] = item
+        names.append(item if isinstance(item, str) else item.name)
+    return tuple(names), objects
+
+
+def _called(function: Any) -> Problem:
+    if not callable(function) or inspect.isclass(function):
+        raise ProblemError(f"problems: got {_kind(function)}; {_PROBLEM}")
+    name = _name(function).replace(LAMBDA, "lambda")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ProblemError(f"{name}: {one_line(error)}; set what it needs with functools.partial") from error
+    try:
+        problem = function()
+    except GradbenchError as error:
+        raise type(error)(f"{name}: {error}") from error
+    except Exception as error:
+        raise ProblemError(f"{name}() raised {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(problem, Problem):
+        raise ProblemError(f"{name}() returned {_kind(problem)}, not a gradbench.Problem")
+    return replace(problem, name=name) if problem.name == Problem.name else problem
+
+
+def take_optimizers(given: Any) -> tuple[tuple[str, ...], dict[str, Optimizer]]:
+    """The names of optimizers given as specs, functions of the learning rate, {"name": function}, or a mix of them; and
+    those that are functions, by name. A function of optax, also a partial one, is its spec. Raises OptimizerError."""
+    names, functions = [], {}
+    for item in _listed(given):
+        for name, function in item.items() if isinstance(item, Mapping) else [(None, item)]:
+            spec = function if isinstance(function, str) else optax_spec(function)
+            if name is None and spec is not None:
+                names.append(spec)
+                continue
+            if not callable(function) or (name is not None and not isinstance(name, str)):
+                raise OptimizerError(f"optimizers: got {_kind(function)}; {_OPTIMIZER}")
+            name = _name(function) if name is None else name
+            if name == LAMBDA:
+                raise OptimizerError('optimizers: a lambda has no name; write {"mine": lambda learning_rate: ...}')
+            functions[name] = own_optimizer(name, function)
+            names.append(name)
+    return tuple(names), functions
+
+
+def optax_spec(function: Any) -> str | None:
+    """The spec of an optimizer of optax given as its function, or as functools.partial of it with numbers and switches
+    set; None for every other."""
+    known = optimizer_functions()
+    for name, its in known.items():
+        if its is function:
+            return name
+    if not isinstance(function, partial) or function.args or "learning_rate" in function.keywords:
+        return None
+    name = optax_spec(function.func)
+    if name is None or not all(isinstance(value, int | float | None) for value in function.keywords.values()):
+        return None
+    return _with_settings(name, function.keywords)
+
+
+def _with_settings(name: str, settings: Mapping[str, Any]) -> str:
+    """As a spec has them; what is no number or switch is not shown."""
+    words = [
+        f"{key}={str(value).lower() if isinstance(value, int | float | None) else '…'}"
+        for key, value in settings.items()
+    ]
+    return f"{name}[{','.join(words)}]" if words else name
+
+
+LAMBDA = "<lambda>"
+
+
+def _name(function: Any) -> str:
+    """A function's name as Python qualifies it, within the function that it is made in; with a partial's settings."""
+    if isinstance(function, partial):
+        return _with_settings(_name(function.func), function.keywords)
+    name = getattr(function, "__qualname__", type(function).__qualname__).rpartition("<locals>.")[2]
+    return f"optax.{name}" if str(getattr(function, "__module__", "")).partition(".")[0] == "optax" else name
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for a message."""
+    if isinstance(value, optax.GradientTransformation):
+        return "an optax.GradientTransformation, whose learning rate is set already"
+    return f"the class {value.__name__}" if inspect.isclass(value) else f"a value of type {type(value).__name__}"
+
+
+def _listed(given: Any) -> list[Any]:
+    """One thing, or the things of a list of them. An optax.GradientTransformation is a tuple, but one thing."""
+    one = (str, Problem, Mapping, optax.GradientTransformation)
+    return [given] if isinstance(given, one) or not isinstance(given, Iterable) else list(given)

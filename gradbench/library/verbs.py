@@ -1,0 +1,153 @@
+"""The command line's verbs as functions. They return objects and raise a GradbenchError where the command line says one
+line; they print nothing, but for the progress that is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from gradbench.analysis.regress import Comparison, compare_runs
+from gradbench.analysis.summary import GOOD_FACTOR
+from gradbench.engine import runner
+from gradbench.engine.runner import Watcher
+from gradbench.errors import GradbenchError
+from gradbench.inputs.optimizer import Optimizer
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import Problem
+from gradbench.library.compared import RunComparison
+from gradbench.library.given import take_optimizers, take_problems
+from gradbench.library.progress import watching
+from gradbench.library.run import Run, load_run
+from gradbench.record import store
+
+Record = store.Run | str | Path
+"""A record: itself, or its path, its id, or "latest"."""
+
+
+def sweep(
+    problems: Any = SweepPlan.problems,
+    optimizers: Any = SweepPlan.optimizers,
+    learning_rates: Any = SweepPlan.learning_rates,
+    *,
+    out: str | Path = "results",
+    progress: bool | None = None,
+    **settings: Any,
+) -> Run:
+    """Sweep learning rates and seeds over problems and optimizers, and record it under `out`.
+
+    problems: specs, Problem objects, functions that return one, or a list of them.
+    optimizers: specs, functions of the learning rate such as optax.adam or functools.partial(optax.adam, b1=0.8),
+        {"name": function}, or a list of them. A function that is not optax's is known to this process only: its run
+        cannot be resumed in another.
+    learning_rates: "low:high:count" (log-spaced), log_range's, or the values: a sequence, an array, or one number.
+    progress: whether to draw it; if None, in a notebook and at a prompt only.
+    settings: SweepPlan's other fields, such as seeds=3, steps=1000, dtype="float64".
+
+    Raises a GradbenchError for bad input, RunError if the run itself fails.
+    """
+    names, objects = take_problems(problems)
+    chosen, functions = take_optimizers(optimizers)
+    values = {"problems": names, "optimizers": chosen, "learning_rates": learning_rates, **settings}
+    plan = SweepPlan.from_dict(values)
+    return run_plan(plan, out=out, objects=objects, functions=functions, progress=progress)
+
+
+def run_plan(
+    plan: SweepPlan,
+    *,
+    out: str | Path = "results",
+    watcher: Watcher | None = None,
+    objects: Mapping[str, Problem] | None = None,
+    functions: Mapping[str, Optimizer] | None = None,
+    progress: bool | None = None,
+) -> Run:
+    """Run a plan and return its record. By the plan's names: `objects` are problems given as objects, `functions`
+    optimizers given as functions. `watcher` is told of what happens, instead of drawing the `progress`."""
+    with _watched(watcher, progress) as by:
+        record = runner.run_plan(plan, out=out, watcher=by, objects=objects, functions=functions)
+    return Run.of(record, objects)
+
+
+def resume(
+    name: str | Path,
+    *,
+    results: str | Path = "results",
+    watcher: Watcher | None = None,
+    progress: bool | None = None,
+) -> Run:
+    """Go on with an interrupted or killed run; a complete one is returned as it is.
+
+    Finished pairs are not rerun and the result is the uninterrupted run's, bit for bit. Raises RecordError where
+    that cannot be: other versions, devices, problems, data or optimizers than the run began with, or a problem or
+    optimizer that was given as an object, which no other process has.
+    """
+    with _watched(watcher, progress) as by:
+        return Run.of(runner.resume(name, results=results, watcher=by))
+
+
+def _watched(watcher: Watcher | None, progress: bool | None) -> AbstractContextManager[Watcher]:
+    return watching(progress) if watcher is None else contextlib.nullcontext(watcher)
+
+
+def compare(
+    *runs: Record,
+    factor: float = GOOD_FACTOR,
+    problems: Sequence[str] = (),
+    optimizers: Sequence[str] = (),
+    results: str | Path = "results",
+) -> RunComparison:
+    """Learning rates side by side, of one record or of several with one reference for all; of all their pairs, or of
+    these problems and optimizers. A learning rate is good if every seed is within `factor` of the best."""
+    return RunComparison.of(_records(runs, results), factor, _names(problems), _names(optimizers))
+
+
+def regress(
+    old: Record | Sequence[Record],
+    new: Record,
+    *,
+    max_slowdown: float = 1.10,
+    allow_missing: bool = False,
+    results: str | Path = "results",
+) -> Comparison:
+    """Whether a new record is slower, or converges worse, than an old one or the median of several: `.regressed`,
+    `.rows`, `.notes`; str() is a table. Raises GradbenchError where nothing can be compared."""
+    olds = [old] if isinstance(old, Record) else list(old)
+    return compare_runs(_records(olds, results), _record(new, results), max_slowdown, allow_missing)
+
+
+def report(
+    *runs: Record,
+    out: str | Path = "report.html",
+    checks: Sequence[str | Path] = (),
+    results: str | Path = "results",
+) -> Path:
+    """Write one HTML page about one or more records that works offline, and return its path.
+
+    `checks` are records of gradbench check to show; without any, the newest beside the records for their problems.
+    """
+    from gradbench.reporting import write_report  # Altair takes half a second
+
+    records = _records(runs, results)
+    objects = records[0].objects if len(records) == 1 else {}
+    return write_report(records, out, checks, objects)
+
+
+def _records(runs: Sequence[Record], results: str | Path) -> list[Run]:
+    if not runs:
+        raise GradbenchError('no record given: a run, its folder, its id, or "latest"')
+    return [_record(run, results) for run in runs]
+
+
+def _record(run: Record, results: str | Path) -> Run:
+    if isinstance(run, store.Run):
+        return Run.of(run)
+    if isinstance(run, str | Path):
+        return load_run(run, results)
+    raise GradbenchError(f'need a record: a run, its folder, its id, or "latest"; got {type(run).__name__}')
+
+
+def _names(given: str | Sequence[str]) -> Sequence[str]:
+    return (given,) if isinstance(given, str) else given
