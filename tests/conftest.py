@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are compile times, and nobody's cache is touched
+# What is compiled once is compiled for the session: for all workers, and for the processes that tests start.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="gradbench-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-from gradbench.engine import runner, timing
+import quick
+
+from gradbench.engine import runner
 from gradbench.machine.devices import find_devices
 from gradbench.program.block import observation_stride
 from gradbench.program.program import Block
@@ -28,11 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def time_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least of timing: that has tests of its own."""
-    monkeypatch.setattr(runner, "_compile_solo", lambda *_: None)
-    monkeypatch.setattr(timing, "SAMPLES", 1)
-    monkeypatch.setattr(timing, "BUDGET_SECONDS", 0.0)
-    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.0)
+    quick.time_little(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -1,0 +1,31 @@
+"""The least of timing, and made-up limits: those have tests of their own. For tests and for the processes they start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gradbench.engine import runner, timing
+from gradbench.engine.roofline import Limits
+
+SETTINGS = (
+    (runner, "_compile_solo", lambda *_: None),
+    (runner, "measure_limits", lambda devices, *_: Limits(len(devices), 1e12, ((1, 1e11),), 1e-7)),
+    (timing, "SAMPLES", 1),
+    (timing, "BUDGET_SECONDS", 0.0),
+    (timing, "SAMPLE_SECONDS", 0.0),
+)
+
+
+def time_little(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """`put` is a monkeypatch's setattr in a test, and the plain one in a process of its own."""
+    for place, name, value in SETTINGS:
+        put(place, name, value)
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """Of a process that imports this module and this checkout's gradbench."""
+    tests = Path(__file__).parent
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent)))} | variables
