@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -27,6 +28,12 @@ from gradbench.program.block import observation_stride
 from gradbench.program.program import Block
 
 find_devices("cpu")  # before any test starts JAX with a single CPU device
+
+
+def pytest_collection_finish() -> None:
+    """JAX's traces are many small objects: a tenth of the tests' time went into looking through all there are."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""The least of timing, and made-up limits: those have tests of their own. For tests and for the processes they start."""
+"""The least of timing, and made-up limits: those have tests of their own. Also for the processes that tests start."""
 
 from __future__ import annotations
 
