@@ -7,7 +7,7 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -43,6 +43,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture
+def compiled_afresh() -> Iterator[None]:
+    """Within the test nothing comes out of the session's cache."""
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    def use_cache(enabled: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        reset_cache()  # JAX looks at the setting once
+
+    use_cache(False)
+    yield
+    use_cache(True)
 
 
 def time_little(monkeypatch: pytest.MonkeyPatch) -> None:

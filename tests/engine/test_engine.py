@@ -175,7 +175,7 @@ def test_shuffled_positions_are_uniform():
 PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:10.0:16", "seeds": 2, "steps": 60}
 
 
-def test_two_runs_of_one_plan_are_identical(sweep, small_blocks):
+def test_two_runs_of_one_plan_are_identical(sweep, small_blocks, compiled_afresh):
     small_blocks()
     first, second = (sweep("logistic_regression", **PLAN) for _ in range(2))
     assert first.trials.equals(second.trials)

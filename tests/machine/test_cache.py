@@ -79,6 +79,7 @@ def test_users_folder_wins(settings, tmp_path):
 @pytest.mark.skipif(not SOUND, reason="no cache before jax 0.12")
 def test_folder_is_the_users_cache(settings, monkeypatch, tmp_path):
     settings("jax_enable_compilation_cache", True)
+    settings("jax_compilation_cache_dir", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = cache_folder()
     assert folder is not None
