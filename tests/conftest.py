@@ -33,7 +33,7 @@ find_devices("cpu")  # before any test starts JAX with a single CPU device
 def pytest_collection_finish() -> None:
     """JAX's traces are many small objects: a tenth of the tests' time went into looking through all there are."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(50_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,14 +32,14 @@ def plain_step(loss, make, rate, examples, batch_size):
     """One step of an ordinary Optax loop, compiled once for all starts: the loss before it and what comes after."""
     transformation = make(rate)
 
-    @jax.jit
     def step(params, opt_state, data, n, key):
         rows = slice(None) if batch_size is None else batch_rows(n, examples, batch_size, key)
         grads = jax.grad(loss)(params, jax.tree.map(lambda leaf: leaf[rows], data))
         updates, opt_state = transformation.update(grads, opt_state, params)
         return loss(params, data), optax.apply_updates(params, updates), opt_state
 
-    return transformation.init, step
+    # Compiled quickly, not for speed: it runs a few hundred times.
+    return transformation.init, jax.jit(step, compiler_options={"xla_backend_optimization_level": 1})
 
 
 def plain_loop(problem, make, rate, steps, seed, dtype, batch_size=None):
