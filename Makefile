@@ -10,7 +10,7 @@ run: $(STAMP)
 	$(BIN)/gradbench run
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'from gradbench.machine.devices import cores; print(cores())')
+	$(BIN)/python -m pytest --dist worksteal --numprocesses $$($(BIN)/python -c 'from gradbench.machine.devices import cores; print(cores())')
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

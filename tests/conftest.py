@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are compile times, and nobody's cache is touched
+# What is compiled once is compiled for the session: for all workers, and for the processes that tests start.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="gradbench-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+import quick
 
 import gradbench
-from gradbench.engine import compiling, runner, timing
+from gradbench.engine import runner
 from gradbench.machine.devices import find_devices
 from gradbench.program.block import observation_stride
 from gradbench.program.program import Block
 
 find_devices("cpu")  # before any test starts JAX with a single CPU device
+
+
+def pytest_collection_finish() -> None:
+    """JAX's traces are many small objects: a tenth of the tests' time went into looking through all there are."""
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,12 +46,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no GPU here"))
 
 
+@pytest.fixture
+def compiled_afresh() -> Iterator[None]:
+    """Within the test nothing comes out of the session's cache."""
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    def use_cache(enabled: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        reset_cache()  # JAX looks at the setting once
+
+    use_cache(False)
+    yield
+    use_cache(True)
+
+
 def time_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least of timing: that has tests of its own."""
-    monkeypatch.setitem(compiling.TIMED, "full", compiling.TIMED["batched"])
-    monkeypatch.setattr(timing, "SAMPLES", 1)
-    monkeypatch.setattr(timing, "BUDGET_SECONDS", 0.0)
-    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.0)
+    quick.time_little(monkeypatch.setattr)
 
 
 @pytest.fixture

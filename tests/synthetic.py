@@ -75,3 +75,9 @@ def make_run(
         for rows, schema in zip((trials, curves, timings), (SCHEMAS[name] for name in ("trials", "curves", "timings")))
     ]
     return Run(Path(identifier), plan, info, *tables)
+
+
+def make_large_run():
+    """100,000 trials: 10,000 learning rates of two optimizers, 5 seeds each."""
+    rates = tuple(10 ** (-4 + 5 * k / 9999) for k in range(10_000))
+    return make_run(rates, seeds=5, decay=lambda optimizer, rate: rate / 10, curve_steps=(0, 50, 100))

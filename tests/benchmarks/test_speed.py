@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from synthetic import make_large_run
 
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import DTYPES, SweepPlan
@@ -18,6 +19,7 @@ from gradbench.inputs.problem import cast, load_problem, problem_names
 from gradbench.machine.devices import find_devices
 from gradbench.program.block import choose_block, solo_block
 from gradbench.program.program import Program, Trial, numerics
+from gradbench.reporting import write_report
 
 CASES = [(name, dtype) for name in problem_names() for dtype in DTYPES]
 
@@ -64,3 +66,9 @@ def test_engine(benchmark, name, dtype, what):
 
     run(*setup()[0])
     benchmark.pedantic(run, setup=setup, rounds=20)
+
+
+def test_a_report_of_100_000_trials_is_written_in_20_seconds(benchmark, tmp_path):
+    run = make_large_run()
+    benchmark.pedantic(lambda: write_report([run], tmp_path / "page.html"), rounds=3)
+    assert benchmark.stats.stats.min < 20

@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from quick import child_environment
 
 import gradbench
 from gradbench.cli.main import app, invoke
@@ -352,8 +353,10 @@ def test_a_warning_of_ours_is_one_line(command, monkeypatch):
 
 
 def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(tmp_path):
-    line = [sys.executable, "-m", "gradbench", "run", "mlp", "-o", "adam", "--steps", "100000", "--lr", "1e-3,1e-2"]
-    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = [sys.executable, "-c", "import quick, gradbench.cli.main as cli; quick.time_little(); cli.main()"]
+    line += ["run", "beale", "-o", "sgd", "--steps", "1e8", "--lr", "1e-12,2e-12"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(line, cwd=tmp_path, env=child_environment(), **pipes)
     while not list(tmp_path.glob("results/*/parts/0000/timings.parquet")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -25,23 +26,34 @@ def table(run, name="trials"):
     return getattr(run, name).to_pydict()
 
 
-def plain_loop(problem, transformation, steps, seed, dtype, batch_size=None):
-    """The losses of an ordinary Optax loop, one jitted step at a time."""
-    params = cast(problem.init(jax.random.key(seed)), dtype)
-    data, opt_state, losses = cast(problem.data, dtype), transformation.init(params), []
+@functools.cache
+def plain_step(loss, make, rate, examples, batch_size):
+    """One step of an ordinary Optax loop, compiled once for all starts: the loss before it and what comes after."""
+    transformation = make(rate)
 
-    @jax.jit
-    def step(params, opt_state, rows):
-        batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
-        grads = jax.grad(problem.loss)(params, batch)
+    def step(params, opt_state, data, n, key):
+        rows = slice(None) if batch_size is None else batch_rows(n, examples, batch_size, key)
+        grads = jax.grad(loss)(params, jax.tree.map(lambda leaf: leaf[rows], data))
         updates, opt_state = transformation.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+        return loss(params, data), optax.apply_updates(params, updates), opt_state
 
+    # Compiled quickly, not for speed: it runs a few hundred times.
+    return transformation.init, jax.jit(step, compiler_options={"xla_backend_optimization_level": 1})
+
+
+def plain_loop(problem, make, rate, steps, seed, dtype, batch_size=None):
+    """The losses of an ordinary Optax loop, one jitted step at a time."""
+    init, step = plain_step(problem.loss, make, rate, problem.examples, batch_size)
+    params, data = cast(problem.init(jax.random.key(seed)), dtype), cast(problem.data, dtype)
+    opt_state, key, losses = init(params), order_key(seed), []
     for n in range(steps + 1):
-        losses.append(float(jax.jit(problem.loss)(params, data)))
-        rows = None if batch_size is None else batch_rows(n, problem.examples, batch_size, order_key(seed))
-        params, opt_state = step(params, opt_state, rows)
+        loss, params, opt_state = step(params, opt_state, data, np.int32(n), key)
+        losses.append(float(loss))
     return np.array(losses)
+
+
+def momentum(rate):
+    return optax.sgd(rate, momentum=0.9)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum", "adamw"])
@@ -51,15 +63,15 @@ def test_trajectories_are_those_of_a_plain_optax_loop(sweep, optimizer):
         ["mlp", "linear_regression"], [optimizer], rates, seeds=2, steps=steps, dtype="float64", record_points=99
     )
     curves = {key: np.array(values) for key, values in table(run, "curves").items()}
-    make = {"momentum": lambda rate: optax.sgd(rate, momentum=0.9)}.get(optimizer, getattr(optax, optimizer, None))
-    for trial, (name, rate, seed) in enumerate(itertools.product(["mlp", "linear_regression"], rates, range(2))):
-        problem = gradbench.load_problem(name)
+    make = momentum if optimizer == "momentum" else getattr(optax, optimizer)
+    problems = [gradbench.load_problem(name) for name in ("mlp", "linear_regression")]
+    for trial, (problem, rate, seed) in enumerate(itertools.product(problems, rates, range(2))):
         # The start is drawn in float32 whatever the run's dtype, and a jitted draw may differ in its last bit.
         start = initialise(problem, jax.default_backend())(jnp.array([seed], jnp.uint32))
         with jax.enable_x64(True):
             drawn = jax.tree.map(lambda leaf: np.asarray(leaf)[0], start)
             problem = gradbench.Problem(lambda key, drawn=drawn: drawn, problem.loss, problem.data)
-            expected = plain_loop(problem, make(rate), steps, seed, jnp.float64)
+            expected = plain_loop(problem, make, rate, steps, seed, jnp.float64)
         # float64 rounding, 1.1e-16, over 30 steps of sums of up to 1797 terms, in two orders of adding
         np.testing.assert_allclose(curves["loss"][curves["trial"] == trial], expected, rtol=1e-11)
 
@@ -79,7 +91,7 @@ def test_minibatch_trajectories_are_those_of_a_plain_loop(sweep, small_blocks):
     epoch = 442 // 32
     for trial, (rate, seed) in enumerate(itertools.product([0.01, 0.05], range(2))):
         with jax.enable_x64(True):
-            expected = plain_loop(problem, optax.sgd(rate), 40, seed, jnp.float64, batch_size=32)
+            expected = plain_loop(problem, optax.sgd, rate, 40, seed, jnp.float64, batch_size=32)
         mine = curves["trial"] == trial
         assert curves["step"][mine].tolist() == [0, epoch, 2 * epoch, 3 * epoch, 40]
         np.testing.assert_allclose(curves["loss"][mine], expected[curves["step"][mine]], rtol=1e-12)
@@ -110,7 +122,7 @@ def test_a_convolution_that_cannot_be_batched_is_swept(sweep, small_blocks, batc
     for trial, rate in enumerate(rates):
         with jax.enable_x64(True):
             same = gradbench.Problem(lambda key: start, depthwise, data, examples=12)
-            expected = plain_loop(same, optax.sgd(rate, momentum=0.9), steps, 0, jnp.float64, batch_size)
+            expected = plain_loop(same, momentum, rate, steps, 0, jnp.float64, batch_size)
         mine = curves["trial"] == trial
         # float64 rounding, 1.1e-16, over 6 steps of means of up to 96 terms, in two orders of adding
         np.testing.assert_allclose(curves["loss"][mine], expected[curves["step"][mine]], rtol=1e-12)
@@ -162,7 +174,7 @@ def test_shuffled_positions_are_uniform():
 PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:10.0:16", "seeds": 2, "steps": 60}
 
 
-def test_two_runs_of_one_plan_are_identical(sweep, small_blocks):
+def test_two_runs_of_one_plan_are_identical(sweep, small_blocks, compiled_afresh):
     small_blocks()
     first, second = (sweep("logistic_regression", **PLAN) for _ in range(2))
     assert first.trials.equals(second.trials)
@@ -203,7 +215,7 @@ def compilations(action) -> int:
     try:
         action()
     finally:
-        jax.monitoring.clear_event_listeners()
+        jax.monitoring.unregister_event_duration_listener(listen)  # and nobody else's
     return sum(counted)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import time_little
+from quick import child_environment
 
 import gradbench
 from gradbench.record.store import load_run
@@ -26,11 +26,9 @@ import jax
 rank, port, out, plan = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
 import gradbench
-from gradbench.engine import pair as engine
+import quick
 from gradbench.engine import runner
-from gradbench.engine import timing
-runner.TIMED["full"] = runner.TIMED["batched"]
-timing.SAMPLES, timing.BUDGET_SECONDS, timing.SAMPLE_SECONDS = 1, 0.0, 0.0
+quick.time_little()
 plan = gradbench.SweepPlan.from_dict(plan)
 
 class Watcher(runner.Watcher):
@@ -79,10 +77,12 @@ def shared(tmp_path_factory) -> Path:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-c", SCRIPT]
-    environment = os.environ | {"PYTHONPATH": str(Path(gradbench.__file__).parents[1])}
     processes = [
         subprocess.Popen(
-            [*command, str(rank), port, str(out), json.dumps(PLAN)], env=environment, stderr=subprocess.PIPE, text=True
+            [*command, str(rank), port, str(out), json.dumps(PLAN)],
+            env=child_environment(),
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]

@@ -38,7 +38,7 @@ def test_every_optimizer_of_optax_is_offered_or_refused():
 def test_every_optimizer_sweeps(sweep, small_blocks, part):
     small_blocks(lanes=1, rows=4)  # two devices: a state has to be split among them as well
     names = list(optimizer_functions())[part::6]
-    run = sweep("linear_regression[examples=12,features=3]", names, [1e-3, 1e-1], seeds=1, steps=6)
+    run = sweep("quadratic_bowl[dim=3]", names, [1e-3, 1e-1], seeds=1, steps=6)
     initial, best = (np.array(run.trials[column]) for column in ("initial_loss", "best_loss"))
     moved = (best < initial).reshape(len(names), 2).any(axis=1)
     still = [name for name, m in zip(names, moved) if not m]

@@ -37,35 +37,46 @@ def normal(*shape, seed=0):
 
 
 @st.composite
-def turned_arrays(draw):
-    """Something turned, and its value."""
+def orders(draw):
+    """An array, and which axis of a value each of its axes is."""
     order = draw(st.permutations(range(draw(st.integers(1, 4)))))
-    array = normal(*draw(st.permutations((2, 3, 4, 5)))[: len(order)])
-    return as_permuted(array, order), jnp.transpose(array, [order.index(axis) for axis in range(len(order))])
+    shape = draw(st.permutations((2, 3, 4, 5)))[: len(order)]
+    return np.random.default_rng(0).normal(size=shape), order
 
 
 @settings(deadline=None, max_examples=40)
-@given(turned_arrays(), st.data())
+@given(orders(), st.data())
 def test_a_value_in_another_order(pair, data):
+    array, order = pair
+    places = [order.index(axis) for axis in range(len(order))]
+    value = np.transpose(array, places)
+    permutation = data.draw(st.permutations(range(value.ndim)))
+    axes = data.draw(st.sets(st.integers(0, value.ndim - 1), min_size=1))
+    assert as_permuted(array, order).shape == value.shape
+
+    @jax.jit  # one program, not one for each operation
+    def results(array):
+        x = as_permuted(array, order)
+        same = [materialize(x), materialize(transpose_permuted(x, permutation))]
+        if not isinstance(x, PermutedArray):
+            return same, None
+        (first, second, scalar), common = aligned([x, jnp.transpose(array, places) + 1, 2.0])
+        same.append(materialize(as_permuted(first * second * scalar, common)))
+        at, left = without(x, axes)
+        return same, materialize(as_permuted(jnp.sum(x.array, at), left))
+
     with jax.enable_x64(True):
-        x, value = pair
-        assert x.shape == value.shape
-        assert jnp.array_equal(materialize(x), value)
-        permutation = data.draw(st.permutations(range(value.ndim)))
-        assert jnp.array_equal(materialize(transpose_permuted(x, permutation)), jnp.transpose(value, permutation))
-        if isinstance(x, PermutedArray):
-            axes = data.draw(st.sets(st.integers(0, value.ndim - 1), min_size=1))
-            at, order = without(x, axes)
-            assert jnp.allclose(
-                materialize(as_permuted(jnp.sum(x.array, at), order)), jnp.sum(value, tuple(axes)), atol=1e-13
-            )
-            (first, second, scalar), order = aligned([x, value + 1, 2.0])
-            assert jnp.array_equal(materialize(as_permuted(first * second * scalar, order)), value * (value + 1) * 2.0)
+        same, total = results(array)
+    for got, expected in zip(same, (value, np.transpose(value, permutation), value * (value + 1) * 2.0)):
+        np.testing.assert_array_equal(got, expected)
+    if total is not None:
+        np.testing.assert_allclose(total, np.sum(value, tuple(axes)), atol=1e-13)
 
 
 @st.composite
 def products(draw):
-    """Two arrays and the dimension numbers of a product: any batch, free and summed axes, in any order."""
+    """Two arrays, each with the order of axes it is kept in, and the dimension numbers of a product: any batch, free
+    and summed axes, in any order."""
     sizes = st.integers(1, 5)
     batch, summed = (draw(st.lists(sizes, max_size=2)) for _ in range(2))
     sides = []
@@ -74,30 +85,35 @@ def products(draw):
         places = draw(st.permutations(range(len(batch) + len(summed) + len(free))))
         shape = np.empty(len(places), int)
         shape[list(places)] = (*batch, *summed, *free)
-        array = normal(*shape, seed=seed)
-        kept = draw(st.permutations(range(array.ndim)))  # the order of axes it is kept in
-        kept_array = as_permuted(jnp.transpose(array, kept), kept)
-        at_batch, at_summed = places[: len(batch)], places[len(batch) : len(batch) + len(summed)]
-        sides.append((array, kept_array, tuple(at_summed), tuple(at_batch)))
-    (a, x, summed_a, batch_a), (b, y, summed_b, batch_b) = sides
-    return a, b, x, y, ((summed_a, summed_b), (batch_a, batch_b))
+        array = np.random.default_rng(seed).normal(size=shape)
+        kept = draw(st.permutations(range(array.ndim)))
+        sides.append((array, kept, places[: len(batch)], places[len(batch) : len(batch) + len(summed)]))
+    return sides
 
 
 @settings(deadline=None, max_examples=40)
 @given(products())
-def test_a_product_of_any_axes_is_the_product(case):
+def test_a_product_of_any_axes_is_the_product(sides):
+    (a, kept_a, batch_a, summed_a), (b, kept_b, batch_b, summed_b) = sides
+    numbers = ((tuple(summed_a), tuple(summed_b)), (tuple(batch_a), tuple(batch_b)))
+    params = {"dimension_numbers": numbers, "precision": None, "preferred_element_type": None}
+    shared = dict(zip((*batch_b, *summed_b), (*batch_a, *summed_a)))
+    axes_a, axes_b = list(range(a.ndim)), [shared.get(axis, a.ndim + axis) for axis in range(b.ndim)]
+    free = [axis for axis in (*axes_a, *axes_b) if axis not in shared.values()]
+    expected = np.einsum(a, axes_a, b, axes_b, [*batch_a, *free])
+
+    @jax.jit
+    def result(a, b):
+        x, y = (as_permuted(jnp.transpose(array, kept), kept) for array, kept in ((a, kept_a), (b, kept_b)))
+        return materialize(product(x, y, params))
+
     with jax.enable_x64(True):
-        a, b, x, y, numbers = case
-        params = {"dimension_numbers": numbers, "precision": None, "preferred_element_type": None}
-        expected = jax.lax.dot_general(a, b, numbers)
-        result = product(x, y, params)
-        shared = math.prod(a.shape[axis] for axis in (*numbers[0][0], *numbers[1][0]))
-        assert (result is None) == (
-            min(a.size, b.size) == shared or math.prod(a.shape[axis] for axis in numbers[0][0]) == 1
-        )
-        if result is not None:
-            assert result.shape == expected.shape
-            np.testing.assert_allclose(materialize(result), expected, rtol=1e-12, atol=1e-12)
+        got = result(a, b)
+    entries = math.prod(a.shape[axis] for axis in shared.values())
+    vectors = min(a.size, b.size) == entries or math.prod(a.shape[axis] for axis in summed_a) == 1
+    assert (got is None) == vectors
+    if got is not None:
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12, strict=True)
 
 
 def network(rows: bool):

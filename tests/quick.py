@@ -1,0 +1,39 @@
+"""The least of timing, and made-up limits: those have tests of their own. Also for the processes that tests start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gradbench.engine import runner, timing
+from gradbench.engine.compiling import TIMED
+from gradbench.engine.roofline import Limits
+
+measure = timing.measure
+
+
+def measure_once(once: Callable[[int], float], steps: int) -> dict[str, Any]:
+    """What timing.measure says of a clock that scales, from one call."""
+    seconds = once(1)
+    return measure(lambda repeats: repeats * seconds, steps)
+
+
+SETTINGS = (
+    (runner, "TIMED", TIMED | {"full": TIMED["batched"]}),
+    (runner, "measure_limits", lambda devices, *_: Limits(len(devices), 1e12, ((1, 1e11),), 1e-7)),
+    (timing, "measure", measure_once),
+)
+
+
+def time_little(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """`put` is a monkeypatch's setattr in a test, and the plain one in a process of its own."""
+    for place, name, value in SETTINGS:
+        put(place, name, value)
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """Of a process that imports this module and this checkout's gradbench."""
+    tests = Path(__file__).parent
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent)))} | variables
