@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,13 @@ class Optimizer:
     """A spec that can be built for any learning rate.
 
     `build(learning_rate, steps)` gives the optax transformation; `learning_rate` may be a traced scalar, so one
-    compiled program serves every learning rate. `steps` is the length that a schedule decays over.
+    compiled program serves every learning rate. `steps` is the length that a schedule decays over. `from_spec` is
+    whether `spec` can be loaded, or only names a function that was given.
     """
 
     spec: str
     build: Callable[[Any, int], optax.GradientTransformationExtraArgs]
+    from_spec: bool = True
 
 
 def optimizer_functions() -> dict[str, Callable[..., Any]]:
@@ -97,7 +99,7 @@ def own_optimizer(name: str, function: Callable[..., Any]) -> Optimizer:
     if not _takes(function, "learning_rate") and len(needed) == 1 and needed[0].kind in _BY_POSITION:
         of_rate = function
         function = lambda learning_rate: of_rate(learning_rate)  # noqa: E731
-    return _optimizer(Spec(name, name, {}), function)
+    return replace(_optimizer(Spec(name, name, {}), function), from_spec=False)
 
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -265,9 +267,10 @@ def extra_arguments(
     assert fault is not None
     hint = ""
     if isinstance(fault, jax.errors.ConcretizationTypeError):
+        spec = f"give the schedule by the spec, {optimizer.spec.partition('[')[0]}[schedule=cosine,warmup=100], or "
         hint = (
-            ": the learning rate is traced, so nothing may test its value, as some schedules of optax do; give the "
-            f"schedule by the spec, {optimizer.spec.partition('[')[0]}[schedule=cosine,warmup=100], "
-            "or make one of peak 1 and pass lambda step: learning_rate * schedule(step)"
+            ": the learning rate is traced, so nothing may test its value, as some schedules of optax do; "
+            f"{spec if optimizer.from_spec else ''}"
+            "make one of peak 1 and pass lambda step: learning_rate * schedule(step)"
         )
     raise OptimizerError(f"{optimizer.spec!r}: cannot be swept: {error_text(fault)}{hint}") from fault

@@ -126,7 +126,7 @@ def test_compare_has_rows_and_reads_as_on_the_command_line():
     assert [(row["optimizer"], row["best_learning_rate"]) for row in found.pairs] == [("sgd", 1.0)]
     assert [row["learning_rate"] for row in found.rates] == [0.01, 0.1, 1.0]
     assert str(found) == gradbench.analysis.answers.compare_text(run, "table", 2.0, optimizers=("sgd",))
-    assert found.notes[0] in str(found)
+    assert "the best learning rate is the highest tried" in found.notes[0]
     assert "<td>mlp</td><td>sgd</td><td>1</td>" in found._repr_html_()
 
 
