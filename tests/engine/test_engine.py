@@ -14,7 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 import gradbench
-from gradbench.engine.events import observe
+from gradbench.engine import pair
 from gradbench.engine.pair import recorded_rows
 from gradbench.inputs.problem import cast
 from gradbench.program import program
@@ -231,6 +231,7 @@ def test_compilations_do_not_grow_with_trials(sweep, small_blocks):
 
 def test_the_engine_compiles_each_block_program_once(sweep, small_blocks, monkeypatch):
     small_blocks()
+    observe = pair._observe(True)
     observe.clear_cache()
     sweep("beale", ["sgd", "adam"], "1e-4:1.0:40", seeds=2, steps=50)
     assert observe._cache_size() == 1  # shared by both pairs
