@@ -135,9 +135,9 @@ def _plane(params: np.ndarray, losses: np.ndarray, size: int) -> tuple[np.ndarra
 
 
 def _picture(paths: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """(centre, half width) of the picture: the whole of every optimizer's best path, and some room around. Where no
-    learning rate works, the points of the paths with a word that are no higher than the start."""
-    best = [path for path in paths if path["word"] == "right"]
+    """(centre, half width) of the picture: the whole of every optimizer's best path, and some room around. Where none
+    ends below its start, the points of the paths with a word that are no higher than it."""
+    best = [path for path in paths if path["word"] == "right" and path["loss"][-1] <= path["loss"][0]]
     shown = best or [path for path in paths if path["word"]]
     places = np.concatenate([np.stack([path["x"], path["y"]], axis=1) for path in shown])
     low = np.concatenate([(path["loss"] <= path["loss"][0]) | bool(best) for path in shown])

@@ -31,9 +31,9 @@ def spec(
     whichever of them the chart shows."""
     made = chart.to_dict(validate=False)  # the tests draw every chart; checking each costs a second per page
     for encoding in encodings(made):
-        colour = encoding.get("color", {})
-        if optimizers and colour.get("field") in ("optimizer", "solver"):
-            colour["scale"] = {"domain": list(optimizers), "range": COLOURS}
+        for channel, scale in (("color", {"range": COLOURS}), ("strokeDash", {})):
+            if optimizers and encoding.get(channel, {}).get("field") in ("optimizer", "solver"):
+                encoding[channel]["scale"] = scale | {"domain": list(optimizers)}
     return made | {"datasets": datasets} if datasets is not None else made
 
 
@@ -116,9 +116,9 @@ def sensitivity(several_runs: bool = False, height: int = 300, gap_to: str = "")
     """Final gap against learning rate: median line, spread of the seeds, verdict by shape, stable limit as a rule, good
     range as a band.
 
-    Data: rates (run, optimizer, learning_rate, verdict, verdicts, gap, low, high, final, steps, best), limits (optimizer,
-    limit, label, level in pixels from the top), good (optimizer, low, high), chosen (a rate). Diverged learning rates
-    stand along the top. `gap_to` is what gaps are to, in words.
+    Data: rates (run, optimizer, learning_rate, verdict, verdicts, gap, low, high, final, steps, best), limits
+    (optimizer, limit, label, level in pixels from the top), good (optimizer, low, high), chosen (a rate). Diverged
+    learning rates stand along the top. `gap_to` is what gaps are to, in words.
     """
     x = _rate_axis()
     title = f"final gap to {gap_to} / first gap" if gap_to else "final loss gap / first"

@@ -39,14 +39,20 @@ def page_json(path):
 
 
 def test_the_answer_is_one_sentence_with_its_numbers():
-    [(_, problem, best, others, _)] = answers([make_run(decay=diverging)])
+    [(_, problem, best, others, notes)] = answers([make_run(decay=diverging)])
     assert problem == "quadratic_bowl"
     # exp(-1 × step) = 1e-4 at step 9.2, so 10 of them (and the slower seed as well), at 1.04 ms
-    assert best == "adam at 1 reaches 0.0001 in 10 steps, 10.4 ms; no neighbour on the grid is as good; " + (
-        "no learning rate tried diverges."
+    assert best == "adam: best at learning rate 1, the highest tried, where it reaches the target in 10 steps, " + (
+        "10.4 ms; no neighbour on the grid is as good; no learning rate tried diverges."
     )
     assert others == [
-        "sgd at 0.1 reaches 0.0001 in 92 steps, 95.7 ms; no neighbour on the grid is as good; diverges above 0.1."
+        "sgd: best at learning rate 0.1, where it reaches the target in 92 steps, 95.7 ms; 33 % diverge; "
+        "no neighbour on the grid is as good; diverges above 0.1."
+    ]
+    assert notes == [
+        "The target is 0.0001 of the first gap to the minimum, 0.",
+        "quadratic_bowl × adam: the best learning rate is the highest tried; go on with "
+        "gradbench run quadratic_bowl -o adam --lr 1:100:5 --steps 100.",
     ]
 
 
@@ -87,7 +93,7 @@ def test_several_runs_overlay(tmp_path):
     runs = [make_run(), make_run(identifier="20260102T000000Z-fedcba")]
     page = page_json(write_report(runs, tmp_path / "page.html"))
     assert {pair["run"] for pair in page["pairs"]} == {"abcdef", "fedcba"}
-    assert page["charts"]["sensitivity"]["layer"][3]["encoding"]["strokeDash"]["field"] == "run"
+    assert page["charts"]["sensitivity"]["layer"][4]["encoding"]["strokeDash"]["field"] == "run"
 
 
 def test_the_runs_of_a_problem_stand_together():
@@ -112,24 +118,28 @@ def test_problems_have_a_landscape_and_a_records_own_files_are_not_run(tmp_path)
     for facts in run.info["problems"].values():
         facts["parameters"] = 2
     page = page_json(write_report([run], tmp_path / "page.html"))
-    assert list(page["scenes"]) == ["rosenbrock"]
-    assert page["scenes"]["rosenbrock"]["spec"]["title"]["text"] == "rosenbrock, sgd"
+    assert page["landscapes"]["rosenbrock"]["spec"]["title"]["text"] == "rosenbrock, sgd"
+    theirs = page["landscapes"]["./mine.py"]
+    assert theirs["spec"] is None
+    assert theirs["missing"].endswith("not one of gradbench's own problems, and a record's files are not run")
 
 
 def test_a_record_reports_without_the_data_file_it_was_made_from(tmp_path):
     run = make_run(problems=["linear_regression[data=gone.csv]"], optimizers=["sgd"])
-    assert page_json(write_report([run], tmp_path / "page.html"))["scenes"] == {}
+    [view] = page_json(write_report([run], tmp_path / "page.html"))["landscapes"].values()
+    assert view["spec"] is None
+    assert "gone.csv" in view["missing"]
 
 
 def test_every_learning_rate_of_every_optimizer_has_a_path_in_the_landscape(tmp_path):
     run = make_run((1e-4, 1e-3, 1e-2), problems=["rosenbrock"])
     run.info["problems"]["rosenbrock"] |= {"parameters": 2, "curvature": None}
     page = page_json(write_report([run], tmp_path / "page.html"))
-    paths = page["scenes"]["rosenbrock"]["paths"]
+    paths = page["landscapes"]["rosenbrock"]["paths"]
     assert {(path["optimizer"], path["learning_rate"]) for path in paths} == {
         (optimizer, rate) for optimizer in ("sgd", "adam") for rate in (1e-4, 1e-3, 1e-2)
     }
-    steps = page["scenes"]["rosenbrock"]["steps"]
+    steps = page["landscapes"]["rosenbrock"]["steps"]
     assert all(len(path["x"]) == len(path["loss"]) == len(steps) or path["left"] for path in paths)
 
 
@@ -149,11 +159,11 @@ def test_the_valley_of_every_trial_is_on_the_page(tmp_path):
     run = make_run(rates, seeds=8, optimizers=["sgd"], problems=["himmelblau"], steps=200, decay=lambda _, r: 1 - r)
     run.info["problems"]["himmelblau"] |= {"parameters": 2, "curvature": None}
     page = page_json(write_report([run], tmp_path / "page.html"))
-    ends = {(row["learning_rate"], row["seed"]): row["valley"] for row in page["scenes"]["himmelblau"]["ends"]}
+    ends = {(row["learning_rate"], row["seed"]): row["valley"] for row in page["landscapes"]["himmelblau"]["ends"]}
     assert set(ends) == {(rate, seed) for rate in rates for seed in range(8)}
     assert {ends[10.0, seed] for seed in range(8)} == {"diverged"}
     assert {ends[rate, seed] for rate in rates[:2] for seed in range(8)} <= {"A", "B", "C", "D"}
-    floors = page["scenes"]["himmelblau"]["spec"]["datasets"]["floors"]
+    floors = page["landscapes"]["himmelblau"]["spec"]["datasets"]["floors"]
     assert {floor["valley"] for floor in floors} == set(ends.values()) - {"diverged"}
 
 
