@@ -37,7 +37,7 @@ function filled(name, datasets, scale) {
     const y = layer.encoding && layer.encoding.y;
     if (!y || y.field !== "gap") continue;
     y.title = `${name === "sensitivity" ? "final " : ""}gap to ${page.pairs[state.pair].gap_to} / first gap`;
-    if (scale === "linear") y.scale = { type: "linear", domain: [0, 1.2], clamp: true };
+    if (scale === "linear") Object.assign(y, { scale: { type: "linear", domain: [0, 1.2], clamp: true }, axis: { tickCount: 6 } });
   }
   return spec;
 }
@@ -237,6 +237,7 @@ async function choose(pairIndex, rateIndex, keep = "pushState") {
     find("problem").value = pair.problem;
     optimizers();
     table();
+    markCut();
   }
   describe();
   if (pair.problem !== before.problem) await drawSensitivity();
@@ -308,9 +309,17 @@ async function axes(change) {
   await drawConvergence();
 }
 
-// Tables that are wider than their box say so.
+// A table that is wider than its box says so above it.
 function markCut() {
-  for (const box of document.querySelectorAll(".scroll")) box.classList.toggle("cut", box.scrollWidth > box.clientWidth + 1);
+  for (const box of document.querySelectorAll(".scroll")) {
+    let hint = box.previousElementSibling;
+    if (!hint || hint.className !== "cut") {
+      hint = element("p", "More columns: scroll the table sideways →");
+      hint.className = "cut";
+      box.before(hint);
+    }
+    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
+  }
 }
 
 function listen() {

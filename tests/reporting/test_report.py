@@ -20,9 +20,11 @@ from gradbench.errors import GradbenchError
 from gradbench.inputs.problem import load_problem
 from gradbench.record.schema import SCHEMAS
 from gradbench.reporting import write_figures, write_report
+from gradbench.reporting.charts import COLOURS, RATES, encodings, rate_colour
 from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, page_data
 from gradbench.reporting.figures import figure_specs
+from gradbench.reporting.scenery import landscape_views
 from gradbench.theory.curvature import measured_curvature
 
 SHARPNESS = SCHEMAS["sharpness"]
@@ -54,6 +56,72 @@ def test_the_answer_is_one_sentence_with_its_numbers():
         "quadratic_bowl × adam: the best learning rate is the highest tried; go on with "
         "gradbench run quadratic_bowl -o adam --lr 1:100:5 --steps 100.",
     ]
+
+
+def test_the_winner_of_a_problem_is_the_pair_of_its_answer():
+    page = page_data([make_run(problems=["a", "b"], decay=diverging)])
+    assert [(pair["problem"], pair["optimizer"]) for pair in page["pairs"] if pair["winner"]] == [
+        ("a", "adam"),
+        ("b", "adam"),
+    ]
+
+
+def test_without_timings_the_page_says_so_and_has_no_chart_of_them(tmp_path):
+    run = make_run(optimizers=["sgd"])
+    run = dataclasses.replace(run, timings=run.timings.slice(0, 0))
+    text = write_report([run], tmp_path / "page.html").read_text()
+    assert "Nothing was timed" in text
+    assert 'id="timing"' not in text
+    assert "step-cost" not in figure_specs([run])
+
+
+@pytest.mark.parametrize(
+    ("trusted", "value_p25", "why"),
+    [(False, 2e-3, "not measured reliably"), (True, 1e-3, "quartiles overlap"), (True, 2e-3, "two programs")],
+)
+def test_a_solo_step_below_the_loss_alone_comes_with_its_reason(trusted, value_p25, why, tmp_path):
+    run = make_run(optimizers=["sgd"])  # a solo step takes 1.04 ms, its upper quartile is 1.08 ms
+    alone = run.timings.to_pylist()[0] | {"optimizer": None, "mode": "value", "trusted": trusted}
+    alone |= {"step_s_median": 3e-3, "step_s_p25": value_p25, "step_s_p75": 4e-3}
+    rows = [*run.timings.to_pylist(), alone]
+    run = dataclasses.replace(run, timings=pa.Table.from_pylist(rows, schema=run.timings.schema))
+    text = write_report([run], tmp_path / "page.html").read_text()
+    assert re.search(
+        rf"a solo step of sgd, 1.04 ms, is below the loss alone, 3 ms, which is part of it: [^.]*{why}", text
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "optimizer", "why"),
+    [
+        ({"parameters": 2_000_000}, "sgd", "the problem has 2,000,000 parameters, and at most 1,000,000 are drawn"),
+        ({"parameters": 0}, "sgd", "the record does not say how many parameters the problem has"),
+        ({}, "./mine.py", "all optimizers are a user's own, and a record's files are not run"),
+    ],
+)
+def test_where_there_is_no_landscape_there_is_a_reason(facts, optimizer, why):
+    run = make_run(optimizers=[optimizer])
+    run.info["problems"]["quadratic_bowl"] |= facts
+    view = landscape_views([run])["quadratic_bowl"]
+    assert (view.seen, view.missing) == (None, why)
+
+
+def test_an_optimizer_has_one_colour_in_every_chart(tmp_path):
+    charts_of = page_json(write_report([make_run()], tmp_path / "page.html"))["charts"]
+    scales = [
+        encoding["color"]["scale"]
+        for made in charts_of.values()
+        for encoding in encodings(made)
+        if encoding.get("color", {}).get("field") in ("optimizer", "solver")
+    ]
+    assert len(scales) > 5
+    assert all(scale == {"domain": ["sgd", "adam"], "range": COLOURS} for scale in scales)
+    assert not {*COLOURS} & {*RATES}
+
+
+def test_a_learning_rates_colour_is_interpolated_on_a_logarithmic_scale():
+    assert [rate_colour(rate, 1e-4, 1.0) for rate in (1e-4, 1e-2, 1.0)] == [RATES[0], RATES[4], RATES[-1]]
+    assert rate_colour(0.1, 0.1, 0.1) == RATES[0]
 
 
 def test_diverged_trials_are_on_the_page_as_diverged(tmp_path):
@@ -270,6 +338,13 @@ async function probe() {
   const scale = document.getElementById("scale");
   scale.value = "linear"; scale.dispatchEvent(new Event("change"));
   await pause(300);
+  result.hash = location.hash;
+  history.back();
+  await until(() => scale.value === "log");
+  await pause(300);
+  result.back = [scale.value, said()];
+  const words = [...document.querySelectorAll("main td, main p, main text")].map((e) => e.textContent);
+  result.nulls = words.filter((text) => /\bnull\b/.test(text));
   result.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   result.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
   result.faults = faults;
@@ -280,6 +355,19 @@ probe();
 </script>"""
 
 
+def in_chromium(path, width, fragment=""):
+    """What the page's own script left in the element with the id result."""
+    assert CHROMIUM is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update"]
+    flags += [f"--user-data-dir={path.parent / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    flags += [f"--window-size={width},900", "--virtual-time-budget=20000", "--dump-dom", path.as_uri() + fragment]
+    page = subprocess.run([CHROMIUM, *flags], capture_output=True, text=True, timeout=90)
+    found = re.search(r'<pre id="result">(.*?)</pre>', page.stdout)
+    assert found, page.stderr[-2000:]
+    return json.loads(html.unescape(found.group(1)))
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 @pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
 @pytest.mark.parametrize("width", [1280, 500])
@@ -287,21 +375,13 @@ def test_in_chromium_a_click_on_a_learning_rate_changes_the_linked_views(width, 
     path = write_report([make_run(optimizers=["sgd"], decay=diverging)], tmp_path / "page.html")
     before, _, after = path.read_text().rpartition("</body>")
     path.write_text(before + PROBE + "</body>" + after)
-    assert CHROMIUM is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    flags += [
-        "--disable-background-networking",
-        "--disable-component-update",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},900", "--virtual-time-budget=20000"]
-    page = subprocess.run([CHROMIUM, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=90)
-    found = re.search(r'<pre id="result">(.*?)</pre>', page.stdout)
-    assert found, page.stderr[-2000:]
-    result = json.loads(html.unescape(found.group(1)))
+    result = in_chromium(path, width)
     assert result["faults"] == []
     assert result["requests"] == []
     assert result["wide"] <= 0  # nothing sticks out at the side
+    assert result["nulls"] == []
+    assert result["hash"] == "#problem=quadratic_bowl&optimizer=sgd&lr=1&loss=linear&time=steps"
+    assert result["back"] == ["log", result["slid"][0]]
     assert "learning rate 0.1: converged" in result["before"][0]
     assert "learning rate 0.01: slow" in result["clicked"][0]
     assert "learning rate 1: diverged" in result["slid"][0]
@@ -310,6 +390,39 @@ def test_in_chromium_a_click_on_a_learning_rate_changes_the_linked_views(width, 
     assert [result[key][2][0] for key in ("before", "clicked", "slid")] == [0.1, 0.01, 1.0]
     assert all("the path of this learning rate" in result[key][2][1] for key in ("before", "clicked", "slid"))
     assert math.isfinite(result["ready_ms"])
+
+
+LINKED = """<script>
+(async () => {
+  for (let i = 0; i < 200 && !document.body.dataset.ready; i++) await new Promise((next) => setTimeout(next, 25));
+  const made = document.createElement("pre"); made.id = "result";
+  made.textContent = JSON.stringify([find("detail").textContent, find("scale").value, find("time").value]);
+  document.body.append(made);
+})();
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
+@pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
+@pytest.mark.parametrize(
+    ("fragment", "starts", "axes"),
+    [
+        ("", "quadratic_bowl, adam, learning rate 1: ", ["log", "steps"]),
+        (
+            "#optimizer=sgd&lr=0.011&loss=linear&time=seconds",
+            "quadratic_bowl, sgd, learning rate 0.01: ",
+            ["linear", "seconds"],
+        ),
+        ("#problem=none", "quadratic_bowl, adam, learning rate 1: ", ["log", "steps"]),
+    ],
+)
+def test_in_chromium_a_link_opens_its_view_and_the_winner_without_one(fragment, starts, axes, tmp_path):
+    path = write_report([make_run(decay=diverging)], tmp_path / "page.html")
+    before, _, after = path.read_text().rpartition("</body>")
+    path.write_text(before + LINKED + "</body>" + after)
+    detail, *rest = in_chromium(path, 1280, fragment)
+    assert detail.startswith(starts)
+    assert rest == axes
 
 
 def check_record(path, problem="quadratic_bowl", verdict="PASS", written="2026-01-01T00:00:00Z"):
