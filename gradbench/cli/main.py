@@ -82,9 +82,11 @@ def report(
     format
         Of the figures: svg, png or pdf.
     """
+    from gradbench.machine.cache import use_cache
     from gradbench.record.store import load_run
     from gradbench.reporting import check_figure_format, write_figures, write_report
 
+    use_cache()  # of a landscape's seconds most are compiling
     check_figure_format(format)
     runs = [load_run(name, results) for name in records or ("latest",)]
     written = [write_report(runs, out, check)] if figures is None else write_figures(runs, figures, format)

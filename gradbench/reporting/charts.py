@@ -93,7 +93,8 @@ def _log_axis(words: str | None = None) -> Any:
 def _powers_axis(seconds: bool) -> Any:
     """An axis that begins at 0 and is logarithmic further on."""
     words = {"labelExpr": SECONDS} if seconds else {"format": "~s"}
-    return alt.Axis(values=POWERS, labelOverlap="greedy", **words)
+    values = [power for power in POWERS if seconds or power == 0 or power >= 1]  # no step lies between 0 and 1
+    return alt.Axis(values=values, labelOverlap="greedy", labelSeparation=6, **words)
 
 
 def _rate_colour() -> Any:

@@ -145,7 +145,9 @@ def _add_decay(
             gaps = [gap if gap and gap > FLOOR else 0.0 for gap in curve["gaps"]]
             row["fitted"] = short(measured_rate(grid[: len(gaps)], gaps), 7)
             rate = predicted_rate(pair.optimizer, row["learning_rate"], *curvature)
-            row["predicted"] = None if rate is None else float(f"{rate**2:.8g}")  # 0.999998 and 1 are not the same
+            # Of a loss that is no quadratic L is a bound, and what theory has diverge above its limit need not.
+            if rate is not None and (rate <= 1 or row["verdict"] == "diverged"):
+                row["predicted"] = float(f"{rate**2:.8g}")  # 0.999998 and 1 are not the same
 
 
 def _spread(count: int, most: int) -> list[int]:

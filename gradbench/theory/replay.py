@@ -40,7 +40,8 @@ def _starts(problem: Problem, seeds: Sequence[int]) -> Params:
     """Starting points with a leading axis for the seeds, drawn in float32, as in a sweep, by the program of a sweep."""
     distinct, place = np.unique(np.asarray(seeds, np.uint32), return_inverse=True)
     with jax.enable_x64(False):
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[place], initialise(problem, jax.default_backend())(distinct))
+        starts = initialise(problem, jax.default_backend())(jnp.asarray(distinct))
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[place], starts)
 
 
 def flat_loss(problem: Problem, dtype: str):
@@ -62,13 +63,11 @@ def losses_at(problem: Problem, plan: SweepPlan) -> Callable[[np.ndarray], np.nd
 
     def evaluate(points: np.ndarray) -> np.ndarray:
         rows = at_once(points.shape[1])
-        parts = []
+        whole = np.zeros((-(-len(points) // rows) * rows, points.shape[1]), jnp.dtype(plan.dtype))
+        whole[: len(points)] = points
         with numerics(plan.dtype, plan.precision):
-            for k in range(0, len(points), rows):
-                part = jnp.asarray(points[k : k + rows], plan.dtype)
-                whole = jnp.concatenate([part, jnp.broadcast_to(part[-1], (rows - len(part), part.shape[1]))])
-                parts.append(np.asarray(program(whole, data))[: len(part)])
-        return np.concatenate(parts)
+            parts = [np.asarray(program(whole[k : k + rows], data)) for k in range(0, len(whole), rows)]
+        return np.concatenate(parts)[: len(points)]
 
     return evaluate
 
