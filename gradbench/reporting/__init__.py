@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
@@ -64,7 +64,7 @@ def write_report(runs: Sequence[Run], out: str | Path, checks: Sequence[str | Pa
         answers=_answers(runs),
         pairs=_pairs(runs),
         hide_overall="" if overall else " hidden",
-        cost=_cost(data["timings"]),
+        cost=_cost(data),
         checks=_checks(check_rows(runs, checks)),
         environment="".join(_environment(run) for run in data["runs"]),
         data=text,
@@ -173,35 +173,39 @@ def _table(label: str, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -
     return f"<div class='scroll' tabindex='0' role='region' aria-label='{label}'>{table}</div>"
 
 
-def _cost(rows: Sequence[dict[str, Any]]) -> str:
+def _cost(data: dict[str, Any]) -> str:
+    rows = data["timings"]
+    batches = {run["name"]: run["plan"].get("batch_size") for run in data["runs"]}
     if not rows:
         return "<p class='soft'>Nothing was timed: the plan's timing is none. Costs are in steps alone.</p>"
     lesson = (
         "solo is one trial alone, what a user's training step costs; batched is the sweep's, shared among its trials. "
         "value is the loss alone, value_and_grad with its gradient. Bars span the quartiles."
     )
-    notes = "".join(f"<p class='soft'>{html.escape(note)}</p>" for note in _cheaper_than_value(rows))
+    notes = "".join(f"<p class='soft'>{html.escape(note)}</p>" for note in _cheaper_than_value(rows, batches))
     chart = "<div class='panel'><div id='timing' class='chart'></div></div>"
     table = f"<details><summary>Timings as a table</summary>{_timings(rows)}</details>"
     return f"<p class='soft'>{lesson}</p>{notes}{chart}{table}"
 
 
-def _cheaper_than_value(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Why a solo step, which contains the loss, was measured below the loss alone, wherever it was."""
+def _cheaper_than_value(rows: Sequence[dict[str, Any]], batches: Mapping[str, int | None]) -> list[str]:
+    """Why a solo step was measured below the loss alone, wherever it was; `batches`: each run's batch size."""
     alone = {(row["run"], row["problem"]): row for row in rows if row["mode"] == "value"}
     notes = []
     for row in rows:
         value = alone.get((row["run"], row["problem"]))
         if row["mode"] != "solo" or value is None or row["median"] >= value["median"]:
             continue
-        if not (row["trusted"] and value["trusted"]):
+        if size := batches[row["run"]]:
+            why = f"a step takes the loss of a batch of {size}, and alone it is timed on all the data"
+        elif not (row["trusted"] and value["trusted"]):
             why = "one of the two was not measured reliably, as the table says"
         elif row["p75"] >= value["p25"]:
             why = "their quartiles overlap, so they are not told apart"
         else:
             why = "XLA compiles them as two programs, which were timed one after the other"
         what = f"{row['problem']}: a solo step of {row['optimizer']}, {seconds(row['median'])}"
-        notes.append(f"{what}, is below the loss alone, {seconds(value['median'])}, which is part of it: {why}.")
+        notes.append(f"{what}, is below the loss alone, {seconds(value['median'])}: {why}.")
     return notes
 
 
