@@ -144,7 +144,7 @@ def run_table(run: Run, output_format: str) -> str:
     left_out = ("record", "best_range", "good_decades", "edge", "stable_limit", "limit")
     narrow = [column for column in SUMMARY if column.key not in left_out]
     text = render([summary_row(pair) for pair in pairs], narrow, output_format)
-    return text if output_format in ("json", "csv") else _with_notes([text], _notes(run, pairs), output_format)
+    return text if output_format in ("json", "csv") else _with_notes([text], pair_notes(run, pairs), output_format)
 
 
 def pair_sentence(pair: PairSummary) -> str:
@@ -175,7 +175,7 @@ def _end(pair: PairSummary, best: RateSummary) -> str:
     return f"{number(best.gap_median)} of the first gap to {pair.reference.words}"
 
 
-def _notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> list[str]:
+def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> list[str]:
     """What the tables cannot say: an end of the grid that is no end of what works, with the command that goes on (with
     `edges` also where nothing diverges), ties, and a stated minimum that is none."""
     notes = []
@@ -252,7 +252,7 @@ def compare_text(
     for name, run in zip(names, runs):
         pairs = [pair for of in found.values() for label, _, pair in of if label == name]
         said = [why for problem in dict.fromkeys(p.problem for p in pairs) if (why := recorded_file(run.info, problem))]
-        notes += [f"{name}: {note}" if several else note for note in [*said, *_notes(run, pairs, edges=True)]]
+        notes += [f"{name}: {note}" if several else note for note in [*said, *pair_notes(run, pairs, edges=True)]]
     if output_format == "json":
         every = [rows for of in beside for _, rows in of]
         merged = [s if summary_only else s | {"rates": r} for s, r in zip(summaries, every)]

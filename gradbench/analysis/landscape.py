@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
@@ -17,7 +14,7 @@ from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, cast
 from gradbench.program.program import numerics
-from gradbench.theory.replay import flat_loss, replay
+from gradbench.theory.replay import at_once, flat_loss, losses_at, replay, replays
 
 GRID = 81  # points of a side
 PATH_BYTES = 2**28  # of the params kept along the paths: fewer points where the parameters are many
@@ -57,8 +54,9 @@ def landscape(
 ) -> Landscape:
     """Run the learning rates `rates` (rate -> a word for it, such as "right") again and put their paths on a plane.
 
-    The paths with a word decide on the plane and on what of it is seen; those without ("") are put on it as well, and
-    so are those of `others`, further optimizers with their rates. A path has `most_points` points at most.
+    The paths with a word decide on the plane; those without ("") are put on it as well, and so are those of `others`,
+    further optimizers with their rates. All of the plane that the paths of the rates called "right" pass is seen. A
+    path has `most_points` points at most.
 
     With two parameters the plane is all there is. With more it holds the start, the end of the path that gets lowest,
     and the direction in which the paths stray most from the line between them (their principal direction), and the
@@ -71,34 +69,28 @@ def landscape(
     points = int(np.clip(PATH_BYTES // (8 * size * most), 8, most_points))
     steps = np.unique([0, *np.geomspace(1, plan.steps, points - 1).round().astype(int)])
 
-    def run(name: str, chosen: Mapping[float, str]) -> tuple[np.ndarray, np.ndarray]:
-        seen = replay(problem, name, plan, [(rate, seed) for rate in chosen], steps.tolist())
-        return seen.params.astype(np.float64), seen.losses
-
-    params, losses = run(optimizer, rates)
-    telling = [bool(word) for word in rates.values()]
-    origin, axes, names, note = _plane(params[telling], losses[telling], size)
-    paths = [*_paths(optimizer, rates, steps, _project(params, origin, axes), losses)]
-    del params
-    centre, reach = _picture([path for path in paths if path["word"]])
+    everyone = {optimizer: rates, **(others or {})}
+    trials = {name: [(rate, seed) for rate in chosen] for name, chosen in everyone.items()}
+    losses = losses_at(problem, plan)
+    runs = replays(problem, trials, plan, steps.tolist(), losses)
+    first = [i for i, word in enumerate(rates.values()) if word]
+    origin, axes, names, note = _plane(runs[0].params[first].astype(np.float64), runs[0].losses[first], size)
+    paths = [
+        path
+        for (name, chosen), run in zip(everyone.items(), runs)
+        for path in _paths(name, chosen, steps, _project(run.params, origin, axes), run.losses)
+    ]
+    del runs
+    centre, reach = _picture(paths)
     x, y = (np.linspace(c - r, c + r, grid) for c, r in zip(centre, reach))
-
-    def put(name: str, chosen: Mapping[float, str]) -> list[dict[str, Any]]:
-        params, losses = run(name, chosen)
-        return [*_paths(name, chosen, steps, _project(params, origin, axes), losses)]
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # each compiles a program of its own
-        surface = pool.submit(_surface, problem, plan, origin, axes, x, y)
-        for more in pool.map(put, *zip(*others.items())) if others else ():
-            paths += more
-        loss, slope = surface.result()
+    loss, slope = _surface(losses, origin, axes, x, y)
     cut = [_cut(path, centre, reach) for path in paths]
     return Landscape(problem.name, optimizer, x, y, loss, slope, cut, names, note)
 
 
 def _project(params: np.ndarray, origin: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """Places (T, K, 2) on the plane, infinite where the params (T, K, P) are not finite."""
-    flat = np.nan_to_num(params - origin, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    flat = np.nan_to_num(params.astype(np.float64) - origin, nan=np.inf, posinf=np.inf, neginf=-np.inf)
     with np.errstate(invalid="ignore", over="ignore"):
         return flat @ axes.T
 
@@ -143,9 +135,12 @@ def _plane(params: np.ndarray, losses: np.ndarray, size: int) -> tuple[np.ndarra
 
 
 def _picture(paths: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """(centre, half width) of the picture: all of the paths' points no higher than the start, and some room around."""
-    places = np.concatenate([np.stack([path["x"], path["y"]], axis=1) for path in paths])
-    low = np.concatenate([path["loss"] <= path["loss"][0] for path in paths])
+    """(centre, half width) of the picture: the whole of every optimizer's best path, and some room around. Where none
+    ends below its start, the points of the paths with a word that are no higher than it."""
+    best = [path for path in paths if path["word"] == "right" and path["loss"][-1] <= path["loss"][0]]
+    shown = best or [path for path in paths if path["word"]]
+    places = np.concatenate([np.stack([path["x"], path["y"]], axis=1) for path in shown])
+    low = np.concatenate([(path["loss"] <= path["loss"][0]) | bool(best) for path in shown])
     points = places[np.isfinite(places).all(axis=1) & low]
     low, high = points.min(axis=0), points.max(axis=0)
     reach = 0.65 * (high - low)
@@ -154,23 +149,17 @@ def _picture(paths: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _surface(
-    problem: Problem, plan: SweepPlan, origin: np.ndarray, axes: np.ndarray, x: np.ndarray, y: np.ndarray
+    losses: Callable[[np.ndarray], np.ndarray], origin: np.ndarray, axes: np.ndarray, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Losses (G, G) and in-plane gradients (G, G, 2) at the grid's points."""
-    loss = flat_loss(problem, plan.dtype)
-    with numerics(plan.dtype, plan.precision):
-        base, along = jnp.asarray(origin, plan.dtype), jnp.asarray(axes, plan.dtype)
-        data = cast(problem.data, plan.dtype)
-        points = jnp.asarray(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2), plan.dtype)
-
-        @jax.jit
-        def heights(points: jax.Array, base: jax.Array, along: jax.Array, data: Any) -> Any:
-            at = jax.value_and_grad(lambda point: loss(base + point @ along, data))
-            return jax.lax.map(at, points)
-
-        values, slopes = heights(points, base, along, data)
-    shape = (len(y), len(x))
-    return np.asarray(values, float).reshape(shape), np.asarray(slopes, float).reshape(*shape, 2)
+    """Losses (G, G) at the grid's points, and their gradients (G, G, 2) within the plane by differences, of second
+    order at the edges too: a program of the gradient takes longer to compile than all of this."""
+    points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    rows = at_once(len(origin))
+    found = [losses(origin + points[k : k + rows] @ axes) for k in range(0, len(points), rows)]
+    loss = np.concatenate(found).astype(float).reshape(len(y), len(x))
+    with np.errstate(invalid="ignore"):  # where the loss is not finite
+        slope = np.stack(np.gradient(loss, y, x, edge_order=2)[::-1], axis=-1)
+    return loss, slope
 
 
 def valleys(problem: Problem, plan: SweepPlan, trials: Sequence[tuple[str, float, int]]) -> list[dict[str, Any]]:

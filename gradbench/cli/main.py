@@ -93,12 +93,14 @@ def report(
 
     with Activity(quiet) as activity:
         activity.say("starting JAX")
+        from gradbench.machine.cache import use_cache
         from gradbench.machine.devices import devices_to_check
         from gradbench.record.store import load_run
         from gradbench.reporting import check_figure_format, write_figures, write_report
 
         check_figure_format(format)
         devices_to_check(None)  # whether JAX starts
+        use_cache()  # of a landscape's seconds most are compiling
         runs = [load_run(name, results) for name in records or ("latest",)]
         written = [write_report(runs, out, check)] if figures is None else write_figures(runs, figures, format)
     show("\n".join(map(str, written)))

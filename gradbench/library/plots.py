@@ -16,7 +16,7 @@ from gradbench.reporting import charts
 from gradbench.reporting.charts import alt
 from gradbench.reporting.data import page_data
 from gradbench.reporting.figures import CONFIG, curve_rows, sensitivity_rows
-from gradbench.reporting.scenery import landscapes, scenes
+from gradbench.reporting.scenery import landscape_views, landscapes
 
 
 class Plots:
@@ -41,8 +41,9 @@ class Plots:
     def _sensitivity(self, problem: str | None) -> list[tuple[str, dict[str, Any]]]:
         made = []
         for name in self._problems(problem):
-            pairs = page_data([self._only(name)])["pairs"]
-            made.append((name, charts.spec(charts.sensitivity(), sensitivity_rows(pairs))))
+            data = page_data([self._only(name)])
+            chart = charts.sensitivity(gap_to=data["pairs"][0]["gap_to"])
+            made.append((name, charts.spec(chart, sensitivity_rows(data["pairs"]), data["optimizers"])))
         return made
 
     def convergence(self, problem: str | None = None, optimizer: str | None = None) -> Any:
@@ -57,12 +58,12 @@ class Plots:
         return _chart(made)
 
     def landscape(self, problem: str | None = None) -> Any:
-        """The loss over two parameters, or over the plane of a trial's path, with paths of telling learning rates.
+        """The loss over two parameters, or over the plane of a trial's path, with paths of representative learning rates.
 
         Computed anew: seconds. Raises GradbenchError with the reason where a problem has none.
         """
         names = self._problems(problem)
-        found = scenes([self._only(*names)], paths=0, objects=self._objects)
+        found = landscape_views([self._only(*names)], paths=0, objects=self._objects)
         made = [("", spec) for spec in landscapes(found).values()]
         if not made:
             why = [found[name].missing for name in names if name in found and found[name].missing]

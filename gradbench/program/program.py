@@ -176,8 +176,14 @@ class Trial:
 
     def step(self, state: State, learning_rate: jax.Array, data: Data) -> tuple[State, Observation]:
         """One observation of `data` and one update."""
+        value, grads = jax.value_and_grad(self.problem.loss)(state.params, data)
+        return self.update(state, learning_rate, data, value, grads)
+
+    def update(
+        self, state: State, learning_rate: jax.Array, data: Data, value: jax.Array, grads: Params
+    ) -> tuple[State, Observation]:
+        """The same, of the loss of `data` and its gradient."""
         params, opt_state, updates, overshot = state
-        value, grads = jax.value_and_grad(self.problem.loss)(params, data)
         value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
         uphill, squared = inner(updates, grads), inner(grads, grads)
         if self.plan.batch_size is None:

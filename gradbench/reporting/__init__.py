@@ -26,7 +26,7 @@ from gradbench.reporting import charts
 from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, page_data
 from gradbench.reporting.figures import FORMATS, figure_specs
-from gradbench.reporting.scenery import WORDS, add_local_limits, page_rows, scenes
+from gradbench.reporting.scenery import add_local_limits, landscape_views, page_rows
 from gradbench.tables import number, seconds
 
 LOG = logging.getLogger(__name__)
@@ -49,31 +49,32 @@ def write_report(
     data = page_data(runs)
     with ThreadPoolExecutor(1) as pool:
         bundle = pool.submit(_bundle)
-        found = scenes(runs, objects=objects)
+        found = landscape_views(runs, objects=objects)
     add_local_limits(data["pairs"], found)
     LOG.info("the charts over all pairs")
     overall = charts.overall(runs)
     data["overall"] = {name: rows for name, (_, rows) in overall.items()}
-    data["scenes"] = {name: page_rows(scene) for name, scene in found.items() if not scene.missing}
-    data["path_colours"] = dict(zip(WORDS, charts.COLOURS))
-    data["charts"] = {
-        "sensitivity": charts.spec(charts.sensitivity(len(runs) > 1)),
-        "convergence": charts.spec(charts.convergence()),
-        "convergence_seconds": charts.spec(charts.convergence(seconds=True)),
-        "valleys": charts.spec(charts.valley_map()),
-        "step_cost": charts.spec(charts.step_cost()),
-        "sharpness": charts.spec(charts.sharpness()),
-        **{name: charts.spec(chart) for name, (chart, _) in overall.items()},
+    data["landscapes"] = {name: page_rows(view) for name, view in found.items()}
+    optimizers, solvers = data["optimizers"], data["optimizers"] if len(runs) == 1 else ()
+    made = {
+        "sensitivity": charts.sensitivity(len(runs) > 1),
+        "convergence": charts.convergence(),
+        "convergence_seconds": charts.convergence(seconds=True),
+        "valleys": charts.valley_map(),
+        "step_cost": charts.step_cost(),
+        "sharpness": charts.sharpness(),
     }
+    data["charts"] = {name: charts.spec(chart, optimizers=optimizers) for name, chart in made.items()}
+    data["charts"] |= {name: charts.spec(chart, optimizers=solvers) for name, (chart, _) in overall.items()}
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     folder = Path(__file__).parent
     template = Template((folder / "page.html").read_text(encoding="utf-8"))
     page = template.substitute(
         header=_header(runs, data),
-        answers=_answers(runs, {name: scene.missing for name, scene in found.items()}),
+        answers=_answers(runs),
         pairs=_pairs(runs),
         hide_overall="" if overall else " hidden",
-        timings=_timings(data["timings"]),
+        cost=_cost(data),
         checks=_checks(check_rows(runs, checks)),
         environment="".join(_environment(run) for run in data["runs"]),
         data=text,
@@ -148,23 +149,19 @@ def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:
     return "".join(lines)
 
 
-def _answers(runs: Sequence[Run], missing: Mapping[str, str]) -> str:
-    """`missing`: why a problem has no landscape, by name; empty where it has one."""
+def _answers(runs: Sequence[Run]) -> str:
     made = []
-    for run, problem, best, others, meaning in answers(runs):
+    for run, problem, best, others, notes in answers(runs):
         title = html.escape(problem) + (f" <span class='soft'>{html.escape(run)}</span>" if len(runs) > 1 else "")
         rest = "".join(f"<li>{html.escape(text)}</li>" for text in others)
-        said = [meaning]
-        if why := missing.get(problem):
-            said.append(f"No landscape, and no limit at the start: {why}.")
-        soft = "".join(f"<p class='soft' style='font-weight:400'>{html.escape(text)}</p>" for text in said)
-        made.append(f"<article><h3>{title}</h3><p>{html.escape(best)}</p><ul>{rest}</ul>{soft}</article>")
+        soft = "".join(f"<p class='soft'>{html.escape(text)}</p>" for text in notes)
+        made.append(f"<article><h3>{title}</h3><p class='best'>{html.escape(best)}</p><ul>{rest}</ul>{soft}</article>")
     return "".join(made)
 
 
 def _pairs(runs: Sequence[Run]) -> str:
-    """Every pair at its best learning rate: how sure that is, how robust, and the steps to each target."""
-    headings = ("what", "best learning rate", "95 %", "robust over", "solo step", *(f"to 1e-{k}" for k in range(1, 7)))
+    """Every pair at its best learning rate: how sure that is, how wide its good range, and the steps to each target."""
+    headings = ("pair", "best learning rate", "95 %", "good range", "solo step", *(f"to 1e-{k}" for k in range(1, 7)))
     cells = []
     for run, name, pairs in zip(runs, labels(runs), summarise_all(runs)):
         for pair in pairs:
@@ -172,17 +169,55 @@ def _pairs(runs: Sequence[Run]) -> str:
             what = " × ".join((pair.problem, pair.optimizer, *([name] if len(runs) > 1 else [])))
             best = pair.best and pair.best.learning_rate
             sure = " … ".join(dict.fromkeys(map(number, interval[1:]))) if interval else "–"
-            robust = "–" if pair.good_decades is None else f"{number(pair.good_decades)} decades"
+            good = "–" if pair.good_decades is None else f"{number(pair.good_decades)} decades"
             steps = np.median(steps_at_best(run, pair).reshape(6, -1), axis=1).tolist()
             reached = [f"{step:.0f}" if math.isfinite(step) else "–" for step in steps]
-            cells.append((what, number(best), sure, robust, seconds(pair.solo_step_s), *reached))
-    return _table(headings, cells)
+            cells.append((what, number(best), sure, good, seconds(pair.solo_step_s), *reached))
+    return _table("every pair at its best learning rate", headings, cells)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _table(label: str, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """In a box of its own, which scrolls where it is wider than the page."""
     head = "".join(f"<th scope='col'>{html.escape(heading)}</th>" for heading in headings)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class='scroll' tabindex='0' role='region' aria-label='{label}'>{table}</div>"
+
+
+def _cost(data: dict[str, Any]) -> str:
+    rows = data["timings"]
+    batches = {run["name"]: run["plan"].get("batch_size") for run in data["runs"]}
+    if not rows:
+        return "<p class='soft'>Nothing was timed: the plan's timing is none. Costs are in steps alone.</p>"
+    lesson = (
+        "solo is one trial alone, what a user's training step costs; batched is the sweep's, shared among its trials. "
+        "value is the loss alone, value_and_grad with its gradient. Bars span the quartiles."
+    )
+    notes = "".join(f"<p class='soft'>{html.escape(note)}</p>" for note in _cheaper_than_value(rows, batches))
+    chart = "<div class='panel'><div id='timing' class='chart'></div></div>"
+    table = f"<details><summary>Timings as a table</summary>{_timings(rows)}</details>"
+    return f"<p class='soft'>{lesson}</p>{notes}{chart}{table}"
+
+
+def _cheaper_than_value(rows: Sequence[dict[str, Any]], batches: Mapping[str, int | None]) -> list[str]:
+    """Why a solo step was measured below the loss alone, wherever it was; `batches`: each run's batch size."""
+    alone = {(row["run"], row["problem"]): row for row in rows if row["mode"] == "value"}
+    notes = []
+    for row in rows:
+        value = alone.get((row["run"], row["problem"]))
+        if row["mode"] != "solo" or value is None or row["median"] >= value["median"]:
+            continue
+        if size := batches[row["run"]]:
+            why = f"a step takes the loss of a batch of {size}, and alone it is timed on all the data"
+        elif not (row["trusted"] and value["trusted"]):
+            why = "one of the two was not measured reliably, as the table says"
+        elif row["p75"] >= value["p25"]:
+            why = "their quartiles overlap, so they are not told apart"
+        else:
+            why = "XLA compiles them as two programs, which were timed one after the other"
+        what = f"{row['problem']}: a solo step of {row['optimizer']}, {seconds(row['median'])}"
+        notes.append(f"{what}, is below the loss alone, {seconds(value['median'])}: {why}.")
+    return notes
 
 
 def _timings(rows: Sequence[dict[str, Any]]) -> str:
@@ -197,7 +232,7 @@ def _timings(rows: Sequence[dict[str, Any]]) -> str:
         stages[2] += " (cached)" if row["compile_cached"] else ""
         stages[2] += " (beside other work)" if row["compile_ahead"] else ""
         cells.append((what, row["mode"], row["trials"], seconds(row["median"]), spread, *stages))
-    return _table(headings, cells) + _gradient_cost(rows)
+    return _table("timings", headings, cells) + _gradient_cost(rows)
 
 
 def _gradient_cost(rows: Sequence[dict[str, Any]]) -> str:
@@ -208,7 +243,7 @@ def _gradient_cost(rows: Sequence[dict[str, Any]]) -> str:
         for (run, problem, mode), value in times.items()
         if mode == "value" and (run, problem, "value_and_grad") in times
     ]
-    return _table(("what", "loss with gradient / loss alone"), cells) if cells else ""
+    return _table("cost of a gradient", ("what", "loss with gradient / loss alone"), cells) if cells else ""
 
 
 def _checks(rows: Sequence[dict[str, str]]) -> str:
@@ -218,8 +253,8 @@ def _checks(rows: Sequence[dict[str, str]]) -> str:
         "Whether the gradient is right: its formula in float64, and its execution in each dtype and precision. "
         "A relative fault larger than what is given would have been caught. From gradbench check."
     )
-    table = _table(list(rows[0]), [list(row.values()) for row in rows])
-    return f"<section><h2>Gradient check</h2><p class='soft'>{lesson}</p><div class='scroll'>{table}</div></section>"
+    table = _table("gradient check", list(rows[0]), [list(row.values()) for row in rows])
+    return f"<section><h2>Gradient check</h2><p class='soft'>{lesson}</p>{table}</section>"
 
 
 def _environment(run: dict[str, Any]) -> str:

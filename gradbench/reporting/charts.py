@@ -1,11 +1,14 @@
 """The charts, in Altair. Data has names and comes apart from the chart: the page swaps it, a figure inlines it.
 
-Colours tell optimizers apart (Okabe and Ito's palette, which colour-blind people can read, without its black); shapes
-tell verdicts apart, so nothing rests on colour alone.
+A colour has one meaning on a page: COLOURS are optimizers (Okabe and Ito's palette, which colour-blind people can read,
+without its black), each with the same one everywhere (`spec`), and RATES are learning rates, from low to high. What is
+chosen is black, or white on a dark page. Shapes are verdicts and what was timed, so nothing rests on colour alone.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import altair
@@ -13,15 +16,46 @@ import altair
 alt: Any = altair  # its decorated methods have types that no checker can follow
 
 COLOURS = ["#3a8fd1", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8a7fdb", "#7f7f7f"]
+# viridis (van der Walt and Smith 2015) between 0.1 and 0.9 of it, to be seen on white and on black
+RATES = ["#482475", "#414487", "#355f8d", "#2a788e", "#21918c", "#22a884", "#44bf70", "#7ad151", "#bddf26"]
+INK = "currentColor"  # the text's colour: black in a file
 VERDICTS = ["converged", "slow", "stalled", "overshoots", "diverged"]
 SHAPES = ["circle", "triangle-down", "square", "diamond", "cross"]
 POWERS = [0, *(10.0**k for k in range(-7, 8))]  # ticks of an axis that begins at 0 and is logarithmic further on
 
 
-def spec(chart: Any, datasets: dict[str, list[dict[str, Any]]] | None = None) -> dict[str, Any]:
-    """The chart as Vega-Lite, with `datasets` filled in where given."""
+def spec(
+    chart: Any, datasets: dict[str, list[dict[str, Any]]] | None = None, optimizers: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The chart as Vega-Lite, with `datasets` filled in where given, and each of `optimizers` in a colour of its own,
+    whichever of them the chart shows."""
     made = chart.to_dict(validate=False)  # the tests draw every chart; checking each costs a second per page
+    for encoding in encodings(made):
+        for channel, scale in (("color", {"range": COLOURS}), ("strokeDash", {})):
+            if optimizers and encoding.get(channel, {}).get("field") in ("optimizer", "solver"):
+                encoding[channel]["scale"] = scale | {"domain": list(optimizers)}
     return made | {"datasets": datasets} if datasets is not None else made
+
+
+def encodings(made: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The encoding of a chart as Vega-Lite, and those of its layers."""
+    yield made.get("encoding", {})
+    for layer in made.get("layer", []):
+        yield from encodings(layer)
+
+
+def rate_colour(rate: float, low: float, high: float) -> str:
+    """Of RATES on a logarithmic scale from `low` to `high`, as the charts of learning rates interpolate it."""
+    place = (len(RATES) - 1) * (math.log(rate / low) / math.log(high / low) if high > low else 0.0)
+    at = min(max(int(place), 0), len(RATES) - 2)
+    ends = [[int(RATES[i][k : k + 2], 16) for k in (1, 3, 5)] for i in (at, at + 1)]
+    return "#" + "".join(f"{round(a + (place - at) * (b - a)):02x}" for a, b in zip(*ends))
+
+
+def said(chart: Any, name: str, title: str, digits: str = ".4g") -> tuple[Any, Any]:
+    """(the chart, a tooltip of a number that may be missing): a dash where it is, which Vega would call null."""
+    words = f"isValid(datum.{name}) ? format(datum.{name}, '{digits}') : '–'"
+    return chart.transform_calculate(**{f"{name}_said": words}), alt.Tooltip(f"{name}_said:N", title=title)
 
 
 def _colour() -> Any:
@@ -59,7 +93,17 @@ def _log_axis(words: str | None = None) -> Any:
 def _powers_axis(seconds: bool) -> Any:
     """An axis that begins at 0 and is logarithmic further on."""
     words = {"labelExpr": SECONDS} if seconds else {"format": "~s"}
-    return alt.Axis(values=POWERS, labelOverlap="greedy", **words)
+    values = [power for power in POWERS if seconds or power == 0 or power >= 1]  # no step lies between 0 and 1
+    return alt.Axis(values=values, labelOverlap="greedy", labelSeparation=6, **words)
+
+
+def _rate_colour() -> Any:
+    return alt.Color(
+        "learning_rate:Q",
+        scale=alt.Scale(type="log", range=RATES),
+        title="learning rate",
+        legend=alt.Legend(orient="top", format="~g", type="gradient", gradientLength=220, labelOverlap="greedy"),
+    )
 
 
 def _rate_axis() -> Any:
@@ -69,34 +113,43 @@ def _rate_axis() -> Any:
     )
 
 
-def sensitivity(several_runs: bool = False, height: int = 300) -> Any:
-    """Final gap against learning rate: median line, spread of the seeds, verdict by shape, stable limit as a rule.
+def sensitivity(several_runs: bool = False, height: int = 300, gap_to: str = "") -> Any:
+    """Final gap against learning rate: median line, spread of the seeds, verdict by shape, stable limit as a rule, good
+    range as a band.
 
-    Data: rates (run, optimizer, learning_rate, verdict, verdicts, gap, low, high, final, steps, best), limits (run,
-    optimizer, limit), chosen (a rate). Diverged learning rates stand along the top.
+    Data: rates (run, optimizer, learning_rate, verdict, verdicts, gap, low, high, final, steps, best), limits
+    (optimizer, limit, label, level in pixels from the top), good (optimizer, low, high), chosen (a rate). Diverged
+    learning rates stand along the top. `gap_to` is what gaps are to, in words.
     """
     x = _rate_axis()
-    y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="final loss gap / first", axis=_log_axis())
+    title = f"final gap to {gap_to} / first gap" if gap_to else "final loss gap / first"
+    y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title=title, axis=_log_axis())
     rates = alt.Chart(alt.NamedData(name="rates"))
-    tooltip = [
-        alt.Tooltip("optimizer:N"),
-        alt.Tooltip("learning_rate:Q", format=".4g", title="learning rate"),
-        alt.Tooltip("verdicts:N", title="verdict"),
-        alt.Tooltip("final:Q", format=".3g", title="final gap (median)"),
-        alt.Tooltip("steps:Q", format=".4g", title="steps to target"),
-        alt.Tooltip("run:N"),
-    ]
     lines = rates.encode(x=x, color=_colour())
     spread = lines.transform_filter("isValid(datum.high) && isValid(datum.low)")
     lines = lines.encode(strokeDash=_dash()) if several_runs else lines
     detail = {"detail": "run:N"}
-    marks = rates.encode(x=x, color=_colour(), shape=_shape(), tooltip=tooltip)
+    marks, final = said(rates, "final", "final gap (median)", ".3g")
+    marks, steps = said(marks, "steps", "steps to target")
+    tooltip = [
+        alt.Tooltip("optimizer:N"),
+        alt.Tooltip("learning_rate:Q", format=".4g", title="learning rate"),
+        alt.Tooltip("verdicts:N", title="verdict"),
+        final,
+        steps,
+        alt.Tooltip("run:N"),
+    ]
+    marks = marks.encode(x=x, color=_colour(), shape=_shape(), tooltip=tooltip)
     limits = alt.Chart(alt.NamedData(name="limits")).encode(x=alt.X("limit:Q"), color=_colour())
+    good = alt.Chart(alt.NamedData(name="good")).encode(x=alt.X("low:Q"), x2="high:Q", color=_colour())
     layers = [
+        good.mark_rect(opacity=0.16).encode(tooltip=["optimizer:N", *_ends("low", "high")]),
         spread.mark_area(opacity=0.18).encode(y="low:Q", y2="high:Q", **detail),
         limits.mark_rule(strokeDash=[2, 3], strokeWidth=2).encode(tooltip=["optimizer:N", "limit:Q"]),
         # On the far side of the limit, below the crosses: most of what lies there has diverged.
-        limits.mark_text(angle=270, dx=-16, dy=4, align="right", baseline="top").encode(text="label:N", y=alt.value(0)),
+        limits.mark_text(angle=270, dx=-16, dy=4, align="right", baseline="top").encode(
+            text="label:N", y=alt.Y("level:Q", scale=None)
+        ),
         lines.mark_line(strokeWidth=2).encode(y=y, **detail),
         marks.transform_filter("isValid(datum.gap)")
         .mark_point(size=70, filled=True, opacity=1, cursor="pointer")
@@ -105,9 +158,15 @@ def sensitivity(several_runs: bool = False, height: int = 300) -> Any:
         .mark_point(size=70, filled=True, opacity=1, cursor="pointer")
         .encode(y=alt.value(5)),
         rates.transform_filter("datum.best").mark_point(size=260, strokeWidth=2).encode(x=x, y=y, color=_colour()),
-        alt.Chart(alt.NamedData(name="chosen")).mark_rule(strokeWidth=7, opacity=0.25).encode(x="learning_rate:Q"),
+        alt.Chart(alt.NamedData(name="chosen"))
+        .mark_rule(strokeWidth=7, opacity=0.25, color=INK)
+        .encode(x="learning_rate:Q"),
     ]
     return alt.layer(*layers).properties(height=height, width=560)
+
+
+def _ends(*names: str) -> list[Any]:
+    return [alt.Tooltip(f"{name}:Q", format=".4g", title=f"good range, {name}") for name in names]
 
 
 def convergence(seconds: bool = False, height: int = 300) -> Any:
@@ -124,13 +183,7 @@ def convergence(seconds: bool = False, height: int = 300) -> Any:
         axis=_powers_axis(seconds),
     )
     y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="loss gap / first", axis=_log_axis())
-    scale = alt.Scale(type="log", scheme="viridis")
-    colour = alt.Color(
-        "learning_rate:Q",
-        scale=scale,
-        title="learning rate",
-        legend=alt.Legend(orient="top", format="~g", type="gradient", gradientLength=220, labelOverlap="greedy"),
-    )
+    colour = _rate_colour()
     back = alt.Chart(alt.NamedData(name="curves")).encode(x=x, y=y, color=colour, detail="trial:N")
     tooltip = [
         alt.Tooltip("learning_rate:Q", format=".4g"),
@@ -145,8 +198,8 @@ def convergence(seconds: bool = False, height: int = 300) -> Any:
     return alt.layer(
         back.mark_line(strokeWidth=1.2, opacity=0.6),
         ends.mark_point(shape="cross", filled=True, color="#888", size=60, opacity=1),
-        front.mark_line(strokeWidth=3.5, color="#e69f00"),
-        theory.mark_line(strokeWidth=2, strokeDash=[5, 4], color="#d55e00"),
+        front.mark_line(strokeWidth=3.5, color=INK),
+        theory.mark_line(strokeWidth=2, strokeDash=[5, 4], color=INK),
     ).properties(height=height, width=560)
 
 
@@ -168,11 +221,8 @@ def step_cost() -> Any:
         scale=alt.Scale(domain=modes, range=["square", "diamond", "circle", "triangle-up"]),
         legend=alt.Legend(orient="top", columns=1),
     )
-    colour = alt.Color(
-        "mode:N",
-        scale=alt.Scale(domain=modes, range=[COLOURS[7], COLOURS[3], COLOURS[0], COLOURS[1]]),
-        legend=alt.Legend(orient="top", columns=1),
-    )
+    # Shapes are enough to tell them apart; a solo step, which a user pays, stands out.
+    colour = alt.condition("datum.mode === 'solo'", alt.value(INK), alt.value("#888"))
     dots = shown.mark_point(filled=True, size=80, opacity=1).encode(
         x=x, shape=shape, color=colour, tooltip=["run:N", "mode:N", "median:Q", "trials:Q", "trusted:N"]
     )
@@ -187,14 +237,13 @@ def sharpness() -> Any:
     Data: sharpness, the rows of theory.sharpness_along.
     """
     rows = alt.Chart(alt.NamedData(name="sharpness")).transform_filter("datum.sharpness > 0")
-    legend = alt.Legend(orient="top", symbolType="stroke", symbolStrokeWidth=3, format=".3~g")
-    colour = alt.Color("learning_rate:O", scale=alt.Scale(range=COLOURS), title="learning rate", legend=legend)
+    colour = _rate_colour()
     x = alt.X("step:Q", axis=alt.Axis(format="~s", tickCount=6, labelOverlap=True))
     y = alt.Y("sharpness:Q", scale=alt.Scale(type="log"), axis=_log_axis(), title="top Hessian eigenvalue")
-    tooltip = [
-        alt.Tooltip(f"{name}:Q", format=".4g") for name in ("learning_rate", "step", "sharpness", "error", "edge")
-    ]
-    line = rows.mark_line(point={"size": 50}, strokeWidth=2.5).encode(x=x, y=y, color=colour, tooltip=tooltip)
+    named = ("learning_rate", "step", "sharpness", "error")
+    line, edge = said(rows, "edge", "edge")
+    tooltip = [*(alt.Tooltip(f"{name}:Q", format=".4g") for name in named), edge]
+    line = line.mark_line(point={"size": 50}, strokeWidth=2.5).encode(x=x, y=y, color=colour, tooltip=tooltip)
     edge = (
         rows.transform_filter("isValid(datum.edge)")
         .mark_line(strokeDash=[4, 3], strokeWidth=2)
@@ -209,18 +258,12 @@ def valley_map() -> Any:
     ends = alt.Chart(alt.NamedData(name="ends")).transform_calculate(
         letter="datum.valley === 'diverged' ? '×' : datum.valley"
     )
-    colour = {
-        "condition": {"test": "datum.valley === 'diverged'", "value": "#888"},
-        "field": "letter",
-        "type": "nominal",
-        "scale": {"range": COLOURS},
-        "legend": None,
-    }
+    colour = alt.condition("datum.valley === 'diverged'", alt.value("#888"), alt.value(INK))
     tooltip = ["learning_rate:Q", "seed:O", "valley:N"]
     letters = ends.mark_text(fontSize=13, fontWeight="bold", cursor="pointer").encode(
         x=x, y=alt.Y("seed:O", title="seed"), text="letter:N", color=colour, tooltip=tooltip
     )
-    chosen = alt.Chart(alt.NamedData(name="chosen")).mark_rule(strokeWidth=14, opacity=0.25)
+    chosen = alt.Chart(alt.NamedData(name="chosen")).mark_rule(strokeWidth=14, opacity=0.25, color=INK)
     return alt.layer(chosen.encode(x="learning_rate:Q"), letters).properties(width=560, height={"step": 20})
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
 
-from gradbench.analysis.answers import labels
+from gradbench.analysis.answers import labels, pair_notes, pair_sentence
 from gradbench.analysis.profiles import measured_rate
 from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, problem_trials, summarise_all
 from gradbench.analysis.verdicts import Reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
-from gradbench.tables import number, seconds
+from gradbench.tables import number
 from gradbench.theory.quadratic import predicted_rate
 
 CURVE_VALUES = 120_000  # of all curves on a page: about 8 bytes each
@@ -35,7 +35,8 @@ def short_rate(value: float) -> float | None:
 
 
 def page_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """Everything the page shows: `runs`, `pairs` with their rates and curves, `timings`, `sharpness`."""
+    """Everything the page shows: `runs`, `optimizers`, `pairs` with their rates and curves, `timings`, `sharpness`; the
+    `winner` among the pairs of each problem is the one that answers it (`rank`)."""
     if not runs:
         raise GradbenchError("report: no record given")
     names = labels(runs)
@@ -46,9 +47,14 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     rates = max(2, RATE_ROWS // len(summaries))
     values = CURVE_VALUES // len(summaries)
     floors = {(name, pair.problem): _floor(run, pair) for run, name, pair in summaries}
+    pairs = [_pair(run, name, pair, rates, values, floors[name, pair.problem]) for run, name, pair in summaries]
+    for problem in dict.fromkeys(pair["problem"] for pair in pairs):
+        of = [i for i, (_, _, pair) in enumerate(summaries) if pair.problem == problem]
+        pairs[min(of, key=lambda i: rank(summaries[i][2]))]["winner"] = True
     return {
         "runs": [_run(run, name) for run, name in zip(runs, names)],
-        "pairs": [_pair(run, name, pair, rates, values, floors[name, pair.problem]) for run, name, pair in summaries],
+        "optimizers": list(dict.fromkeys(optimizer for run in runs for optimizer in run.plan.optimizers)),
+        "pairs": pairs,
         "timings": [row for run, name in zip(runs, names) for row in timing_rows(run, name)],
         "sharpness": [row for run, name in zip(runs, names) for row in sharpness_rows(run, name)],
     }
@@ -112,6 +118,8 @@ def _pair(run: Run, name: str, pair: PairSummary, most_rates: int, values: int, 
         "run": name,
         "problem": pair.problem,
         "optimizer": pair.optimizer,
+        "winner": False,
+        "good": pair.good and [short_rate(end) for end in pair.good],
         "limit": short(pair.stable_limit),
         "limit_is": "stable limit",
         "gap_to": pair.reference.words,
@@ -137,7 +145,9 @@ def _add_decay(
             gaps = [gap if gap and gap > FLOOR else 0.0 for gap in curve["gaps"]]
             row["fitted"] = short(measured_rate(grid[: len(gaps)], gaps), 7)
             rate = predicted_rate(pair.optimizer, row["learning_rate"], *curvature)
-            row["predicted"] = None if rate is None else float(f"{rate**2:.8g}")  # 0.999998 and 1 are not the same
+            # Of a loss that is no quadratic L is a bound, and what theory has diverge above its limit need not.
+            if rate is not None and (rate <= 1 or row["verdict"] == "diverged"):
+                row["predicted"] = float(f"{rate**2:.8g}")  # 0.999998 and 1 are not the same
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -197,21 +207,11 @@ def timing_rows(run: Run, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def sentence(pair: PairSummary, target: str = "the target") -> str:
-    """The pair's answer in one sentence; `target` is what its target is called."""
+def sentence(pair: PairSummary) -> str:
+    """The pair's answer in one sentence: the terminal's, with the good range and the edge of divergence."""
+    text = pair_sentence(pair).removeprefix(f"{pair.problem} × ")
     if pair.best is None:
-        return f"{pair.optimizer} works at no learning rate tried: each diverges, or ends no lower than it began."
-    best = pair.best
-    at = f"{pair.optimizer} at {number(best.learning_rate)}"
-    if best.steps_to_target is None:
-        ends = best.verdict.replace("overshoots", "overshooting")
-        text = (
-            f"{at} does best, but ends {ends}, at {number(best.gap_median)} of the first gap to {pair.reference.words}"
-        )
-    else:
-        text = f"{at} reaches {target} in {best.steps_to_target:.0f} steps"
-        if best.time_to_target_s is not None:
-            text += f", {seconds(best.time_to_target_s)}"
+        return f"{text}."
     if pair.good and pair.good[0] < pair.good[1]:
         text += f"; good from {number(pair.good[0])} to {number(pair.good[1])}"
     else:
@@ -219,42 +219,52 @@ def sentence(pair: PairSummary, target: str = "the target") -> str:
     below, above = pair.edge
     if above is None:
         text += "; no learning rate tried diverges"
-    elif below is None:
-        text += "; even the smallest diverges"
-    else:
+    elif below is not None:
         text += f"; diverges above {number(below)}"
     return f"{text}."
 
 
-def answers(runs: Sequence[Run]) -> list[tuple[str, str, str, list[str], str]]:
-    """(run, problem, the best pair's sentence, the others', what the target is) for each problem, the quickest to the
-    target first; the runs of one problem stand together."""
+def rank(pair: PairSummary) -> tuple[float, float, float]:
+    """Sorts a problem's pairs: the quickest to the target first, then those that end lowest."""
+    if pair.best is None:
+        return math.inf, math.inf, math.inf
+    time, steps = pair.best.time_to_target_s, pair.best.steps_to_target
+    return time or math.inf, math.inf if steps is None else steps, pair.best.gap_median
 
-    def quickest(pair: PairSummary) -> tuple[float, float, float]:
-        if pair.best is None:
-            return math.inf, math.inf, math.inf
-        time, steps = pair.best.time_to_target_s, pair.best.steps_to_target
-        return time or math.inf, math.inf if steps is None else steps, pair.best.gap_median
 
+class Answer(NamedTuple):
+    """A problem's answer in one record: the best pair's sentence, the others', and what is to be noted."""
+
+    run: str
+    problem: str
+    best: str
+    others: list[str]
+    notes: list[str]
+
+
+def answers(runs: Sequence[Run]) -> list[Answer]:
+    """The answer of each problem of each record; those of one problem stand together."""
     found = []
     for run, name, pairs in zip(runs, labels(runs), summarise_all(runs)):
         for problem in dict.fromkeys(pair.problem for pair in pairs):
-            ranked = sorted((pair for pair in pairs if pair.problem == problem), key=quickest)
-            target, meaning = target_words(run, ranked[0].reference)
-            best, *others = (sentence(pair, target) for pair in ranked)
-            found.append((name, problem, best, others, meaning))
-    order = list(dict.fromkeys(problem for _, problem, *_ in found))
-    return sorted(found, key=lambda answer: order.index(answer[1]))
+            ranked = sorted((pair for pair in pairs if pair.problem == problem), key=rank)
+            best, *others = map(sentence, ranked)
+            notes = [f"{note}." for note in pair_notes(run, ranked)]
+            found.append(Answer(name, problem, best, others, [target_words(run, ranked[0].reference), *notes]))
+    order = list(dict.fromkeys(answer.problem for answer in found))
+    return sorted(found, key=lambda answer: order.index(answer.problem))
 
 
-def target_words(run: Run, to: Reference) -> tuple[str, str]:
-    """What a problem's target is called in this run, in short, and what it is, with what gaps are taken against."""
+def target_words(run: Run, to: Reference) -> str:
+    """What the target is, and what gaps are taken against."""
     gap = f"{run.plan.target:g}"
     if to.kind == "best found":
         found = f"{to.loss:g}, by trial {to.trial}"
-        return gap, f"Its minimum is not known, so gaps are to the best loss found, {found}; {gap} is one of them."
+        return (
+            f"Its minimum is not known, so gaps are to the best loss found, {found}; the target is {gap} of the first."
+        )
     if run.plan.target_loss is not None:
-        return "the target", f"The target is a loss of {run.plan.target_loss:g}; gaps are to {to.words}, {to.loss:g}."
+        return f"The target is a loss of {run.plan.target_loss:g}; gaps are to {to.words}, {to.loss:g}."
     if to.kind == "minimum":
-        return gap, f"{gap} is a loss gap, to the minimum, relative to the first."
-    return "its target", f"Its target is the loss that the problem counts as solved, {to.loss:g}: gaps are to it."
+        return f"The target is {gap} of the first gap to the minimum, {to.loss:g}."
+    return f"The target is the loss that the problem counts as solved, {to.loss:g}: gaps are to it."

@@ -10,41 +10,45 @@ from typing import Any
 from gradbench.record.store import Run
 from gradbench.reporting import charts
 from gradbench.reporting.data import page_data
-from gradbench.reporting.scenery import add_local_limits, landscapes, page_rows, scenes
+from gradbench.reporting.scenery import add_local_limits, landscape_views, landscapes, valley_rows
 from gradbench.tables import number
 
 FORMATS = ("svg", "png", "pdf")
+LABEL_PIXELS = 120  # along the rule of a stable limit
 CONFIG = {"background": "white", "view": {"stroke": None}, "axis": {"labelFontSize": 12, "titleFontSize": 13}}
 
 
 def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """File stem -> Vega-Lite spec: a sensitivity for each problem, a convergence for each pair, costs, profiles."""
     data = page_data(runs)
-    found = scenes(runs, paths=0)
+    found = landscape_views(runs, paths=0)
     add_local_limits(data["pairs"], found)
-    several = len(runs) > 1
+    several, optimizers = len(runs) > 1, data["optimizers"]
     made = {}
     for problem in dict.fromkeys(pair["problem"] for pair in data["pairs"]):
         pairs = [pair for pair in data["pairs"] if pair["problem"] == problem]
-        made[_stem("sensitivity", problem)] = charts.spec(charts.sensitivity(several), sensitivity_rows(pairs))
+        chart = charts.sensitivity(several, gap_to=pairs[0]["gap_to"])
+        made[_stem("sensitivity", problem)] = charts.spec(chart, sensitivity_rows(pairs), optimizers)
         for pair in pairs:
             stem = _stem("convergence", problem, pair["optimizer"], *([pair["run"]] if several else []))
             made[stem] = charts.spec(charts.convergence(), curve_rows(pair))
-    for title, scene in landscapes(found).items():
-        made[_stem("landscape", title)] = scene
-    for problem, scene in found.items():
-        for optimizer in dict.fromkeys(row["optimizer"] for row in scene.ends):
-            ends = [row for row in page_rows(scene)["ends"] if row["optimizer"] == optimizer]
-            made[_stem("valleys", problem, optimizer)] = charts.spec(charts.valley_map(), {"ends": ends, "chosen": []})
+    for title, landscape in landscapes(found).items():
+        made[_stem("landscape", title)] = landscape
+    for problem, view in found.items():
+        ends = valley_rows(view)
+        for optimizer in dict.fromkeys(row["optimizer"] for row in ends):
+            mine = [row for row in ends if row["optimizer"] == optimizer]
+            made[_stem("valleys", problem, optimizer)] = charts.spec(charts.valley_map(), {"ends": mine, "chosen": []})
     timings = [
         row | {"what": ", ".join(filter(None, (row["problem"], row["optimizer"], row["run"] if several else None)))}
         for row in data["timings"]
     ]
-    made["step-cost"] = charts.spec(charts.step_cost(), {"timings": timings})
+    if timings:
+        made["step-cost"] = charts.spec(charts.step_cost(), {"timings": timings})
     stems = {"profile": "performance-profile", "ecdf": "targets-reached"}
     for name, (chart, rows) in charts.overall(runs).items():
         kind, _, seconds = name.partition("_")
-        made[_stem(stems[kind], seconds)] = charts.spec(chart, {name: rows})
+        made[_stem(stems[kind], seconds)] = charts.spec(chart, {name: rows}, () if several else optimizers)
     for key in dict.fromkeys((row["run"], row["problem"], row["optimizer"]) for row in data["sharpness"]):
         rows = [row for row in data["sharpness"] if (row["run"], row["problem"], row["optimizer"]) == key]
         stem = _stem("sharpness", *key[1:], *([key[0]] if several else []))
@@ -53,7 +57,8 @@ def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 
 def sensitivity_rows(pairs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The datasets of a sensitivity chart: every learning rate of one problem's pairs, and the limits within them."""
+    """The datasets of a sensitivity chart: every learning rate of one problem's pairs, the limits within them, one
+    label below another, and the good range of the best pair."""
     rates = [rate | {"run": pair["run"], "optimizer": pair["optimizer"]} for pair in pairs for rate in pair["rates"]]
     largest = max(rate["learning_rate"] for rate in rates)
     limits = [
@@ -61,7 +66,13 @@ def sensitivity_rows(pairs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str
         for p in pairs
         if p["limit"] is not None and p["limit"] <= largest and p["run"] == pairs[0]["run"]
     ]
-    return {"rates": rates, "limits": limits, "chosen": []}
+    good = [
+        {"optimizer": pair["optimizer"], "low": pair["good"][0], "high": pair["good"][1]}
+        for pair in pairs
+        if pair["winner"] and pair["good"]
+    ]
+    levels = [row | {"level": LABEL_PIXELS * place} for place, row in enumerate(limits)]
+    return {"rates": rates, "limits": levels, "good": good, "chosen": []}
 
 
 def curve_rows(pair: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

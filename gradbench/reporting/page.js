@@ -32,16 +32,12 @@ function element(tag, text, parent) {
 
 // A copy of a chart with its data in, as wide as its place, and its y axis log or linear.
 function filled(name, datasets, scale) {
-  const spec = structuredClone(page.charts[name]);
-  spec.width = "container";
-  spec.autosize = { type: "fit-x", contains: "padding" };
-  spec.datasets = datasets;
-  spec.config = config;
-  if (scale === "linear") {
-    for (const layer of spec.layer || [spec]) {
-      const y = layer.encoding && layer.encoding.y;
-      if (y && y.field === "gap") y.scale = { type: "linear", domain: [0, 1.2], clamp: true };
-    }
+  const spec = { ...structuredClone(page.charts[name]), datasets, config, width: "container", autosize: { type: "fit-x", contains: "padding" } };
+  for (const layer of spec.layer || [spec]) {
+    const y = layer.encoding && layer.encoding.y;
+    if (!y || y.field !== "gap") continue;
+    y.title = `${name === "sensitivity" ? "final " : ""}gap to ${page.pairs[state.pair].gap_to} / first gap`;
+    if (scale === "linear") Object.assign(y, { scale: { type: "linear", domain: [0, 1.2], clamp: true }, axis: { tickCount: 6 } });
   }
   return spec;
 }
@@ -87,31 +83,35 @@ function predictedRows(rate, points, unit) {
 const near = (a, b) => Math.abs(Math.log(a / b)) < 1e-6;
 const index = (rates, rate) => rates.findIndex((row) => near(row.learning_rate, rate));
 
-// The landscape's own data and, of the chosen optimizer, the telling paths and the chosen learning rate's, or the nearest.
+// The landscape's paths: of the chosen optimizer, those of representative rates and the chosen rate's, or the nearest.
 function pathRows() {
-  const pair = page.pairs[state.pair], scene = page.scenes[pair.problem], rate = pair.rates[state.rate].learning_rate;
-  const mine = scene.paths.filter((path) => path.optimizer === pair.optimizer);
+  const pair = page.pairs[state.pair], view = page.landscapes[pair.problem], rate = pair.rates[state.rate].learning_rate;
+  const mine = view.paths.filter((path) => path.optimizer === pair.optimizer);
   const away = (path) => Math.abs(Math.log(path.learning_rate / rate));
   const front = mine.reduce((best, path) => (best === null || away(path) < away(best) ? path : best), null);
   const label = (path) => `${number(path.learning_rate)} ${path.word}`.trim();
-  const points = (path) => path.x.map((x, i) => ({ x, y: path.y[i], step: scene.steps[i], loss: path.loss[i], label: label(path), learning_rate: path.learning_rate }));
-  const telling = mine.filter((path) => path.word);
+  const points = (path) => path.x.map((x, i) => ({ x, y: path.y[i], step: view.steps[i], loss: path.loss[i], label: label(path), learning_rate: path.learning_rate }));
+  const representative = mine.filter((path) => path.word);
   let note = "No path of this optimizer is drawn: it is not one of gradbench's own.";
   if (front) {
     const which = near(front.learning_rate, rate) ? "this learning rate" : `${number(front.learning_rate)}, the nearest that is drawn,`;
-    note = `Orange: the path of ${which} from seed 0${front.left ? ", which leaves the picture" : ""}. Darker is lower; arrows point downhill; the square is the start. Seen: ${scene.spec.title.subtitle}.`;
+    note = `Black: the path of ${which} from seed 0${front.left ? ", which leaves the picture" : ""}. Darker is lower; arrows point downhill; the square is the start. Shown: ${view.spec.title.subtitle}.`;
   }
-  return { telling, label, note, datasets: { paths: telling.flatMap(points), front: front ? points(front) : [] } };
+  return { representative, label, note, datasets: { paths: representative.flatMap(points), front: front ? points(front) : [] } };
 }
 
 async function drawLandscape() {
-  const pair = page.pairs[state.pair], scene = page.scenes[pair.problem];
-  find("landscape-panel").hidden = !(scene && scene.spec);
-  if (find("landscape-panel").hidden) return;
-  const { telling, label, note, datasets } = pathRows();
-  const spec = { ...structuredClone(scene.spec), title: undefined, width: "container", autosize: { type: "fit-x", contains: "padding" }, config };
+  const pair = page.pairs[state.pair], view = page.landscapes[pair.problem];
+  find("landscape-name").textContent = `${pair.problem}, ${pairName(pair)}`;
+  find("landscape").hidden = !view.spec;
+  if (!view.spec) {
+    find("landscape-note").textContent = `No landscape: ${view.missing}.`;
+    return;
+  }
+  const { representative, label, note, datasets } = pathRows();
+  const spec = { ...structuredClone(view.spec), title: undefined, width: "container", autosize: { type: "fit-x", contains: "padding" }, config };
   Object.assign(spec.datasets, datasets);
-  const scale = { domain: telling.map(label), range: telling.map((path) => page.path_colours[path.word]) };
+  const scale = { domain: representative.map(label), range: representative.map((path) => path.colour) };
   const walk = (layer) => {
     const colour = layer.encoding && layer.encoding.color;
     if (colour && colour.field === "label") colour.scale = scale;
@@ -125,13 +125,12 @@ async function drawLandscape() {
     const rate = item && item.datum && item.datum.learning_rate;
     if (rate && index(pair.rates, rate) >= 0) choose(state.pair, index(pair.rates, rate));
   });
-  find("landscape-name").textContent = `${pair.problem}, ${pairName(pair)}`;
   find("landscape-note").textContent = note;
 }
 
 async function drawValleys() {
-  const pair = page.pairs[state.pair], scene = page.scenes[pair.problem];
-  const ends = scene ? scene.ends.filter((row) => row.optimizer === pair.optimizer) : [];
+  const pair = page.pairs[state.pair];
+  const ends = page.landscapes[pair.problem].ends.filter((row) => row.optimizer === pair.optimizer);
   find("valleys-panel").hidden = !ends.length;
   if (!ends.length) return;
   const view = await draw("valleys", "valleys", { ends, chosen: chosenRows() });
@@ -144,16 +143,9 @@ async function drawSharpness() {
   const pair = page.pairs[state.pair];
   const rows = page.sharpness.filter((row) => ["run", "problem", "optimizer"].every((key) => row[key] === pair[key]));
   find("sharpness-panel").hidden = !rows.length;
-  if (rows.length) await draw("sharpness", "sharpness", { sharpness: rows }, state.scale, (spec) => likeTheLandscape(spec, rows));
-}
-
-// The colours of the landscape's paths for the same learning rates, where there is a landscape.
-function likeTheLandscape(spec, rows) {
-  const pair = page.pairs[state.pair], scene = page.scenes[pair.problem];
-  const domain = [...new Set(rows.map((row) => row.learning_rate))].sort((a, b) => a - b);
-  const words = domain.map((rate) => scene && scene.paths.find((path) => path.optimizer === pair.optimizer && path.word && near(path.learning_rate, rate)));
-  if (words.every(Boolean)) for (const layer of spec.layer) layer.encoding.color.scale = { domain, range: words.map((path) => page.path_colours[path.word]) };
-  return spec;
+  const ends = [pair.rates[0], pair.rates[pair.rates.length - 1]].map((rate) => rate.learning_rate);
+  const sameColours = (spec) => { for (const layer of spec.layer) layer.encoding.color.scale.domain = ends; return spec; };  // as convergence's
+  if (rows.length) await draw("sharpness", "sharpness", { sharpness: rows }, state.scale, sameColours);
 }
 
 async function drawPair() {
@@ -165,20 +157,26 @@ async function drawConvergence() {
 }
 
 async function drawSensitivity() {
-  const pairs = pairsOfProblem();
-  const rates = pairs.flatMap((pair) => pair.rates.map((rate, index) => ({ ...rate, index, run: pair.run, optimizer: pair.optimizer, pair: page.pairs.indexOf(pair) })));
-  const limits = pairs.filter((pair) => pair.limit !== null && pair.run === pairs[0].run)
-    .map((pair) => ({ run: pair.run, optimizer: pair.optimizer, limit: pair.limit, label: `${pair.limit_is}: ${number(pair.limit)}` }))
-    .filter((row) => row.limit <= Math.max(...rates.map((rate) => rate.learning_rate)));
-  const view = await draw("sensitivity", "sensitivity", { rates, limits, chosen: chosenRows() }, state.scale);
+  const rates = pairsOfProblem().flatMap((pair) => pair.rates.map((rate, index) => ({ ...rate, index, run: pair.run, optimizer: pair.optimizer, pair: page.pairs.indexOf(pair) })));
+  const view = await draw("sensitivity", "sensitivity", { rates, ...chosenInSensitivity() }, state.scale);
   view.addEventListener("click", (_, item) => {
     if (item && item.datum && item.datum.index !== undefined) choose(item.datum.pair, item.datum.index);
   });
 }
 
+// The chosen learning rate, and its optimizer's good range and stable limit, where that is on the axis.
+function chosenInSensitivity() {
+  const pair = page.pairs[state.pair], { optimizer, good, limit, limit_is } = pair;
+  const largest = Math.max(...pairsOfProblem().flatMap((each) => each.rates.map((rate) => rate.learning_rate)));
+  return {
+    chosen: chosenRows(),
+    good: good ? [{ optimizer, low: good[0], high: good[1] }] : [],
+    limits: limit !== null && limit <= largest ? [{ optimizer, limit, label: `${limit_is}: ${number(limit)}`, level: 0 }] : [],
+  };
+}
+
 function chosenRows() {
-  const rate = page.pairs[state.pair].rates[state.rate];
-  return [{ learning_rate: rate.learning_rate }];
+  return [{ learning_rate: page.pairs[state.pair].rates[state.rate].learning_rate }];
 }
 
 function describe() {
@@ -199,10 +197,11 @@ function describe() {
   find("rate").max = pair.rates.length - 1;
   find("rate").value = state.rate;
   find("rate").setAttribute("aria-valuetext", `${number(rate.learning_rate)}, ${rate.verdicts}`);
+  find("problem-name").textContent = pair.problem;
   const left = pair.all_rates - pair.rates.length;
   find("pair-name").textContent = `${pair.problem}, ${pairName(pair)}` + (left > 0 ? ` (${pair.rates.length} of ${pair.all_rates} learning rates drawn)` : "");
   for (const row of find("rates").querySelectorAll("tr[data-rate]")) {
-    const chosen = Number(row.dataset.rate) === state.rate, place = find("rates").parentElement;
+    const chosen = Number(row.dataset.rate) === state.rate, place = find("rates-box");
     row.setAttribute("aria-selected", String(chosen));
     if (chosen && !row.contains(document.activeElement)) place.scrollTop = row.offsetTop - place.clientHeight / 2;  // the page stays
   }
@@ -228,33 +227,67 @@ function table() {
   });
 }
 
-// The one way the chosen trial changes: every view follows from here.
-async function choose(pairIndex, rateIndex) {
+// The one way the chosen trial changes: every view follows from here, and the address. `keep` is how the history takes
+// it: "pushState" for a step to go back to, "replaceState" for one that is not, null where the history itself asks.
+async function choose(pairIndex, rateIndex, keep = "pushState") {
   const before = page.pairs[state.pair], pair = page.pairs[pairIndex];
   Object.assign(state, { pair: pairIndex, rate: rateIndex });
+  remember(keep);
   if (pair !== before) {
     find("problem").value = pair.problem;
     optimizers();
     table();
+    markCut();
   }
   describe();
   if (pair.problem !== before.problem) await drawSensitivity();
-  else await views.sensitivity.data("chosen", chosenRows()).runAsync();
+  else await renewed(views.sensitivity, chosenInSensitivity());
   if (pair !== before) return drawPair();
-  const rows = frontCurves();
-  for (const name of Object.keys(rows)) views.convergence.data(name, rows[name]);
-  await views.convergence.runAsync();
-  if (!find("landscape-panel").hidden) {
+  await renewed(views.convergence, frontCurves());
+  if (page.landscapes[pair.problem].spec) {
     const { note, datasets } = pathRows();
     find("landscape-note").textContent = note;
-    await views.landscape.data("front", datasets.front).runAsync();
+    await renewed(views.landscape, { front: datasets.front });
   }
-  if (!find("valleys-panel").hidden) await views.valleys.data("chosen", chosenRows()).runAsync();
+  if (!find("valleys-panel").hidden) await renewed(views.valleys, { chosen: chosenRows() });
 }
 
+async function renewed(view, datasets) {
+  for (const [name, rows] of Object.entries(datasets)) view.data(name, rows);
+  await view.runAsync();
+}
+
+// What is chosen, as the address has it after its #.
+function address() {
+  const pair = page.pairs[state.pair], run = severalRuns ? { run: pair.run } : {};
+  const lr = pair.rates[state.rate].learning_rate;
+  return `#${new URLSearchParams({ problem: pair.problem, optimizer: pair.optimizer, ...run, lr, loss: state.scale, time: state.time })}`;
+}
+
+function remember(keep) {
+  if (keep && location.hash !== address()) history[keep](null, "", address());
+}
+
+// The state that the address asks for: what it leaves out, or what is not here, is the best.
+function asked() {
+  const words = new URLSearchParams(location.hash.slice(1));
+  const fits = (pair) => ["problem", "optimizer", "run"].every((key) => !words.has(key) || pair[key] === words.get(key));
+  const found = page.pairs.filter(fits), of = (found[0] || page.pairs[0]).problem;
+  const pair = found.find((each) => each.winner) || found[0] || page.pairs[winner(of)];
+  const away = (rate) => Math.abs(Math.log(rate.learning_rate / Number(words.get("lr"))));
+  const nearest = pair.rates.reduce((best, rate, i) => (away(rate) < away(pair.rates[best]) ? i : best), 0);
+  return {
+    pair: page.pairs.indexOf(pair),
+    rate: found.length && Number(words.get("lr")) > 0 ? nearest : bestIndex(pair),
+    scale: words.get("loss") === "linear" ? "linear" : "log",
+    time: words.get("time") === "seconds" ? "seconds" : "steps",
+  };
+}
+
+const winner = (problem) => page.pairs.findIndex((pair) => pair.problem === problem && pair.winner);
+
 function bestIndex(pair) {
-  const best = pair.rates.findIndex((rate) => rate.best);
-  return best < 0 ? 0 : best;
+  return Math.max(0, pair.rates.findIndex((rate) => rate.best));
 }
 
 function optimizers() {
@@ -267,24 +300,61 @@ function optimizers() {
   }
 }
 
+async function axes(change) {
+  const { scale } = state;
+  Object.assign(state, change);
+  find("scale").value = state.scale;
+  find("time").value = state.time;
+  if (state.scale !== scale) await drawSensitivity();
+  await drawConvergence();
+}
+
+// A table that is wider than its box says so above it.
+function markCut() {
+  for (const box of document.querySelectorAll(".scroll")) {
+    let hint = box.previousElementSibling;
+    if (!hint || hint.className !== "cut") {
+      hint = element("p", "More columns: scroll the table sideways →");
+      hint.className = "cut";
+      box.before(hint);
+    }
+    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
+  }
+}
+
+function listen() {
+  const rate = (pair) => bestIndex(page.pairs[pair]);
+  find("problem").addEventListener("change", (event) => choose(winner(event.target.value), rate(winner(event.target.value))));
+  find("optimizer").addEventListener("change", (event) => choose(Number(event.target.value), rate(Number(event.target.value))));
+  find("rate").addEventListener("input", (event) => choose(state.pair, Number(event.target.value), "replaceState"));
+  for (const name of ["scale", "time"]) {
+    find(name).addEventListener("change", (event) => { axes({ [name]: event.target.value }); remember("pushState"); });
+  }
+  addEventListener("popstate", async () => {
+    const { pair, rate: to, scale, time } = asked();
+    if (scale !== state.scale || time !== state.time) await axes({ scale, time });
+    await choose(pair, to, null);
+  });
+  addEventListener("resize", markCut);
+  for (const part of document.querySelectorAll("details")) part.addEventListener("toggle", markCut);
+}
+
 async function start() {
   for (const problem of new Set(page.pairs.map((pair) => pair.problem))) element("option", problem, find("problem"));
-  state.rate = bestIndex(page.pairs[0]);
+  Object.assign(state, asked());
+  find("problem").value = page.pairs[state.pair].problem;
+  find("scale").value = state.scale;
+  find("time").value = state.time;
+  find("time").options[1].disabled = !page.pairs.some((pair) => pair.step_s);
   optimizers();
   table();
   describe();
-  find("problem").addEventListener("change", (event) => {
-    const index = page.pairs.findIndex((pair) => pair.problem === event.target.value);
-    choose(index, bestIndex(page.pairs[index]));
-  });
-  find("optimizer").addEventListener("change", (event) => choose(Number(event.target.value), bestIndex(page.pairs[event.target.value])));
-  find("rate").addEventListener("input", (event) => choose(state.pair, Number(event.target.value)));
-  find("scale").addEventListener("change", async (event) => { state.scale = event.target.value; await drawSensitivity(); await drawConvergence(); });
-  find("time").addEventListener("change", async (event) => { state.time = event.target.value; await drawConvergence(); });
+  listen();
+  markCut();
   await drawSensitivity();
   await drawPair();
   const what = (row) => [row.problem, row.optimizer, severalRuns ? row.run : null].filter(Boolean).join(", ");
-  await draw("timing", "step_cost", { timings: page.timings.map((row) => ({ ...row, what: what(row) })) });
+  if (page.timings.length) await draw("timing", "step_cost", { timings: page.timings.map((row) => ({ ...row, what: what(row) })) });
   for (const name of ["profile", "profile_seconds", "ecdf", "ecdf_seconds"]) {
     find(name).parentElement.hidden = !page.overall[name];
     if (page.overall[name]) await draw(name, name, { [name]: page.overall[name] });

@@ -1,12 +1,14 @@
-"""The landscape as a chart, which landscapes a page shows, and what is on them: paths and valleys."""
+"""The landscape view: which problems have one, and the chart of the loss with paths and valleys on it."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,12 @@ from gradbench.analysis.summary import PairSummary, representative_rates, summar
 from gradbench.inputs.problem import Problem
 from gradbench.inputs.sources import given_as_function, recorded_problem
 from gradbench.record.store import Run
-from gradbench.reporting.charts import COLOURS, alt, spec
+from gradbench.reporting.charts import alt, encodings, rate_colour, said, spec
 from gradbench.reporting.data import short, short_rate
 from gradbench.theory.curvature import measured_curvature
 from gradbench.theory.quadratic import momentum_of, stable_limit
 
 LOG = logging.getLogger(__name__)
-WORDS = ["too small", "right", "too large", "diverging"]
 COARSE = 41  # points of a side where a loss costs more
 CHEAP = 1e5  # parameters × examples
 MAX_PARAMETERS = 1_000_000
@@ -37,9 +38,9 @@ VALLEY_TRIALS = 120  # of one optimizer
 
 @dataclass(frozen=True)
 class LandscapeView:
-    """A problem's landscape (None with one parameter); `ends`, the valley of each trial (landscape.valleys; none where
-    there is but one); `largest_at_start`, L by Lanczos at seed 0's start, where the problem states none. Or `missing`:
-    why there is nothing of all that, in words."""
+    """A problem's landscape, whose paths have a `colour` by learning rate, or `missing`: why there is none, in words.
+    `ends`, the valley of each trial (landscape.valleys; none where there is but one); `largest_at_start`, L by Lanczos
+    at seed 0's start, where the problem states none."""
 
     seen: Landscape | None = None
     ends: list[dict[str, Any]] = field(default_factory=list)
@@ -52,40 +53,48 @@ def built_in(spec_text: str) -> bool:
     return not any(sign in spec_text.partition("[")[0] for sign in (":", "/", "."))
 
 
-def scenes(
+def landscape_views(
     runs: Sequence[Run], paths: int = PATHS, objects: Mapping[str, Problem] | None = None
 ) -> dict[str, LandscapeView]:
-    """Problem -> what is to be seen of it, in the first run that has it; an optimizer with theory, if any, decides on
-    the plane, and of each at most `paths` learning rates are run again for their paths.
-
-    Problems of more than a million parameters have none that is quick. Of a problem that cannot be had again as each of
-    the runs had it (sources.recorded_problem) nothing is computed, and the scene says why; `objects` are those that the
-    caller has, by name.
-    """
+    """Problem -> its landscape view, of the first run that has one; an optimizer with theory, if any, decides on the
+    plane, and of each at most `paths` learning rates are run again for their paths. A view says where nothing is drawn,
+    and why. `objects` are problems that the caller has, by name, since no file does."""
     found: dict[str, LandscapeView] = {}
     chosen: dict[str, tuple[Run, Problem, list[PairSummary]]] = {}
     for run in runs:
         lost = given_as_function(run.info)
-        pairs = [pair for pair in summarise(run) if built_in(pair.optimizer) and pair.optimizer not in lost]
-        for pair in sorted(pairs, key=lambda pair: momentum_of(pair.optimizer) is None):
-            size = run.info.get("problems", {}).get(pair.problem, {}).get("parameters", 0)
-            if pair.problem in found or not 0 < size <= MAX_PARAMETERS:
-                continue
-            if pair.problem not in chosen:
-                had = (objects or {}).get(pair.problem)
-                problem, why = (had, "") if had else _same_problem(runs, pair.problem)
-                if problem is None:
-                    found[pair.problem] = LandscapeView(missing=why)
-                    continue
-                chosen[pair.problem] = run, problem, []
-            if chosen[pair.problem][0] is run:
-                chosen[pair.problem][2].append(pair)
+        every = summarise(run)
+        for name in dict.fromkeys(pair.problem for pair in every):
+            pairs = [
+                pair
+                for pair in every
+                if pair.problem == name and built_in(pair.optimizer) and pair.optimizer not in lost
+            ]
+            problem, why = _drawable(runs, run, name, pairs, objects or {})
+            if problem is None:
+                found.setdefault(name, LandscapeView(missing=why))
+            elif name not in chosen:
+                chosen[name] = run, problem, sorted(pairs, key=lambda pair: momentum_of(pair.optimizer) is None)
     # Most of it is XLA's compiling, which threads share out.
     order = sorted(chosen.items(), key=lambda item: -item[1][0].info["problems"][item[0]]["parameters"])
     LOG.info("landscapes of %s", ", ".join(chosen))
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        made = list(pool.map(lambda item: _scene(item[0], *item[1], paths), order))
-    return found | {name: scene for (name, _), scene in zip(order, made, strict=True)}
+        made = list(pool.map(lambda item: _view(item[0], *item[1], paths), order))
+    return found | {name: view for (name, _), view in zip(order, made, strict=True)}
+
+
+def _drawable(
+    runs: Sequence[Run], run: Run, name: str, pairs: Sequence[PairSummary], objects: Mapping[str, Problem]
+) -> tuple[Problem | None, str]:
+    """The problem, to be run again; or None and why not."""
+    size = run.info.get("problems", {}).get(name, {}).get("parameters", 0)
+    if not size:
+        return None, "the record does not say how many parameters the problem has"
+    if size > MAX_PARAMETERS:
+        return None, f"the problem has {size:,} parameters, and at most {MAX_PARAMETERS:,} are drawn"
+    if not pairs:
+        return None, "all optimizers are a user's own, and a record's files are not run"
+    return (objects[name], "") if name in objects else _same_problem(runs, name)
 
 
 def _same_problem(runs: Sequence[Run], name: str) -> tuple[Problem | None, str]:
@@ -99,36 +108,36 @@ def _same_problem(runs: Sequence[Run], name: str) -> tuple[Problem | None, str]:
     return problem, ""
 
 
-def _scene(name: str, run: Run, problem: Problem, pairs: list[PairSummary], paths: int) -> LandscapeView:
+def _view(name: str, run: Run, problem: Problem, pairs: list[PairSummary], paths: int) -> LandscapeView:
     facts = run.info["problems"][name]
     size, stated = facts["parameters"], facts.get("curvature") is not None
     work = size * (facts.get("examples") or 1)
     most = int(min(paths, WORK // (work * run.plan.steps)))
-    wanted = {pair.optimizer: _path_rates(pair, most) for pair in pairs}
     theory = any(momentum_of(pair.optimizer) for pair in pairs)
     local = measured_curvature(problem, None, "float32", 60, 1e-3).largest if theory and not stated else None
-    seen = None
-    if size >= 2:
-        first, *others = wanted
-        seen = landscape(
-            problem,
-            first,
-            wanted[first],
-            run.plan,
-            others={other: wanted[other] for other in others} if paths else None,
-            grid=GRID if work <= CHEAP else COARSE,
-            most_points=PATH_POINTS if paths else 200,
-        )
-    ends = _ends(problem, run, pairs) if size == 2 and not stated else []
-    return LandscapeView(seen, ends, local)
+    if size < 2:
+        return LandscapeView(None, [], local, "the problem has one parameter, and a landscape needs two")
+    first, *others = [(pair.optimizer, _path_rates(pair, most)) for pair in pairs]
+    seen = landscape(
+        problem,
+        *first,
+        run.plan,
+        others=dict(others) if paths else None,
+        grid=GRID if work <= CHEAP else COARSE,
+        most_points=PATH_POINTS if paths else 200,
+    )
+    rates = {pair.optimizer: (pair.rates[0].learning_rate, pair.rates[-1].learning_rate) for pair in pairs}
+    for path in seen.paths:
+        path["colour"] = rate_colour(path["learning_rate"], *rates[path["optimizer"]])
+    return LandscapeView(seen, _ends(problem, run, pairs) if size == 2 and not stated else [], local)
 
 
 def _path_rates(pair: PairSummary, most: int) -> dict[float, str]:
-    """The telling learning rates with their words, and others between them (""), about `most` in all, ascending."""
-    telling, rates = representative_rates(pair), [rate.learning_rate for rate in pair.rates]
-    room = min(most if most >= len(rates) else most - len(telling), len(rates))
+    """The representative rates with their words, and others between them (""), about `most` in all, ascending."""
+    named, rates = representative_rates(pair), [rate.learning_rate for rate in pair.rates]
+    room = min(most if most >= len(rates) else most - len(named), len(rates))
     spread = [rates[i] for i in np.linspace(0, len(rates) - 1, max(room, 0)).round().astype(int)]
-    return {rate: telling.get(rate, "") for rate in sorted({*telling, *spread})}
+    return {rate: named.get(rate, "") for rate in sorted({*named, *spread})}
 
 
 def _ends(problem: Any, run: Run, pairs: list[PairSummary]) -> list[dict[str, Any]]:
@@ -151,20 +160,20 @@ def _ends(problem: Any, run: Run, pairs: list[PairSummary]) -> list[dict[str, An
 def add_local_limits(pairs: Sequence[dict[str, Any]], found: dict[str, LandscapeView]) -> None:
     """Give the page's pairs whose problem states no L the stable limit of the Hessian at the start, named so."""
     for pair in pairs:
-        scene = found.get(pair["problem"])
-        if pair["limit"] is None and scene is not None and scene.largest_at_start:
-            limit = stable_limit(pair["optimizer"], scene.largest_at_start)
+        view = found[pair["problem"]]
+        if pair["limit"] is None and view.largest_at_start:
+            limit = stable_limit(pair["optimizer"], view.largest_at_start)
             if limit is not None and limit > 0:
                 pair |= {"limit": short(limit), "limit_is": "stable at the start"}
 
 
 def landscapes(found: dict[str, LandscapeView]) -> dict[str, dict[str, Any]]:
-    """Title -> chart of each scene with its first optimizer's telling paths, for a file."""
+    """Title -> chart of each landscape with the paths of its first optimizer's representative rates, for a file."""
     made = {}
-    for name, scene in found.items():
-        if scene.seen is not None:
-            telling = [path for path in scene.seen.paths if path["word"]]
-            made[f"{name}, {scene.seen.optimizer}"] = chart(scene.seen, telling, scene.ends)
+    for name, view in found.items():
+        if view.seen is not None:
+            paths = [path for path in view.seen.paths if path["word"]]
+            made[f"{name}, {view.seen.optimizer}"] = chart(view.seen, paths, view.ends)
     return made
 
 
@@ -173,22 +182,28 @@ def letter(valley: int) -> str:
     return (letter(valley // 26 - 1) if valley >= 26 else "") + chr(ord("A") + valley % 26)
 
 
-def page_rows(scene: LandscapeView) -> dict[str, Any]:
-    """A scene for the page: `spec` with its surface, `paths` of every optimizer to choose from, `ends` by letter."""
-    seen = scene.seen
-    made: dict[str, Any] = {"spec": None, "steps": [], "paths": [], "ends": []}
+def page_rows(view: LandscapeView) -> dict[str, Any]:
+    """A landscape view for the page: `spec` with its surface, `paths` of every optimizer to choose from, `ends` by
+    letter; or why it is `missing`."""
+    seen = view.seen
+    made: dict[str, Any] = {"missing": view.missing, "spec": None, "steps": [], "paths": [], "ends": valley_rows(view)}
     if seen is not None:
-        made["spec"] = chart(seen, [], scene.ends)
+        made["spec"] = chart(seen, [], view.ends)
         made["steps"] = max((path["steps"] for path in seen.paths), key=len)
         for path in seen.paths:
             line = {key: [short(value) for value in path[key]] for key in ("x", "y", "loss")}
-            said = {"optimizer": path["optimizer"], "learning_rate": short_rate(path["learning_rate"])}
-            made["paths"].append(said | {"word": path["word"], "left": path["left"]} | line)
-    for row in scene.ends:
-        where = "diverged" if row["valley"] is None else letter(row["valley"])
-        trial = {"optimizer": row["optimizer"], "learning_rate": short_rate(row["learning_rate"]), "seed": row["seed"]}
-        made["ends"].append(trial | {"valley": where})
+            kept = {key: path[key] for key in ("optimizer", "word", "left", "colour")}
+            made["paths"].append(kept | {"learning_rate": short_rate(path["learning_rate"])} | line)
     return made
+
+
+def valley_rows(view: LandscapeView) -> list[dict[str, Any]]:
+    """Each trial's valley by its letter, or diverged."""
+    return [
+        {"optimizer": row["optimizer"], "learning_rate": short_rate(row["learning_rate"]), "seed": row["seed"]}
+        | {"valley": "diverged" if row["valley"] is None else letter(row["valley"])}
+        for row in view.ends
+    ]
 
 
 def chart(
@@ -227,7 +242,17 @@ def chart(
         "paths": points,
         "front": [],
     }
-    return spec(_layers(seen, paths, width), data)
+    made = copy.deepcopy(_layers(width))
+    made["title"] |= {"text": f"{seen.problem}, {seen.optimizer}", "subtitle": seen.note}
+    axes = {"x": (seen.x, dx / 2, seen.axes[0]), "y": (seen.y, dy / 2, seen.axes[1])}
+    colours = {"domain": [path_label(path) for path in paths], "range": [path["colour"] for path in paths]}
+    for encoding in encodings(made):
+        for name, (values, edge, title) in axes.items():
+            window = [float(values[0] - edge), float(values[-1] + edge)]
+            encoding.get(name, {}).update(title=title, scale={"domain": window, "nice": False, "zero": False})
+        if encoding.get("color", {}).get("field") == "label":
+            encoding["color"]["scale"] = colours
+    return made | {"datasets": data}
 
 
 def path_label(path: dict[str, Any]) -> str:
@@ -241,19 +266,13 @@ def _angle(seen: Landscape, i: int, j: int) -> float:
     return float(np.degrees(np.arctan2(across, up)))
 
 
-def _layers(seen: Landscape, shown: Sequence[dict[str, Any]], width: int) -> Any:
-    def axis(name: str, values: np.ndarray, title: str) -> dict[str, Any]:
-        edge = (values[1] - values[0]) / 2
-        scale = alt.Scale(domain=[float(values[0] - edge), float(values[-1] + edge)], nice=False, zero=False)
-        return {"shorthand": f"{name}:Q", "scale": scale, "title": title}
-
-    x, y = alt.X(**axis("x", seen.x, seen.axes[0])), alt.Y(**axis("y", seen.y, seen.axes[1]))
+@cache
+def _layers(width: int) -> dict[str, Any]:
+    """The chart of any landscape, without its axes, paths' colours and data: Altair takes half a second for one."""
+    x, y = alt.X("x:Q"), alt.Y("y:Q")
     band = alt.Color("band:Q", scale=alt.Scale(scheme="greys", domain=[-3, BANDS + 3], reverse=True), legend=None)
-    scale = alt.Scale(
-        domain=[path_label(path) for path in shown], range=[COLOURS[WORDS.index(p["word"])] for p in shown]
-    )
     legend = alt.Legend(orient="top", columns=2, symbolType="stroke", symbolStrokeWidth=3)
-    colour = alt.Color("label:N", scale=scale, title="learning rate", legend=legend)
+    colour = alt.Color("label:N", title="learning rate", legend=legend)
     cells = (
         alt.Chart(alt.NamedData(name="cells")).mark_rect(clip=True).encode(x=x, x2="x2:Q", y=y, y2="y2:Q", color=band)
     )
@@ -263,31 +282,36 @@ def _layers(seen: Landscape, shown: Sequence[dict[str, Any]], width: int) -> Any
         .mark_point(**arrow)
         .encode(x=x, y=y, angle=alt.Angle("angle:Q", scale=None))
     )
-    tooltip = [alt.Tooltip("label:N", title="learning rate"), "step:Q", "loss:Q"]
     on = {name: alt.Chart(alt.NamedData(name=name)).encode(x=x, y=y) for name in ("paths", "front", "floors")}
-    paths = on["paths"].encode(color=colour, order="step:Q", tooltip=tooltip)
-    front = on["front"].encode(order="step:Q", tooltip=tooltip)
     at_start = {"shape": "square", "filled": True, "size": 90, "color": "black", "opacity": 1}
     start = alt.layer(*(on[n].transform_filter("datum.step == 0").mark_point(**at_start) for n in ("paths", "front")))
+    for name in ("paths", "front"):
+        on[name], loss = said(on[name], "loss", "loss")
+        on[name] = on[name].encode(
+            order="step:Q", tooltip=[alt.Tooltip("label:N", title="learning rate"), "step:Q", loss]
+        )
+    paths, front = on["paths"].encode(color=colour), on["front"]
     letters = on["floors"].encode(text="valley:N")
-    title = alt.TitleParams(f"{seen.problem}, {seen.optimizer}", subtitle=seen.note, anchor="start")
-    return (
+    casing = {"strokeWidth": 4, "clip": True, "color": "#333"}  # a light line would be lost on the light bands
+    made = (
         alt.layer(
             cells,
             field,
             alt.layer(
+                on["paths"].mark_line(**casing).encode(detail="label:N"),
                 paths.mark_line(strokeWidth=2.5, clip=True, cursor="pointer"),
                 paths.mark_point(filled=True, size=22, opacity=1, clip=True, cursor="pointer"),
             ),
             alt.layer(
                 front.mark_line(strokeWidth=6, clip=True, color="white"),
-                front.mark_line(strokeWidth=3.5, clip=True, color="#e69f00"),
-                front.mark_point(filled=True, size=26, opacity=1, clip=True, color="#e69f00"),
+                front.mark_line(strokeWidth=3, clip=True, color="black"),
+                front.mark_point(filled=True, size=26, opacity=1, clip=True, color="black"),
             ),
             start,
             letters.mark_text(clip=True, fontSize=19, fontWeight="bold", stroke="white", strokeWidth=4, color="white"),
             letters.mark_text(clip=True, fontSize=19, fontWeight="bold", color="black"),
         )
         .resolve_scale(color="independent")
-        .properties(width=width, height=width * 3 // 4, title=title)
+        .properties(width=width, height=width * 3 // 4, title=alt.TitleParams("", anchor="start"))
     )
+    return spec(made)

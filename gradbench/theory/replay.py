@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from gradbench.inputs.optimizer import Optimizer, load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast
 from gradbench.program.minibatch import batch_rows, take_rows
-from gradbench.program.program import State, Trial, numerics, order_key
+from gradbench.program.program import State, Trial, initialise, numerics, order_key
+
+CALL_BYTES = 2**26  # of the params whose losses are found in one call
 
 
 class Replay(NamedTuple):
@@ -27,11 +30,18 @@ class Replay(NamedTuple):
 
 
 def start(problem: Problem, seed: int, dtype: str) -> np.ndarray:
-    """Where a seed's trial starts, flattened (P,). Starts are drawn in float32, as in a sweep."""
-    with jax.enable_x64(False):
-        params = problem.init(jax.random.key(seed))
+    """Where a seed's trial starts, flattened (P,)."""
+    params = jax.tree.map(lambda leaf: leaf[0], _starts(problem, [seed]))
     with jax.enable_x64(dtype == "float64"):
         return np.asarray(ravel_pytree(cast(params, dtype))[0])
+
+
+def _starts(problem: Problem, seeds: Sequence[int]) -> Params:
+    """Starting points with a leading axis for the seeds, drawn in float32, as in a sweep, by the program of a sweep."""
+    distinct, place = np.unique(np.asarray(seeds, np.uint32), return_inverse=True)
+    with jax.enable_x64(False):
+        starts = initialise(problem, jax.default_backend())(jnp.asarray(distinct))
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[place], starts)
 
 
 def flat_loss(problem: Problem, dtype: str):
@@ -44,6 +54,29 @@ def flat_loss(problem: Problem, dtype: str):
     return lambda flat, data: problem.loss(unravel(flat), data)
 
 
+def losses_at(problem: Problem, plan: SweepPlan) -> Callable[[np.ndarray], np.ndarray]:
+    """(N, P) flat params -> (N,) losses of all the data, with the plan's arithmetic: one program, whatever N is."""
+    loss = flat_loss(problem, plan.dtype)
+    with numerics(plan.dtype, plan.precision):
+        data, wide = cast(problem.data, plan.dtype), jnp.promote_types(jnp.float32, plan.dtype)
+    program = jax.jit(lambda points, data: jax.lax.map(lambda point: loss(point, data).astype(wide), points))
+
+    def evaluate(points: np.ndarray) -> np.ndarray:
+        rows = at_once(points.shape[1])
+        whole = np.zeros((-(-len(points) // rows) * rows, points.shape[1]), jnp.dtype(plan.dtype))
+        whole[: len(points)] = points
+        with numerics(plan.dtype, plan.precision):
+            parts = [np.asarray(program(whole[k : k + rows], data)) for k in range(0, len(whole), rows)]
+        return np.concatenate(parts)[: len(points)]
+
+    return evaluate
+
+
+def at_once(size: int) -> int:
+    """How many flat params of `size` numbers `losses_at` takes in one call of its program."""
+    return int(np.clip(CALL_BYTES // (8 * size), 1, 1024))
+
+
 def replay(
     problem: Problem,
     optimizer: str | Optimizer,
@@ -51,42 +84,74 @@ def replay(
     trials: Sequence[tuple[float, int]],
     steps: Sequence[int],
 ) -> Replay:
-    """Run `trials`, each (learning_rate, seed), again with the plan's arithmetic, keeping params at `steps`.
+    """`replays` of one optimizer."""
+    [made] = replays(problem, {optimizer: trials}, plan, steps)
+    return made
 
-    One compiled program up to the last of `steps` (sorted, without repeats); the memory is trials × steps × parameters.
+
+def replays(
+    problem: Problem,
+    trials: Mapping[Any, Sequence[tuple[float, int]]],
+    plan: SweepPlan,
+    steps: Sequence[int],
+    losses: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> list[Replay]:
+    """Run the `trials` of each optimizer (a spec or an Optimizer), each (learning_rate, seed), again with the plan's
+    arithmetic, keeping params at `steps`; `losses` is `losses_at` of the problem, where the caller has it.
+
+    One compiled program up to the last of `steps` (sorted, without repeats), which most of the time goes into: so it
+    has the gradient once, of the trials of all optimizers together. The memory is trials × steps × parameters.
     Raises OptimizerError as a sweep does.
     """
     wanted = np.asarray(steps, np.int32)
     with numerics(plan.dtype, plan.precision):
-        loaded = load_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
-        trial = Trial.of(problem, loaded, plan)
-    loss = flat_loss(problem, plan.dtype)
+        kinds = [Trial.of(problem, load_optimizer(of) if isinstance(of, str) else of, plan) for of in trials]
+    counts = [len(of) for of in trials.values()]
+    seeds = np.asarray([seed for of in trials.values() for _, seed in of], np.uint32)
+    axis = None if plan.batch_size is None else 0  # of what a step sees: all the data, or a batch for each trial
+    gradient = jax.vmap(jax.value_and_grad(problem.loss), in_axes=(0, axis))
 
-    def one(rate: jax.Array, seed: jax.Array, params: Params, data: Data) -> tuple[jax.Array, jax.Array]:
-        key = order_key(seed)
+    def parts(tree: Any) -> list[Any]:
+        ends = np.cumsum([0, *counts])
+        return [jax.tree.map(lambda leaf, i=i, j=j: leaf[i:j], tree) for i, j in pairwise(ends)]
 
-        def update(step: jax.Array, state: State) -> State:
-            if plan.batch_size is None:
-                batch = data
-            else:
-                assert problem.examples is not None
-                batch = take_rows(data, batch_rows(step, problem.examples, plan.batch_size, key), problem.examples)
-            return trial.step(state, rate, batch)[0]
+    def batches(step: jax.Array, seeds: jax.Array, data: Data) -> Data:
+        if plan.batch_size is None:
+            return data
+        size, examples = plan.batch_size, problem.examples
+        assert examples is not None
+        return jax.vmap(lambda seed: take_rows(data, batch_rows(step, examples, size, order_key(seed)), examples))(
+            seeds
+        )
 
-        def until(state: State, ends: jax.Array) -> tuple[State, jax.Array]:
-            state = jax.lax.fori_loop(ends[0], ends[1], update, state)
-            return state, ravel_pytree(state.params)[0]
+    def run(rates: list[jax.Array], seeds: jax.Array, params: Params, data: Data) -> jax.Array:
+        def update(step: jax.Array, states: list[State]) -> list[State]:
+            batch = batches(step, seeds, data)
+            values, grads = gradient(together([state.params for state in states]), batch)
+            seen = [batch] * len(kinds) if axis is None else parts(batch)
+            return [
+                jax.vmap(kind.update, in_axes=(0, 0, axis, 0, 0))(state, rate, own, value, grad)[0]
+                for kind, state, rate, own, value, grad in zip(kinds, states, rates, seen, parts(values), parts(grads))
+            ]
+
+        def until(states: list[State], ends: jax.Array) -> tuple[list[State], jax.Array]:
+            states = jax.lax.fori_loop(ends[0], ends[1], update, states)
+            return states, jax.vmap(lambda params: ravel_pytree(params)[0])(together([s.params for s in states]))
 
         ends = jnp.stack([jnp.asarray([0, *wanted[:-1]], jnp.int32), jnp.asarray(wanted)], axis=1)
-        _, kept = jax.lax.scan(until, trial.start(params, rate), ends)
-        return kept, jax.lax.map(lambda position: loss(position, data).astype(rate.dtype), kept)
+        begin = [jax.vmap(kind.start)(*each) for kind, *each in zip(kinds, parts(params), rates)]
+        return jax.lax.scan(until, begin, ends)[1]
 
-    with jax.enable_x64(False):
-        unlike = {seed: problem.init(jax.random.key(seed)) for _, seed in trials}  # vmap's compile would cost a second
-        starts = jax.tree.map(lambda *leaves: np.stack(leaves), *(unlike[seed] for _, seed in trials))
+    starts = _starts(problem, seeds.tolist())
     with numerics(plan.dtype, plan.precision):
-        rates = jnp.asarray([rate for rate, _ in trials], jnp.promote_types(jnp.float32, plan.dtype))
-        seeds = jnp.asarray([seed for _, seed in trials], jnp.uint32)
-        many = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None)))
-        params, losses = many(rates, seeds, cast(starts, plan.dtype), cast(problem.data, plan.dtype))
-        return Replay(wanted, np.asarray(params), np.asarray(losses))
+        kind = jnp.promote_types(jnp.float32, plan.dtype)
+        rates = [jnp.asarray([rate for rate, _ in of], kind) for of in trials.values()]
+        kept = jax.jit(run)(rates, seeds, cast(starts, plan.dtype), cast(problem.data, plan.dtype))
+    flat = np.asarray(kept).swapaxes(0, 1)
+    found = (losses or losses_at(problem, plan))(flat.reshape(-1, flat.shape[-1])).reshape(flat.shape[:2])
+    return [Replay(wanted, *each) for each in zip(parts(flat), parts(found))]
+
+
+def together(trees: Sequence[Any]) -> Any:
+    """One tree of several, along the leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)

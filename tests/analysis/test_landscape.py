@@ -41,6 +41,18 @@ def test_the_plane_of_many_parameters_holds_the_start_and_the_best_point():
     assert "projected" in seen.note
 
 
+def test_the_window_holds_the_whole_of_every_best_path():
+    """Momentum swings past the minimum, further than gradient descent's path goes."""
+    problem = gradbench.load_problem("quadratic_bowl[dim=2,condition=10]")
+    rates = {0.3: "right", 3.0: "diverging"}
+    seen = landscape(problem, "sgd", rates, SweepPlan(steps=60), others={"momentum": {0.1: "right"}}, grid=5)
+    for path in seen.paths:
+        if path["word"] == "right":
+            assert not path["left"]
+            assert seen.x[0] < min(path["x"]) <= max(path["x"]) < seen.x[-1]
+            assert seen.y[0] < min(path["y"]) <= max(path["y"]) < seen.y[-1]
+
+
 def test_a_landscape_needs_two_parameters():
     with pytest.raises(PlanError, match="two parameters"):
         landscape(gradbench.load_problem("quadratic_bowl[dim=1]"), "sgd", {0.1: "right"}, SweepPlan())

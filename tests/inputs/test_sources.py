@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import html
 import json
 
 import numpy as np
@@ -19,7 +18,7 @@ from gradbench.errors import RecordError
 from gradbench.inputs.sources import fingerprint, recorded_file, recorded_problem, sources
 from gradbench.record.store import write_json
 from gradbench.reporting import write_report
-from gradbench.reporting.scenery import scenes
+from gradbench.reporting.scenery import landscape_views
 
 BOWL = """
 import jax.numpy as jnp
@@ -156,24 +155,23 @@ def test_a_problem_of_ours_is_had_again_as_it_was():
 def test_another_problem_of_the_same_name_is_not_drawn_and_the_page_says_why(tmp_path, change, words):
     run = recorded(**change)
     run.info["problems"][run.plan.problems[0]]["curvature"] = None
-    found = scenes([run])
-    assert [(scene.seen, scene.ends, scene.largest_at_start) for scene in found.values()] == [(None, [], None)]
-    assert f"No landscape, and no limit at the start: {html.escape(found[run.plan.problems[0]].missing)}." in (
-        write_report([run], tmp_path / "page.html").read_text()
-    )
+    found = landscape_views([run])
+    assert [(view.seen, view.ends, view.largest_at_start) for view in found.values()] == [(None, [], None)]
+    page = write_report([run], tmp_path / "page.html").read_text()
+    assert json.dumps(found[run.plan.problems[0]].missing) in page  # which the page's script shows
     assert words in found[run.plan.problems[0]].missing
 
 
 def test_a_problem_is_not_drawn_where_another_run_on_the_page_had_another():
     runs = [recorded(), recorded(sha256="0" * 64)]
-    [scene] = scenes(runs).values()
-    assert scene.missing.startswith("linear_regression.py here is not the file of this run")
+    [view] = landscape_views(runs).values()
+    assert view.missing.startswith("linear_regression.py here is not the file of this run")
 
 
 def test_a_record_of_before_there_were_digests_is_drawn_as_before():
     run = make_run(problems=["beale"], optimizers=["sgd"], rates=(1e-4, 1e-3))
     run.info["problems"]["beale"]["parameters"] = 2
-    assert scenes([run])["beale"].seen is not None
+    assert landscape_views([run])["beale"].seen is not None
 
 
 @pytest.mark.parametrize(

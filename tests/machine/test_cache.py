@@ -17,7 +17,7 @@ from gradbench.record.store import Run, load_run
 
 # The command line with the least of timing, but of one trial alone as well.
 COMMAND = """
-import gradbench.cli.main as cli, quick
+import gradbench.__main__ as cli, quick
 from gradbench.engine import runner
 timed = runner.TIMED
 quick.time_little()

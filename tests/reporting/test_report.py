@@ -19,9 +19,11 @@ from gradbench.errors import GradbenchError
 from gradbench.inputs.problem import load_problem
 from gradbench.record.schema import SCHEMAS
 from gradbench.reporting import write_figures, write_report
+from gradbench.reporting.charts import COLOURS, RATES, encodings, rate_colour
 from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, page_data
 from gradbench.reporting.figures import figure_specs
+from gradbench.reporting.scenery import landscape_views
 from gradbench.theory.curvature import measured_curvature
 
 SHARPNESS = SCHEMAS["sharpness"]
@@ -38,15 +40,91 @@ def page_json(path):
 
 
 def test_the_answer_is_one_sentence_with_its_numbers():
-    [(_, problem, best, others, _)] = answers([make_run(decay=diverging)])
+    [(_, problem, best, others, notes)] = answers([make_run(decay=diverging)])
     assert problem == "quadratic_bowl"
     # exp(-1 × step) = 1e-4 at step 9.2, so 10 of them (and the slower seed as well), at 1.04 ms
-    assert best == "adam at 1 reaches 0.0001 in 10 steps, 10.4 ms; no neighbour on the grid is as good; " + (
-        "no learning rate tried diverges."
+    assert best == "adam: best at learning rate 1, the highest tried, where it reaches the target in 10 steps, " + (
+        "10.4 ms; no neighbour on the grid is as good; no learning rate tried diverges."
     )
     assert others == [
-        "sgd at 0.1 reaches 0.0001 in 92 steps, 95.7 ms; no neighbour on the grid is as good; diverges above 0.1."
+        "sgd: best at learning rate 0.1, where it reaches the target in 92 steps, 95.7 ms; 33 % diverge; "
+        "no neighbour on the grid is as good; diverges above 0.1."
     ]
+    assert notes == [
+        "The target is 0.0001 of the first gap to the minimum, 0.",
+        "quadratic_bowl × adam: the best learning rate is the highest tried; go on with "
+        "gradbench run quadratic_bowl -o adam --lr 1:100:5 --steps 100.",
+    ]
+
+
+def test_the_winner_of_a_problem_is_the_pair_of_its_answer():
+    page = page_data([make_run(problems=["a", "b"], decay=diverging)])
+    assert [(pair["problem"], pair["optimizer"]) for pair in page["pairs"] if pair["winner"]] == [
+        ("a", "adam"),
+        ("b", "adam"),
+    ]
+
+
+def test_without_timings_the_page_says_so_and_has_no_chart_of_them(tmp_path):
+    run = make_run(optimizers=["sgd"])
+    run = dataclasses.replace(run, timings=run.timings.slice(0, 0))
+    text = write_report([run], tmp_path / "page.html").read_text()
+    assert "Nothing was timed" in text
+    assert 'id="timing"' not in text
+    assert "step-cost" not in figure_specs([run])
+
+
+@pytest.mark.parametrize(
+    ("trusted", "value_p25", "batch", "why"),
+    [
+        (False, 2e-3, None, "not measured reliably"),
+        (True, 1e-3, None, "quartiles overlap"),
+        (True, 2e-3, None, "two programs"),
+        (True, 2e-3, 64, "of a batch of 64, and alone it is timed on all the data"),
+    ],
+)
+def test_a_solo_step_below_the_loss_alone_comes_with_its_reason(trusted, value_p25, batch, why, tmp_path):
+    run = make_run(optimizers=["sgd"])  # a solo step takes 1.04 ms, its upper quartile is 1.08 ms
+    alone = run.timings.to_pylist()[0] | {"optimizer": None, "mode": "value", "trusted": trusted}
+    alone |= {"step_s_median": 3e-3, "step_s_p25": value_p25, "step_s_p75": 4e-3}
+    rows = [*run.timings.to_pylist(), alone]
+    run = dataclasses.replace(run, timings=pa.Table.from_pylist(rows, schema=run.timings.schema))
+    run.info["plan"]["batch_size"] = batch
+    text = write_report([run], tmp_path / "page.html").read_text()
+    assert re.search(rf"a solo step of sgd, 1.04 ms, is below the loss alone, 3 ms: [^.]*{why}", text)
+
+
+@pytest.mark.parametrize(
+    ("facts", "optimizer", "why"),
+    [
+        ({"parameters": 2_000_000}, "sgd", "the problem has 2,000,000 parameters, and at most 1,000,000 are drawn"),
+        ({"parameters": 0}, "sgd", "the record does not say how many parameters the problem has"),
+        ({}, "./mine.py", "all optimizers are a user's own, and a record's files are not run"),
+    ],
+)
+def test_where_there_is_no_landscape_there_is_a_reason(facts, optimizer, why):
+    run = make_run(optimizers=[optimizer])
+    run.info["problems"]["quadratic_bowl"] |= facts
+    view = landscape_views([run])["quadratic_bowl"]
+    assert (view.seen, view.missing) == (None, why)
+
+
+def test_an_optimizer_has_one_colour_in_every_chart(tmp_path):
+    charts_of = page_json(write_report([make_run()], tmp_path / "page.html"))["charts"]
+    scales = [
+        encoding["color"]["scale"]
+        for made in charts_of.values()
+        for encoding in encodings(made)
+        if encoding.get("color", {}).get("field") in ("optimizer", "solver")
+    ]
+    assert len(scales) > 5
+    assert all(scale == {"domain": ["sgd", "adam"], "range": COLOURS} for scale in scales)
+    assert not {*COLOURS} & {*RATES}
+
+
+def test_a_learning_rates_colour_is_interpolated_on_a_logarithmic_scale():
+    assert [rate_colour(rate, 1e-4, 1.0) for rate in (1e-4, 1e-2, 1.0)] == [RATES[0], RATES[4], RATES[-1]]
+    assert rate_colour(0.1, 0.1, 0.1) == RATES[0]
 
 
 def test_diverged_trials_are_on_the_page_as_diverged(tmp_path):
@@ -86,7 +164,7 @@ def test_several_runs_overlay(tmp_path):
     runs = [make_run(), make_run(identifier="20260102T000000Z-fedcba")]
     page = page_json(write_report(runs, tmp_path / "page.html"))
     assert {pair["run"] for pair in page["pairs"]} == {"abcdef", "fedcba"}
-    assert page["charts"]["sensitivity"]["layer"][3]["encoding"]["strokeDash"]["field"] == "run"
+    assert page["charts"]["sensitivity"]["layer"][4]["encoding"]["strokeDash"]["field"] == "run"
 
 
 def test_the_runs_of_a_problem_stand_together():
@@ -111,24 +189,28 @@ def test_problems_have_a_landscape_and_a_records_own_files_are_not_run(tmp_path)
     for facts in run.info["problems"].values():
         facts["parameters"] = 2
     page = page_json(write_report([run], tmp_path / "page.html"))
-    assert list(page["scenes"]) == ["rosenbrock"]
-    assert page["scenes"]["rosenbrock"]["spec"]["title"]["text"] == "rosenbrock, sgd"
+    assert page["landscapes"]["rosenbrock"]["spec"]["title"]["text"] == "rosenbrock, sgd"
+    theirs = page["landscapes"]["./mine.py"]
+    assert theirs["spec"] is None
+    assert theirs["missing"].endswith("not one of gradbench's own problems, and a record's files are not run")
 
 
 def test_a_record_reports_without_the_data_file_it_was_made_from(tmp_path):
     run = make_run(problems=["linear_regression[data=gone.csv]"], optimizers=["sgd"])
-    assert page_json(write_report([run], tmp_path / "page.html"))["scenes"] == {}
+    [view] = page_json(write_report([run], tmp_path / "page.html"))["landscapes"].values()
+    assert view["spec"] is None
+    assert "gone.csv" in view["missing"]
 
 
 def test_every_learning_rate_of_every_optimizer_has_a_path_in_the_landscape(tmp_path):
     run = make_run((1e-4, 1e-3, 1e-2), problems=["rosenbrock"])
     run.info["problems"]["rosenbrock"] |= {"parameters": 2, "curvature": None}
     page = page_json(write_report([run], tmp_path / "page.html"))
-    paths = page["scenes"]["rosenbrock"]["paths"]
+    paths = page["landscapes"]["rosenbrock"]["paths"]
     assert {(path["optimizer"], path["learning_rate"]) for path in paths} == {
         (optimizer, rate) for optimizer in ("sgd", "adam") for rate in (1e-4, 1e-3, 1e-2)
     }
-    steps = page["scenes"]["rosenbrock"]["steps"]
+    steps = page["landscapes"]["rosenbrock"]["steps"]
     assert all(len(path["x"]) == len(path["loss"]) == len(steps) or path["left"] for path in paths)
 
 
@@ -148,11 +230,11 @@ def test_the_valley_of_every_trial_is_on_the_page(tmp_path):
     run = make_run(rates, seeds=8, optimizers=["sgd"], problems=["himmelblau"], steps=200, decay=lambda _, r: 1 - r)
     run.info["problems"]["himmelblau"] |= {"parameters": 2, "curvature": None}
     page = page_json(write_report([run], tmp_path / "page.html"))
-    ends = {(row["learning_rate"], row["seed"]): row["valley"] for row in page["scenes"]["himmelblau"]["ends"]}
+    ends = {(row["learning_rate"], row["seed"]): row["valley"] for row in page["landscapes"]["himmelblau"]["ends"]}
     assert set(ends) == {(rate, seed) for rate in rates for seed in range(8)}
     assert {ends[10.0, seed] for seed in range(8)} == {"diverged"}
     assert {ends[rate, seed] for rate in rates[:2] for seed in range(8)} <= {"A", "B", "C", "D"}
-    floors = page["scenes"]["himmelblau"]["spec"]["datasets"]["floors"]
+    floors = page["landscapes"]["himmelblau"]["spec"]["datasets"]["floors"]
     assert {floor["valley"] for floor in floors} == set(ends.values()) - {"diverged"}
 
 
@@ -255,6 +337,13 @@ async function probe() {
   const scale = document.getElementById("scale");
   scale.value = "linear"; scale.dispatchEvent(new Event("change"));
   await pause(300);
+  result.hash = location.hash;
+  history.back();
+  await until(() => scale.value === "log");
+  await pause(300);
+  result.back = [scale.value, said()];
+  const words = [...document.querySelectorAll("main td, main p, main text")].map((e) => e.textContent);
+  result.nulls = words.filter((text) => /\bnull\b/.test(text));
   result.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   result.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
   result.faults = faults;
@@ -265,6 +354,19 @@ probe();
 </script>"""
 
 
+def in_chromium(path, width, fragment=""):
+    """What the page's own script left in the element with the id result."""
+    assert CHROMIUM is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update"]
+    flags += [f"--user-data-dir={path.parent / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    flags += [f"--window-size={width},900", "--virtual-time-budget=20000", "--dump-dom", path.as_uri() + fragment]
+    page = subprocess.run([CHROMIUM, *flags], capture_output=True, text=True, timeout=90)
+    found = re.search(r'<pre id="result">(.*?)</pre>', page.stdout)
+    assert found, page.stderr[-2000:]
+    return json.loads(html.unescape(found.group(1)))
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 @pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
 @pytest.mark.parametrize("width", [1280, 500])
@@ -272,21 +374,13 @@ def test_in_chromium_a_click_on_a_learning_rate_changes_the_linked_views(width, 
     path = write_report([make_run(optimizers=["sgd"], decay=diverging)], tmp_path / "page.html")
     before, _, after = path.read_text().rpartition("</body>")
     path.write_text(before + PROBE + "</body>" + after)
-    assert CHROMIUM is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    flags += [
-        "--disable-background-networking",
-        "--disable-component-update",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},900", "--virtual-time-budget=20000"]
-    page = subprocess.run([CHROMIUM, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=90)
-    found = re.search(r'<pre id="result">(.*?)</pre>', page.stdout)
-    assert found, page.stderr[-2000:]
-    result = json.loads(html.unescape(found.group(1)))
+    result = in_chromium(path, width)
     assert result["faults"] == []
     assert result["requests"] == []
     assert result["wide"] <= 0  # nothing sticks out at the side
+    assert result["nulls"] == []
+    assert result["hash"] == "#problem=quadratic_bowl&optimizer=sgd&lr=1&loss=linear&time=steps"
+    assert result["back"] == ["log", result["slid"][0]]
     assert "learning rate 0.1: converged" in result["before"][0]
     assert "learning rate 0.01: slow" in result["clicked"][0]
     assert "learning rate 1: diverged" in result["slid"][0]
@@ -295,6 +389,39 @@ def test_in_chromium_a_click_on_a_learning_rate_changes_the_linked_views(width, 
     assert [result[key][2][0] for key in ("before", "clicked", "slid")] == [0.1, 0.01, 1.0]
     assert all("the path of this learning rate" in result[key][2][1] for key in ("before", "clicked", "slid"))
     assert math.isfinite(result["ready_ms"])
+
+
+LINKED = """<script>
+(async () => {
+  for (let i = 0; i < 200 && !document.body.dataset.ready; i++) await new Promise((next) => setTimeout(next, 25));
+  const made = document.createElement("pre"); made.id = "result";
+  made.textContent = JSON.stringify([find("detail").textContent, find("scale").value, find("time").value]);
+  document.body.append(made);
+})();
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
+@pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
+@pytest.mark.parametrize(
+    ("fragment", "starts", "axes"),
+    [
+        ("", "quadratic_bowl, adam, learning rate 1: ", ["log", "steps"]),
+        (
+            "#optimizer=sgd&lr=0.011&loss=linear&time=seconds",
+            "quadratic_bowl, sgd, learning rate 0.01: ",
+            ["linear", "seconds"],
+        ),
+        ("#problem=none", "quadratic_bowl, adam, learning rate 1: ", ["log", "steps"]),
+    ],
+)
+def test_in_chromium_a_link_opens_its_view_and_the_winner_without_one(fragment, starts, axes, tmp_path):
+    path = write_report([make_run(decay=diverging)], tmp_path / "page.html")
+    before, _, after = path.read_text().rpartition("</body>")
+    path.write_text(before + LINKED + "</body>" + after)
+    detail, *rest = in_chromium(path, 1280, fragment)
+    assert detail.startswith(starts)
+    assert rest == axes
 
 
 def check_record(path, problem="quadratic_bowl", verdict="PASS", written="2026-01-01T00:00:00Z"):
