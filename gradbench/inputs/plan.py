@@ -336,6 +336,8 @@ def _rates_as_kept(rates: Any) -> str | tuple[float, ...]:
         return rates
     rates = _plain(rates)
     try:
+        if isinstance(rates, Mapping):
+            raise TypeError
         rates = [rates] if isinstance(rates, int | float) else [_plain(rate) for rate in rates]
     except TypeError:
         raise PlanError(f"learning rates: need low:high:count or numbers, got {type(rates).__name__}") from None

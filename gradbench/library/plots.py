@@ -58,7 +58,7 @@ class Plots:
         return _chart(made)
 
     def landscape(self, problem: str | None = None) -> Any:
-        """The loss over two parameters, or over the plane of a trial's path, with paths of representative learning rates.
+        """The loss over two parameters, or over the plane of a trial's path, with paths of some rates.
 
         Computed anew: seconds. Raises GradbenchError with the reason where a problem has none.
         """

@@ -15,7 +15,7 @@ from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, pr
 from gradbench.analysis.verdicts import Reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
-from gradbench.tables import number
+from gradbench.tables import GO_ON, number
 from gradbench.theory.quadratic import predicted_rate
 
 CURVE_VALUES = 120_000  # of all curves on a page: about 8 bytes each
@@ -249,7 +249,7 @@ def answers(runs: Sequence[Run]) -> list[Answer]:
         for problem in dict.fromkeys(pair.problem for pair in pairs):
             ranked = sorted((pair for pair in pairs if pair.problem == problem), key=rank)
             best, *others = map(sentence, ranked)
-            notes = [f"{note}." for note in pair_notes(run, ranked)]
+            notes = [note if GO_ON in note else f"{note}." for note in pair_notes(run, ranked)]
             found.append(Answer(name, problem, best, others, [target_words(run, ranked[0].reference), *notes]))
     order = list(dict.fromkeys(answer.problem for answer in found))
     return sorted(found, key=lambda answer: order.index(answer.problem))

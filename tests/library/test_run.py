@@ -193,7 +193,7 @@ def sweep_two(sweep, progress):
     sweep("quadratic_bowl[dim=2]", ["sgd", "adam"], [0.1], seeds=1, steps=3, progress=progress)
 
 
-def test_a_program_is_told_nothing_unless_it_asks(sweep, capfd):
+def test_a_program_is_told_nothing_unless_it_asks(sweep, capfd, compiled_afresh):
     sweep_two(sweep, None)
     assert capfd.readouterr() == ("", "")
     sweep_two(sweep, True)
@@ -202,7 +202,7 @@ def test_a_program_is_told_nothing_unless_it_asks(sweep, capfd):
     assert capfd.readouterr() == ("", lines)
 
 
-def test_a_notebook_shows_a_bar_that_goes(sweep, monkeypatch, capfd):
+def test_a_notebook_shows_a_bar_that_goes(sweep, monkeypatch, capfd, compiled_afresh):
     shown = []
     handle = SimpleNamespace(update=shown.append)
     ipython, display = ModuleType("IPython"), ModuleType("IPython.display")

@@ -52,8 +52,8 @@ def test_the_answer_is_one_sentence_with_its_numbers():
     ]
     assert notes == [
         "The target is 0.0001 of the first gap to the minimum, 0.",
-        "quadratic_bowl × adam: the best learning rate is the highest tried; go on with "
-        "gradbench run quadratic_bowl -o adam --lr 1:100:5 --steps 100.",
+        "quadratic_bowl × adam: the best learning rate is the highest tried; go on with: "
+        "gradbench run quadratic_bowl -o adam --lr 1:100:5 --steps 100",
     ]
 
 
