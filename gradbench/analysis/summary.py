@@ -66,8 +66,9 @@ class PairSummary:
         learning rate works: each diverges, or ends no lower than it began.
     ties: the other learning rates that do as well: as many steps, and gaps that are not told apart.
     good: the unbroken stretch of the grid around the best where every seed reaches the target in at most `factor` times
-        the best's median steps, or ends under `floor`. Where the best does not reach it: where every seed ends within
-        `factor` times the best's gap (or the floor), and has come down by at least 1/factor of what the best has.
+        the best's median steps, or ends under `floor` (not of a target: ends below one differ). Where the best does
+        not reach it: where every seed ends within `factor` times the best's gap (or the floor), and has come down by at
+        least 1/factor of what the best has.
     edge: (largest learning rate below, smallest at) which more than half of the seeds diverge; None on a side the
         grid does not have.
     stable_limit: above it theory says a quadratic of the problem's L diverges; None where L or the theory is unknown.
@@ -222,7 +223,7 @@ def summarise_tables(
             rates,
             best,
             _ties(rates, best, floors[problem]),
-            _good(rates, best, floors[problem], factor),
+            _good(rates, best, floors[problem], factor, equal_ends=against.kind != "target"),
             _edge(rates),
             stable_limit(optimizer, curvature[1]) if curvature else None,
             diverged_share=float(np.mean(np.asarray(rows["verdict"]) == "diverged")),
@@ -302,7 +303,7 @@ def _ties(rates: list[RateSummary], best: RateSummary | None, floor: float) -> l
 
 
 def _good(
-    rates: list[RateSummary], best: RateSummary | None, floor: float, factor: float
+    rates: list[RateSummary], best: RateSummary | None, floor: float, factor: float, equal_ends: bool
 ) -> tuple[float, float] | None:
     if best is None:
         return None
@@ -311,7 +312,7 @@ def _good(
 
     def is_good(rate: RateSummary) -> bool:
         if best.steps_to_target is not None:
-            return rate.steps_worst <= factor * best.steps_to_target or rate.gap_high <= floor
+            return rate.steps_worst <= factor * best.steps_to_target or (equal_ends and rate.gap_high <= floor)
         return rate.gap_high <= gap and 1 - rate.gap_high >= progress
 
     low = high = rates.index(best)

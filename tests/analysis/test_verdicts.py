@@ -99,7 +99,7 @@ CASES = {
     ),
     "a target not reached": Case(square(target=-1.0), [0.1, 0.5], ["stalled"] * 2, 0.1, (0.1, 0.5), "target"),
     "a target reached": Case(
-        square(target=0.01), [1e-3, 0.1, 0.4], ["slow", "converged", "converged"], 0.4, (0.1, 0.4), "target", "highest"
+        square(target=0.01), [1e-3, 0.1, 0.4], ["slow", "converged", "converged"], 0.4, (0.4, 0.4), "target", "highest"
     ),
     "a minimum that is none": Case(
         square(minimum=0.5),
