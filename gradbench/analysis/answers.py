@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from gradbench.analysis.profiles import best_rate_interval
-from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, summarise, summarise_all
+from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, summarise
 from gradbench.analysis.verdicts import Reference
-from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.inputs.plan import command
-from gradbench.inputs.sources import given_as_object, recorded_file
+from gradbench.inputs.sources import given_as_object
 from gradbench.record.store import Run
-from gradbench.tables import GO_ON, Column, check_format, note_lines, number, percent, render, seconds, to_json
+from gradbench.tables import GO_ON, Column, note_lines, number, percent, render, seconds
 
 SUMMARY = (
     Column("record", "record", str),
@@ -144,7 +141,7 @@ def run_table(run: Run, output_format: str) -> str:
     left_out = ("record", "best_range", "good_decades", "edge", "stable_limit", "limit")
     narrow = [column for column in SUMMARY if column.key not in left_out]
     text = render([summary_row(pair) for pair in pairs], narrow, output_format)
-    return text if output_format in ("json", "csv") else _with_notes([text], pair_notes(run, pairs), output_format)
+    return text if output_format in ("json", "csv") else with_notes([text], pair_notes(run, pairs), output_format)
 
 
 def pair_sentence(pair: PairSummary) -> str:
@@ -163,7 +160,7 @@ def pair_sentence(pair: PairSummary) -> str:
     return f"{text}; {percent(pair.diverged_share)} diverge" if pair.diverged_share else text
 
 
-def _words(to: Reference) -> str:
+def reference_words(to: Reference) -> str:
     """A reference in full."""
     return f"{to.words}, {number(to.loss)}" + ("" if to.trial is None else f" (trial {to.trial})")
 
@@ -203,109 +200,6 @@ def _go_on(run: Run, pair: PairSummary, end: str) -> str:
     return command(run.plan, problems=(pair.problem,), optimizers=(pair.optimizer,), learning_rates=rates)
 
 
-def _with_notes(blocks: Sequence[str], notes: Sequence[str], output_format: str) -> str:
+def with_notes(blocks: Sequence[str], notes: Sequence[str], output_format: str) -> str:
     lines = note_lines(notes, output_format)
     return "\n\n".join([*blocks, *(["\n".join(lines)] if lines else [])])
-
-
-def compare_text(
-    runs: Run | Sequence[Run],
-    output_format: str,
-    factor: float,
-    problems: Sequence[str] = (),
-    optimizers: Sequence[str] = (),
-    summary_only: bool = False,
-) -> str:
-    """Every pair's learning rates side by side, then one row per pair, then what is to be noted: a problem that is not,
-    here and now, the one of the record. json has all three; csv the learning rates, or with `summary_only` the pairs.
-    Of several records the same pairs stand together, and gaps are to one reference for all.
-    """
-    check_format(output_format)
-    runs = [runs] if isinstance(runs, Run) else list(runs)
-    for run in runs:
-        if run.trials.num_rows == 0:
-            raise GradbenchError(f"{run.id}: no trial has finished yet, so there is nothing to compare")
-    for given, known, what in (
-        (problems, [name for run in runs for name in run.plan.problems], "problem"),
-        (optimizers, [name for run in runs for name in run.plan.optimizers], "optimizer"),
-    ):
-        for name in given:
-            if name not in known:
-                here = "this record" if len(runs) == 1 else "these records"
-                raise PlanError(
-                    f"no {what} {name!r} in {here}{nearest(name, known)} ({', '.join(dict.fromkeys(known))})"
-                )
-    names = labels(runs)
-    found: dict[tuple[str, str], list[tuple[str, Run, PairSummary]]] = {}
-    for name, run, pairs in zip(names, runs, summarise_all(runs, factor)):
-        for pair in pairs:
-            if (not problems or pair.problem in problems) and (not optimizers or pair.optimizer in optimizers):
-                found.setdefault((pair.problem, pair.optimizer), []).append((name, run, pair))
-    several = len(runs) > 1
-    beside = [[(name, [rate_row(rate, pair) for rate in pair.rates]) for name, _, pair in of] for of in found.values()]
-    summaries = [
-        ({"record": name} if several else {}) | summary_row(pair, run)
-        for of in found.values()
-        for name, run, pair in of
-    ]
-    notes = _differences(runs, names) if several else []
-    for name, run in zip(names, runs):
-        pairs = [pair for of in found.values() for label, _, pair in of if label == name]
-        said = [why for problem in dict.fromkeys(p.problem for p in pairs) if (why := recorded_file(run.info, problem))]
-        notes += [f"{name}: {note}" if several else note for note in [*said, *pair_notes(run, pairs, edges=True)]]
-    if output_format == "json":
-        every = [rows for of in beside for _, rows in of]
-        merged = [s if summary_only else s | {"rates": r} for s, r in zip(summaries, every)]
-        records = [{"record": run.id, "state": run.info["state"]} for run in runs]
-        head = records[0] if not several else {"records": [{"name": n} | r for n, r in zip(names, records)]}
-        return to_json(head | {"factor": factor, "notes": notes, "pairs": merged})
-    if output_format == "csv":
-        rows = [({"record": name} if several else {}) | row for of in beside for name, part in of for row in part]
-        return render(summaries if summary_only else rows, (), "csv")
-    blocks = []
-    if not summary_only:
-        for (problem, optimizer), of in zip(found, beside):
-            title = f"{problem} × {optimizer}: gaps to {_words(found[problem, optimizer][0][2].reference)}"
-            blocks.append(
-                render(*_side_by_side(of), output_format, title)
-                if several
-                else render(of[0][1], RATES, output_format, title)
-            )
-    what = "" if several else f"{runs[0].id} ({runs[0].info['state']}): "
-    title = f"{what}in the good range every seed is within {factor:g}× of the best, over so many decades"
-    columns = SUMMARY if several else SUMMARY[1:]
-    blocks.append(render(summaries, columns, output_format, title))
-    return _with_notes(blocks, notes, output_format)
-
-
-def _side_by_side(of: Sequence[tuple[str, list[dict[str, Any]]]]) -> tuple[list[dict[str, Any]], list[Column]]:
-    """Rows and columns of one table from several records' rows of one pair: a row per learning rate."""
-    rows: dict[float, dict[str, Any]] = {}
-    for name, part in of:
-        for row in part:
-            at = rows.setdefault(row["learning_rate"], {"learning_rate": row["learning_rate"]})
-            at |= {f"{key} of {name}": row[key] for key in BESIDE}
-            at[f"verdict of {name}"] += " (best)" if "best" in row["mark"].split(", ") else ""
-    columns = [column for column in RATES if column.key in BESIDE]
-    named = [
-        dataclasses.replace(column, key=f"{column.key} of {name}", heading=f"{name}: {column.heading}")
-        for name, _ in of
-        for column in columns
-    ]
-    empty = {column.key: "–" if column.show is str else None for column in named}
-    return [empty | rows[rate] for rate in sorted(rows)], [RATES[0], *named]
-
-
-def _differences(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """Problems of one name that are not the same in all records, and settings that differ."""
-    notes = []
-    digests = [(run.info.get("sources") or {}).get("problems", {}) for run in runs]
-    for problem in dict.fromkeys(name for of in digests for name in of):
-        if len({json.dumps(of[problem], sort_keys=True) for of in digests if problem in of}) > 1:
-            notes.append(f"{problem} is not the same problem in these records")
-    plans = [run.plan.to_dict() for run in runs]
-    for key in plans[0]:
-        values = [plan[key] for plan in plans]
-        if key not in ("problems", "optimizers", "learning_rates") and any(value != values[0] for value in values):
-            notes.append(f"{key} is " + ", ".join(f"{value} in {name}" for value, name in zip(values, names)))
-    return notes

@@ -6,11 +6,13 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from gradbench.analysis.answers import compare_text
+from gradbench.analysis.comparison import RecordComparison
 from gradbench.library import show
 from gradbench.record.store import Run
+from gradbench.tables import to_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +36,9 @@ class RunComparison:
     def of(
         cls, runs: Sequence[Run], factor: float, problems: Sequence[str], optimizers: Sequence[str]
     ) -> RunComparison:
-        found = json.loads(compare_text(runs, "json", factor, problems, optimizers))
-        pairs, rates = [], []
-        for pair in found["pairs"]:
-            record = {"record": pair["record"]} if "record" in pair else {}
-            rates += [record | row for row in pair.pop("rates")]
-            pairs.append(pair)
-        return cls(pairs, rates, found["notes"], compare_text(runs, "table", factor, problems, optimizers))
+        found = RecordComparison.of(runs, factor, problems, optimizers)
+        pairs, rates = (json.loads(to_json(rows)) for rows in (found.summaries(), list(chain(*found.rates()))))
+        return cls(pairs, rates, found.notes, found.text("table"))
 
     def __str__(self) -> str:
         return self.text

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 import gradbench
-from gradbench.analysis.answers import compare_text, pair_sentence, run_table
+from gradbench.analysis.answers import pair_sentence, run_table
+from gradbench.analysis.comparison import compare_text
 from gradbench.analysis.summary import summarise, summarise_tables
 from gradbench.analysis.verdicts import Reference, reference, relative_gaps
 from gradbench.errors import GradbenchError

@@ -17,7 +17,8 @@ from rich.cells import cell_len
 from synthetic import make_run
 
 from gradbench import tables
-from gradbench.analysis.answers import compare_text, run_table
+from gradbench.analysis.answers import run_table
+from gradbench.analysis.comparison import compare_text
 from gradbench.analysis.regress import compare_runs, regress_text
 from gradbench.errors import PlanError
 from gradbench.record.store import load_run

@@ -12,6 +12,7 @@ import pytest
 from synthetic import make_run
 
 import gradbench
+from gradbench.analysis.comparison import compare_text
 from gradbench.errors import GradbenchError, PlanError
 from gradbench.gradients.formula import derivative as formula
 from gradbench.library import progress as drawn
@@ -62,7 +63,7 @@ def test_the_best_of_each_pair():
 
 def test_the_summary_is_what_compare_prints():
     run = record()
-    printed = json.loads(gradbench.analysis.answers.compare_text(run, "json", 2.0, summary_only=True))["pairs"]
+    printed = json.loads(compare_text(run, "json", 2.0, summary_only=True))["pairs"]
     assert [(row["optimizer"], row["best_learning_rate"]) for row in run.summary()] == [("sgd", 1.0), ("adam", 0.1)]
     assert [row.keys() for row in run.summary()] == [row.keys() for row in printed]
 
@@ -125,7 +126,7 @@ def test_compare_has_rows_and_reads_as_on_the_command_line():
     found = gradbench.compare(run, optimizers="sgd")
     assert [(row["optimizer"], row["best_learning_rate"]) for row in found.pairs] == [("sgd", 1.0)]
     assert [row["learning_rate"] for row in found.rates] == [0.01, 0.1, 1.0]
-    assert str(found) == gradbench.analysis.answers.compare_text(run, "table", 2.0, optimizers=("sgd",))
+    assert str(found) == compare_text(run, "table", 2.0, optimizers=("sgd",))
     assert "the best learning rate is the highest tried" in found.notes[0]
     assert "<td>mlp</td><td>sgd</td><td>1</td>" in found._repr_html_()
 

@@ -1,0 +1,182 @@
+"""Records compared: every pair's learning rates side by side, of one record or of several against one reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from gradbench.analysis.answers import (
+    BESIDE,
+    RATES,
+    SUMMARY,
+    labels,
+    pair_notes,
+    rate_row,
+    reference_words,
+    summary_row,
+    with_notes,
+)
+from gradbench.analysis.summary import PairSummary, summarise_all
+from gradbench.errors import GradbenchError, PlanError, nearest
+from gradbench.inputs.sources import recorded_file
+from gradbench.record.store import Run
+from gradbench.tables import Column, check_format, render, to_json
+
+
+class Entry(NamedTuple):
+    """A pair of one record, which is called `name` here."""
+
+    name: str
+    run: Run
+    pair: PairSummary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordComparison:
+    """`groups` holds the entries of each pair, one for each record that has it; `notes` are what the tables cannot
+    say: problems that are not the same, a grid that ends too early, ties."""
+
+    runs: list[Run]
+    names: list[str]
+    factor: float
+    groups: list[list[Entry]]
+    notes: list[str]
+
+    @classmethod
+    def of(
+        cls, runs: Iterable[Run], factor: float, problems: Sequence[str] = (), optimizers: Sequence[str] = ()
+    ) -> RecordComparison:
+        """Of all pairs, or of these problems and optimizers alone. Raises PlanError for a name that no record has,
+        GradbenchError where no trial has finished."""
+        runs = list(runs)
+        for run in runs:
+            if run.trials.num_rows == 0:
+                raise GradbenchError(f"{run.id}: no trial has finished yet, so there is nothing to compare")
+        _check_known("problem", problems, [name for run in runs for name in run.plan.problems], len(runs))
+        _check_known("optimizer", optimizers, [name for run in runs for name in run.plan.optimizers], len(runs))
+        names = labels(runs)
+        groups: dict[tuple[str, str], list[Entry]] = {}
+        for name, run, pairs in zip(names, runs, summarise_all(runs, factor)):
+            for pair in pairs:
+                if (not problems or pair.problem in problems) and (not optimizers or pair.optimizer in optimizers):
+                    groups.setdefault((pair.problem, pair.optimizer), []).append(Entry(name, run, pair))
+        found = list(groups.values())
+        notes = _differences(runs, names) if len(runs) > 1 else []
+        for name, run in zip(names, runs):
+            notes += _record_notes(run, [e.pair for of in found for e in of if e.name == name], name * (len(runs) > 1))
+        return cls(runs, names, factor, found, notes)
+
+    @property
+    def several(self) -> bool:
+        return len(self.runs) > 1
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """A row per pair and record."""
+        return [self._named(entry.name, summary_row(entry.pair, entry.run)) for of in self.groups for entry in of]
+
+    def rates(self) -> list[list[dict[str, Any]]]:
+        """For each of these rows those of its learning rates."""
+        return [
+            [self._named(entry.name, rate_row(rate, entry.pair)) for rate in entry.pair.rates]
+            for of in self.groups
+            for entry in of
+        ]
+
+    def _named(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
+        return {"record": name} | row if self.several else row
+
+    def text(self, output_format: str, summary_only: bool = False) -> str:
+        """Learning rates side by side, a row per pair, and the notes. json has all three; csv the learning rates, or
+        with `summary_only` the pairs."""
+        check_format(output_format)
+        if output_format == "json":
+            return self._json(summary_only)
+        if output_format == "csv":
+            rows = self.summaries() if summary_only else [row for rows in self.rates() for row in rows]
+            return render(rows, (), "csv")
+        blocks = [] if summary_only else [self._group(of, output_format) for of in self.groups]
+        record = "" if self.several else f"{self.runs[0].id} ({self.runs[0].info['state']}): "
+        title = f"{record}in the good range every seed is within {self.factor:g}× of the best, over so many decades"
+        blocks.append(render(self.summaries(), SUMMARY if self.several else SUMMARY[1:], output_format, title))
+        return with_notes(blocks, self.notes, output_format)
+
+    def _json(self, summary_only: bool) -> str:
+        pairs = self.summaries()
+        if not summary_only:
+            pairs = [pair | {"rates": rates} for pair, rates in zip(pairs, self.rates())]
+        records = [{"record": run.id, "state": run.info["state"]} for run in self.runs]
+        named = {"records": [{"name": name} | record for name, record in zip(self.names, records)]}
+        head = named if self.several else records[0]
+        return to_json(head | {"factor": self.factor, "notes": self.notes, "pairs": pairs})
+
+    def _group(self, of: list[Entry], output_format: str) -> str:
+        """The learning rates of one pair."""
+        pair = of[0].pair
+        title = f"{pair.problem} × {pair.optimizer}: gaps to {reference_words(pair.reference)}"
+        if self.several:
+            return render(*_side_by_side(of), output_format, title)
+        return render([rate_row(rate, pair) for rate in pair.rates], RATES, output_format, title)
+
+
+def compare_text(
+    runs: Run | Sequence[Run],
+    output_format: str,
+    factor: float,
+    problems: Sequence[str] = (),
+    optimizers: Sequence[str] = (),
+    summary_only: bool = False,
+) -> str:
+    """RecordComparison.text of one record or of several."""
+    check_format(output_format)
+    runs = [runs] if isinstance(runs, Run) else runs
+    return RecordComparison.of(runs, factor, problems, optimizers).text(output_format, summary_only)
+
+
+def _check_known(what: str, given: Sequence[str], known: Sequence[str], records: int) -> None:
+    for name in given:
+        if name not in known:
+            here = "this record" if records == 1 else "these records"
+            raise PlanError(f"no {what} {name!r} in {here}{nearest(name, known)} ({', '.join(dict.fromkeys(known))})")
+
+
+def _record_notes(run: Run, pairs: Sequence[PairSummary], name: str) -> list[str]:
+    """What is to be noted of one record, after its name if it has one here."""
+    problems = dict.fromkeys(pair.problem for pair in pairs)
+    notes = [why for problem in problems if (why := recorded_file(run.info, problem))]
+    return [f"{name}: {note}" if name else note for note in [*notes, *pair_notes(run, pairs, edges=True)]]
+
+
+def _side_by_side(of: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[Column]]:
+    """Rows and columns of one table from several records' rows of one pair: a row per learning rate."""
+    rows: dict[float, dict[str, Any]] = {}
+    for name, _, pair in of:
+        for rate in pair.rates:
+            row = rate_row(rate, pair)
+            at = rows.setdefault(rate.learning_rate, {"learning_rate": rate.learning_rate})
+            at |= {f"{key} of {name}": row[key] for key in BESIDE}
+            at[f"verdict of {name}"] += " (best)" if rate is pair.best else ""
+    columns = [column for column in RATES if column.key in BESIDE]
+    named = [
+        dataclasses.replace(column, key=f"{column.key} of {name}", heading=f"{name}: {column.heading}")
+        for name, *_ in of
+        for column in columns
+    ]
+    empty = {column.key: "–" if column.show is str else None for column in named}
+    return [empty | rows[rate] for rate in sorted(rows)], [RATES[0], *named]
+
+
+def _differences(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """Problems of one name that are not the same in all records, and settings that differ."""
+    notes = []
+    digests = [(run.info.get("sources") or {}).get("problems", {}) for run in runs]
+    for problem in dict.fromkeys(name for of in digests for name in of):
+        if len({json.dumps(of[problem], sort_keys=True) for of in digests if problem in of}) > 1:
+            notes.append(f"{problem} is not the same problem in these records")
+    plans = [run.plan.to_dict() for run in runs]
+    for key in plans[0]:
+        values = [plan[key] for plan in plans]
+        if key not in ("problems", "optimizers", "learning_rates") and any(value != values[0] for value in values):
+            notes.append(f"{key} is " + ", ".join(f"{value} in {name}" for value, name in zip(values, names)))
+    return notes
