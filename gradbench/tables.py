@@ -84,9 +84,9 @@ def terminal_width() -> int | None:
 def render(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], output_format: str, title: str = "") -> str:
     """The rows as text: json and csv hold every key of the rows, unrounded; table, wide and markdown the columns.
 
-    A table fits the terminal: headings and prose are wrapped, then columns leave by priority, with a line that names
-    them; where those of priority 0 alone are too wide each row is a block of lines. wide has every column, and so has a
-    table that goes to no terminal.
+    A table fits the terminal: headings and prose are wrapped, then columns leave, empty ones first and then by
+    priority, with a line that names them; where those of priority 0 alone are too wide each row is a block of lines.
+    wide has every column, and so has a table that goes to no terminal.
     """
     check_format(output_format)
     if output_format == "json":
@@ -195,7 +195,9 @@ def _fitting(columns: Sequence[Column], cells: list[list[str]], width: int | Non
     room = width + len(GAP)
     least = [_narrowest(column, of) for column, of in zip(columns, cells)]
     while sum(least[i] + len(GAP) for i in shown) > room:
-        leaving = max(shown, key=lambda i: (columns[i].priority, i))
+        leaving = max(
+            shown, key=lambda i: (columns[i].priority > 0 and set(cells[i]) <= {"–", ""}, columns[i].priority, i)
+        )
         if columns[leaving].priority == 0:
             return None
         del shown[leaving]

@@ -40,8 +40,8 @@ RATES = (
     Column("verdict", "verdict", str),
     Column("loss_median", "final loss", priority=2),
     Column("gap_median", "final gap"),
-    Column("gap_low", "lowest", priority=4),
-    Column("gap_high", "highest", priority=4),
+    Column("gap_low", "lowest gap", priority=4),
+    Column("gap_high", "highest gap", priority=4),
     Column("steps_to_target", "steps to target", priority=2),
     Column("time_to_target_s", "time to target", seconds, 3),
     Column("mark", "mark", str, 1, prose=True),
@@ -150,7 +150,8 @@ def pair_sentence(pair: PairSummary) -> str:
     if pair.best is None:
         return f"{name}no learning rate works: {_ends(pair)}"
     if pair.best.steps_to_target is None or pair.reference.kind == "best found":
-        reached = f"ends at {_end(pair, pair.best)} ({pair.best.verdict})"
+        found = pair.reference.kind == "best found"  # another pair may still find a lower one: no verdict yet
+        reached = f"ends at {_end(pair, pair.best)}" + ("" if found else f" ({pair.best.verdict})")
     else:
         reached = f"reaches the target in {number(pair.best.steps_to_target)} steps"
         if pair.best.time_to_target_s is not None:

@@ -98,7 +98,7 @@ class RecordComparison:
             return render(rows, (), "csv")
         blocks = [] if summary_only else [self._group(of, output_format) for of in self.groups]
         record = "" if self.several else f"{self.runs[0].id} ({self.runs[0].info['state']}): "
-        title = f"{record}in the good range every seed is within {self.factor:g}× of the best, over so many decades"
+        title = f"{record}in the good range every seed is within {self.factor:g}× of the best"
         blocks.append(render(self.summaries(), SUMMARY if self.several else SUMMARY[1:], output_format, title))
         return with_notes(blocks, self.notes, output_format)
 

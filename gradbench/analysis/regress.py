@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,9 @@ def compare_runs(
     notes: list[str] = []
     rows = _time_rows(olds, new, notes) + _convergence_rows(olds, new, notes)
     if not rows:
-        why = f": {'; '.join(notes)}" if notes else ""
+        shared = set.intersection(*(set(run.plan.pairs) for run in [*olds, new]))
+        notes = notes if shared else ["they share no problem and optimizer", *notes]
+        why = f": {'; '.join(notes or ['no learning rate and seed that all have'])}"
         raise GradbenchError(f"{', '.join(run.id for run in [*olds, new])}: nothing can be compared{why}")
     agreements = [_agreement(row, rows) for row in rows]
     rows = [_judged(row, max_slowdown, *agreed) for row, agreed in zip(rows, agreements)]
@@ -137,7 +140,7 @@ def _judged(row: dict[str, Any], floor: float, agreed_low: float, agreed_high: f
     if verdict == "unsure" and time:
         hint = "time both again with nothing else running (--timing full)"
     elif verdict == "unsure":
-        hint = f"run both with more --seeds than give these {row['samples']} trials"
+        hint = f"more --seeds in both: {row['samples']} trials are too few"
     return row | {"p_value": p_value, "verdict": verdict, "hint": hint}
 
 
@@ -301,7 +304,7 @@ COLUMNS = (
     Column("p_value", "p", priority=3, about="chance of such samples if nothing got worse"),
     Column("samples", "samples", priority=4),
     Column("verdict", "verdict", str),
-    Column("hint", "to settle it", str, 5, prose=True),
+    Column("hint", "to settle it", str, 1, prose=True),
 )
 
 
@@ -315,6 +318,10 @@ def regress_text(comparison: Comparison, output_format: str) -> str:
         return render(comparison.rows, COLUMNS, output_format)
     columns = COLUMNS if any(row["hint"] for row in comparison.rows) else COLUMNS[:-1]
     text = render([_as_text(row) for row in comparison.rows], columns, output_format)
-    answer = f"{comparison.failures} regressed" if comparison.regressed else "no regression"
-    answer += f" of {len(comparison.rows)} compared, where {comparison.max_slowdown:g}× is allowed"
+    counts = collections.Counter(row["verdict"] for row in comparison.rows)
+    found = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    answer = "regressed" if comparison.regressed else "no regression"
+    answer = f"{answer}: {found}, where {comparison.max_slowdown:g}× is allowed"
+    if not comparison.allow_missing and counts["missing"] + counts["added"]:
+        answer += "; --allow-missing lets pairs come and go"
     return "\n".join([text, "", *note_lines(comparison.notes, output_format), answer])

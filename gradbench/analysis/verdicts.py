@@ -113,7 +113,7 @@ def rounding_floor(trials: pa.Table, to: Reference, dtype: str) -> float:
 def verdicts(trials: Mapping[str, np.ndarray], to: Reference, dtype: str) -> np.ndarray:
     """One word per trial, (T,). `trials` has the columns of trials.parquet, NaN where null. The first that holds:
 
-    diverged: the loss became non-finite, rose over 10,000 first gaps above its start, or ended above it, by more than
+    diverged: the loss became non-finite, rose over 10,000 first gaps above its start, or ended above that, by more than
         half of the digits of `dtype`, of the larger of the loss and its gap;
     converged: it reached the target; where that is relative to the best loss found: it ended within it, below its
         start, and gaining under 1 % more;
@@ -163,6 +163,8 @@ def judged(trials: pa.Table, curves: pa.Table, to: Reference, target: float, dty
         keep = old & (words != "diverged") & ~((words == "converged") & reached) & (recorded != "converged")
         words = np.where(keep, recorded, words)
     steps = columns["steps_to_target"]
+    if to.kind == "best found":
+        steps = np.where(words == "converged", steps, np.nan)  # while still going down it is nobody's target
     steps = pa.array(np.nan_to_num(steps, nan=-1).astype(np.int64), mask=np.isnan(steps))
     for name, values in (("verdict", pa.array(words.astype(object), pa.string())), ("steps_to_target", steps)):
         trials = trials.set_column(trials.schema.get_field_index(name), name, values)

@@ -24,7 +24,7 @@ from gradbench.cli.app import (
     whole,
 )
 from gradbench.cli.run import run
-from gradbench.errors import GradbenchError
+from gradbench.errors import GradbenchError, PlanError
 from gradbench.failures import sentence, show_warning
 
 app.command(run)
@@ -135,6 +135,8 @@ def regress(
 
     check_format(output.chosen)
     *olds, new = (load_run(name, results) for name in (old, *(others or ("latest",))))
+    if not others and olds[0].path.samefile(new.path):
+        raise PlanError(f"{old} is the latest record: name the new one as well, gradbench regress OLD NEW")
     comparison = compare_runs(olds, new, max_slowdown, allow_missing)
     show(regress_text(comparison, output.chosen))
     return 1 if comparison.regressed else 0

@@ -117,13 +117,13 @@ def take(values: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _scale(initial: jax.Array, minimum: jax.Array, solved: jax.Array) -> jax.Array:
-    """What a rise of a loss is measured by, (S,): its initial gap where the minimum is known; else the initial loss's
-    magnitude, or the gap to the solved loss if that is more. Infinite where that is rounding alone, of a start at the
-    minimum or of a loss whose terms cancel there: only a loss that is not finite is diverged then."""
+    """What a rise of a loss is measured by, (S,): its initial gap to the minimum; else to the solved loss, or the
+    initial loss's magnitude if that is more. Infinite where neither is known, since a loss alone has no scale (a
+    constant can be added to it), or where the gap is rounding: only a loss that is not finite stops a trial then."""
     known = ~jnp.isnan(minimum)
-    gap = jnp.where(known, jnp.abs(initial - minimum), jnp.fmax(jnp.abs(initial), initial - solved))
+    gap = jnp.where(known, jnp.abs(initial - minimum), jnp.maximum(jnp.abs(initial), initial - solved))
     rounding = jnp.finfo(initial.dtype).eps * jnp.where(known, jnp.abs(minimum), 1)
-    return jnp.where(gap > rounding, gap, jnp.inf)
+    return jnp.where(gap > rounding, gap, jnp.inf)  # of a NaN too
 
 
 def _cleared(events: Events, fresh: jax.Array) -> Events:

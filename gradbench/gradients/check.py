@@ -137,10 +137,13 @@ def assert_gradient(
     """Raise AssertionError with the report's text if `check_gradient(problem, *arguments, **options)` finds a wrong
     gradient.
 
-    With `strict` an INCONCLUSIVE verdict raises too. For a test: `assert_gradient(f, x)`, where `f(x)` is a number.
+    With `strict` an INCONCLUSIVE verdict raises too; without it where neither the formula nor the execution passed, as
+    of a loss that is not a number: nothing was shown then. For a test: `assert_gradient(f, x)`, whose `f(x)` is a
+    number.
     """
     report = check_gradient(problem, *arguments, **options)
-    if report.verdict == "FAIL" or (strict and report.verdict != "PASS"):
+    shown = "PASS" in (report.formula_verdict, report.execution_verdict)
+    if report.verdict == "FAIL" or not shown or (strict and report.verdict != "PASS"):
         raise AssertionError(f"\n{report}")
 
 

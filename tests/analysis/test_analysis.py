@@ -135,9 +135,8 @@ def test_every_table_and_sentence_says_what_gaps_are_to(sweep):
     # 0.998**200 of the distance is left, and its square of the gap
     assert sgd["rates"][0]["gap_median"] == pytest.approx(0.998**400, rel=1e-10)
     assert 0 < adam["rates"][0]["gap_median"] < 1
-    assert pair_sentence(summarise(run)[0]).startswith(
-        "below × sgd: best at learning rate 0.1, the highest tried, where it ends at loss -100, from -98 ("
-    )
+    sentence = "below × sgd: best at learning rate 0.1, the highest tried, where it ends at loss -100, from -98"
+    assert pair_sentence(summarise(run)[0]) == sentence  # no verdict: the next pair may find a lower loss
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,8 @@ def test_a_pair_that_is_gone_or_new_is_a_regression_unless_allowed():
     found = {row["optimizer"]: row["verdict"] for row in comparison.rows if row["what"] == "pair"}
     assert found == {"adam": "missing", "lion": "added"}
     assert comparison.regressed
-    assert "2 regressed" in regress_text(comparison, "table")
+    assert "1 missing, 1 added" in regress_text(comparison, "table")
+    assert "--allow-missing lets pairs come and go" in regress_text(comparison, "table")
     assert not compare_runs(old, new, allow_missing=True).regressed
 
 
@@ -127,7 +128,7 @@ def test_unsure_says_what_would_settle_it():
     assert "time both again with nothing else running (--timing full)" in text
     few = make_run([0.5], 3, ["sgd"]), make_run([0.5], 3, ["sgd"], decay=lambda optimizer, rate: rate / 2)
     [row] = [row for row in compare_runs(*few).rows if row["what"] == "steps to target"]
-    assert (row["verdict"], row["hint"]) == ("unsure", "run both with more --seeds than give these 3 trials")
+    assert (row["verdict"], row["hint"]) == ("unsure", "more --seeds in both: 3 trials are too few")
 
 
 def test_times_have_their_unit_for_people_and_are_seconds_for_machines():
@@ -162,3 +163,8 @@ def test_records_without_timings_are_compared_by_convergence():
     comparison = compare_runs(old, new)
     assert {row["what"] for row in comparison.rows} == {"steps to target"}
     assert "(--timing full records them)" in comparison.notes[0]
+
+
+def test_records_without_a_common_pair_say_so():
+    with pytest.raises(GradbenchError, match="nothing can be compared: they share no problem and optimizer"):
+        compare_runs(make_run(optimizers=["sgd"]), make_run(optimizers=["adam"]))

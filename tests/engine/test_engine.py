@@ -16,6 +16,7 @@ from jax.interpreters import mlir
 import gradbench
 from gradbench.engine import pair
 from gradbench.engine.pair import recorded_rows
+from gradbench.errors import GradbenchError
 from gradbench.inputs.problem import cast
 from gradbench.program import program
 from gradbench.program.minibatch import batch_rows, permuted
@@ -332,3 +333,10 @@ def test_every_seed_starts_at_its_own_point(sweep):
     problem = gradbench.load_problem("himmelblau")
     expected = [float(problem.loss(problem.init(jax.random.key(seed)), ())) for seed in range(4)]
     np.testing.assert_allclose(run.trials["initial_loss"].to_pylist(), expected, rtol=1e-5)
+
+
+def test_more_trials_than_the_memory_holds_are_refused_before_a_record_is_made(tmp_path):
+    plan = gradbench.SweepPlan(("beale",), ("sgd",), [0.1], seeds=2**31 - 1, steps=3)
+    with pytest.raises(GradbenchError, match=r"2,147,483,647 trials, which need about 1200 GiB"):
+        gradbench.run_plan(plan, out=tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -43,6 +43,7 @@ def plain(loss: np.ndarray, norm: np.ndarray, overshot: np.ndarray, config: ev.O
     levels = [minimum + one(t) * (loss[0] - minimum) if known else math.nan for t in (*TARGETS, config.target)]
     levels[-1] = levels[-1] if math.isnan(config.solved) else one(config.solved)
     gap = abs(loss[0] - minimum) if known else max(abs(loss[0]), loss[0] - one(config.solved))
+    gap = math.inf if math.isnan(minimum) and math.isnan(config.solved) else gap
     for row, value in enumerate(loss):
         step = min(row * config.stride, config.steps)
         if row and (row - 1) * config.stride >= config.steps:
@@ -69,7 +70,13 @@ def plain(loss: np.ndarray, norm: np.ndarray, overshot: np.ndarray, config: ev.O
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("minimum", "solved", "stop"),
-    [(0.0, math.nan, False), (0.0, math.nan, True), (math.nan, 1.0, True), (-3.0, 1.0, False)],
+    [
+        (0.0, math.nan, False),
+        (0.0, math.nan, True),
+        (math.nan, 1.0, True),
+        (-3.0, 1.0, False),
+        (math.nan, math.nan, False),
+    ],
 )
 def test_events_are_those_of_a_plain_loop(dtype, minimum, solved, stop):
     config = ev.ObservationConfig(STEPS, STRIDE, minimum, solved, 1e-3, stop, True)

@@ -160,3 +160,8 @@ def test_a_right_gradient_has_no_culprit_and_idle_leaves_are_named():
     assert report.to_json()["idle"] == ["params['mean']"]
     assert str(report).startswith("norm: PASS   (4 parameters")
     assert "warning: no gradient reaches params['mean']" in str(report)
+
+
+def test_a_loss_that_is_not_a_number_is_no_pass():
+    with pytest.raises(AssertionError, match="INCONCLUSIVE"):
+        gradbench.assert_gradient(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array([-1.0, 2.0]), fast=True)
