@@ -215,7 +215,7 @@ def test_records_are_found_under_either_name_of_their_folder(command):
     assert command("run", "beale", "-o", "sgd", *QUICK, "--quiet", "--results", "kept")[0] == 0
     for option in ("--out", "--results"):
         assert command("compare", option, "kept")[0] == 0
-        assert command("regress", "latest", option, "kept")[0] == 0
+        assert command("regress", "latest", "latest", option, "kept")[0] == 0
 
 
 def test_a_complete_run_says_that_nothing_is_left(command):
@@ -225,9 +225,16 @@ def test_a_complete_run_says_that_nothing_is_left(command):
     assert err.endswith(" (complete: nothing was left to run)\n")
 
 
+def test_a_record_is_not_held_against_itself_by_default(command):
+    command("run", "beale", "-o", "sgd", *QUICK, "--quiet")
+    code, out, err = command("regress", "latest")
+    assert (code, out) == (2, "")
+    assert err == "gradbench: latest is the latest record: name the new one as well, gradbench regress OLD NEW\n"
+
+
 def test_every_verb_with_tables_has_them_wide(command):
     command("run", "beale", "-o", "sgd", *QUICK, "--quiet")
-    for line in (["compare"], ["compare", "--summary"], ["regress", "latest"], ["list"]):
+    for line in (["compare"], ["compare", "--summary"], ["regress", "latest", "latest"], ["list"]):
         plain = command(*line)
         assert command(*line, "--wide") == command(*line, "--format", "wide") == plain  # stdout is no terminal here
         assert command(*line, "--wide", "--format", "csv") == command(*line, "--format", "csv")
@@ -303,7 +310,7 @@ def test_a_keyboard_interrupt_is_one_line(command, monkeypatch):
         (["check", "beale", "--fast"], "gradbench.cli.check.check_gradient"),
         (["compare"], "gradbench.analysis.comparison.compare_text"),
         (["report"], "gradbench.reporting.write_report"),
-        (["regress", "old"], "gradbench.analysis.regress.compare_runs"),
+        (["regress", "old", "new"], "gradbench.analysis.regress.compare_runs"),
         (["list"], "gradbench.cli.inventory.list_text"),
         (["doctor"], "gradbench.machine.doctor.examine"),
     ],
