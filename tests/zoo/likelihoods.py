@@ -311,7 +311,7 @@ def garch(generator):
         return jnp.mean(jax.vmap(one)(params, returns))
 
     init = lambda key: jnp.array([-11.0, -2.0, 1.5]) + 0.1 * jax.random.normal(key, (10, 3))  # noqa: E731
-    return Problem(init, loss, returns, examples=10)
+    return Problem(init, loss, returns)
 
 
 @entry
