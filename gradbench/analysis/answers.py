@@ -183,6 +183,9 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
             notes.append(f"{stated} {number(to.loss)}: gaps are to that")
     for pair in pairs:
         name = f"{pair.problem} × {pair.optimizer}"
+        if pair.reference.kind != "best found" and pair.initial_loss <= pair.reference.loss:
+            start = f"starts at {number(pair.initial_loss)}, no higher than {pair.reference.words}"
+            notes.append(f"{name}: {start}, {number(pair.reference.loss)}: it is reached before the first step")
         if pair.best and pair.ties:
             rates = ", ".join(number(rate.learning_rate) for rate in pair.ties)
             notes.append(f"{name}: {rates} {'do' if len(pair.ties) > 1 else 'does'} as well as the best")

@@ -309,3 +309,6 @@ def test_what_the_tables_cannot_say_stands_below_them(sweep):
     none = sweep(square(minimum=0.0), ["sgd"], [1.5, 3.0], seeds=1, steps=100)
     assert pair_sentence(summarise(none)[0]) == "mine × sgd: no learning rate works: all diverge"
     assert "none works: all diverge" in run_table(none, "table")
+    solved = sweep(square(), ["sgd"], [0.1], seeds=1, steps=10, target_loss=5.0)
+    text = "mine × sgd: starts at 1, no higher than the target loss, 5: it is reached before the first step"
+    assert f"Note: {text}." in run_table(solved, "table")
