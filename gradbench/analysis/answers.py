@@ -149,28 +149,23 @@ def pair_sentence(pair: PairSummary) -> str:
     name = f"{pair.problem} × {pair.optimizer}: "
     if pair.best is None:
         return f"{name}no learning rate works: {_ends(pair)}"
-    if pair.best.steps_to_target is None or pair.reference.kind == "best found":
-        found = pair.reference.kind == "best found"  # another pair may still find a lower one: no verdict yet
-        reached = f"ends at {_end(pair, pair.best)}" + ("" if found else f" ({pair.best.verdict})")
+    best = pair.best
+    if pair.reference.kind == "best found":  # the next pair may find a lower loss: neither a gap nor a verdict yet
+        reached = f"ends at loss {number(best.loss_median)}, from {number(pair.initial_loss)}"
+    elif best.steps_to_target is None:
+        reached = f"ends at {number(best.gap_median)} of the first gap to {pair.reference.words} ({best.verdict})"
     else:
-        reached = f"reaches the target in {number(pair.best.steps_to_target)} steps"
-        if pair.best.time_to_target_s is not None:
-            reached += f", {seconds(pair.best.time_to_target_s)}"
+        reached = f"reaches the target in {number(best.steps_to_target)} steps"
+        if best.time_to_target_s is not None:
+            reached += f", {seconds(best.time_to_target_s)}"
     edge = f", the {pair.open_end} tried," if pair.open_end else ""
-    text = f"{name}best at learning rate {number(pair.best.learning_rate)}{edge or ','} where it {reached}"
+    text = f"{name}best at learning rate {number(best.learning_rate)}{edge or ','} where it {reached}"
     return f"{text}; {percent(pair.diverged_share)} diverge" if pair.diverged_share else text
 
 
 def reference_words(to: Reference) -> str:
     """A reference in full."""
     return f"{to.words}, {number(to.loss)}" + ("" if to.trial is None else f" (trial {to.trial})")
-
-
-def _end(pair: PairSummary, best: RateSummary) -> str:
-    """Where the best learning rate ends. A pair alone does not know the best loss that the record will find."""
-    if pair.reference.kind == "best found":
-        return f"loss {number(best.loss_median)}, from {number(pair.initial_loss)}"
-    return f"{number(best.gap_median)} of the first gap to {pair.reference.words}"
 
 
 def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> list[str]:

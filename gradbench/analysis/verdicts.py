@@ -159,8 +159,7 @@ def judged(trials: pa.Table, curves: pa.Table, to: Reference, target: float, dty
     old = np.isnan(columns["tail_overshot"])
     if old.any():
         recorded = np.asarray(trials["verdict"])
-        reached = ~np.isnan(columns["steps_to_target"])
-        keep = old & (words != "diverged") & ~((words == "converged") & reached) & (recorded != "converged")
+        keep = old & ~np.isin(words, ["diverged", "converged"]) & (recorded != "converged")
         words = np.where(keep, recorded, words)
     steps = columns["steps_to_target"]
     if to.kind == "best found":

@@ -55,8 +55,7 @@ def recorded_rows(total_rows: int, points: int) -> np.ndarray:
 
 def curve_points(plan: SweepPlan) -> int:
     """Points a trial's curve keeps at most: --record-points, or fewer so that a run keeps at most 5 million rows."""
-    trials = plan.trials_per_pair * len(plan.pairs)
-    return max(2, min(plan.record_points, 5_000_000 // trials))
+    return max(2, min(plan.record_points, 5_000_000 // plan.trials))
 
 
 def solved_loss(plan: SweepPlan, problem: Problem) -> float:

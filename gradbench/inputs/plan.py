@@ -164,9 +164,8 @@ class SweepPlan:
         self._check_rates_fit()
         if self.target_loss is not None and len(self.problems) > 1:
             raise PlanError(f"target_loss: one loss is for one problem; this plan has {len(self.problems)}")
-        trials = self.trials_per_pair * len(self.problems) * len(self.optimizers)
-        if trials > MAX_TRIALS:
-            raise PlanError(f"the plan has {trials:,} trials; at most {MAX_TRIALS:,} fit one run")
+        if self.trials > MAX_TRIALS:
+            raise PlanError(f"the plan has {self.trials:,} trials; at most {MAX_TRIALS:,} fit one run")
 
     def _check_rates_fit(self) -> None:
         """Learning rates are float32 on the device, float64 in a float64 run: each has to be a number of its own."""
@@ -199,6 +198,11 @@ class SweepPlan:
         """Trials of one (problem, optimizer) pair."""
         rates = self.learning_rates
         return self.seeds * (_range(rates)[2] if isinstance(rates, str) else len(rates))
+
+    @property
+    def trials(self) -> int:
+        """Trials of all pairs."""
+        return self.trials_per_pair * len(self.problems) * len(self.optimizers)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
