@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gradbench.program.program import TRIALS, loop_options, numerics
+from gradbench.program.program import loop_options, numerics
+from gradbench.program.spread import TRIALS
 
 SAMPLES = 5
 SAMPLE_SECONDS = 0.01

@@ -117,11 +117,8 @@ def compile_program(program: Program) -> Compiled:
 def prepare_start(program: Program) -> None:
     """Compile what time_program calls to start trials whose starting points are placed from the host."""
     params, _ = shapes(program.trial.problem, "float32")
-
-    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((program.block.slots, *leaf.shape), leaf.dtype, sharding=program.sharded)
-
-    program.prepare_begin(jax.tree.map(placed, params))
+    slots = program.block.slots
+    program.prepare_begin(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype), params))
 
 
 def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndarray, params: Params) -> dict[str, Any]:
@@ -212,7 +209,8 @@ def _costs(
 
 def compile_evaluation(program: Program, mode: str) -> Compiled:
     """The problem's loss alone (mode value) or with its gradient (value_and_grad), in a loop, for one trial."""
-    problem, plan, platform = program.trial.problem, program.trial.plan, program.devices[0].platform
+    plan, platform = program.trial.plan, program.devices[0].platform
+    problem = program.trial.compiled_for(platform).problem
 
     # Each evaluation's result goes into the next one's params, times `nothing`, which the compiler cannot know to be 0.
     def value(params: Params, nothing: jax.Array, data: Data) -> Params:

@@ -92,7 +92,8 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     # Where a whole trial is over in an instant, more lanes hide the host's work between blocks.
     near = max(near, min(RETIRE_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near
     # Two trials side by side make a matrix product a quarter faster, four a little more while the cache holds them.
-    least = max(2.0, min(4.0, machine.shared_bytes / max(step.bytes, 1))) if trial.products else 1
+    relayout = trial.matrices and machine is CPU
+    least = max(2.0, min(4.0, machine.shared_bytes / max(step.bytes, 1))) if trial.products and relayout else 1
     lanes = int(max(1, min(needed, max(near, least), fits, 65536)))
     lanes = math.ceil(needed / math.ceil(needed / lanes))  # blocks of equal size: the last one is not half empty
     count = min(len(devices), math.ceil(trials / lanes))
@@ -105,7 +106,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
         rows = min(rows, max(RETIRE_SECONDS / row_s, total_rows / 8))
     rows = max(1.0, min(rows, total_rows, machine.shared_bytes / (16 * lanes * spread)))
     chunks = math.ceil(total_rows / rows)
-    return Block(count, lanes, math.ceil(total_rows / chunks), stride)
+    return Block(count, lanes, math.ceil(total_rows / chunks), stride, relayout and lanes > 1)
 
 
 def observation_stride(problem: Problem, plan: SweepPlan) -> int:

@@ -8,6 +8,7 @@ compile serves every learning rate, seed and refill.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -17,19 +18,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend.core import jaxpr_as_fun
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gradbench.inputs.optimizer import Optimizer, extra_arguments
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
 from gradbench.program.minibatch import batch_rows, take_rows
+from gradbench.program.spread import TRIALS, initialise, over_trials, trials_mesh
 from gradbench.program.xla.jaxprs import equations
-from gradbench.program.xla.layout import examples_last, should_relayout
+from gradbench.program.xla.layout import examples_last, of_matrices
+from gradbench.program.xla.products import as_products
 from gradbench.program.xla.rewrite import rewritten
+from gradbench.program.xla.switch import enabled
 
-TRIALS = "trials"
 _MATMUL = {"highest": "highest", "tf32": "tensorfloat32", "default": None}
 
 
@@ -88,12 +90,14 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """The fixed shape of a program. It decides the arithmetic, so run.json stores it and a resume repeats it."""
+    """The fixed shape of a program. It decides the arithmetic, so run.json stores it and a resume repeats it.
+    `relayout`: examples are laid last, and products taken so (xla/layout.py)."""
 
     devices: int
     lanes: int
     rows: int
     stride: int
+    relayout: bool = False
 
     @property
     def slots(self) -> int:
@@ -102,28 +106,6 @@ class Block:
     @property
     def steps(self) -> int:
         return self.rows * self.stride
-
-
-def over_trials(function: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[..., Any]:
-    """jax.vmap(function, in_axes), of axes that are 0 or None; or one trial after another inside the program, where JAX
-    cannot batch what is in `function`: a primitive without a batching rule, a grouped convolution under shard_map."""
-    together = jax.vmap(function, tuple(in_axes))
-
-    def one_by_one(*args: Any) -> Any:
-        def one(own: list[Any]) -> Any:
-            rest = iter(own)
-            return function(*(shared if axis is None else next(rest) for shared, axis in zip(args, in_axes)))
-
-        return jax.lax.map(one, [arg for arg, axis in zip(args, in_axes, strict=True) if axis is not None])
-
-    def several(*args: Any) -> Any:
-        try:
-            traced, result = jax.make_jaxpr(together, return_shape=True)(*args)
-        except NotImplementedError:
-            return one_by_one(*args)
-        return jax.tree.unflatten(jax.tree.structure(result), jaxpr_as_fun(traced)(*jax.tree.leaves(args)))
-
-    return several
 
 
 def inner(a: Any, b: Any) -> jax.Array:
@@ -144,13 +126,14 @@ def _like(new: Any, old: Any) -> Any:
 @dataclass(frozen=True)
 class Trial:
     """One trial's arithmetic, with no axis for trials: how it starts, and how one observed row comes about. `products`
-    says whether its loss has matrix products or convolutions."""
+    says whether its loss has matrix products or convolutions, `matrices` whether they are all of two axes at most."""
 
     problem: Problem
     optimizer: Optimizer
     plan: SweepPlan
     extras: Callable[..., dict[str, Any]]
     products: bool
+    matrices: bool
 
     @classmethod
     def of(cls, problem: Problem, optimizer: Optimizer, plan: SweepPlan) -> Trial:
@@ -159,7 +142,13 @@ class Trial:
         extras = extra_arguments(optimizer, plan.steps, problem.loss, params, data)
         loss = jax.make_jaxpr(problem.loss)(params, data)
         names = {equation.primitive.name for equation in equations(loss)}
-        return cls(problem, optimizer, plan, extras, bool(names & {"dot_general", "conv_general_dilated"}))
+        products = bool(names & {"dot_general", "conv_general_dilated"})
+        return cls(problem, optimizer, plan, extras, products, of_matrices(loss))
+
+    def compiled_for(self, platform: str) -> Trial:
+        """The same arithmetic as a device's compiler is given it."""
+        loss = as_products(self.problem.loss, platform)
+        return dataclasses.replace(self, problem=dataclasses.replace(self.problem, loss=loss))
 
     def start(self, params: Params, learning_rate: jax.Array) -> State:
         params = cast(params, self.plan.dtype)
@@ -232,20 +221,22 @@ class Program:
     """
 
     def __init__(self, trial: Trial, block: Block, devices: Sequence[jax.Device]):
-        self.trial, self.block, self.devices = trial, block, list(devices[: block.devices])
-        mesh = Mesh(np.array(self.devices), (TRIALS,), axis_types=(AxisType.Auto,))
+        self.block, self.devices = block, list(devices[: block.devices])
+        platform = self.devices[0].platform
+        self.trial, compiled = trial, trial.compiled_for(platform)
+        mesh = trials_mesh(self.devices)
         self.sharded, self.replicated = NamedSharding(mesh, P(TRIALS)), NamedSharding(mesh, P())
         self.rows_sharded = NamedSharding(mesh, P(None, TRIALS))
-        plan, platform, lanes = trial.plan, self.devices[0].platform, block.lanes
+        plan, relayout = trial.plan, block.relayout and enabled()
         self.rate_dtype = jnp.promote_types(jnp.float32, plan.dtype)
 
         def advance(state: State, rates: jax.Array, seeds: jax.Array, first: jax.Array, data: Data):
             if plan.batch_size is None:
-                step = rewritten(over_trials(trial.step, (0, 0, None)), platform, lanes)
+                step = rewritten(over_trials(compiled.step, (0, 0, None), platform), platform, relayout)
                 return jax.lax.scan(lambda s, _: step(s, rates, data), state, length=block.rows)
             keys = jax.vmap(order_key)(seeds)
-            segment = partial(trial.segment, stride=block.stride)
-            segment = rewritten(over_trials(segment, (0, 0, None, 0, 0)), platform, lanes)
+            segment = partial(compiled.segment, stride=block.stride)
+            segment = rewritten(over_trials(segment, (0, 0, None, 0, 0), platform), platform, relayout)
             offsets = block.stride * jnp.arange(block.rows, dtype=jnp.int32)
             return jax.lax.scan(lambda s, offset: segment(s, rates, data, keys, first + offset), state, offsets)
 
@@ -253,9 +244,12 @@ class Program:
         spread = jax.shard_map(
             advance, mesh=mesh, in_specs=(*per_trial, P()), out_specs=(P(TRIALS), P(None, TRIALS)), check_vma=False
         )
-        options = loop_options(platform, trial.products, lanes)
+        options = loop_options(platform, trial.products, block.lanes)
         self.advance = jax.jit(spread, donate_argnums=0, compiler_options=options)
-        self._begin = jax.jit(over_trials(trial.start, (0, 0)), out_shardings=self.sharded)
+        # Each device starts its own trials; left to itself, XLA gathers the operands of what it cannot split.
+        begin = over_trials(trial.start, (0, 0), platform)
+        spread = jax.shard_map(begin, mesh=mesh, in_specs=P(TRIALS), out_specs=P(TRIALS), check_vma=False)
+        self._begin = jax.jit(spread)
         self._admit = jax.jit(self._select, donate_argnums=1, out_shardings=self.sharded)
 
     @cached_property
@@ -267,9 +261,7 @@ class Program:
 
     def laid_out(self, data: Data) -> Data:
         """The problem's data, or their shapes, as `advance` takes them."""
-        return (
-            jax.tree.map(examples_last, data) if should_relayout(self.devices[0].platform, self.block.lanes) else data
-        )
+        return jax.tree.map(examples_last, data) if self.block.relayout and enabled() else data
 
     def arguments(self) -> tuple[Any, ...]:
         """What `advance` takes, as shapes: it compiles without an array being made."""
@@ -299,24 +291,23 @@ class Program:
             jax.ShapeDtypeStruct((self.block.slots,), kind, sharding=self.sharded) for kind in (np.uint32, np.bool_)
         )
         with jax.enable_x64(False):
-            starts = initialise(self.trial.problem, self.devices[0].platform)
-            shardings, drawn = starts.lower(seeds).compile().output_shardings, jax.eval_shape(starts, seeds)
-        self.prepare_begin(jax.tree.map(self._placed, drawn, shardings))
+            starts = initialise(self.trial.problem, self.devices)
+            starts.lower(seeds).compile()
+            drawn = jax.eval_shape(starts, seeds)
+        self.prepare_begin(drawn)
         if admits:
             state, *_ = self.arguments()
             with numerics(self.trial.plan.dtype, self.trial.plan.precision):
                 self._admit.lower(fresh, state, state).compile()
 
-    def _placed(self, leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
-        """The shape of a result with its sharding; none where it depends on no seed, and so is bound to no device."""
-        bound = len(sharding.device_set) == self.block.devices
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding if bound else None)
-
     def prepare_begin(self, params: Params) -> None:
-        """Compile `begin` for params of these shapes and shardings."""
-        rates = jax.ShapeDtypeStruct((self.block.slots,), self.rate_dtype, sharding=self.sharded)
+        """Compile `begin` for params of these shapes, a leading axis of slots included."""
+        rates = jax.ShapeDtypeStruct((self.block.slots,), self.rate_dtype)
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharded), (params, rates)
+        )
         with numerics(self.trial.plan.dtype, self.trial.plan.precision):
-            self._begin.lower(params, rates).compile()
+            self._begin.lower(*shapes).compile()
 
     def start(self, seeds: np.ndarray, rates: jax.Array) -> State:
         """Every slot at its trial's starting point."""
@@ -325,7 +316,7 @@ class Program:
     def starts(self, seeds: np.ndarray) -> Params:
         """Each slot's starting point, drawn in float32, so that all dtypes share them."""
         with jax.enable_x64(False):
-            return initialise(self.trial.problem, self.devices[0].platform)(self.place(seeds.astype(np.uint32)))
+            return initialise(self.trial.problem, self.devices)(self.place(seeds.astype(np.uint32)))
 
     def begin(self, params: Params, rates: jax.Array) -> State:
         """Every slot before its first step, from its starting point."""
@@ -346,21 +337,3 @@ class Program:
             return jnp.where(fresh.reshape(fresh.shape + (1,) * (n.ndim - 1)), n, o)
 
         return jax.tree.map(pick, new, state)
-
-
-_initialisers: dict[tuple[int, str], tuple[Problem, jax.stages.Wrapped]] = {}
-
-
-def initialise(problem: Problem, platform: str) -> jax.stages.Wrapped:
-    """seeds (S,) -> starting points with a leading axis S; compiled once per problem, whatever the optimizers."""
-    held = _initialisers.get((id(problem), platform))
-    if held is None or held[0] is not problem:
-        # Two problems, one that is swept and one that is compiled beside it: data should not outlive its run.
-        for oldest in list(_initialisers)[:-1]:
-            _initialisers.pop(oldest, None)
-        start = over_trials(lambda seed: problem.init(jax.random.key(seed)), (0,))
-        # XLA:CPU unrolls random bits into long programs: an mlp's take it two seconds to compile for speed.
-        options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
-        held = problem, jax.jit(start, compiler_options=options)
-        _initialisers[id(problem), platform] = held
-    return held[1]

@@ -15,7 +15,8 @@ from gradbench.inputs.optimizer import Optimizer, load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast
 from gradbench.program.minibatch import batch_rows, take_rows
-from gradbench.program.program import State, Trial, initialise, numerics, order_key
+from gradbench.program.program import State, Trial, numerics, order_key
+from gradbench.program.spread import initialise
 
 CALL_BYTES = 2**26  # of the params whose losses are found in one call
 
@@ -40,7 +41,7 @@ def _starts(problem: Problem, seeds: Sequence[int]) -> Params:
     """Starting points with a leading axis for the seeds, drawn in float32, as in a sweep, by the program of a sweep."""
     distinct, place = np.unique(np.asarray(seeds, np.uint32), return_inverse=True)
     with jax.enable_x64(False):
-        starts = initialise(problem, jax.default_backend())(jnp.asarray(distinct))
+        starts = initialise(problem, jax.devices()[:1])(jnp.asarray(distinct))
         return jax.tree.map(lambda leaf: np.asarray(leaf)[place], starts)
 
 

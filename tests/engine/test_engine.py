@@ -20,7 +20,8 @@ from gradbench.errors import GradbenchError
 from gradbench.inputs.problem import cast
 from gradbench.program import program
 from gradbench.program.minibatch import batch_rows, permuted
-from gradbench.program.program import initialise, order_key
+from gradbench.program.program import order_key
+from gradbench.program.spread import initialise
 
 
 def table(run, name="trials"):
@@ -68,7 +69,7 @@ def test_trajectories_are_those_of_a_plain_optax_loop(sweep, optimizer):
     problems = [gradbench.load_problem(name) for name in ("mlp", "linear_regression")]
     for trial, (problem, rate, seed) in enumerate(itertools.product(problems, rates, range(2))):
         # The start is drawn in float32 whatever the run's dtype, and a jitted draw may differ in its last bit.
-        start = initialise(problem, jax.default_backend())(jnp.array([seed], jnp.uint32))
+        start = initialise(problem, jax.devices()[:1])(jnp.array([seed], jnp.uint32))
         with jax.enable_x64(True):
             drawn = jax.tree.map(lambda leaf: np.asarray(leaf)[0], start)
             problem = gradbench.Problem(lambda key, drawn=drawn: drawn, problem.loss, problem.data)
@@ -81,7 +82,7 @@ def test_trajectories_are_those_of_a_plain_optax_loop(sweep, optimizer):
 def test_starts_have_the_same_bits_as_when_compiled_for_speed(name):
     problem, seeds = gradbench.load_problem(name), jnp.arange(5, dtype=jnp.uint32)
     expected = jax.jit(jax.vmap(lambda seed: problem.init(jax.random.key(seed))))(seeds)
-    jax.tree.map(np.testing.assert_array_equal, initialise(problem, jax.default_backend())(seeds), expected)
+    jax.tree.map(np.testing.assert_array_equal, initialise(problem, jax.devices()[:1])(seeds), expected)
 
 
 def test_minibatch_trajectories_are_those_of_a_plain_loop(sweep, small_blocks):

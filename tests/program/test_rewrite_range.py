@@ -37,7 +37,7 @@ def magnitudes(draw, dtype, size):
 
 def compiled(function, dtype, lanes=1):
     """`function` of arrays of `dtype`, rewritten and compiled once; of and to longdouble."""
-    run = jax.jit(rewritten(function, "cpu", lanes))
+    run = jax.jit(rewritten(function, "cpu", lanes > 1))
 
     def call(*arrays):
         with jax.enable_x64(dtype == "float64"):

@@ -108,9 +108,10 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
             plan = SweepPlan(dtype=str(one.dtype), steps=2)
             problem = Problem(init=lambda key: params, loss=loss, data=data, examples=examples)
             trial = sweep.Trial.of(problem, Optimizer("keeps the gradient", _keeps_gradient), plan)
-            block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1)
+            cpu = all(device.platform == "cpu" for device in one.devices())
+            block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1, relayout=cpu and trial.matrices)
             program = sweep.Program(trial, block, list(one.devices()))
-            if program.devices[0].platform == "cpu":  # its products are ours, in orders that few programs have
+            if cpu:  # its products are ours, in orders that few programs have
                 sandbox.survive(program.advance, program.arguments(), sweep.loop_options("cpu", trial.products, LANES))
             made.append(program)
         program = made[0]

@@ -15,6 +15,8 @@ CALLS = REMATERIALISED | {
     *("jit", "pjit", "closed_call", "core_closed_call", "core_call", "xla_call", "eval_jaxpr"),
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 }
+PLAIN_CALLS = frozenset(name for name in CALLS - REMATERIALISED if not name.startswith("custom"))
+_BODIES = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
@@ -56,6 +58,18 @@ def bind(equation: Any, operands: list[Any], params: dict[str, Any]) -> Sequence
     with equation.ctx.manager:
         results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(params))
     return results if equation.primitive.multiple_results else [results]
+
+
+def with_bodies(equation: Any, change: Callable[[Any, list[Any]], list[Any]]) -> dict[str, Any]:
+    """The parameters of a loop or a branch, each jaxpr in them traced anew with the outputs that `change(closed jaxpr,
+    arguments)` gives; those of another equation as they are."""
+
+    def body(closed: Any) -> Any:
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in closed.in_avals]
+        return jax.make_jaxpr(lambda *args: change(closed, list(args)))(*shapes)
+
+    names, params = _BODIES.get(equation.primitive.name, ()), equation.params
+    return params | {name: jax.tree.map(body, params[name]) for name in names}
 
 
 def equations(trace: Any) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradbench.program.xla.switch import enabled
+from gradbench.program.xla.jaxprs import equations
 
 _VECTOR = 16  # float32 numbers in the widest vectors of a CPU
 _LARGEST = 2**26  # bytes of data that is kept in two orders
@@ -48,9 +48,20 @@ class PermutedArray:
         return self.array.dtype
 
 
-def should_relayout(platform: str, lanes: int) -> bool:
-    """Whether products and data are laid out so: not those of one trial, whose cost is that of what is written."""
-    return platform == "cpu" and lanes > 1 and enabled()
+def of_matrices(trace: Any) -> bool:
+    """Whether all that a traced loss multiplies are matrices and vectors, as of examples and features: what a layout
+    with examples last is for. With more axes, as of a sequence or an image, or products in batches, as of attention,
+    features fill the vectors, and a product in another order costs the transposes that what lies between needs.
+    """
+    for equation in equations(trace):
+        name = equation.primitive.name
+        if name == "conv_general_dilated":
+            return False
+        if name == "dot_general" and (
+            equation.params["dimension_numbers"][1][0] or any(v.aval.ndim > 2 for v in equation.invars)
+        ):
+            return False
+    return True
 
 
 def as_permuted(array: jax.Array, order: Sequence[int]) -> Any:

@@ -10,7 +10,8 @@ Sums. XLA:CPU sums more than 32 entries by windows, in a kernel that does not ve
 a sum of a few hundred is folded to 32 or fewer first, by adding its parts, and they are summed. Not a sum of exps or
 logs: taking them in the folding kernel costs more than it saves. Many longer sums are a product with ones.
 
-Products. Those of several lanes on a CPU are taken in the order of axes that suits it: see layout.py.
+Products. Those of several lanes on a CPU may be taken in the order of axes that suits it: see layout.py. What is a
+product without being written as one of two matrices, a convolution above all, is made one before: see products.py.
 
 All hold over the whole range of a dtype, non-finite numbers included, with two exceptions that XLA itself makes. Sums
 and products whose terms' absolute values add up to more than the largest number may overflow on the way or not, by
@@ -37,6 +38,7 @@ from gradbench.program.xla.jaxprs import (
     is_literal,
     nested,
     open_jaxpr,
+    with_bodies,
 )
 from gradbench.program.xla.layout import (
     PermutedArray,
@@ -44,7 +46,6 @@ from gradbench.program.xla.layout import (
     as_permuted,
     materialize,
     product,
-    should_relayout,
     transpose_permuted,
     without,
 )
@@ -54,16 +55,16 @@ _WINDOW = 32
 _MAX_FOLDED = 32 * _WINDOW  # entries; beyond, the parts would make a long program
 
 
-def rewritten(function: Callable[..., Any], platform: str, lanes: int = 1) -> Callable[..., Any]:
-    """`function`, of pytrees of arrays, with its divisions and, on a CPU, its sums as above; and with the matrix
-    products of several lanes as in layout.py, whose PermutedArray its arguments may be.
+def rewritten(function: Callable[..., Any], platform: str, relayout: bool = False) -> Callable[..., Any]:
+    """`function`, of pytrees of arrays, with its divisions and, on a CPU, its sums as above; with `relayout` also its
+    matrix products as in layout.py, whose PermutedArray its arguments may be.
 
     Calls, loops and branches inside included; what is under jax.checkpoint stays as it is. `function` itself where
     rewriting is off.
     """
     if not enabled():
         return function
-    rewrite = _Rewrite(platform == "cpu", should_relayout(platform, lanes))
+    rewrite = _Rewrite(platform == "cpu", relayout)
 
     def shape(x: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, PermutedArray) else x
@@ -75,9 +76,6 @@ def rewritten(function: Callable[..., Any], platform: str, lanes: int = 1) -> Ca
         return jax.tree.unflatten(jax.tree.structure(result), results)
 
     return changed
-
-
-_BODIES = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
 
 
 class _Rewrite:
@@ -126,13 +124,11 @@ class _Rewrite:
                 return [_folded(operands[0], len(axes))]
             if self.products and _long(operands[0], axes):
                 return [_by_ones(operands[0], len(axes))]
-        params = params | {key: jax.tree.map(self.body, params[key]) for key in _BODIES.get(primitive.name, ())}
-        return bind(equation, operands, params)
+        return bind(equation, operands, with_bodies(equation, self.body))
 
-    def body(self, body: Any) -> Any:
-        """A loop's or a branch's jaxpr, rewritten."""
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in body.in_avals]
-        return jax.make_jaxpr(lambda *args: [materialize(x) for x in self.run(*open_jaxpr(body), args)])(*shapes)
+    def body(self, body: Any, args: list[Any]) -> list[Any]:
+        """The outputs of a loop's or a branch's jaxpr, rewritten."""
+        return [materialize(x) for x in self.run(*open_jaxpr(body), args)]
 
 
 def _broadcasts(division: Any) -> bool:

@@ -1,0 +1,76 @@
+"""Many trials along one axis: side by side on a device, or one after another where that is better, and over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from gradbench.inputs.problem import Problem
+from gradbench.program.xla.jaxprs import equations
+
+TRIALS = "trials"
+
+# What XLA:CPU leaves to LAPACK. Batches of them gain nothing, since a batch's matrices are taken one after another; and
+# with several devices jax 0.10's wait for each other's threads for good.
+_FACTORISATIONS = {
+    *("cholesky", "eig", "eigh", "geqp3", "geqrf", "hessenberg", "householder_product", "lu", "qr", "schur", "svd"),
+    *("symmetric_product", "triangular_solve", "tridiagonal", "tridiagonal_solve"),
+}
+
+
+def over_trials(function: Callable[..., Any], in_axes: Sequence[int | None], platform: str) -> Callable[..., Any]:
+    """jax.vmap(function, in_axes), of axes that are 0 or None; or one trial after another inside the program: where JAX
+    cannot batch what is in `function` (a primitive without a batching rule, a grouped convolution under shard_map), and
+    where it factorises matrices on a CPU."""
+    together = jax.vmap(function, tuple(in_axes))
+
+    def one_by_one(*args: Any) -> Any:
+        def one(own: list[Any]) -> Any:
+            rest = iter(own)
+            return function(*(shared if axis is None else next(rest) for shared, axis in zip(args, in_axes)))
+
+        return jax.lax.map(one, [arg for arg, axis in zip(args, in_axes, strict=True) if axis is not None])
+
+    def several(*args: Any) -> Any:
+        try:
+            traced, result = jax.make_jaxpr(together, return_shape=True)(*args)
+        except NotImplementedError:
+            return one_by_one(*args)
+        if platform == "cpu" and any(e.primitive.name in _FACTORISATIONS for e in equations(traced)):
+            return one_by_one(*args)
+        return jax.tree.unflatten(jax.tree.structure(result), jaxpr_as_fun(traced)(*jax.tree.leaves(args)))
+
+    return several
+
+
+def trials_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """The devices along the axis of the trials."""
+    return Mesh(np.array(devices), (TRIALS,), axis_types=(AxisType.Auto,))
+
+
+_initialisers: dict[tuple[Any, ...], jax.stages.Wrapped] = {}
+
+
+def initialise(problem: Problem, devices: Sequence[jax.Device]) -> jax.stages.Wrapped:
+    """seeds (S,) -> starting points with a leading axis S, spread over the devices; compiled once for a problem and
+    devices, whatever the optimizers."""
+    key = problem.init, *devices
+    if key not in _initialisers:
+        # Two problems, one that is swept and one that is compiled beside it: what a start holds should not outlive it.
+        for oldest in list(_initialisers)[:-1]:
+            _initialisers.pop(oldest, None)
+        platform = devices[0].platform
+        start = over_trials(lambda seed: problem.init(jax.random.key(seed)), (0,), platform)
+        spread = jax.shard_map(
+            start, mesh=trials_mesh(devices), in_specs=P(TRIALS), out_specs=P(TRIALS), check_vma=False
+        )
+        # XLA:CPU unrolls random bits into long programs: an mlp's take it two seconds to compile for speed.
+        options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
+        _initialisers[key] = jax.jit(spread, compiler_options=options)
+    return _initialisers[key]

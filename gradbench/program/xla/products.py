@@ -1,0 +1,217 @@
+"""Products of matrices, in place of what is a product without being written as one.
+
+XLA:CPU has fast kernels for products of two matrices and slow roads for the rest. A convolution inside a loop, as every
+step of a compiled sweep is, takes 5 to 20 times what its arithmetic does; several trials' convolutions are a grouped
+one, which it takes one group after another, and which JAX cannot always batch. A product of a sequence's activations,
+of three axes, with a weight is transposed first, and so are its derivatives.
+
+So a loss is rewritten before it is differentiated, and its derivatives and batches are made of products as well. A
+convolution is a product of the windows' entries, side by side, with the kernel (im2col; Chellapilla, Puri and Simard,
+High Performance Convolutional Neural Networks for Document Processing, 2006). The entries of strided windows are taken
+from the phases of the image, each without gaps, since the derivative of a slice with gaps is a padding with gaps, which
+XLA computes entry by entry.
+
+The numbers are the same but for rounding: the terms of each sum are, and their order is not.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradbench.program.xla.jaxprs import PLAIN_CALLS, bind, called, equations, evaluate, open_jaxpr, with_bodies
+from gradbench.program.xla.switch import enabled
+
+_MAX_TAPS = 128  # entries of a window, over its axes: more would make a long program
+_MAX_WINDOWS = 2**26  # bytes of all windows' entries side by side: beyond, one product for each row of the kernel
+
+
+def as_products(function: Callable[..., Any], platform: str) -> Callable[..., Any]:
+    """`function`, of pytrees of arrays, with its convolutions and its products of several axes as products of matrices
+    on a CPU; itself elsewhere and where rewriting is off. Calls, loops and branches inside included; what is under
+    jax.checkpoint or has a rule of its own stays as it is."""
+    if platform != "cpu" or not enabled():
+        return function
+
+    @functools.wraps(function)
+    def changed(*args: Any) -> Any:
+        traced, result = jax.make_jaxpr(function, return_shape=True)(*args)
+        if not any(_changes(equation) for equation in equations(traced)):
+            return function(*args)
+        results = evaluate(*open_jaxpr(traced), jax.tree.leaves(args), _step)
+        return jax.tree.unflatten(jax.tree.structure(result), results)
+
+    return changed
+
+
+def _changes(equation: Any) -> bool:
+    name = equation.primitive.name
+    return (name == "conv_general_dilated" and _Convolution.of(equation) is not None) or (
+        name == "dot_general" and _several_axes(equation)
+    )
+
+
+def _step(equation: Any, operands: list[Any]) -> Sequence[Any]:
+    """The results of an equation."""
+    if equation.primitive.name in PLAIN_CALLS:
+        inner = called(equation, operands)
+        assert inner is not None
+        return evaluate(*inner, _step)
+    if _changes(equation):
+        with equation.ctx.manager:
+            return [(_product if equation.primitive.name == "dot_general" else _convolved)(equation, *operands)]
+    return bind(equation, operands, with_bodies(equation, lambda body, args: evaluate(*open_jaxpr(body), args, _step)))
+
+
+def _several_axes(product: Any) -> bool:
+    """Whether a product sums no batches, and one side has several axes that are not summed, or several that are."""
+    (summed, _), (batch, _) = product.params["dimension_numbers"]
+    free = [v.aval.ndim - len(summed) for v in product.invars]
+    return not batch and min(free) > 0 and (max(free) > 1 or len(summed) > 1)
+
+
+def _product(equation: Any, a: jax.Array, b: jax.Array) -> jax.Array:
+    """A product of arrays of several axes, by one of matrices."""
+    params = equation.params
+    (summed_a, summed_b), _ = params["dimension_numbers"]
+    free_a, free_b = ([i for i in range(x.ndim) if i not in s] for x, s in ((a, summed_a), (b, summed_b)))
+    shape = [*(a.shape[i] for i in free_a), *(b.shape[i] for i in free_b)]
+    terms = math.prod(a.shape[i] for i in summed_a)
+    a = jnp.reshape(jnp.transpose(a, (*free_a, *summed_a)), (-1, terms))
+    b = jnp.reshape(jnp.transpose(b, (*summed_b, *free_b)), (terms, -1))
+    return jnp.reshape(_matrices(a, b, params), shape)
+
+
+def _matrices(a: jax.Array, b: jax.Array, params: dict[str, Any], batch: int = 0) -> jax.Array:
+    """a @ b over `batch` leading axes, in the precision and type of an equation."""
+    axes = tuple(range(batch))
+    return jax.lax.dot_general(
+        a,
+        b,
+        (((batch + 1,), (batch,)), (axes, axes)),
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+    )
+
+
+class _Axis(NamedTuple):
+    """What a convolution does along one axis of the image: the kernel's entries, steps between windows and between a
+    window's entries, padding (before, after, between), and how many windows there are."""
+
+    taps: int
+    stride: int
+    dilation: int
+    padding: tuple[int, int, int]
+    windows: int
+
+    @classmethod
+    def of(cls, size: int, taps: int, stride: int, dilation: int, gaps: int, before: int, after: int) -> _Axis:
+        length = (size - 1) * gaps + 1 + before + after
+        reach = (taps - 1) * dilation
+        windows = (length - reach - 1) // stride + 1
+        whole = stride * (windows + reach // stride)  # a whole number of strides, so that it can be cut into phases
+        return cls(taps, stride, dilation, (before, after + whole - length, gaps - 1), windows)
+
+
+class _Convolution(NamedTuple):
+    """A convolution that can be a product: its axes, and how many groups its features are in."""
+
+    axes: tuple[_Axis, ...]
+    groups: int
+
+    @classmethod
+    def of(cls, equation: Any) -> _Convolution | None:
+        params, (image, kernel) = equation.params, (v.aval for v in equation.invars)
+        spec = params["dimension_numbers"]
+        axes = tuple(
+            _Axis.of(image.shape[i], kernel.shape[k], stride, dilation, gaps, *padding)
+            for i, k, stride, dilation, gaps, padding in zip(
+                spec.lhs_spec[2:],
+                spec.rhs_spec[2:],
+                params["window_strides"],
+                params["rhs_dilation"],
+                params["lhs_dilation"],
+                params["padding"],
+                strict=True,
+            )
+        )
+        serves = (
+            params["batch_group_count"] == 1
+            and jnp.issubdtype(image.dtype, jnp.floating)
+            and 0 < math.prod(axis.taps for axis in axes) <= _MAX_TAPS
+            and all(axis.windows > 0 for axis in axes)
+            and min(image.size, kernel.size) > 0
+        )
+        return cls(axes, params["feature_group_count"]) if serves else None
+
+
+def _convolved(equation: Any, image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution, by products."""
+    convolution, params = _Convolution.of(equation), equation.params
+    assert convolution is not None
+    axes, groups = convolution
+    spec = params["dimension_numbers"]
+    image = jnp.transpose(image, (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]))
+    kernel = jnp.transpose(kernel, (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]))
+    zero = jnp.zeros((), image.dtype)
+    image = jax.lax.pad(image, zero, [(0, 0, 0), *(axis.padding for axis in axes), (0, 0, 0)])
+    parts = [image]
+    for number, axis in enumerate(axes, 1):
+        parts = [part for whole in parts for part in _taps(whole, number, axis)]
+    kernel = jnp.reshape(kernel, (len(parts), *kernel.shape[-2:]))
+    result = _one_group(parts, kernel, axes[0].taps, params) if groups == 1 else _grouped(parts, kernel, groups, params)
+    order = (spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])
+    return jnp.transpose(result, [order.index(i) for i in range(len(order))])
+
+
+def _taps(image: jax.Array, number: int, axis: _Axis) -> list[jax.Array]:
+    """The entries of all windows along an axis of the image, one array for each place in the window."""
+    phases = [image]
+    if axis.stride > 1:
+        cut = jnp.reshape(image, (*image.shape[:number], -1, axis.stride, *image.shape[number + 1 :]))
+        parts = jax.lax.split(cut, [1] * axis.stride, number + 1)
+        phases = [jax.lax.squeeze(part, (number + 1,)) for part in parts]
+    places = [divmod(tap * axis.dilation, axis.stride) for tap in range(axis.taps)]
+    return [jax.lax.slice_in_dim(phases[p], first, first + axis.windows, axis=number) for first, p in places]
+
+
+def _one_group(parts: list[jax.Array], kernel: jax.Array, rows: int, params: dict[str, Any]) -> jax.Array:
+    """The product of all windows' entries with the kernel (taps, features, results); where the entries of all windows
+    are too much to hold, the sum of such products for each of the kernel's `rows`."""
+    size = len(parts) * parts[0].size * parts[0].dtype.itemsize
+    count = rows if size > _MAX_WINDOWS else 1
+    each = len(parts) // count
+    wide = jnp.promote_types(parts[0].dtype, jnp.float32) if count > 1 else params["preferred_element_type"]
+
+    def product(row: int) -> jax.Array:
+        windows = jnp.concatenate(parts[row * each : (row + 1) * each], axis=-1)
+        weights = jnp.reshape(kernel[row * each : (row + 1) * each], (windows.shape[-1], -1))
+        entries = jnp.reshape(windows, (-1, windows.shape[-1]))
+        return _matrices(entries, weights, params | {"preferred_element_type": wide})
+
+    result = functools.reduce(jnp.add, map(product, range(count)))
+    result = result.astype(params["preferred_element_type"] or parts[0].dtype)
+    return jnp.reshape(result, (*parts[0].shape[:-1], -1))
+
+
+def _grouped(parts: list[jax.Array], kernel: jax.Array, groups: int, params: dict[str, Any]) -> jax.Array:
+    """The same of each group's features (kernel: taps, features of a group, results of all); of groups of one feature,
+    as of a depthwise convolution, entry by entry."""
+    taps, features, results = kernel.shape
+    shape = parts[0].shape[:-1]
+    kernel = jnp.reshape(kernel, (taps, features, groups, -1))
+    if features == 1:
+        wide = jnp.promote_types(params["preferred_element_type"] or kernel.dtype, jnp.float32)
+        terms = [part[..., None].astype(wide) * kernel[tap, 0].astype(wide) for tap, part in enumerate(parts)]
+        total = functools.reduce(jnp.add, terms).astype(params["preferred_element_type"] or kernel.dtype)
+    else:
+        entries = jnp.stack([jnp.reshape(part, (-1, groups, features)) for part in parts], axis=-2)
+        entries = jnp.reshape(jnp.moveaxis(entries, 0, 1), (groups, -1, taps * features))
+        weights = jnp.reshape(jnp.transpose(kernel, (2, 0, 1, 3)), (groups, taps * features, -1))
+        total = jnp.moveaxis(_matrices(entries, weights, params, batch=1), 0, 1)
+    return jnp.reshape(total, (*shape, results))

@@ -1,0 +1,148 @@
+"""Convolutions and products of several axes are products of matrices: the same numbers as JAX's own."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gradbench.program.xla import products
+from gradbench.program.xla.jaxprs import equations
+from gradbench.program.xla.products import as_products
+
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def names(function, *args):
+    return [e.primitive.name for e in equations(jax.make_jaxpr(function)(*args))]
+
+
+def assert_same(function, *args):
+    """The value of `function` and its derivatives, written as products and not: the same but for rounding (float64,
+    sums of at most some thousand terms of order 1: 1e-12)."""
+
+    def scalar(*args):
+        return jnp.sum(jnp.sin(function(*args)))
+
+    everything = tuple(range(len(args)))
+    pairs = [(function, as_products(function, "cpu"))]
+    pairs += [(jax.grad(scalar, everything), jax.grad(as_products(scalar, "cpu"), everything))]
+    for plain, changed in pairs:
+        expected, got = plain(*args), changed(*args)
+        jax.tree.map(lambda e, g: np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-12), expected, got)
+        jax.tree.map(lambda e, g: np.testing.assert_equal(g.dtype, e.dtype), expected, got)
+
+
+def convolution(strides=(1, 1), padding="SAME", numbers=("NHWC", "HWIO", "NHWC"), **options):
+    def function(image, kernel):
+        return jax.lax.conv_general_dilated(image, kernel, strides, padding, dimension_numbers=numbers, **options)
+
+    return function
+
+
+def arrays(*shapes):
+    generator = np.random.default_rng(0)
+    return [jnp.asarray(generator.normal(size=shape)) for shape in shapes]
+
+
+PADDINGS = (((0, 0), (0, 0)), ((1, 1), (1, 1)), ((2, 1), (0, 3)))
+
+
+@pytest.mark.parametrize("taps", [1, 2, 3, 5])
+def test_a_convolution_of_any_stride_dilation_and_padding(taps):
+    image, kernel = arrays((2, 11, 13, 2), (taps, taps, 2, 3))
+    for stride, dilation, gaps, padding in itertools.product((1, 2, 3), (1, 2), (1, 2), PADDINGS):
+        options = {"rhs_dilation": (dilation, 1), "lhs_dilation": (1, gaps)}
+        function = convolution((stride, 1), padding, **options)
+        changed = as_products(function, "cpu")
+        np.testing.assert_allclose(changed(image, kernel), function(image, kernel), rtol=1e-12, atol=1e-12)
+    assert "conv_general_dilated" not in names(changed, image, kernel)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shapes"),
+    [
+        (("NHWC", "HWIO", "NHWC"), ((2, 6, 7, 2), (3, 2, 2, 4))),
+        (("NCHW", "OIHW", "NCHW"), ((2, 2, 6, 7), (4, 2, 3, 2))),
+        (("HWNC", "OIHW", "CNHW"), ((6, 7, 2, 2), (4, 2, 3, 2))),
+        (("NWC", "WIO", "NWC"), ((2, 9, 2), (3, 2, 4))),
+        (("NDHWC", "DHWIO", "NDHWC"), ((2, 4, 5, 3, 2), (2, 3, 1, 2, 4))),
+    ],
+)
+def test_a_convolution_in_any_order_of_axes_and_its_derivatives(numbers, shapes):
+    strides = (2,) * (len(shapes[0]) - 2)
+    assert_same(convolution(strides, numbers=numbers), *arrays(*shapes))
+
+
+@pytest.mark.parametrize(("features", "results"), [(1, 1), (1, 2), (3, 2)])
+def test_a_grouped_convolution_and_its_derivatives(features, results):
+    groups = 4
+    shapes = (2, 6, 5, groups * features), (3, 3, features, groups * results)
+    function = convolution((2, 1), feature_group_count=groups)
+    assert_same(function, *arrays(*shapes))
+    assert "conv_general_dilated" not in names(as_products(function, "cpu"), *arrays(*shapes))
+
+
+def test_windows_that_are_too_many_to_hold_are_taken_row_by_row(monkeypatch):
+    monkeypatch.setattr(products, "_MAX_WINDOWS", 1000)
+    image, kernel = arrays((2, 8, 8, 3), (3, 3, 3, 4))
+    assert_same(convolution((2, 2)), image, kernel)
+    assert names(as_products(convolution(), "cpu"), image, kernel).count("dot_general") == 3
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: jnp.einsum("btf,fo->bto", x, w),
+        lambda x, w: jnp.einsum("fo,btf->obt", w, x),
+        lambda x, w: jnp.einsum("btf,tfo->bo", x, jnp.stack([w] * 4)),
+    ],
+)
+def test_a_product_of_several_axes_is_one_of_matrices(function):
+    x, w = arrays((3, 4, 5), (5, 6))
+    expected, got = function(x, w), as_products(function, "cpu")(x, w)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+    made = equations(jax.make_jaxpr(as_products(function, "cpu"))(x, w))
+    made = [e for e in made if e.primitive.name == "dot_general"]
+    assert made
+    assert all(v.aval.ndim == 2 for e in made for v in e.invars)
+
+
+def test_inside_calls_loops_and_branches_and_several_trials():
+    image, kernel = arrays((2, 4, 4, 3), (3, 3, 3, 3))
+    once = convolution()
+
+    def function(image, kernel):
+        image = jax.lax.scan(lambda x, _: (jnp.tanh(jax.jit(once)(x, kernel)), None), image, length=2)[0]
+        return jax.lax.cond(jnp.sum(image) > 0, lambda x: once(x, kernel), lambda x: x, image)
+
+    assert_same(function, image, kernel)
+    assert "conv_general_dilated" not in names(as_products(function, "cpu"), image, kernel)
+    kernels = jnp.stack([kernel, 2 * kernel, -kernel])
+    expected = jnp.stack([function(image, k) for k in kernels])
+    got = jax.vmap(as_products(function, "cpu"), (None, 0))(image, kernels)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_rules_of_their_own_and_what_is_no_such_product_stay():
+    @jax.custom_vjp
+    def tripled(image, kernel):
+        return convolution()(image, kernel)
+
+    tripled.defvjp(lambda x, w: (tripled(x, w), w), lambda w, g: (3 * g, jnp.zeros_like(w)))
+    image, kernel = arrays((2, 4, 4, 3), (3, 3, 3, 3))
+    gradient = jax.grad(as_products(lambda x, w: jnp.sum(tripled(x, w)), "cpu"))(image, kernel)
+    np.testing.assert_array_equal(gradient, jnp.full_like(image, 3))
+    whole = convolution()
+    assert "conv_general_dilated" in names(as_products(whole, "gpu"), image, kernel)
+    batched = lambda a: jnp.einsum("bij,bjk->bik", a, a)  # noqa: E731
+    assert names(as_products(batched, "cpu"), jnp.ones((2, 3, 3))).count("dot_general") == 1
+    matrix, vector = jnp.ones((3, 3)), jnp.ones(3)
+    assert names(as_products(jnp.dot, "cpu"), matrix, vector) == names(jnp.dot, matrix, vector)

@@ -1,0 +1,55 @@
+"""Trials along one axis, where they must not be side by side."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gradbench
+from gradbench.program.spread import initialise, over_trials
+from gradbench.program.xla.jaxprs import equations
+
+
+def factorisations(jaxpr):
+    """Numbers of axes of the matrices that are factorised."""
+    return {e.invars[0].aval.ndim for e in equations(jaxpr) if e.primitive.name in ("qr", "cholesky", "eigh")}
+
+
+def init(key):
+    first, second = jax.random.split(key)
+    orthogonal = jax.nn.initializers.orthogonal()(first, (64, 256))
+    return {"orthogonal": orthogonal, "normal": jax.random.normal(second, (8, 256))}
+
+
+def loss(params, data):
+    matrix = jnp.eye(6) + 0.1 * params["orthogonal"][:6] @ params["orthogonal"][:6].T
+    values = jnp.linalg.eigvalsh(matrix) + jnp.diag(jnp.linalg.cholesky(matrix)) + jnp.diag(jnp.linalg.qr(matrix)[1])
+    return jnp.sum(values**2) + jnp.mean(params["normal"] ** 2)
+
+
+def test_factorisations_of_several_trials_are_taken_one_after_another_on_a_cpu():
+    spread = over_trials(lambda seed: init(jax.random.key(seed)), (0,), "cpu")
+    seeds = jnp.arange(4, dtype=jnp.uint32)
+    assert factorisations(jax.make_jaxpr(spread)(seeds)) == {2}
+    elsewhere = over_trials(lambda seed: init(jax.random.key(seed)), (0,), "gpu")
+    assert factorisations(jax.make_jaxpr(elsewhere)(seeds)) == {3}
+    for seed, orthogonal in enumerate(spread(seeds)["orthogonal"]):
+        np.testing.assert_allclose(orthogonal, init(jax.random.key(seed))["orthogonal"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_sweep_with_factorisations_on_all_cores_ends(sweep):
+    """With jax 0.10.1, batches of them on two devices beside other work wait for each other for good."""
+    run = sweep(gradbench.Problem(init, loss), ["sgd"], "1e-4:1e-3:8", seeds=2, steps=5)
+    assert np.all(np.isfinite(run.trials["final_loss"]))
+
+
+def test_starts_are_spread_over_the_devices():
+    devices = jax.devices()
+    problem = gradbench.Problem(init, loss)
+    starts = initialise(problem, devices)
+    drawn = starts(np.arange(2 * len(devices), dtype=np.uint32))
+    assert drawn["normal"].sharding.device_set == set(devices)
+    one = initialise(problem, devices[:1])(np.arange(2 * len(devices), dtype=np.uint32))
+    np.testing.assert_array_equal(drawn["normal"], one["normal"])
+    assert initialise(problem, devices) is starts
