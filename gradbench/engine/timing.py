@@ -17,8 +17,9 @@ from jax.sharding import SingleDeviceSharding
 
 from gradbench.engine.roofline import kernels_per_row
 from gradbench.inputs.problem import Data, Params, cast, shapes
-from gradbench.program.block import work
+from gradbench.program.block import traced, work
 from gradbench.program.program import Program, State, inner, loop_options, numerics
+from gradbench.program.xla.jaxprs import uncounted_flops
 from gradbench.program.xla.layout import materialize_tree
 from gradbench.program.xla.rewrite import rewritten
 
@@ -148,14 +149,17 @@ def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndar
 
         first_run_s = once(1)
         steady = measure(once, block.steps)
-        moved = 2 * _bytes(start()) + _data_read(program)
+        moved, uncounted = 2 * _bytes(start()) + _data_read(program), _uncounted(program)
+        share = block.devices * _share_of_row(program, compiled.flops)
     return {
         "problem": trial.problem.name,
         "optimizer": trial.optimizer.spec,
         "mode": mode,
         "trials": block.slots,
         "devices": block.devices,
-        **_costs(compiled, first_run_s, steady, block.devices * _share_of_row(program, compiled.flops), moved),
+        **_costs(
+            compiled, first_run_s, steady, block.devices * _share_of_row(program, compiled.flops), uncounted, moved
+        ),
     }
 
 
@@ -183,14 +187,25 @@ def _share_of_row(program: Program, counted: float | None) -> float:
     stride = program.block.stride
     if program.trial.plan.batch_size is None or not counted:
         return 1.0
-    observation = program.block.lanes * work(program.trial.problem, program.trial.plan, batch=False).flops
+    whole = work(program.trial.problem, program.trial.plan, batch=False)
+    observation = program.block.lanes * (whole.flops - whole.uncounted)
     return 1 - min(observation / counted, 1.0) * (1 - 1 / stride)
 
 
+def _uncounted(program: Program) -> float:
+    """FLOP of a step of the block that the cost analysis leaves out."""
+    problem, plan, block = program.trial.problem, program.trial.plan, program.block
+
+    def of(batch: bool) -> float:
+        return uncounted_flops(traced(problem, plan, jax.value_and_grad(problem.loss), batch).jaxpr)
+
+    return block.slots * (of(True) + (0.0 if plan.batch_size is None else of(False) / block.stride))
+
+
 def _costs(
-    compiled: Compiled, first_run_s: float, steady: dict[str, Any], scale: float, moved: float
+    compiled: Compiled, first_run_s: float, steady: dict[str, Any], scale: float, uncounted: float, moved: float
 ) -> dict[str, Any]:
-    flops = None if compiled.flops is None else compiled.flops * scale
+    flops = None if compiled.flops is None else compiled.flops * scale + uncounted
     return {
         "trace_s": compiled.trace_s,
         "lower_s": compiled.lower_s,
@@ -241,7 +256,9 @@ def _on(sharding: SingleDeviceSharding, leaf: jax.ShapeDtypeStruct) -> jax.Shape
 def time_evaluation(program: Program, compiled: Compiled, mode: str, params: Params) -> dict[str, Any]:
     """The timings row of what compile_evaluation compiled, from one trial's `params`."""
     LOG.info("timing loss and gradient")
-    plan = program.trial.plan
+    plan, problem = program.trial.plan, program.trial.problem
+    loss = problem.loss if mode == "value" else jax.value_and_grad(problem.loss)
+    uncounted = uncounted_flops(traced(problem, plan, loss, batch=False).jaxpr)
     with numerics(plan.dtype, plan.precision):
         placed = jax.device_put((cast(params, plan.dtype), materialize_tree(program.data)), program.devices[0])
         params, data = placed
@@ -249,7 +266,7 @@ def time_evaluation(program: Program, compiled: Compiled, mode: str, params: Par
         first_run_s = once(1)
         steady = measure(once, program.block.rows)
     names = {"problem": program.trial.problem.name, "optimizer": None, "mode": mode, "trials": 1, "devices": 1}
-    return names | _costs(compiled, first_run_s, steady, 1.0, 2 * _bytes(params) + _bytes(data))
+    return names | _costs(compiled, first_run_s, steady, 1.0, uncounted, 2 * _bytes(params) + _bytes(data))
 
 
 def _call_often(call: Callable[..., Any], params: Params, nothing: np.ndarray, data: Data, repeats: int) -> float:

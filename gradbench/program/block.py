@@ -4,8 +4,9 @@ two runs of one plan on one device must choose alike."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,12 @@ from gradbench.inputs.problem import Problem, shapes
 from gradbench.machine.devices import cores, memory
 from gradbench.program.minibatch import take_rows
 from gradbench.program.program import Block, Trial
-from gradbench.program.xla.jaxprs import equations, nested
+from gradbench.program.xla.jaxprs import equations, nested, uncounted_flops
 
-CHUNK_SECONDS = 0.1  # of one chunk: long beside the host's work between two (about 1 ms), a tick of a progress bar
+CHUNK_SECONDS = (
+    0.25  # of one chunk: long beside the host's work between two (about 1 ms) and beside the system's, which
+)
+# hands a large program new memory at every call (a third of a transformer's step); a tick of a progress bar
 RETIRE_SECONDS = 0.025  # the same where trials wait: a finished one should leave its slot soon
 
 
@@ -40,25 +44,35 @@ ACCELERATOR = Machine(1e13, 1e12, step_s=5e-5, cache_bytes=math.inf, product_byt
 
 @dataclass(frozen=True)
 class Work:
-    """Of one value and gradient of one trial: FLOP, and bytes of the values made on the way."""
+    """Of one value and gradient of one trial: FLOP, how many of them XLA's cost analysis leaves out, and bytes of the
+    values made on the way."""
 
     flops: float
+    uncounted: float
     bytes: float
 
 
 def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
     """Counted on the traced program; `batch` for one minibatch instead of all the data."""
+    gradient = traced(problem, plan, jax.value_and_grad(problem.loss), batch)
+    with jax.enable_x64(plan.dtype == "float64"):
+        analysis = gradient.lower().cost_analysis() or {}
+    # A loop holds what its body makes once, and what it stacks, as for the derivative, for every round.
+    computing = (e for e in equations(gradient.jaxpr) if e.primitive.name == "scan" or not nested(e))
+    results = (v.aval for equation in computing for v in equation.outvars)
+    made = sum(aval.size * aval.dtype.itemsize for aval in results if hasattr(aval, "size"))
+    uncounted = uncounted_flops(gradient.jaxpr)
+    return Work(float(analysis.get("flops", 0.0)) + uncounted, uncounted, float(made))
+
+
+def traced(problem: Problem, plan: SweepPlan, function: Callable[..., Any], batch: bool) -> Any:
+    """`function(params, data)` of the problem, traced in the plan's dtype on all the data or on one minibatch."""
     params, data = shapes(problem, plan.dtype)
     with jax.enable_x64(plan.dtype == "float64"):
         if batch and plan.batch_size is not None and problem.examples is not None:
             rows, examples = jax.ShapeDtypeStruct((plan.batch_size,), jnp.int32), problem.examples
             data = jax.eval_shape(lambda d, r: take_rows(d, r, examples), data, rows)
-        gradient = jax.jit(jax.value_and_grad(problem.loss)).trace(params, data)
-        analysis = gradient.lower().cost_analysis() or {}
-    computing = (equation for equation in equations(gradient.jaxpr) if not nested(equation))  # what loops hold, once
-    results = (v.aval for equation in computing for v in equation.outvars)
-    made = sum(aval.size * aval.dtype.itemsize for aval in results if hasattr(aval, "size"))
-    return Work(float(analysis.get("flops", 0.0)), float(made))
+        return jax.jit(function).trace(params, data)
 
 
 def device_memory(device: jax.Device) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gradbench.program.xla import products
-from gradbench.program.xla.jaxprs import equations
+from gradbench.program.xla.jaxprs import equations, uncounted_flops
 from gradbench.program.xla.products import as_products
 
 
@@ -146,3 +146,13 @@ def test_rules_of_their_own_and_what_is_no_such_product_stay():
     assert names(as_products(batched, "cpu"), jnp.ones((2, 3, 3))).count("dot_general") == 1
     matrix, vector = jnp.ones((3, 3)), jnp.ones(3)
     assert names(as_products(jnp.dot, "cpu"), matrix, vector) == names(jnp.dot, matrix, vector)
+
+
+def test_flops_that_the_cost_analysis_leaves_out_are_those_of_the_other_rounds():
+    def function(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=7)[0]
+
+    x, w = arrays((4, 5), (5, 5))
+    trace = jax.make_jaxpr(function)(x, w)
+    assert uncounted_flops(trace) == 6 * (2 * 4 * 5 * 5 + 4 * 5)
+    assert uncounted_flops(jax.make_jaxpr(jnp.dot)(x, w)) == 0
