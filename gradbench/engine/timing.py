@@ -157,9 +157,7 @@ def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndar
         "mode": mode,
         "trials": block.slots,
         "devices": block.devices,
-        **_costs(
-            compiled, first_run_s, steady, block.devices * _share_of_row(program, compiled.flops), uncounted, moved
-        ),
+        **_costs(compiled, first_run_s, steady, share, uncounted, moved),
     }
 
 
