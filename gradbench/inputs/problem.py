@@ -7,7 +7,7 @@ import inspect
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.errors import GradbenchError, GradbenchWarning, ProblemError, error_text, nearest
-from gradbench.inputs.data import as_arrays, check_data
+from gradbench.inputs.data import as_arrays, check_data, check_holdout
 from gradbench.inputs.spec import check_settings, is_path, load_file, parse_spec
 
 LOG = logging.getLogger(__name__)
@@ -29,8 +29,12 @@ class Problem:
     """A loss and the facts known about it.
 
     Attributes:
-        init: `init(key) -> params`, a starting point: any pytree of float arrays. `key` is a jax.random key.
-        loss: `loss(params, data) -> scalar`, the mean over examples where there are examples.
+        init: `init(key) -> params`, a starting point: any pytree of float arrays. `key` is a jax.random key. Of a
+            stateful problem `init(key) -> (params, state)`.
+        loss: `loss(params, data) -> scalar`, the mean over examples where there are examples. A third parameter
+            without default, `loss(params, data, key)`, gets a fresh key for each trial and step (dropout, noise). It
+            may return `(scalar, aux)`, aux a dict of scalars that are recorded as metrics are. Of a stateful problem
+            `loss(params, state, data[, key]) -> (scalar, state)`, or `(scalar, (state, aux))`.
         data: a pytree of arrays, passed in and never closed over, so that it is cast to the run's dtype and
             placed on the device. Floats are kept in float64 here. A frame is kept as a dict of its columns, a list of
             numbers or a tensor of torch as an array; what cannot be an array raises ProblemError.
@@ -40,21 +44,34 @@ class Problem:
         target: the loss that counts as solved where `minimum` is unknown.
         curvature: (mu, L), bounds on the Hessian's eigenvalues, where known.
         gradient: `gradient(params, data) -> params`, the analytic gradient where one is written down.
+        holdout: a pytree like `data`, of which only the number of rows may differ, that is never trained on: the loss
+            and the metrics are evaluated on it at the recorded points.
+        metrics: name -> `f(params, data) -> scalar` (`f(params, state, data)` of a stateful problem), evaluated at the
+            recorded points on `data` and `holdout`. One named "loss" stands for the loss there, where a model computes
+            otherwise in training than in use.
+        maximise: the names of the metrics of which more is better.
+        stateful: the problem has state that is not parameters, such as running statistics: any pytree of arrays that
+            the loss returns anew at each update and no optimizer touches.
         name: the spec it was loaded from.
     """
 
-    init: Callable[[jax.Array], Params]
-    loss: Callable[[Params, Data], jax.Array]
+    init: Callable[[jax.Array], Any]
+    loss: Callable[..., Any]
     data: Data = ()
     examples: int | None = None
     minimum: float | None = None
     target: float | None = None
     curvature: tuple[float, float] | None = None
     gradient: Callable[[Params, Data], Params] | None = None
+    holdout: Data | None = None
+    metrics: Mapping[str, Callable[..., jax.Array]] = dataclasses.field(default_factory=dict)
+    maximise: tuple[str, ...] = ()
+    stateful: bool = False
     name: str = "problem"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", as_arrays(self.data))
+        object.__setattr__(self, "holdout", as_arrays(self.holdout))
 
 
 def problems_folder() -> Path:
@@ -288,6 +305,24 @@ def _check_facts(problem: Problem, fault: _Fault) -> None:
         rows = {np.shape(leaf)[0] for leaf in jax.tree.leaves(problem.data) if np.ndim(leaf) > 0}
         if not isinstance(problem.examples, int) or problem.examples < 1 or problem.examples not in rows:
             raise fault(f"examples={problem.examples!r}, but no array of data has that many rows")
+    if problem.holdout is not None:
+        check_holdout(problem.holdout, problem.data, fault)
+    _check_metrics(problem, fault)
+
+
+def _check_metrics(problem: Problem, fault: _Fault) -> None:
+    metrics, maximise = problem.metrics, problem.maximise
+    if not isinstance(metrics, Mapping):
+        raise fault(f'metrics is a {type(metrics).__name__}; give functions by name, {{"accuracy": accuracy}}')
+    for name, function in metrics.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise fault(f"metrics has the name {name!r}; give letters, digits and underscores")
+        if not callable(function):
+            raise fault(f"metrics[{name!r}] is a {type(function).__name__}; give a function f(params, data)")
+    if not isinstance(maximise, tuple | list) or not all(isinstance(name, str) for name in maximise):
+        raise fault(f'maximise is {maximise!r}; give names of metrics, ("accuracy",)')
+    if type(problem.stateful) is not bool:
+        raise fault(f"stateful is {problem.stateful!r}; give True or False")
 
 
 def _finite(value: Any) -> bool:
