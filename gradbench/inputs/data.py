@@ -41,6 +41,15 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(x, numbers.Real) or _is_numbers(x) for x in value)
 
 
+def cast(tree: Any, dtype: Any) -> Any:
+    """Every float leaf as `dtype`; the others as they are."""
+
+    def leaf(x: Any) -> Any:
+        return jnp.asarray(x, dtype) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.asarray(x)
+
+    return jax.tree.map(leaf, tree)
+
+
 def check_data(data: Any, fault: Callable[[str], ProblemError], name: str = "data") -> None:
     """Raise what `fault` makes of a line unless every leaf is an array of finite numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):

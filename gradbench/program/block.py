@@ -48,6 +48,7 @@ class Work:
 
 def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
     """Counted on the traced program; `batch` for one minibatch instead of all the data."""
+    problem = problem.plain
     params, data = shapes(problem, plan.dtype)
     with jax.enable_x64(plan.dtype == "float64"):
         if batch and plan.batch_size is not None and problem.examples is not None:
