@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from gradbench.analysis.metrics import chosen_metric, columns, metric_notes, metric_row
 from gradbench.analysis.profiles import best_rate_interval
 from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, summarise
 from gradbench.analysis.verdicts import Reference
@@ -140,8 +141,11 @@ def run_table(run: Run, output_format: str) -> str:
         return "no trial has finished yet"
     left_out = ("record", "best_range", "good_decades", "edge", "stable_limit", "limit")
     narrow = [column for column in SUMMARY if column.key not in left_out]
-    text = render([summary_row(pair) for pair in pairs], narrow, output_format)
-    return text if output_format in ("json", "csv") else with_notes([text], pair_notes(run, pairs), output_format)
+    by = chosen_metric([run], None)
+    rows = [summary_row(pair) | metric_row(run, pair, by) for pair in pairs]
+    text = render(rows, [*narrow, *columns(by)], output_format)
+    notes = pair_notes(run, pairs) + metric_notes(run, pairs, by)
+    return text if output_format in ("json", "csv") else with_notes([text], notes, output_format)
 
 
 def pair_sentence(pair: PairSummary) -> str:

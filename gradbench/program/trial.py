@@ -175,7 +175,8 @@ class Trial:
         if batch_size is None:
             return self.step(state, learning_rate, data, self.noise(keys, step))
         assert examples is not None
-        value, grads, _ = self.gradient(state.params, state.model_state, data, self.noise(keys, step))
+        seen = self.noise(keys, jnp.minimum(step, self.plan.steps))  # the last row is at the last step
+        value, grads, _ = self.gradient(state.params, state.model_state, data, seen)
         value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
         row = Observation(value, inner(grads, grads), state.overshot / stride)
 

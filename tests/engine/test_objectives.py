@@ -2,105 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import objectives
 import optax
 import pytest
 from conftest import StopAfter
+from objectives import EXAMPLES, PROBLEMS
 from sklearn.metrics import accuracy_score, log_loss
 
 import gradbench
 from gradbench.engine import runner
-from gradbench.errors import GradbenchError
+from gradbench.engine.compiling import TIMED
+from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import cast
 from gradbench.program.minibatch import batch_rows
 from gradbench.program.program import initialise
 from gradbench.program.trial import order_key
 from gradbench.theory.replay import replay
 
-EXAMPLES, CLASSES = 24, 3
-
-
-def arrays(rows, seed):
-    generator = np.random.default_rng(seed)
-    x = generator.normal(size=(rows, 4))
-    return {"x": x, "y": np.argmax(x[:, :CLASSES] + generator.normal(size=(rows, CLASSES)), axis=1)}
-
-
-def logits(params, x):
-    return jnp.tanh(x @ params["w"]) @ params["v"]
-
-
-def accuracy(params, *state_and_data):
-    *state, data = state_and_data
-    x = (data["x"] - state[0]["mean"]) if state else data["x"]
-    return jnp.mean(jnp.argmax(logits(params, x), axis=1) == data["y"])
-
-
-def cross_entropy(scores, data):
-    return optax.softmax_cross_entropy_with_integer_labels(scores, data["y"]).mean()
-
-
-def network(key):
-    first, second = jax.random.split(key)
-    return {"w": jax.random.normal(first, (4, 5)) / 2, "v": jax.random.normal(second, (5, CLASSES)) / 2}
-
-
-def with_dropout(params, data, key):
-    """Dropout of the inputs; none without a key."""
-    keep = 1.0 if key is None else jax.random.bernoulli(key, 0.8, data["x"].shape) / 0.8
-    return cross_entropy(logits(params, data["x"] * keep), data)
-
-
-def with_state(params, state, data):
-    """A running mean of the inputs, as of BatchNorm, and the weights' average, as of an EMA; and a count."""
-    mean = 0.9 * state["mean"] + 0.1 * jnp.mean(data["x"], axis=0)
-    after = {
-        "mean": jax.lax.stop_gradient(mean),
-        "ema": 0.9 * state["ema"] + 0.1 * jax.lax.stop_gradient(params["v"]),
-        "count": state["count"] + 1,
-    }
-    pull = jnp.sum((params["v"] - state["ema"]) ** 2)  # depends on the state it was given
-    return cross_entropy(logits(params, data["x"] - mean), data) + 0.1 * pull, after
-
-
-def with_all(params, state, data, key):
-    noise = 0.0 if key is None else 0.1 * jax.random.normal(key, data["x"].shape, data["x"].dtype)
-    loss, after = with_state(params, state, data | {"x": data["x"] + noise})
-    return loss, after, {"norm": jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)))}
-
-
-def start_with_state(key):
-    params = network(key)
-    return params, {"mean": jnp.zeros(4), "ema": params["v"], "count": 0}
-
-
-PROBLEMS = {
-    "dropout": gradbench.Problem(network, with_dropout, arrays(EXAMPLES, 0), examples=EXAMPLES),
-    "state": gradbench.Problem(start_with_state, with_state, arrays(EXAMPLES, 0), examples=EXAMPLES, stateful=True),
-    "all": gradbench.Problem(
-        start_with_state,
-        with_all,
-        arrays(EXAMPLES, 0),
-        examples=EXAMPLES,
-        stateful=True,
-        holdout=arrays(10, 1),
-        metrics={"accuracy": accuracy},
-        maximise=("accuracy",),
-    ),
-}
-JUDGED = gradbench.Problem(
-    network,
-    lambda params, data: cross_entropy(logits(params, data["x"]), data),
-    arrays(EXAMPLES, 0),
-    examples=EXAMPLES,
-    holdout=arrays(10, 1),
-    metrics={"accuracy": accuracy},
-    maximise=("accuracy",),
-)
+KINDS = ["dropout", "state", "all"]
 
 
 def plain_loop(problem, rate, steps, seed, batch_size):
@@ -142,7 +67,7 @@ def columns(run, name):
 
 
 @pytest.mark.parametrize("batch_size", [None, 8])
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", KINDS)
 def test_trajectories_are_those_of_a_plain_optax_loop(sweep, small_blocks, name, batch_size):
     small_blocks(lanes=2, rows=7)
     rates, steps = [0.003, 0.03], 50
@@ -154,3 +79,99 @@ def test_trajectories_are_those_of_a_plain_optax_loop(sweep, small_blocks, name,
         mine = curves["trial"] == trial
         assert mine.sum() == (51 if batch_size is None else 18)
         np.testing.assert_allclose(curves["loss"][mine], expected[curves["step"][mine]], rtol=1e-9)
+
+
+def metrics_of(run):
+    """(trial, step, split.name) -> value."""
+    table = columns(run, "metrics")
+    names = [f"{split}.{name}" for split, name in zip(table["split"], table["name"])]
+    found = dict(zip(zip(table["trial"].tolist(), table["step"].tolist(), names), table["value"].tolist()))
+    assert len(found) == len(names)
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_metrics_are_those_that_scikit_learn_finds_at_the_replayed_params(sweep, small_blocks, batch_size):
+    small_blocks(lanes=2, rows=7)
+    problem, rates = PROBLEMS["judged"], [0.01, 0.3]
+    settings = {"seeds": 2, "steps": 40, "dtype": "float64", "batch_size": batch_size, "record_points": 5}
+    run = sweep(problem, ["adam"], rates, timing="none", **settings)
+    found = metrics_of(run)
+    steps = sorted({step for _, step, _ in found})
+    assert steps == sorted(set(columns(run, "curves")["step"].tolist()))
+    trials = list(itertools.product(rates, range(2)))
+    path = replay(problem, "adam", run.plan, trials, steps)
+    for (trial, flat), (k, step) in itertools.product(enumerate(path.params), enumerate(steps)):
+        v, w = flat[k][:15].reshape(5, 3), flat[k][15:].reshape(4, 5)  # ravel_pytree sorts by name
+        for split, data in (("train", problem.data), ("holdout", problem.holdout)):
+            scores = np.tanh(data["x"] @ w) @ v
+            share = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+            right = accuracy_score(data["y"], scores.argmax(axis=1))
+            np.testing.assert_allclose(found[trial, step, f"{split}.accuracy"], right, rtol=2.0**-23)  # a float32 mean
+            loss = log_loss(data["y"], share, labels=range(3))
+            np.testing.assert_allclose(found[trial, step, f"{split}.loss"], loss, rtol=1e-9)
+
+
+def test_a_replay_has_the_keys_and_the_state_of_its_trial(sweep):
+    problem, rates = PROBLEMS["all"], [0.01, 0.03]
+    run = sweep(problem, ["adam"], rates, seeds=1, steps=20, dtype="float64", timing="none")
+    found = metrics_of(run)
+    path = replay(problem, "adam", run.plan, [(rate, 0) for rate in rates], [0, 5, 20])
+    for trial, k in itertools.product(range(2), range(3)):
+        expected = found[trial, int(path.steps[k]), "train.norm"]
+        np.testing.assert_allclose(np.linalg.norm(path.params[trial, k]), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_neither_blocks_nor_neighbours_change_a_trial(sweep, small_blocks, batch_size):
+    """Solo and batched, in chunks of any length: the same keys, state and metrics."""
+    settings = {"seeds": 2, "steps": 30, "dtype": "float64", "batch_size": batch_size, "timing": "none"}
+    runs = []
+    for lanes, rows, devices in ((1, 5, 1), (3, 16, 2), (4, 40, 1)):
+        small_blocks(lanes=lanes, rows=rows, devices=devices)
+        runs.append(sweep(PROBLEMS["all"], ["adam"], [0.01, 0.1], **settings))
+    first, *others = map(metrics_of, runs)
+    for other in others:
+        assert first.keys() == other.keys()
+        np.testing.assert_allclose(list(first.values()), list(other.values()), rtol=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_an_interrupted_run_resumes_with_its_state_keys_and_metrics(sweep, small_blocks, tmp_path, batch_size):
+    small_blocks(lanes=2, rows=2)
+    plan = SweepPlan((objectives.__file__,), ("adam",), (0.01, 0.03, 0.1), seeds=1, steps=30, batch_size=batch_size)
+    plan = dataclasses.replace(plan, timing="none")
+    whole = runner.run_plan(plan, out=tmp_path)
+    for questions in (2, 4):
+        stopped = runner.run_plan(plan, out=tmp_path, watcher=StopAfter(questions))
+        assert stopped.info["state"] == "interrupted"
+        resumed = gradbench.resume(stopped.path)
+        for table in ("trials", "curves", "metrics"):
+            assert getattr(resumed, table).equals(getattr(whole, table)), (questions, table)
+    assert whole.metrics.num_rows
+
+
+def test_a_problem_that_records_no_metrics_leaves_no_file(sweep):
+    run = sweep("beale", ["sgd"], [1e-3], seeds=1, steps=5, timing="none")
+    assert run.metrics.num_rows == 0
+    assert not (run.path / "metrics.parquet").exists()
+
+
+def test_what_is_timed_does_without_keys_state_and_metrics(sweep, monkeypatch):
+    monkeypatch.setattr(runner, "TIMED", TIMED)
+    run = sweep(PROBLEMS["all"], ["adam"], [0.01], seeds=1, steps=20)
+    assert run.timings["mode"].to_pylist() == ["value", "value_and_grad", "solo", "batched"]
+    assert min(run.timings["flops_per_step"].to_pylist()) > 0
+
+
+def test_a_loss_with_noise_is_judged_as_minibatches_are(sweep):
+    """At its noise floor a trial neither falls nor overshoots, though every other update points uphill."""
+    problem = gradbench.Problem(
+        lambda key: jnp.ones(20),
+        lambda x, _, key: jnp.mean((x - jax.random.normal(key, (20,))) ** 2),
+        target=0.01,
+    )
+    run = sweep(problem, ["sgd"], [1.0], seeds=3, steps=400, timing="none")
+    # E loss = 1 + x² and, at rate 1, r c = 1/10, x² = r c / (2 - r c) ~ 1/19; 20 squares over 100 rows: 0.03 each
+    np.testing.assert_allclose(run.trials["smoothed_loss"].to_numpy(), 1 + 1 / 19, atol=5 * 0.032)
+    assert set(run.trials["verdict"].to_pylist()) == {"stalled"}
