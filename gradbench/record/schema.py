@@ -83,16 +83,17 @@ EVENT_COLUMNS = tuple(column.name for column in TRIALS if column.source == "even
 CURVES = (
     Column("trial", COUNT, "", "as in trials", nullable=False),
     Column("step", COUNT, "steps", "updates made", nullable=False),
-    Column("loss", NUMBER, "loss", "at that step, of all the data"),
+    Column("loss", NUMBER, "loss", "at that step, of all the data; with that step's key, if the loss takes one"),
     Column("grad_norm", NUMBER, "loss per parameter", "the gradient's Euclidean norm there"),
 )
 
+_METRICS: dict[str, Any] = {"since": 4, "nullable": False}
 METRICS = (
-    Column("trial", COUNT, "", "as in trials", nullable=False),
-    Column("step", COUNT, "steps", "updates made", nullable=False),
-    Column("split", TEXT, "", "train or holdout", nullable=False),
-    Column("name", TEXT, "", "loss, a metric, or an auxiliary scalar of the loss", nullable=False),
-    Column("value", NUMBER, "", "there, of all the data of the split, without the loss's randomness if it allows that"),
+    Column("trial", COUNT, "", "as in trials", **_METRICS),
+    Column("step", COUNT, "steps", "updates made", **_METRICS),
+    Column("split", TEXT, "", "train or holdout", **_METRICS),
+    Column("name", TEXT, "", "loss, a metric, or an auxiliary scalar of the loss", **_METRICS),
+    Column("value", NUMBER, "", "there, of all the split's data; without the loss's randomness if it can be", since=4),
 )
 
 _LIMITS = 2
