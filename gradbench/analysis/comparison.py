@@ -13,6 +13,7 @@ from gradbench.analysis.answers import (
     SUMMARY,
     labels,
     pair_notes,
+    present,
     rate_row,
     reference_words,
     summary_row,
@@ -110,8 +111,8 @@ class RecordComparison:
         blocks = [] if summary_only else [self._group(of, output_format) for of in self.groups]
         record = "" if self.several else f"{self.runs[0].id} ({self.runs[0].info['state']}): "
         title = f"{record}in the good range every seed is within {self.factor:g}× of the best"
-        summary = [*(SUMMARY if self.several else SUMMARY[1:]), *columns(self.by)]
-        blocks.append(render(self.summaries(), summary, output_format, title))
+        rows = self.summaries()
+        blocks.append(render(rows, [*present(SUMMARY, rows), *columns(self.by)], output_format, title))
         return with_notes(blocks, self.notes, output_format)
 
     def _json(self, summary_only: bool) -> str:
@@ -129,8 +130,8 @@ class RecordComparison:
         title = f"{pair.problem} × {pair.optimizer}: gaps to {reference_words(pair.reference)}"
         if self.several:
             return render(*_side_by_side(of, self.by), output_format, title)
-        metric = [] if self.by is None else [Column(self.by, self.by)]
-        return render(_rate_rows(of[0], self.by), [*RATES[:-1], *metric, RATES[-1]], output_format, title)
+        rows, metric = _rate_rows(of[0], self.by), [] if self.by is None else [Column(self.by, self.by)]
+        return render(rows, [*present(RATES[:-1], rows), *metric, RATES[-1]], output_format, title)
 
 
 def compare_text(
