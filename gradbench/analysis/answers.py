@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gradbench.analysis.metrics import chosen_metric, columns, metric_notes, metric_row
 from gradbench.analysis.profiles import best_rate_interval
 from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, summarise
 from gradbench.analysis.verdicts import Reference
@@ -22,6 +23,7 @@ SUMMARY = (
     Column("best_range", "95 %", str, 6, "where the best rate lies, at 95 % by resampling the seeds"),
     Column("verdict", "verdict", str, 1),
     Column("steps_to_target", "steps to target", priority=2, about="of the median seed, – where it is not reached"),
+    Column("epochs_to_target", "epochs to target", priority=4),
     Column("time_to_target_s", "time to target", seconds, 4),
     Column("final_loss", "final loss", priority=3),
     Column("final_gap", "final gap", priority=2),
@@ -43,6 +45,7 @@ RATES = (
     Column("gap_low", "lowest gap", priority=4),
     Column("gap_high", "highest gap", priority=4),
     Column("steps_to_target", "steps to target", priority=2),
+    Column("epochs_to_target", "epochs to target", priority=3),
     Column("time_to_target_s", "time to target", seconds, 3),
     Column("mark", "mark", str, 1, prose=True),
 )
@@ -73,6 +76,7 @@ def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
         "best_high": interval and interval.high,
         "verdict": best.verdict if best else f"none works: {_ends(pair)}",
         "steps_to_target": best and best.steps_to_target,
+        **_epochs(pair, best),
         "time_to_target_s": best and best.time_to_target_s,
         "initial_loss": pair.initial_loss,
         "final_loss": best and best.loss_median,
@@ -92,6 +96,19 @@ def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
         "of_limit": pair.of_limit,
         "limit": pair.limit or "–",
     }
+
+
+def _epochs(pair: PairSummary, rate: RateSummary | None) -> dict[str, Any]:
+    """Steps to the target in passes through the data; nothing without minibatches."""
+    if pair.epoch is None:
+        return {}
+    steps = rate.steps_to_target if rate else None
+    return {"epochs_to_target": None if steps is None else steps / pair.epoch}
+
+
+def present(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The columns that any of the rows has."""
+    return [column for column in columns if any(column.key in row for row in rows)]
 
 
 def _ends(pair: PairSummary) -> str:
@@ -128,6 +145,7 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
         "gap_high": rate.gap_high,
         **_reference(pair),
         "steps_to_target": rate.steps_to_target,
+        **_epochs(pair, rate),
         "time_to_target_s": rate.time_to_target_s,
         "mark": ", ".join(marks),
     }
@@ -140,8 +158,11 @@ def run_table(run: Run, output_format: str) -> str:
         return "no trial has finished yet"
     left_out = ("record", "best_range", "good_decades", "edge", "stable_limit", "limit")
     narrow = [column for column in SUMMARY if column.key not in left_out]
-    text = render([summary_row(pair) for pair in pairs], narrow, output_format)
-    return text if output_format in ("json", "csv") else with_notes([text], pair_notes(run, pairs), output_format)
+    by = chosen_metric([run], None)
+    rows = [summary_row(pair) | metric_row(run, pair, by) for pair in pairs]
+    text = render(rows, [*present(narrow, rows), *columns(by)], output_format)
+    notes = pair_notes(run, pairs) + metric_notes(run, pairs, by)
+    return text if output_format in ("json", "csv") else with_notes([text], notes, output_format)
 
 
 def pair_sentence(pair: PairSummary) -> str:

@@ -13,11 +13,13 @@ from gradbench.analysis.answers import (
     SUMMARY,
     labels,
     pair_notes,
+    present,
     rate_row,
     reference_words,
     summary_row,
     with_notes,
 )
+from gradbench.analysis.metrics import ByMetric, chosen_metric, columns, metric_notes, metric_row
 from gradbench.analysis.summary import PairSummary, summarise_all
 from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.inputs.sources import recorded_file
@@ -36,17 +38,24 @@ class Entry(NamedTuple):
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordComparison:
     """`groups` holds the entries of each pair, one for each record that has it; `notes` are what the tables cannot
-    say: problems that are not the same, a grid that ends too early, ties."""
+    say: problems that are not the same, a grid that ends too early, ties. `by` is the metric, split.name, that pairs
+    are judged by beside the loss: the held-out loss where there is one and no other is named."""
 
     runs: list[Run]
     names: list[str]
     factor: float
     groups: list[list[Entry]]
     notes: list[str]
+    by: str | None = None
 
     @classmethod
     def of(
-        cls, runs: Iterable[Run], factor: float, problems: Sequence[str] = (), optimizers: Sequence[str] = ()
+        cls,
+        runs: Iterable[Run],
+        factor: float,
+        problems: Sequence[str] = (),
+        optimizers: Sequence[str] = (),
+        by: str | None = None,
     ) -> RecordComparison:
         """Of all pairs, or of these problems and optimizers alone. Raises PlanError for a name that no record has,
         GradbenchError where no trial has finished."""
@@ -56,7 +65,7 @@ class RecordComparison:
                 raise GradbenchError(f"{run.id}: no trial has finished yet, so there is nothing to compare")
         _check_known("problem", problems, [name for run in runs for name in run.plan.problems], len(runs))
         _check_known("optimizer", optimizers, [name for run in runs for name in run.plan.optimizers], len(runs))
-        names = labels(runs)
+        names, by = labels(runs), chosen_metric(runs, by)
         groups: dict[tuple[str, str], list[Entry]] = {}
         for name, run, pairs in zip(names, runs, summarise_all(runs, factor)):
             for pair in pairs:
@@ -65,8 +74,9 @@ class RecordComparison:
         found = list(groups.values())
         notes = _differences(runs, names) if len(runs) > 1 else []
         for name, run in zip(names, runs):
-            notes += _record_notes(run, [e.pair for of in found for e in of if e.name == name], name * (len(runs) > 1))
-        return cls(runs, names, factor, found, notes)
+            pairs = [entry.pair for of in found for entry in of if entry.name == name]
+            notes += _record_notes(run, pairs, by, name * (len(runs) > 1))
+        return cls(runs, names, factor, found, notes, by)
 
     @property
     def several(self) -> bool:
@@ -74,14 +84,16 @@ class RecordComparison:
 
     def summaries(self) -> list[dict[str, Any]]:
         """A row per pair and record."""
-        return [self._named(entry.name, summary_row(entry.pair, entry.run)) for of in self.groups for entry in of]
+        return [
+            self._named(name, summary_row(pair, run) | metric_row(run, pair, self.by))
+            for of in self.groups
+            for name, run, pair in of
+        ]
 
     def rates(self) -> list[list[dict[str, Any]]]:
         """For each of these rows those of its learning rates."""
         return [
-            [self._named(entry.name, rate_row(rate, entry.pair)) for rate in entry.pair.rates]
-            for of in self.groups
-            for entry in of
+            [self._named(entry.name, row) for row in _rate_rows(entry, self.by)] for of in self.groups for entry in of
         ]
 
     def _named(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +111,8 @@ class RecordComparison:
         blocks = [] if summary_only else [self._group(of, output_format) for of in self.groups]
         record = "" if self.several else f"{self.runs[0].id} ({self.runs[0].info['state']}): "
         title = f"{record}in the good range every seed is within {self.factor:g}× of the best"
-        blocks.append(render(self.summaries(), SUMMARY if self.several else SUMMARY[1:], output_format, title))
+        rows = self.summaries()
+        blocks.append(render(rows, [*present(SUMMARY, rows), *columns(self.by)], output_format, title))
         return with_notes(blocks, self.notes, output_format)
 
     def _json(self, summary_only: bool) -> str:
@@ -116,8 +129,9 @@ class RecordComparison:
         pair = of[0].pair
         title = f"{pair.problem} × {pair.optimizer}: gaps to {reference_words(pair.reference)}"
         if self.several:
-            return render(*_side_by_side(of), output_format, title)
-        return render([rate_row(rate, pair) for rate in pair.rates], RATES, output_format, title)
+            return render(*_side_by_side(of, self.by), output_format, title)
+        rows, metric = _rate_rows(of[0], self.by), [] if self.by is None else [Column(self.by, self.by)]
+        return render(rows, [*present(RATES[:-1], rows), *metric, RATES[-1]], output_format, title)
 
 
 def compare_text(
@@ -127,11 +141,12 @@ def compare_text(
     problems: Sequence[str] = (),
     optimizers: Sequence[str] = (),
     summary_only: bool = False,
+    by: str | None = None,
 ) -> str:
     """RecordComparison.text of one record or of several."""
     check_format(output_format)
     runs = [runs] if isinstance(runs, Run) else runs
-    return RecordComparison.of(runs, factor, problems, optimizers).text(output_format, summary_only)
+    return RecordComparison.of(runs, factor, problems, optimizers, by).text(output_format, summary_only)
 
 
 def _check_known(what: str, given: Sequence[str], known: Sequence[str], records: int) -> None:
@@ -141,27 +156,40 @@ def _check_known(what: str, given: Sequence[str], known: Sequence[str], records:
             raise PlanError(f"no {what} {name!r} in {here}{nearest(name, known)} ({', '.join(dict.fromkeys(known))})")
 
 
-def _record_notes(run: Run, pairs: Sequence[PairSummary], name: str) -> list[str]:
+def _rate_rows(entry: Entry, by: str | None) -> list[dict[str, Any]]:
+    """The learning rates of a pair, with the median of the metric `by` where there is one."""
+    rows = [rate_row(rate, entry.pair) for rate in entry.pair.rates]
+    if by is None:
+        return rows
+    found = ByMetric.of(entry.run, entry.pair, by)
+    for row in rows:
+        row[by] = found and found.values.get(row["learning_rate"], (None,))[0]
+        if found and row["learning_rate"] == found.best:
+            row["mark"] = ", ".join(filter(None, (row["mark"], f"best by {by}")))
+    return rows
+
+
+def _record_notes(run: Run, pairs: Sequence[PairSummary], by: str | None, name: str) -> list[str]:
     """What is to be noted of one record, after its name if it has one here."""
     problems = dict.fromkeys(pair.problem for pair in pairs)
     notes = [why for problem in problems if (why := recorded_file(run.info, problem))]
-    return [f"{name}: {note}" if name else note for note in [*notes, *pair_notes(run, pairs, edges=True)]]
+    notes += pair_notes(run, pairs, edges=True) + metric_notes(run, pairs, by)
+    return [f"{name}: {note}" if name else note for note in notes]
 
 
-def _side_by_side(of: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[Column]]:
+def _side_by_side(of: Sequence[Entry], by: str | None) -> tuple[list[dict[str, Any]], list[Column]]:
     """Rows and columns of one table from several records' rows of one pair: a row per learning rate."""
     rows: dict[float, dict[str, Any]] = {}
-    for name, _, pair in of:
-        for rate in pair.rates:
-            row = rate_row(rate, pair)
+    beside = [column for column in RATES if column.key in BESIDE] + ([Column(by, by)] if by else [])
+    for entry in of:
+        for row, rate in zip(_rate_rows(entry, by), entry.pair.rates):
             at = rows.setdefault(rate.learning_rate, {"learning_rate": rate.learning_rate})
-            at |= {f"{key} of {name}": row[key] for key in BESIDE}
-            at[f"verdict of {name}"] += " (best)" if rate is pair.best else ""
-    columns = [column for column in RATES if column.key in BESIDE]
+            at |= {f"{column.key} of {entry.name}": row[column.key] for column in beside}
+            at[f"verdict of {entry.name}"] += " (best)" if rate is entry.pair.best else ""
     named = [
         dataclasses.replace(column, key=f"{column.key} of {name}", heading=f"{name}: {column.heading}")
         for name, *_ in of
-        for column in columns
+        for column in beside
     ]
     empty = {column.key: "–" if column.show is str else None for column in named}
     return [empty | rows[rate] for rate in sorted(rows)], [RATES[0], *named]

@@ -12,7 +12,7 @@ import scipy.optimize
 
 from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.problem import Problem, cast
+from gradbench.inputs.problem import Problem, cast, shapes
 from gradbench.program.program import numerics
 from gradbench.theory.replay import at_once, flat_loss, losses_at, replay, replays
 
@@ -62,7 +62,7 @@ def landscape(
     and the direction in which the paths stray most from the line between them (their principal direction), and the
     paths are projected on it. Raises PlanError for a problem of one parameter.
     """
-    size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(jax.eval_shape(problem.init, jax.random.key(0))))
+    size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes(problem.plain, plan.dtype)[0]))
     if size < 2:
         raise PlanError(f"{problem.name}: a landscape needs two parameters at least, and it has one")
     most = max(len(chosen) for chosen in (rates, *(others or {}).values()))
@@ -176,7 +176,7 @@ def valleys(problem: Problem, plan: SweepPlan, trials: Sequence[tuple[str, float
         ends[mine] = replay(problem, optimizer, plan, [trials[i][1:] for i in mine], [plan.steps]).params[:, 0]
     loss = flat_loss(problem, "float64")
     with numerics("float64", "highest"):
-        data = cast(problem.data, "float64")
+        data = cast(problem.plain.data, "float64")
         value_and_grad = jax.jit(jax.value_and_grad(loss))
 
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:

@@ -90,6 +90,7 @@ class PairSummary:
     trial_steps_per_s: float | None
     limit: str | None  # what sets the least seconds of a batched step: flops, bytes or launches
     of_limit: float | None  # those seconds / the measured ones
+    epoch: int | None = None  # updates of one, with minibatches
 
     @property
     def good_decades(self) -> float | None:
@@ -232,7 +233,13 @@ def summarise_tables(
             trial_steps_per_s=batched["trials"] / batched["step_s_median"] if batched else None,
             limit=batched["limit"] if batched else None,
             of_limit=batched["of_limit"] if batched else None,
+            epoch=_epoch(plan, facts.get(problem, {})),
         )
+
+
+def _epoch(plan: SweepPlan, facts: Mapping[str, Any]) -> int | None:
+    examples = facts.get("examples")
+    return examples // plan.batch_size if examples and plan.batch_size else None
 
 
 def _rates(trials: pa.Table, solo_step_s: float | None, to: Reference) -> list[RateSummary]:

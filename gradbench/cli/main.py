@@ -36,6 +36,7 @@ def compare(
     problem: tuple[str, ...] = (),
     optimizer: Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"])] = (),
     factor: float = 2.0,
+    by: str | None = None,
     summary: bool = False,
     results: Results = Path("results"),
     output: Tables = TABLES,
@@ -52,6 +53,8 @@ def compare(
         Only these optimizers; repeat for more.
     factor
         A learning rate is in the good range if every seed is within this factor of the best.
+    by
+        The metric to judge by beside the loss, such as holdout.accuracy. [default: holdout.loss, where there is one]
     summary
         One line per pair, not every learning rate.
     """
@@ -59,7 +62,7 @@ def compare(
     from gradbench.record.store import load_run
 
     runs = [load_run(name, results) for name in records or ("latest",)]
-    show(compare_text(runs, output.chosen, factor, problem, optimizer, summary))
+    show(compare_text(runs, output.chosen, factor, problem, optimizer, summary, by))
     return 0
 
 

@@ -23,7 +23,7 @@ from gradbench.engine import events as ev
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
 from gradbench.program.program import Block, Observation, Program, State, numerics
-from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, TARGET_COLUMNS
+from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, SWEPT, TARGET_COLUMNS
 from gradbench.record.store import PairStore
 
 CHECKPOINT_SECONDS = 5.0
@@ -58,17 +58,22 @@ def curve_points(plan: SweepPlan) -> int:
     return max(2, min(plan.record_points, 5_000_000 // plan.trials))
 
 
+def metric_points(plan: SweepPlan, recorded: int) -> int:
+    """Points at which a trial's metrics are kept, `recorded` values each: as of its curve, and under the same bound."""
+    return max(2, min(curve_points(plan), 5_000_000 // (plan.trials * max(recorded, 1))))
+
+
 def solved_loss(plan: SweepPlan, problem: Problem) -> float:
     """The loss that the plan, or a problem of unknown minimum, states as solved; NaN where neither does."""
     stated = problem.target if plan.target_loss is None and problem.minimum is None else plan.target_loss
     return math.nan if stated is None else stated
 
 
-def wanted_rows(plan: SweepPlan, block: Block) -> tuple[np.ndarray, np.ndarray]:
-    """Of every chunk of a trial the rows that its curve keeps, int32 (chunks, most rows kept), -1 where fewer; and the
-    steps of them all."""
+def wanted_rows(plan: SweepPlan, block: Block, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of every chunk of a trial the rows that are kept, `points` of a trial at most: int32 (chunks, most rows kept), -1
+    where fewer; and the steps of them all."""
     total_rows = -(-plan.steps // block.stride) + 1
-    kept = recorded_rows(total_rows, curve_points(plan))
+    kept = recorded_rows(total_rows, points)
     by_chunk = [kept[kept // block.rows == c] for c in range(-(-total_rows // block.rows))]
     wanted = np.full((len(by_chunk), max(map(len, by_chunk))), -1, np.int32)
     for chunk, rows in enumerate(by_chunk):
@@ -85,7 +90,7 @@ def observation_config(program: Program) -> ev.ObservationConfig:
         solved_loss(plan, problem),
         plan.target,
         plan.stop_at_target,
-        plan.batch_size is not None,
+        program.trial.noisy,
     )
 
 
@@ -120,7 +125,10 @@ def prepare_observing(program: Program) -> None:
         rows = Observation(*shapes(program.rows_sharded, (row, row, row.update(dtype=jnp.float32))))
         slots = ev.blank(block.slots, dtype), np.zeros(block.slots, np.int32)
         events, first = shapes(program.sharded, slots)
-        known = shapes(program.replicated, (observation_config(program).arrays(dtype), wanted_rows(plan, block)[0]))
+        known = shapes(
+            program.replicated,
+            (observation_config(program).arrays(dtype), wanted_rows(plan, block, curve_points(plan))[0]),
+        )
         observe_of(program).lower(events, rows, first, *known).compile()
 
 
@@ -134,7 +142,9 @@ class PairSweep:
         self.all_rates = np.repeat(np.asarray(plan.rates), plan.seeds)
         self.config, self.observe = observation_config(program), observe_of(program)
         self.reference = stated_reference(program.trial.problem.minimum, self.config.solved)
-        self.wanted, self.kept_steps = wanted_rows(plan, block)
+        self.wanted, self.kept_steps = wanted_rows(plan, block, curve_points(plan))
+        self.recorded = program.trial.objective.recorded
+        self.watched, _ = wanted_rows(plan, block, metric_points(plan, len(self.recorded)))
 
         slots = block.slots
         self.slot_trial = np.full(slots, -1, np.int64)
@@ -147,8 +157,7 @@ class PairSweep:
             self.events = jax.tree.map(program.place, ev.blank(slots, dtype))
             # On the devices once and for all: as numbers from the host they cost half a millisecond per chunk.
             self.known = jax.device_put((self.config.arrays(dtype), self.wanted), program.replicated)
-        self.new_trials: list[dict[str, np.ndarray]] = []
-        self.new_curves: list[dict[str, np.ndarray]] = []
+        self.new: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in SWEPT}
 
     def _numerics(self):
         return numerics(self.plan.dtype, self.plan.precision)
@@ -208,26 +217,41 @@ class PairSweep:
         program, block = self.program, self.program.block
         with self._numerics():
             first = self.placed_first
-            self.state, rows = self.advance(self.state, self.rates, self.seeds, first, program.data)
+            watch = program.watch(self._rows_watched() if self.recorded else None)
+            self.state, rows = self.advance(self.state, self.rates, self.seeds, first, program.data, *watch)
+            metrics, rows = rows.metrics, rows._replace(metrics=())
             self.events, self.placed_first, seen = self.observe(self.events, rows, first, *self.known)
             # The rest of the events wait for a trial's end.
             (finished, steps_run), (losses, norms) = jax.device_get(seen)
         running = self.slot_trial >= 0
         self.trial_steps += int(np.minimum(self.plan.steps - self.first[running], block.steps).clip(0).sum())
-        self._keep_points(running, steps_run, losses, norms)
+        trial, step, place, _, slot = self._kept(self.wanted, running, steps_run)
+        self._add_points(trial, step, losses[place, slot], norms[place, slot])
+        if self.recorded:
+            trial, step, _, row, slot = self._kept(self.watched, running, steps_run)
+            self._add_metrics(trial, step, np.asarray(metrics)[row, slot])
         self.first += np.int32(block.steps)
         complete = self.first - block.stride >= self.plan.steps
         done = running & (complete | (finished > 0 if self.plan.retire else False))
         if done.any():
             self._finish(done, jax.device_get(self.events))
 
-    def _keep_points(self, running: np.ndarray, steps_run: np.ndarray, losses: np.ndarray, norms: np.ndarray) -> None:
-        block = self.program.block
-        row = self.wanted[np.minimum(self.first // block.steps, len(self.wanted) - 1)].T  # (K, S)
-        step = np.minimum(self.first + row * np.int64(block.stride), self.plan.steps)
-        keep = running & (row >= 0) & (step <= steps_run)
-        trial = np.broadcast_to(self.slot_trial, keep.shape)
-        self._add_points(trial[keep], step[keep], losses[keep], norms[keep])
+    def _rows_of(self, wanted: np.ndarray) -> np.ndarray:
+        """The rows of this chunk that each slot's trial keeps, (K, S), -1 where none."""
+        return wanted[np.minimum(self.first // self.program.block.steps, len(wanted) - 1)].T
+
+    def _rows_watched(self) -> np.ndarray:
+        """Whether any trial keeps metrics of a row of this chunk, bool (R,)."""
+        rows = self._rows_of(self.watched)[:, self.slot_trial >= 0]
+        return np.isin(np.arange(self.program.block.rows), rows)
+
+    def _kept(self, wanted: np.ndarray, running: np.ndarray, steps_run: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What is kept of this chunk: trials and steps, and where: the place among a slot's `wanted` rows, the row,
+        and the slot, each (N,)."""
+        row = self._rows_of(wanted)
+        step = np.minimum(self.first + row * np.int64(self.program.block.stride), self.plan.steps)
+        place, slot = np.nonzero(running & (row >= 0) & (step <= steps_run))
+        return self.slot_trial[slot], step[place, slot], place, row[place, slot], slot
 
     def _finish(self, done: np.ndarray, host: ev.Events) -> None:
         """Write down the trials in the slots where `done`, and free those slots."""
@@ -245,7 +269,7 @@ class PairSweep:
             **dict(zip((*TARGET_COLUMNS, "steps_to_target"), events.hits.T, strict=True)),
             **ev.last_part(events, self.config),
         }
-        self.new_trials.append(columns | {"verdict": self._verdicts(columns)})
+        self.new["trials"].append(columns | {"verdict": self._verdicts(columns)})
         self.slot_trial[done] = -1
 
     def _verdicts(self, columns: dict[str, np.ndarray]) -> np.ndarray:
@@ -257,12 +281,17 @@ class PairSweep:
 
     def _add_points(self, trial: np.ndarray, step: np.ndarray, loss: np.ndarray, norm: np.ndarray) -> None:
         columns = (trial + self.pair * self.trials, step, loss, norm)
-        self.new_curves.append(dict(zip(SCHEMAS["curves"].names, columns, strict=True)))
+        self.new["curves"].append(dict(zip(SCHEMAS["curves"].names, columns, strict=True)))
+
+    def _add_metrics(self, trial: np.ndarray, step: np.ndarray, values: np.ndarray) -> None:
+        """`values` (N, V) of N points, a row for each number."""
+        split, name = (np.tile(np.array(of, object), len(trial)) for of in zip(*self.recorded))
+        trial, step = (np.repeat(each, len(self.recorded)) for each in (trial + self.pair * self.trials, step))
+        self.new["metrics"].append(dict(zip(SCHEMAS["metrics"].names, (trial, step, split, name, values.ravel()))))
 
     def _flush(self) -> None:
-        problem, optimizer = self.plan.pairs[self.pair]
-        self.store.append(_joined(self.new_trials), _joined(self.new_curves), problem, optimizer)
-        self.new_trials, self.new_curves = [], []
+        self.store.append({name: _joined(pieces) for name, pieces in self.new.items()}, *self.plan.pairs[self.pair])
+        self.new = {name: [] for name in SWEPT}
 
     def _checkpoint(self) -> None:
         """Everything needed to go on, bit for bit: the rows so far, then the slots' state."""

@@ -20,7 +20,7 @@ from gradbench.engine.roofline import measure_limits
 from gradbench.errors import PlanError, RecordError, RunError, one_line
 from gradbench.inputs.optimizer import Optimizer, load_optimizer
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.problem import Problem, check_batch, load_problem, warn_of_idle_leaves
+from gradbench.inputs.problem import Problem, check_batch, load_problem, shapes, warn_of_idle_leaves
 from gradbench.inputs.sources import difference, given_as_object, sources
 from gradbench.machine.devices import find_devices, memory
 from gradbench.machine.environment import environment
@@ -183,11 +183,18 @@ def _prepare(
 
 def _facts(problem: Problem) -> dict[str, Any]:
     """What run.json keeps of a problem, so that its record can be read without its file."""
-    params = jax.eval_shape(lambda: problem.init(jax.random.key(0)))
+    params, _ = shapes(problem.plain, "float32")
     return {
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
         **{name: getattr(problem, name) for name in ("examples", "minimum", "target", "curvature")},
+        **_recorded(problem),
     }
+
+
+def _recorded(problem: Problem) -> dict[str, Any]:
+    """What metrics.parquet has of a problem, and of which metrics more is better; nothing of one that has none."""
+    recorded = [f"{split}.{name}" for split, name in problem.objective.recorded]
+    return {"recorded": recorded, "maximise": list(problem.maximise)} if recorded else {}
 
 
 def _run(writer: RunWriter | Shared, trials: list[Trial], devices: list[jax.Device], watcher: Any) -> Run:

@@ -18,7 +18,8 @@ from jax.sharding import SingleDeviceSharding
 from gradbench.engine.roofline import kernels_per_row
 from gradbench.inputs.problem import Data, Params, cast, shapes
 from gradbench.program.block import traced, work
-from gradbench.program.program import Program, State, inner, loop_options, numerics
+from gradbench.program.program import Program, State, loop_options, numerics
+from gradbench.program.trial import inner
 from gradbench.program.xla.jaxprs import uncounted_flops
 from gradbench.program.xla.layout import materialize_tree
 from gradbench.program.xla.rewrite import rewritten
@@ -137,7 +138,7 @@ def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndar
 
     with numerics(trial.plan.dtype, trial.plan.precision):
         first = program.place(np.zeros(block.slots, np.int32))
-        arguments = (learning_rates, placed_seeds, first, program.data)
+        arguments = (learning_rates, placed_seeds, first, program.data, *program.watch())
 
         def once(repeats: int) -> float:
             state, rows = start(), None
@@ -192,7 +193,7 @@ def _share_of_row(program: Program, counted: float | None) -> float:
 
 def _uncounted(program: Program) -> float:
     """FLOP of a step of the block that the cost analysis leaves out."""
-    problem, plan, block = program.trial.problem, program.trial.plan, program.block
+    problem, plan, block = program.trial.problem.plain, program.trial.plan, program.block
 
     def of(batch: bool) -> float:
         return uncounted_flops(traced(problem, plan, jax.value_and_grad(problem.loss), batch).jaxpr)
@@ -223,7 +224,7 @@ def _costs(
 def compile_evaluation(program: Program, mode: str) -> Compiled:
     """The problem's loss alone (mode value) or with its gradient (value_and_grad), in a loop, for one trial."""
     plan, platform = program.trial.plan, program.devices[0].platform
-    problem = program.trial.compiled_for(platform).problem
+    problem = program.trial.compiled_for(platform).problem.plain
 
     # Each evaluation's result goes into the next one's params, times `nothing`, which the compiler cannot know to be 0.
     def value(params: Params, nothing: jax.Array, data: Data) -> Params:
@@ -251,14 +252,15 @@ def _on(sharding: SingleDeviceSharding, leaf: jax.ShapeDtypeStruct) -> jax.Shape
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def time_evaluation(program: Program, compiled: Compiled, mode: str, params: Params) -> dict[str, Any]:
-    """The timings row of what compile_evaluation compiled, from one trial's `params`."""
+def time_evaluation(program: Program, compiled: Compiled, mode: str, drawn: Any) -> dict[str, Any]:
+    """The timings row of what compile_evaluation compiled, from one trial's starting point."""
     LOG.info("timing loss and gradient")
-    plan, problem = program.trial.plan, program.trial.problem
-    loss = problem.loss if mode == "value" else jax.value_and_grad(problem.loss)
-    uncounted = uncounted_flops(traced(problem, plan, loss, batch=False).jaxpr)
+    plan, objective, plain = program.trial.plan, program.trial.objective, program.trial.problem.plain
+    loss = plain.loss if mode == "value" else jax.value_and_grad(plain.loss)
+    uncounted = uncounted_flops(traced(plain, plan, loss, batch=False).jaxpr)
     with numerics(plan.dtype, plan.precision):
-        placed = jax.device_put((cast(params, plan.dtype), materialize_tree(program.data)), program.devices[0])
+        data = objective.fixed_data(materialize_tree(program.data))
+        placed = jax.device_put(cast((objective.parts(drawn)[0], data), plan.dtype), program.devices[0])
         params, data = placed
         once = partial(_call_often, compiled.call, params, np.zeros((), plan.dtype), data)
         first_run_s = once(1)

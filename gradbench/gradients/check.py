@@ -61,7 +61,9 @@ def check_gradient(
     if not 0 <= seed < 2**31:  # JAX's keys are made from 32 bits
         raise PlanError(f"seed={seed}: need a whole number from 0 to {2**31 - 1}")
     given = checked(problem, arguments)
-    problem = given.problem
+    problem = given.problem if given.is_function else given.problem.plain
+    takes = given.problem.objective
+    fixed = [words for words, fact in (("the key", takes.random), ("the state", takes.stateful)) if fact]
     dtypes = [formats.known("dtype", d, formats.DTYPES) for d in ([dtype] if isinstance(dtype, str) else dtype)]
     classes = [precision] if isinstance(precision, str) else list(precision)
     classes = [formats.known("precision", p, formats.PRECISIONS) for p in classes]
@@ -128,6 +130,7 @@ def check_gradient(
         from_spec=given.from_spec,
         call=given.call,
         idle=idle_leaves(problem),
+        fixed=fixed,
     )
 
 

@@ -36,7 +36,7 @@ class CheckReport:
         examples: rows of data used, if the problem has examples. parameters: how many numbers the gradient has.
         seconds: how long it took. seed: of the points. from_spec: whether the command line can load the problem; where
             it cannot, `call` is what a call of check_gradient has before its options. idle: leaves that no gradient
-            reaches.
+            reaches. fixed: what the loss takes beside params and data, and is given the same of everywhere.
     """
 
     problem: str
@@ -51,6 +51,7 @@ class CheckReport:
     from_spec: bool = True
     call: str = "problem"
     idle: list[str] = dataclasses.field(default_factory=list)
+    fixed: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -152,6 +153,7 @@ class CheckReport:
                 "verdict": self.verdict,
                 "culprit": self.culprit,
                 "idle": self.idle,
+                "fixed": self.fixed,
                 "parameters": self.parameters,
                 "examples": self.examples,
                 "seconds": self.seconds,
@@ -169,6 +171,7 @@ class CheckReport:
         rows = f", {self.examples} examples" if self.examples else ""
         head = f"{self.verdict}: {self.culprit}" if self.culprit else self.verdict
         lines = [f"{self.problem}: {head}   ({self.parameters} parameters{rows}, {self.seconds:.1f} s)"]
+        lines += [f"  fixed throughout: {' and '.join(self.fixed)}"] if self.fixed else []
         lines.append(f"  formula: is this the derivative of the loss? In float64: {self.formula_verdict}")
         for test in self.formula:
             sees = f"; would have caught {test.resolves:.1e}" if test.resolves else ""

@@ -41,10 +41,19 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(x, numbers.Real) or _is_numbers(x) for x in value)
 
 
-def check_data(data: Any, fault: Callable[[str], ProblemError]) -> None:
+def cast(tree: Any, dtype: Any) -> Any:
+    """Every float leaf as `dtype`; the others as they are."""
+
+    def leaf(x: Any) -> Any:
+        return jnp.asarray(x, dtype) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.asarray(x)
+
+    return jax.tree.map(leaf, tree)
+
+
+def check_data(data: Any, fault: Callable[[str], ProblemError], name: str = "data") -> None:
     """Raise what `fault` makes of a line unless every leaf is an array of finite numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
-        where = "data" + jax.tree_util.keystr(path)
+        where = name + jax.tree_util.keystr(path)
         if not (hasattr(leaf, "__array__") or isinstance(leaf, numbers.Number | str)):
             items = hasattr(leaf, "__iter__") or hasattr(leaf, "__getitem__")  # a data set or a loader
             stack = "; stack its items into arrays first" if items else ""
@@ -58,6 +67,25 @@ def check_data(data: Any, fault: Callable[[str], ProblemError]) -> None:
         if array.dtype.kind not in "iub" and not np.isfinite(array).all():
             row = np.argwhere(~np.isfinite(array))[0].tolist()
             raise fault(f"{where} is not finite at index {row}")
+
+
+def check_holdout(holdout: Any, data: Any, fault: Callable[[str], ProblemError]) -> None:
+    """Raise what `fault` makes of a line unless `holdout` is like `data`: only the number of rows may differ."""
+    check_data(holdout, fault, "holdout")
+    if jax.tree.structure(holdout) != jax.tree.structure(data):
+        raise fault(f"holdout is {jax.tree.structure(holdout)}, and data {jax.tree.structure(data)}; make them alike")
+    for (path, leaf), like in zip(jax.tree_util.tree_leaves_with_path(holdout), jax.tree.leaves(data)):
+        found, expected = _kind(leaf), _kind(like)
+        if found != expected:
+            where = "holdout" + jax.tree_util.keystr(path)
+            raise fault(f"{where} is {found} and that of data {expected}; only the number of rows may differ")
+
+
+def _kind(leaf: Any) -> str:
+    """What a leaf of data is beside its number of rows, in words."""
+    array = np.asarray(leaf)
+    dtype = "float" if jnp.issubdtype(array.dtype, jnp.floating) else str(array.dtype)  # floats are cast to the run's
+    return f"{dtype} of shape ({', '.join(['rows', *map(str, array.shape[1:])])})" if array.ndim else f"one {dtype}"
 
 
 def _contents(array: np.ndarray) -> str:

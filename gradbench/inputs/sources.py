@@ -31,7 +31,7 @@ def sources(
     return {
         "problems": {
             name: (NOWHERE if name in objects else _problem_source(name))
-            | {"data_sha256": fingerprint(problems[name].data, plan.dtype)}
+            | {"data_sha256": fingerprint(_data(problems[name]), plan.dtype)}
             for name in plan.problems
         },
         "optimizers": {name: FUNCTION if name in functions else _optimizer_source(name) for name in plan.optimizers},
@@ -110,7 +110,7 @@ def recorded_problem(info: Mapping[str, Any], name: str) -> tuple[Problem | None
     except ProblemError as error:
         return None, str(error)
     source = (info.get("sources") or {"problems": {}})["problems"].get(name)
-    if source and source["data_sha256"] != fingerprint(problem.data, info["plan"]["dtype"]):
+    if source and source["data_sha256"] != fingerprint(_data(problem), info["plan"]["dtype"]):
         return None, f"the data of {name} here are not those of this run"
     return problem, ""
 
@@ -120,6 +120,11 @@ def problem_file(spec: str) -> Path:
     from gradbench.inputs.problem import problem_path
 
     return problem_path(parse_spec(spec, ProblemError).target)
+
+
+def _data(problem: Problem) -> Any:
+    """What a run reads of a problem."""
+    return problem.data if problem.holdout is None else (problem.data, problem.holdout)
 
 
 def _problem_source(spec: str) -> dict[str, Any]:

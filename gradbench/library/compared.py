@@ -34,9 +34,9 @@ class RunComparison:
 
     @classmethod
     def of(
-        cls, runs: Sequence[Run], factor: float, problems: Sequence[str], optimizers: Sequence[str]
+        cls, runs: Sequence[Run], factor: float, problems: Sequence[str], optimizers: Sequence[str], by: str | None
     ) -> RunComparison:
-        found = RecordComparison.of(runs, factor, problems, optimizers)
+        found = RecordComparison.of(runs, factor, problems, optimizers, by)
         pairs, rates = (json.loads(to_json(rows)) for rows in (found.summaries(), list(chain(*found.rates()))))
         return cls(pairs, rates, found.notes, found.text("table"))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradbench.analysis.answers import pair_sentence, summary_row
+from gradbench.analysis.metrics import chosen_metric, metric_row
 from gradbench.analysis.summary import summarise
 from gradbench.errors import GradbenchError
 from gradbench.inputs.plan import SweepPlan
@@ -40,8 +41,9 @@ class Best(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Run(store.Run):
-    """A record: `path`, `plan`, `info` (run.json) and the tables (pyarrow) `trials`, `curves`, `timings` and
-    `sharpness`, which is empty unless the plan asked for it. A notebook shows its answers and a chart.
+    """A record: `path`, `plan`, `info` (run.json) and the tables (pyarrow) `trials`, `curves`, `timings`, `sharpness`,
+    which is empty unless the plan asked for it, and `metrics`, which is empty unless a problem records some. A notebook
+    shows its answers and a chart.
 
     `objects` are the problems of a run of this process that were given as objects, by name: no file holds them.
     """
@@ -64,7 +66,8 @@ class Run(store.Run):
 
     def summary(self) -> list[dict[str, Any]]:
         """A dict for each pair of which a trial has finished: what `gradbench compare --summary --format json` has."""
-        return [summary_row(pair, self) for pair in summarise(self)]
+        by = chosen_metric([self], None)
+        return [summary_row(pair, self) | metric_row(self, pair, by) for pair in summarise(self)]
 
     def to_pandas(self) -> Any:
         """A pandas.DataFrame of the curves, a row for each recorded point, with its trial's columns beside it:

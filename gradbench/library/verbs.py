@@ -97,11 +97,13 @@ def compare(
     factor: float = GOOD_FACTOR,
     problems: Sequence[str] = (),
     optimizers: Sequence[str] = (),
+    by: str | None = None,
     results: str | Path = "results",
 ) -> RunComparison:
     """Learning rates side by side, of one record or of several with one reference for all; of all their pairs, or of
-    these problems and optimizers. A learning rate is good if every seed is within `factor` of the best."""
-    return RunComparison.of(_records(runs, results), factor, _names(problems), _names(optimizers))
+    these problems and optimizers. A learning rate is good if every seed is within `factor` of the best. `by` is the
+    metric to judge by beside the loss, such as "holdout.accuracy"; if None the held-out loss, where there is one."""
+    return RunComparison.of(_records(runs, results), factor, _names(problems), _names(optimizers), by)
 
 
 def regress(

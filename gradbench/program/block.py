@@ -54,6 +54,7 @@ class Work:
 
 def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
     """Counted on the traced program; `batch` for one minibatch instead of all the data."""
+    problem = problem.plain
     gradient = traced(problem, plan, jax.value_and_grad(problem.loss), batch)
     with jax.enable_x64(plan.dtype == "float64"):
         analysis = gradient.lower().cost_analysis() or {}

@@ -7,39 +7,23 @@ compile serves every learning rate, seed and refill.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gradbench.inputs.optimizer import Optimizer, extra_arguments
-from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
-from gradbench.program.minibatch import batch_rows, take_rows
+from gradbench.inputs.problem import Data, Params, cast, shapes
 from gradbench.program.spread import TRIALS, initialise, over_trials, trials_mesh
-from gradbench.program.xla.jaxprs import equations
-from gradbench.program.xla.layout import examples_last, of_matrices
-from gradbench.program.xla.products import as_products
+from gradbench.program.trial import Observation, State, Trial, numerics
+from gradbench.program.xla.layout import examples_last
 from gradbench.program.xla.rewrite import rewritten
 from gradbench.program.xla.switch import enabled
-
-_MATMUL = {"highest": "highest", "tf32": "tensorfloat32", "default": None}
-
-
-@contextlib.contextmanager
-def numerics(dtype: str, precision: str):
-    """Within it, float64 is on if `dtype` is, off if not, and matrix products have `precision`."""
-    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(_MATMUL[precision]):
-        yield
 
 
 @cache
@@ -63,31 +47,6 @@ def loop_options(platform: str, products: bool, lanes: int = 1) -> dict[str, boo
     return options
 
 
-class State(NamedTuple):
-    """One trial between two steps. `updates` are the last ones made; `overshot` is used by minibatches only."""
-
-    params: Params
-    opt_state: Any
-    updates: Params
-    overshot: jax.Array
-
-
-class Observation(NamedTuple):
-    """What is seen of a trial at a step, before its update: float32 scalars, float64 in a float64 run.
-
-    overshot is 1 where the last update u points uphill at the new point, <u, grads> > 0: it went past the lowest point
-    of its own line. For gradient descent that is successive gradients pointing against each other. With minibatches it
-    is the share of such steps since the row before, of a cosine of 1/2 at least between u and grads: descent at rate r
-    along a curvature c, whose gradients have independent noise, has a cosine of r c / 2 there on average once it has
-    settled (u and grads / c are both an autoregression of order one and its noise), so noise alone is uphill too, but
-    by less than 1/2 unless the step is longer than to the lowest point, r c > 1.
-    """
-
-    loss: jax.Array
-    grad_norm_squared: jax.Array
-    overshot: jax.Array
-
-
 @dataclass(frozen=True)
 class Block:
     """The fixed shape of a program. It decides the arithmetic, so run.json stores it and a resume repeats it.
@@ -108,111 +67,6 @@ class Block:
         return self.rows * self.stride
 
 
-def inner(a: Any, b: Any) -> jax.Array:
-    """The inner product of two pytrees, accumulated in float32 at least."""
-    wide = partial(jnp.promote_types, jnp.float32)
-    products = [
-        jnp.sum(x.astype(wide(x.dtype)) * y.astype(wide(y.dtype)))
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    ]
-    return sum(products[1:], products[0])
-
-
-def _like(new: Any, old: Any) -> Any:
-    """`new` in the dtypes of `old`: a loop's carry keeps its types."""
-    return jax.tree.map(lambda n, o: n if n.dtype == o.dtype else n.astype(o.dtype), new, old)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial's arithmetic, with no axis for trials: how it starts, and how one observed row comes about. `products`
-    says whether its loss has matrix products or convolutions, `matrices` whether they are all of two axes at most."""
-
-    problem: Problem
-    optimizer: Optimizer
-    plan: SweepPlan
-    extras: Callable[..., dict[str, Any]]
-    products: bool
-    matrices: bool
-
-    @classmethod
-    def of(cls, problem: Problem, optimizer: Optimizer, plan: SweepPlan) -> Trial:
-        """Raises OptimizerError if the optimizer cannot be traced on this problem."""
-        params, data = shapes(problem, plan.dtype)
-        extras = extra_arguments(optimizer, plan.steps, problem.loss, params, data)
-        loss = jax.make_jaxpr(problem.loss)(params, data)
-        names = {equation.primitive.name for equation in equations(loss)}
-        products = bool(names & {"dot_general", "conv_general_dilated"})
-        return cls(problem, optimizer, plan, extras, products, of_matrices(loss))
-
-    def compiled_for(self, platform: str) -> Trial:
-        """The same arithmetic as a device's compiler is given it."""
-        loss = as_products(self.problem.loss, platform)
-        return dataclasses.replace(self, problem=dataclasses.replace(self.problem, loss=loss))
-
-    def start(self, params: Params, learning_rate: jax.Array) -> State:
-        params = cast(params, self.plan.dtype)
-        opt_state = self.optimizer.build(learning_rate, self.plan.steps).init(params)
-        opt_state = jax.tree.map(jnp.asarray, opt_state)
-        return State(params, opt_state, jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
-
-    def state_shape(self) -> State:
-        """What `start` returns, as shapes."""
-        params, _ = shapes(self.problem, self.plan.dtype)
-        with numerics(self.plan.dtype, self.plan.precision):
-            rate = jax.ShapeDtypeStruct((), jnp.promote_types(jnp.float32, self.plan.dtype))
-            return jax.eval_shape(self.start, params, rate)
-
-    def step(self, state: State, learning_rate: jax.Array, data: Data) -> tuple[State, Observation]:
-        """One observation of `data` and one update."""
-        value, grads = jax.value_and_grad(self.problem.loss)(state.params, data)
-        return self.update(state, learning_rate, data, value, grads)
-
-    def update(
-        self, state: State, learning_rate: jax.Array, data: Data, value: jax.Array, grads: Params
-    ) -> tuple[State, Observation]:
-        """The same, of the loss of `data` and its gradient."""
-        params, opt_state, updates, overshot = state
-        value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
-        uphill, squared = inner(updates, grads), inner(grads, grads)
-        if self.plan.batch_size is None:
-            overshot_now = uphill > 0
-        else:
-            overshot_now = (uphill > 0) & (uphill > jnp.sqrt(squared) * jnp.sqrt(inner(updates, updates)) / 2)
-        row = Observation(value, squared, overshot_now.astype(jnp.float32))
-        transformation = self.optimizer.build(learning_rate, self.plan.steps)
-        extras = self.extras(value, grads, lambda p: self.problem.loss(p, data))
-        updates, new_opt_state = transformation.update(grads, opt_state, params, **extras)
-        new_params = _like(optax.apply_updates(params, updates), params)
-        return State(new_params, _like(new_opt_state, opt_state), _like(updates, params), overshot), row
-
-    def segment(
-        self, state: State, learning_rate: jax.Array, data: Data, key: jax.Array, first_step: jax.Array, stride: int
-    ) -> tuple[State, Observation]:
-        """With minibatches: an observation of all the data, then `stride` updates; a trial rests after its last."""
-        examples, batch_size = self.problem.examples, self.plan.batch_size
-        assert examples is not None
-        assert batch_size is not None
-        value, grads = jax.value_and_grad(self.problem.loss)(state.params, data)
-        value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
-        row = Observation(value, inner(grads, grads), state.overshot / stride)
-
-        def update(state: State, step: jax.Array) -> tuple[State, None]:
-            batch = take_rows(data, batch_rows(step, examples, batch_size, key), examples)
-            after, seen = self.step(state, learning_rate, batch)
-            after = after._replace(overshot=state.overshot + seen.overshot)
-            return jax.tree.map(partial(jnp.where, step < self.plan.steps), after, state), None
-
-        state = state._replace(overshot=jnp.zeros_like(state.overshot))
-        state, _ = jax.lax.scan(update, state, first_step + jnp.arange(stride, dtype=jnp.int32))
-        return state, row
-
-
-def order_key(seed: jax.Array) -> jax.Array:
-    """The key of a trial's minibatch order, uint32 (2,), folded out of the key its start is drawn from."""
-    return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))[:2]
-
-
 class Program:
     """The programs of one (problem, optimizer) pair for one block shape, and the data on its devices.
 
@@ -229,20 +83,31 @@ class Program:
         self.rows_sharded = NamedSharding(mesh, P(None, TRIALS))
         plan, relayout = trial.plan, block.relayout and enabled()
         self.rate_dtype = jnp.promote_types(jnp.float32, plan.dtype)
+        self.watches = bool(trial.objective.splits)
 
-        def advance(state: State, rates: jax.Array, seeds: jax.Array, first: jax.Array, data: Data):
-            if plan.batch_size is None:
-                step = rewritten(over_trials(compiled.step, (0, 0, None), platform), platform, relayout)
-                return jax.lax.scan(lambda s, _: step(s, rates, data), state, length=block.rows)
-            keys = jax.vmap(order_key)(seeds)
-            segment = partial(compiled.segment, stride=block.stride)
-            segment = rewritten(over_trials(segment, (0, 0, None, 0, 0), platform), platform, relayout)
-            offsets = block.stride * jnp.arange(block.rows, dtype=jnp.int32)
-            return jax.lax.scan(lambda s, offset: segment(s, rates, data, keys, first + offset), state, offsets)
+        def advance(state: State, rates: jax.Array, seeds: jax.Array, first: jax.Array, data: Data, *watched: Any):
+            if trial.noisy:
+                keys = jax.vmap(trial.keys)(seeds)
+                row = partial(compiled.row, stride=block.stride)
+                row = rewritten(over_trials(row, (0, 0, None, 0, 0), platform), platform, relayout)
+                steps: Any = block.stride * jnp.arange(block.rows, dtype=jnp.int32)
 
-        per_trial = (P(TRIALS),) * 4
+                def at(state: State, offset: Any) -> tuple[State, Observation]:
+                    return row(state, rates, data, keys, first + offset)
+            else:  # every step is the same
+                step, steps = rewritten(over_trials(compiled.step, (0, 0, None), platform), platform, relayout), None
+
+                def at(state: State, offset: Any) -> tuple[State, Observation]:
+                    return step(state, rates, data)
+
+            if watched:
+                wanted, holdout = watched
+                return jax.lax.scan(self._with_metrics(compiled, at, data, holdout), state, (steps, wanted))
+            return jax.lax.scan(at, state, steps, length=block.rows)
+
+        per_trial, shared = (P(TRIALS),) * 4, (P(),) * (1 + 2 * self.watches)
         spread = jax.shard_map(
-            advance, mesh=mesh, in_specs=(*per_trial, P()), out_specs=(P(TRIALS), P(None, TRIALS)), check_vma=False
+            advance, mesh=mesh, in_specs=(*per_trial, *shared), out_specs=(P(TRIALS), P(None, TRIALS)), check_vma=False
         )
         options = loop_options(platform, trial.products, block.lanes)
         self.advance = jax.jit(spread, donate_argnums=0, compiler_options=options)
@@ -251,6 +116,36 @@ class Program:
         spread = jax.shard_map(begin, mesh=mesh, in_specs=P(TRIALS), out_specs=P(TRIALS), check_vma=False)
         self._begin = jax.jit(spread)
         self._admit = jax.jit(self._select, donate_argnums=1, out_shardings=self.sharded)
+
+    def _with_metrics(self, trial: Trial, row: Callable[..., Any], data: Data, holdout: Data) -> Callable[..., Any]:
+        """`row` of a scan that also takes whether to evaluate the metrics before it, all the trials' or none."""
+        block, platform = self.block, self.devices[0].platform
+        evaluate = over_trials(trial.metrics, (0, None, None), platform)
+        evaluate = rewritten(evaluate, platform, block.relayout and enabled())
+        nothing = jnp.zeros((block.lanes, len(trial.objective.recorded)), self.rate_dtype)
+
+        def watched(state: State, at: tuple[Any, jax.Array]) -> tuple[State, Observation]:
+            offset, wanted = at
+            found = jax.lax.cond(wanted, lambda state: evaluate(state, data, holdout), lambda _: nothing, state)
+            state, seen = row(state, offset)
+            return state, seen._replace(metrics=found)
+
+        return watched
+
+    def watch(self, rows: np.ndarray | None = None) -> tuple[Any, ...]:
+        """What `advance` takes after the data: at which of its rows, bool (R,), the metrics are evaluated (none if
+        None), and the held-out data; nothing where the problem records no metrics."""
+        if not self.watches:
+            return ()
+        rows = np.zeros(self.block.rows, bool) if rows is None else rows
+        return jax.device_put(rows, self.replicated), self.holdout
+
+    @cached_property
+    def holdout(self) -> Data:
+        """The problem's held-out data, on every device."""
+        plan = self.trial.plan
+        with jax.enable_x64(plan.dtype == "float64"):
+            return jax.device_put(cast(self.trial.problem.holdout, plan.dtype), self.replicated)
 
     @cached_property
     def data(self) -> Data:
@@ -272,9 +167,14 @@ class Program:
         def placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding, *axis: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((*axis, *leaf.shape), leaf.dtype, sharding=sharding)
 
+        shared = (self.laid_out(data),)
+        if self.watches:
+            with jax.enable_x64(trial.plan.dtype == "float64"):
+                holdout = jax.eval_shape(lambda: cast(trial.problem.holdout, trial.plan.dtype))
+            shared += (jax.ShapeDtypeStruct((self.block.rows,), np.bool_), holdout)
         return (
             *jax.tree.map(lambda leaf: placed(leaf, self.sharded, slots), (trial.state_shape(), *scalars)),
-            jax.tree.map(lambda leaf: placed(leaf, self.replicated), self.laid_out(data)),
+            *jax.tree.map(lambda leaf: placed(leaf, self.replicated), shared),
         )
 
     def place(self, array: np.ndarray) -> jax.Array:

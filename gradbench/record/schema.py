@@ -70,7 +70,7 @@ TRIALS = (
         for k in range(1, len(TARGETS) + 1)
     ),
     Column("steps_to_target", COUNT, "steps", "first step that reaches the plan's target; null if never"),
-    Column("smoothed_loss", NUMBER, "loss", f"mean {_TAIL}; null without minibatches", **_LAST_PART),
+    Column("smoothed_loss", NUMBER, "loss", f"mean {_TAIL}; null where the gradients have no noise", **_LAST_PART),
     Column("tail_drop", NUMBER, "loss", f"by how much the loss fell {_TAIL}", **_LAST_PART),
     Column("tail_drop_error", NUMBER, "loss", "of tail_drop, what noise alone passes in 1 of 100 cases", **_LAST_PART),
     Column(
@@ -83,8 +83,17 @@ EVENT_COLUMNS = tuple(column.name for column in TRIALS if column.source == "even
 CURVES = (
     Column("trial", COUNT, "", "as in trials", nullable=False),
     Column("step", COUNT, "steps", "updates made", nullable=False),
-    Column("loss", NUMBER, "loss", "at that step, of all the data"),
+    Column("loss", NUMBER, "loss", "at that step, of all the data; with that step's key, if the loss takes one"),
     Column("grad_norm", NUMBER, "loss per parameter", "the gradient's Euclidean norm there"),
+)
+
+_METRICS: dict[str, Any] = {"since": 4, "nullable": False}
+METRICS = (
+    Column("trial", COUNT, "", "as in trials", **_METRICS),
+    Column("step", COUNT, "steps", "updates made", **_METRICS),
+    Column("split", TEXT, "", "train or holdout", **_METRICS),
+    Column("name", TEXT, "", "loss, a metric, or an auxiliary scalar of the loss", **_METRICS),
+    Column("value", NUMBER, "", "there, of all the split's data; without the loss's randomness if it can be", since=4),
 )
 
 _LIMITS = 2
@@ -130,8 +139,8 @@ SHARPNESS = (
     Column("edge", NUMBER, "", "the sharpness at which the learning rate stops being stable; null where unknown"),
 )
 
-TABLES = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS, "sharpness": SHARPNESS}
-OPTIONAL = ("sharpness",)  # files that only a plan which asks for them leaves
+TABLES = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS, "sharpness": SHARPNESS, "metrics": METRICS}
+SWEPT = ("trials", "curves", "metrics")  # what a sweep writes as it goes
 SCHEMAS = {
     name: pa.schema([pa.field(column.name, column.kind) for column in columns]) for name, columns in TABLES.items()
 }

@@ -1,4 +1,4 @@
-"""A run on disk: `run.json` and three Parquet tables, written atomically, never overwritten, read back validated.
+"""A run on disk: `run.json` and Parquet tables, written atomically, never overwritten, read back validated.
 
 While a run goes on, its finished rows and its checkpoint are in `parts/`; the tables are joined from it at the end.
 """
@@ -28,7 +28,7 @@ from gradbench.files import utc_now, write_json, write_table, write_tables, writ
 from gradbench.inputs import sources
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.locks import NoLocks, hold
-from gradbench.record.schema import COUNT, FIRST_REVISION, OPTIONAL, SCHEMA_VERSION, SCHEMAS, TABLES, TEXT
+from gradbench.record.schema import COUNT, FIRST_REVISION, SCHEMA_VERSION, SCHEMAS, SWEPT, TABLES, TEXT
 
 LOG = logging.getLogger(__name__)
 STATES = ("running", "complete", "interrupted")
@@ -42,12 +42,12 @@ class PairStore:
         folder.mkdir(parents=True, exist_ok=True)
         self.parts = 0
 
-    def append(self, trials: dict, curves: dict, problem: str, optimizer: str) -> None:
-        """Add finished trials and curve points, whose columns are numpy arrays."""
-        for name, columns in (("trials", trials), ("curves", curves)):
+    def append(self, new: dict[str, dict[str, np.ndarray]], problem: str, optimizer: str) -> None:
+        """Add rows of SWEPT tables, by name, whose columns are numpy arrays."""
+        for name, columns in new.items():
             if columns:
                 write_table(_table(name, columns, problem, optimizer), self._part(name, self.parts))
-        self.parts += bool(trials or curves)
+        self.parts += any(new.values())
 
     def _part(self, name: str, number: int) -> Path:
         return self.folder / f"{name}-{number:06d}.parquet"
@@ -68,7 +68,7 @@ class PairStore:
             except Exception as error:
                 raise RecordError(f"{path}: damaged checkpoint: {one_line(error)}") from error
         self.parts = 0 if arrays is None else int(arrays.pop("parts"))
-        for name in ("trials", "curves"):
+        for name in SWEPT:
             for part in self.folder.glob(f"{name}-*.parquet"):
                 if int(part.stem.split("-")[1]) >= self.parts:
                     part.unlink()
@@ -86,8 +86,8 @@ class PairStore:
         """One of the tables, as far as it is written."""
         parts = [read_table(part, name) for part in sorted(self.folder.glob(f"{name}*.parquet"))]
         table = pa.concat_tables([SCHEMAS[name].empty_table(), *parts])
-        order = {"trials": ["trial"], "curves": ["trial", "step"]}.get(name)
-        return table.sort_by([(column, "ascending") for column in order]) if order else table
+        order = [column for column in ("trial", "step", "split", "name") if column in table.column_names]
+        return table.sort_by([(column, "ascending") for column in order]) if name in SWEPT else table
 
     def end_sweep(self) -> None:
         write_json({"parts": self.parts}, self.folder / "swept.json")
@@ -209,7 +209,7 @@ class RunWriter:
     ) -> None:
         """Join the parts into the tables, the timings' rows as `add_roofline` returns them and a pair's trials as
         `judge(its number, trials)` does; only then is the run complete."""
-        for name in _files(self.info["plan"]):
+        for name in _files(self.info):
             tables = _by_pair(self.path, name)
             if name == "trials":
                 tables = (judge(number, table) for number, table in enumerate(tables))
@@ -224,9 +224,11 @@ class RunWriter:
         (self.path / ".lock").unlink(missing_ok=True)
 
 
-def _files(plan: dict[str, Any]) -> list[str]:
-    """The tables that a plan leaves: an optional one is asked for by a setting of its name."""
-    return [name for name in TABLES if name not in OPTIONAL or plan.get(name)]
+def _files(info: dict[str, Any]) -> list[str]:
+    """The tables that a run leaves: sharpness where the plan asks for it, metrics where a problem records some."""
+    records = any(facts.get("recorded") for facts in info.get("problems", {}).values())
+    absent = {"sharpness": not info["plan"].get("sharpness"), "metrics": not records}
+    return [name for name in TABLES if not absent.get(name)]
 
 
 def _by_pair(path: Path, name: str) -> Iterator[pa.Table]:
@@ -293,7 +295,7 @@ def _facts_hold(facts: Any) -> bool:
 class Run:
     """A record: where it is, what was planned, what is in run.json, and the tables (pyarrow).
 
-    `sharpness` is empty unless the plan asked for it.
+    `sharpness` is empty unless the plan asked for it, `metrics` unless a problem records some.
     """
 
     path: Path
@@ -303,6 +305,7 @@ class Run:
     curves: pa.Table
     timings: pa.Table
     sharpness: pa.Table = dataclasses.field(default_factory=SCHEMAS["sharpness"].empty_table)
+    metrics: pa.Table = dataclasses.field(default_factory=SCHEMAS["metrics"].empty_table)
 
     @property
     def id(self) -> str:
@@ -349,6 +352,6 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
         raise RecordError(f"{path / 'run.json'}: damaged plan: {error}") from error
     complete = info["state"] == "complete"
     if not complete:
-        tables = (pa.concat_tables([schema.empty_table(), *_by_pair(path, name)]) for name, schema in SCHEMAS.items())
-        return Run(path, plan, info, *tables)
-    return Run(path, plan, info, *(read_table(path / f"{name}.parquet", name) for name in _files(info["plan"])))
+        parts = {name: [schema.empty_table(), *_by_pair(path, name)] for name, schema in SCHEMAS.items()}
+        return Run(path, plan, info, **{name: pa.concat_tables(tables) for name, tables in parts.items()})
+    return Run(path, plan, info, **{name: read_table(path / f"{name}.parquet", name) for name in _files(info)})

@@ -47,7 +47,7 @@ def measured_curvature(
     """The Hessian's extreme eigenvalues at `params` (a flat vector (P,) or a pytree; the start of seed 0 if None)."""
     with numerics(dtype, "highest"):
         flat = start(problem, 0, dtype) if params is None else np.asarray(ravel_pytree(params)[0], dtype)
-        return extremes(hessian_products(problem, dtype), flat, cast(problem.data, dtype), products, tolerance)
+        return extremes(hessian_products(problem, dtype), flat, cast(problem.plain.data, dtype), products, tolerance)
 
 
 def extremes(product: Callable[..., jax.Array], flat: np.ndarray, data: Any, most: int, tolerance: float) -> Curvature:

@@ -15,7 +15,7 @@ from gradbench.inputs.optimizer import Optimizer, load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast
 from gradbench.program.minibatch import batch_rows, take_rows
-from gradbench.program.program import State, Trial, numerics, order_key
+from gradbench.program.program import State, Trial, numerics
 from gradbench.program.spread import initialise
 
 CALL_BYTES = 2**26  # of the params whose losses are found in one call
@@ -32,13 +32,13 @@ class Replay(NamedTuple):
 
 def start(problem: Problem, seed: int, dtype: str) -> np.ndarray:
     """Where a seed's trial starts, flattened (P,)."""
-    params = jax.tree.map(lambda leaf: leaf[0], _starts(problem, [seed]))
+    params, _ = problem.objective.parts(jax.tree.map(lambda leaf: leaf[0], _starts(problem, [seed])))
     with jax.enable_x64(dtype == "float64"):
         return np.asarray(ravel_pytree(cast(params, dtype))[0])
 
 
 def _starts(problem: Problem, seeds: Sequence[int]) -> Params:
-    """Starting points with a leading axis for the seeds, drawn in float32, as in a sweep, by the program of a sweep."""
+    """What init draws, with a leading axis for the seeds, in float32, as in a sweep, by the program of a sweep."""
     distinct, place = np.unique(np.asarray(seeds, np.uint32), return_inverse=True)
     with jax.enable_x64(False):
         starts = initialise(problem, jax.devices()[:1])(jnp.asarray(distinct))
@@ -46,7 +46,8 @@ def _starts(problem: Problem, seeds: Sequence[int]) -> Params:
 
 
 def flat_loss(problem: Problem, dtype: str):
-    """`loss(flat params (P,), data) -> scalar`: the problem's loss as a function of one vector."""
+    """`loss(flat params (P,), data) -> scalar`: the loss of `problem.plain`, whose data it takes, of one vector."""
+    problem = problem.plain
     with jax.enable_x64(False):
         shapes = jax.eval_shape(lambda: problem.init(jax.random.key(0)))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
@@ -59,7 +60,7 @@ def losses_at(problem: Problem, plan: SweepPlan) -> Callable[[np.ndarray], np.nd
     """(N, P) flat params -> (N,) losses of all the data, with the plan's arithmetic: one program, whatever N is."""
     loss = flat_loss(problem, plan.dtype)
     with numerics(plan.dtype, plan.precision):
-        data, wide = cast(problem.data, plan.dtype), jnp.promote_types(jnp.float32, plan.dtype)
+        data, wide = cast(problem.plain.data, plan.dtype), jnp.promote_types(jnp.float32, plan.dtype)
     program = jax.jit(lambda points, data: jax.lax.map(lambda point: loss(point, data).astype(wide), points))
 
     def evaluate(points: np.ndarray) -> np.ndarray:
@@ -110,29 +111,34 @@ def replays(
     counts = [len(of) for of in trials.values()]
     seeds = np.asarray([seed for of in trials.values() for _, seed in of], np.uint32)
     axis = None if plan.batch_size is None else 0  # of what a step sees: all the data, or a batch for each trial
-    gradient = jax.vmap(jax.value_and_grad(problem.loss), in_axes=(0, axis))
+    gradient = jax.vmap(kinds[0].gradient, in_axes=(0, 0, axis, 0))
 
     def parts(tree: Any) -> list[Any]:
         ends = np.cumsum([0, *counts])
         return [jax.tree.map(lambda leaf, i=i, j=j: leaf[i:j], tree) for i, j in pairwise(ends)]
 
-    def batches(step: jax.Array, seeds: jax.Array, data: Data) -> Data:
-        if plan.batch_size is None:
-            return data
-        size, examples = plan.batch_size, problem.examples
-        assert examples is not None
-        return jax.vmap(lambda seed: take_rows(data, batch_rows(step, examples, size, order_key(seed)), examples))(
-            seeds
-        )
+    def run(rates: list[jax.Array], seeds: jax.Array, drawn: Any, data: Data) -> jax.Array:
+        keys = jax.vmap(kinds[0].keys)(seeds)
 
-    def run(rates: list[jax.Array], seeds: jax.Array, params: Params, data: Data) -> jax.Array:
+        def batches(step: jax.Array) -> Data:
+            if plan.batch_size is None:
+                return data
+            size, examples = plan.batch_size, problem.examples
+            assert examples is not None
+            return jax.vmap(lambda key: take_rows(data, batch_rows(step, examples, size, key), examples))(keys.order)
+
         def update(step: jax.Array, states: list[State]) -> list[State]:
-            batch = batches(step, seeds, data)
-            values, grads = gradient(together([state.params for state in states]), batch)
+            batch, noise = batches(step), jax.vmap(lambda of: kinds[0].noise(of, step))(keys)
+            params, model_state = (together([getattr(s, name) for s in states]) for name in ("params", "model_state"))
+            values, grads, model_state = gradient(params, model_state, batch, noise)
             seen = [batch] * len(kinds) if axis is None else parts(batch)
             return [
-                jax.vmap(kind.update, in_axes=(0, 0, axis, 0, 0))(state, rate, own, value, grad)[0]
-                for kind, state, rate, own, value, grad in zip(kinds, states, rates, seen, parts(values), parts(grads))
+                jax.vmap(kind.update, in_axes=(0, 0, axis, 0, 0, 0))(state, rate, own, value, grad, key)[0]._replace(
+                    model_state=after
+                )
+                for kind, state, rate, own, value, grad, key, after in zip(
+                    kinds, states, rates, seen, parts(values), parts(grads), parts(noise), parts(model_state)
+                )
             ]
 
         def until(states: list[State], ends: jax.Array) -> tuple[list[State], jax.Array]:
@@ -140,7 +146,7 @@ def replays(
             return states, jax.vmap(lambda params: ravel_pytree(params)[0])(together([s.params for s in states]))
 
         ends = jnp.stack([jnp.asarray([0, *wanted[:-1]], jnp.int32), jnp.asarray(wanted)], axis=1)
-        begin = [jax.vmap(kind.start)(*each) for kind, *each in zip(kinds, parts(params), rates)]
+        begin = [jax.vmap(kind.start)(*each) for kind, *each in zip(kinds, parts(drawn), rates)]
         return jax.lax.scan(until, begin, ends)[1]
 
     starts = _starts(problem, seeds.tolist())

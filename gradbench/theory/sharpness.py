@@ -48,7 +48,7 @@ def sharpness_along(
     dtype = "float64" if plan.dtype == "float64" else "float32"
     rows = []
     with numerics(dtype, plan.precision):
-        product, data = hessian_products(problem, dtype), cast(problem.data, dtype)
+        product, data = hessian_products(problem, dtype), cast(problem.plain.data, dtype)
         for rate, positions, losses in zip(rates, path.params.astype(dtype), path.losses, strict=True):
             for step, params, loss in zip(path.steps, positions, losses, strict=True):
                 if not (np.isfinite(params).all() and np.isfinite(loss)):

@@ -20,8 +20,8 @@ from gradbench.errors import GradbenchError
 from gradbench.inputs.problem import cast
 from gradbench.program import program
 from gradbench.program.minibatch import batch_rows, permuted
-from gradbench.program.program import order_key
 from gradbench.program.spread import initialise
+from gradbench.program.trial import order_key
 
 
 def table(run, name="trials"):

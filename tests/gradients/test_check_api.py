@@ -206,12 +206,26 @@ def _cube(params, data):
     return jnp.sum((params + 1) ** 3)
 
 
-def test_random_numbers_in_the_loss_are_inconclusive():
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_random_numbers_in_the_loss_are_those_of_the_dtype_that_is_checked(dtype):
+    """Of one key JAX draws other numbers in float64 than in float32."""
+
     def loss(p, d):
         return jnp.sum((p - jax.random.normal(jax.random.key(0), (2,))) ** 2)
 
-    report = gradbench.check_gradient(gradbench.Problem(init=lambda key: jnp.ones(2), loss=loss), **ONE)
-    assert report.rows[0].verdict == "INCONCLUSIVE"
+    report = gradbench.check_gradient(gradbench.Problem(init=lambda key: jnp.ones(2), loss=loss), dtype=dtype, **ONE)
+    assert report.rows[0].verdict == "PASS"
+
+
+def test_a_loss_that_takes_a_key_and_state_is_checked_with_both_fixed():
+    def loss(params, state, data, key):
+        keep = jax.random.bernoulli(key, 0.5, (2,))
+        return jnp.sum(keep * _cube(params, data)) + jnp.sum(state["shift"] * params), state, {"norm": jnp.sum(params)}
+
+    problem = gradbench.Problem(lambda key: (jnp.ones(2), {"shift": jnp.arange(2.0)}), loss, stateful=True)
+    report = gradbench.check_gradient(problem, **ONE)
+    assert report.verdict == "PASS"
+    assert "fixed throughout: the key and the state" in str(report)
 
 
 @pytest.mark.parametrize(("size", "words"), [(1e30, "too large for float16"), (1e-30, "become 0 in float16")])

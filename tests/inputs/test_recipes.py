@@ -66,7 +66,8 @@ def test_a_command_is_read_and_its_steps_lower_the_loss(folder, monkeypatch, com
 
 
 def trained(problem, optimizer, rate, steps=20):
-    """The losses of `steps` steps on all the data."""
+    """The losses of `steps` steps on all the data, with one key and the first state where the loss takes them."""
+    problem = problem.plain
     data = cast(problem.data, jnp.float32)
 
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

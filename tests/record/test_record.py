@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import signal
@@ -32,7 +33,9 @@ def same(left, right) -> bool:
 
 
 def test_a_record_has_every_table_with_its_schema(sweep):
-    run = sweep("himmelblau", ["sgd"], [1e-3], seeds=2, steps=10, sharpness=True)
+    problem = gradbench.load_problem("himmelblau")
+    problem = dataclasses.replace(problem, metrics={"again": problem.loss})
+    run = sweep(problem, ["sgd"], [1e-3], seeds=2, steps=10, sharpness=True)
     for name, declared in SCHEMAS.items():
         assert pq.read_schema(run.path / f"{name}.parquet").equals(declared, check_metadata=False)
     info = json.loads((run.path / "run.json").read_text())
@@ -41,6 +44,7 @@ def test_a_record_has_every_table_with_its_schema(sweep):
     assert info["environment"]["versions"]["jax"]
     assert sorted(p.name for p in run.path.iterdir()) == [
         "curves.parquet",
+        "metrics.parquet",
         "run.json",
         "sharpness.parquet",
         "timings.parquet",

@@ -114,7 +114,7 @@ class Execution:
 
     def reference(self, point: oracle.Point) -> Expectation:
         """Raises what tracing or interpreting the loss raises."""
-        expected = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, point.data)
+        expected = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, point.data, self.dtype)
         spread = self.band(point).sample(point.params, point.data)
         self.spreads.append(spread)
         return Expectation(point, expected, spread, point.lost or compare_centre(spread, expected, self.dtype))
@@ -229,7 +229,7 @@ class Execution:
         parts = programs.pieces(point.examples)
         for weight, rows in parts:
             data = take_rows(point.data, rows, point.examples)
-            part = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, data)
+            part = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, data, self.dtype)
             total = [t + weight * p for t, p in zip(total, part)]
             size = [s + np.abs(weight * p) for s, p in zip(size, part)]
         for t, e in zip(total, reference.expected):

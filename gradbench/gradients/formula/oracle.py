@@ -129,12 +129,19 @@ def float64(tree: Any) -> Any:
     )
 
 
-def evaluate(function: Callable[[Any, Any], Any], params: Any, data: Any) -> list[np.ndarray]:
-    """The flat leaves of `function(params, data)` in float64, one primitive at a time, on the CPU.
+def evaluate(function: Callable[[Any, Any], Any], params: Any, data: Any, drawn: str = "float64") -> list[np.ndarray]:
+    """The flat leaves of `function(params, data)` in float64, one primitive at a time, on the CPU. Random numbers that
+    it draws are those that it draws in `drawn`, a dtype: in float64 JAX makes others of the same key.
 
     Where the function itself rounds to a narrower format (mixed precision), that is the exact function it approximates.
     """
-    return reference.run(trace(function, params, data), jax.tree.leaves((params, data)))
+    found = trace(function, params, data)
+    if drawn != "float64" and primitives(found) & _DRAWS:
+        found = _traced(function, params, data, "float32")
+    return reference.run(found, jax.tree.leaves((params, data)))
+
+
+_DRAWS = {"random_bits", "threefry2x32"}
 
 
 def trace(function: Callable[[Any, Any], Any], params: Any, data: Any) -> Any:

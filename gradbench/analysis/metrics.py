@@ -1,0 +1,135 @@
+"""What the metrics of a record say of a pair: its learning rates by a metric on held-out data instead of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from gradbench.analysis.summary import PairSummary, pair_trials
+from gradbench.errors import PlanError, nearest
+from gradbench.record.store import Run
+from gradbench.tables import Column, number
+
+HELD_OUT = "holdout.loss"
+
+
+def recorded(run: Run, problem: str) -> list[str]:
+    """The metrics that a run has of a problem, each by split.name."""
+    return run.info.get("problems", {}).get(problem, {}).get("recorded", [])
+
+
+def chosen_metric(runs: Iterable[Run], by: str | None) -> str | None:
+    """The metric to judge by: `by`, else the held-out loss where any problem has one, else None. Raises PlanError for a
+    name that no problem records."""
+    known = list(
+        dict.fromkeys(name for run in runs for problem in run.plan.problems for name in recorded(run, problem))
+    )
+    if by is None:
+        return HELD_OUT if HELD_OUT in known else None
+    if by not in known:
+        have = ", ".join(known) or "none; a problem with metrics= or holdout= has some"
+        raise PlanError(f"--by: no metric {by!r}{nearest(by, known)} (recorded: {have})")
+    return by
+
+
+@dataclass(frozen=True)
+class ByMetric:
+    """A pair's learning rates by one metric, split.name, at the end of its trials; `more_is_better` says which way.
+
+    values: learning rate -> (median, lowest, highest) over the seeds, of those of which no seed diverged.
+    other: the median at the pair's best learning rate of the same metric on the other split; None where there is none.
+    """
+
+    name: str
+    more_is_better: bool
+    values: dict[float, tuple[float, float, float]]
+    best: float | None  # a learning rate: where several are equal the pair's best if it is among them, else the lowest
+    other: float | None
+
+    @classmethod
+    def of(cls, run: Run, pair: PairSummary, name: str) -> ByMetric | None:
+        """None where the problem does not record it."""
+        names = recorded(run, pair.problem)
+        if name not in names:
+            return None
+        short = name.partition(".")[2]
+        more = short in run.info["problems"][pair.problem].get("maximise", [])
+        values = _at_end(run, pair, name)
+        at = pair.best and pair.best.learning_rate
+        sign = -1 if more else 1
+        order = sorted(values, key=lambda rate: (sign * values[rate][0], rate != at, rate))
+        other = next((known for known in names if known != name and known.partition(".")[2] == short), None)
+        beside = _at_end(run, pair, other).get(at) if other and at is not None else None
+        return cls(name, more, values, order[0] if order else None, beside and beside[0])
+
+    def row(self, pair: PairSummary) -> dict[str, Any]:
+        """What a row of a pair says of it. The gap is holdout less train, at the pair's best learning rate."""
+        at = self.values.get(pair.best.learning_rate) if pair.best else None
+        gap = None if at is None or self.other is None else at[0] - self.other
+        if gap is not None and self.name.startswith("train."):
+            gap = -gap
+        return {
+            "by_best_learning_rate": self.best,
+            "by_value": self.values[self.best][0] if self.best is not None else None,
+            "by_value_at_best": at and at[0],
+            "generalisation_gap": gap,
+        }
+
+    def note(self, pair: PairSummary) -> str | None:
+        """Where another learning rate than the pair's best is the best by this metric."""
+        if self.best is None or pair.best is None or pair.best.learning_rate == self.best:
+            return None
+        at = self.values.get(pair.best.learning_rate)
+        there = f", {number(at[0])} at the best by training, {number(pair.best.learning_rate)}" if at else ""
+        best = f"{number(self.best)} is the best learning rate ({number(self.values[self.best][0])}{there})"
+        return f"{pair.problem} × {pair.optimizer}: by {self.name} {best}"
+
+
+def metric_row(run: Run, pair: PairSummary, name: str | None) -> dict[str, Any]:
+    """ByMetric.row, all None where the problem does not record the metric; nothing where there is no metric."""
+    if name is None:
+        return {}
+    found = ByMetric.of(run, pair, name)
+    nothing = ("by_best_learning_rate", "by_value", "by_value_at_best", "generalisation_gap")
+    return {"by": name} | (found.row(pair) if found else dict.fromkeys(nothing))
+
+
+def metric_notes(run: Run, pairs: Iterable[PairSummary], name: str | None) -> list[str]:
+    """ByMetric.note of each pair that has one."""
+    found = ((pair, ByMetric.of(run, pair, name)) for pair in pairs if name)
+    return [note for pair, of in found if of and (note := of.note(pair))]
+
+
+def columns(name: str | None) -> tuple[Column, ...]:
+    """Of metric_row, for people."""
+    return (
+        ()
+        if name is None
+        else (
+            Column("by_best_learning_rate", f"best lr by {name}", priority=3),
+            Column("by_value", f"{name} there", priority=3),
+            Column("by_value_at_best", f"{name} at best lr", priority=4),
+            Column("generalisation_gap", "holdout − train", priority=5, about="at the best lr"),
+        )
+    )
+
+
+def _at_end(run: Run, pair: PairSummary, name: str) -> dict[float, tuple[float, float, float]]:
+    """The median, lowest and highest over the seeds of a metric at each trial's last recorded point, by the learning
+    rates at which it is finite for every seed and none diverged, ascending."""
+    split, _, short = name.partition(".")
+    trials = pair_trials(run, pair)
+    points = run.metrics.filter((pc.field("split") == split) & (pc.field("name") == short))
+    number, value = points["trial"].to_numpy(), points["value"].to_numpy(zero_copy_only=False)
+    ends = np.append(number[1:] != number[:-1], True) if len(number) else np.zeros(0, bool)  # sorted by trial, step
+    last = dict(zip(number[ends].tolist(), value[ends].tolist()))
+    by_rate: dict[float, list[float]] = {}
+    for trial, rate, verdict in zip(*(trials[key].to_pylist() for key in ("trial", "learning_rate", "verdict"))):
+        by_rate.setdefault(rate, []).append(np.nan if verdict == "diverged" else last.get(trial, np.nan))
+    return {
+        rate: (float(np.median(of)), min(of), max(of)) for rate, of in sorted(by_rate.items()) if np.isfinite(of).all()
+    }

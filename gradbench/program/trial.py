@@ -1,0 +1,215 @@
+"""One trial's arithmetic: how it starts, what a step does, what is seen of it. No axis for trials, and no device."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradbench.inputs.objective import SPLITS, Objective, trial_key
+from gradbench.inputs.optimizer import Optimizer, extra_arguments
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
+from gradbench.program.minibatch import batch_rows, take_rows
+from gradbench.program.xla.jaxprs import equations
+from gradbench.program.xla.layout import of_matrices
+from gradbench.program.xla.products import as_products
+
+_MATMUL = {"highest": "highest", "tf32": "tensorfloat32", "default": None}
+
+
+@contextlib.contextmanager
+def numerics(dtype: str, precision: str):
+    """Within it, float64 is on if `dtype` is, off if not, and matrix products have `precision`."""
+    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(_MATMUL[precision]):
+        yield
+
+
+class State(NamedTuple):
+    """One trial between two steps. `updates` are the last ones made; `overshot` is used by minibatches only;
+    `model_state` is what the problem has beside params, which no optimizer touches."""
+
+    params: Params
+    opt_state: Any
+    updates: Params
+    overshot: jax.Array
+    model_state: Any = ()
+
+
+class Keys(NamedTuple):
+    """A trial's: of the order of its minibatches, uint32 (2,), and of its loss's own randomness, where it has any."""
+
+    order: jax.Array
+    noise: Any = ()
+
+
+class Observation(NamedTuple):
+    """What is seen of a trial at a step, before its update: float32 scalars, float64 in a float64 run.
+
+    overshot is 1 where the last update u points uphill at the new point, <u, grads> > 0: it went past the lowest point
+    of its own line. For gradient descent that is successive gradients pointing against each other. With minibatches it
+    is the share of such steps since the row before, of a cosine of 1/2 at least between u and grads: descent at rate r
+    along a curvature c, whose gradients have independent noise, has a cosine of r c / 2 there on average once it has
+    settled (u and grads / c are both an autoregression of order one and its noise), so noise alone is uphill too, but
+    by less than 1/2 unless the step is longer than to the lowest point, r c > 1. A loss that takes a key has the same
+    noise with all the data too.
+
+    metrics are what the problem records beside its curve, (V,), 0 but at recorded rows; () where there is nothing.
+    """
+
+    loss: jax.Array
+    grad_norm_squared: jax.Array
+    overshot: jax.Array
+    metrics: Any = ()
+
+
+def inner(a: Any, b: Any) -> jax.Array:
+    """The inner product of two pytrees, accumulated in float32 at least."""
+    wide = partial(jnp.promote_types, jnp.float32)
+    products = [
+        jnp.sum(x.astype(wide(x.dtype)) * y.astype(wide(y.dtype)))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    ]
+    return sum(products[1:], products[0])
+
+
+def _like(new: Any, old: Any) -> Any:
+    """`new` in the dtypes of `old`: a loop's carry keeps its types."""
+    return jax.tree.map(lambda n, o: n if n.dtype == o.dtype else n.astype(o.dtype), new, old)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial's arithmetic, with no axis for trials: how it starts, and how one observed row comes about. `products`
+    says whether its loss has matrix products or convolutions, `matrices` whether they are all of two axes at most."""
+
+    problem: Problem
+    optimizer: Optimizer
+    plan: SweepPlan
+    extras: Callable[..., dict[str, Any]]
+    products: bool
+    matrices: bool
+
+    @classmethod
+    def of(cls, problem: Problem, optimizer: Optimizer, plan: SweepPlan) -> Trial:
+        """Raises OptimizerError if the optimizer cannot be traced on this problem."""
+        plain = problem.plain
+        params, data = shapes(plain, plan.dtype)
+        extras = extra_arguments(optimizer, plan.steps, plain.loss, params, data)
+        loss = jax.make_jaxpr(plain.loss)(params, data)
+        names = {equation.primitive.name for equation in equations(loss)}
+        products = bool(names & {"dot_general", "conv_general_dilated"})
+        return cls(problem, optimizer, plan, extras, products, of_matrices(loss))
+
+    def compiled_for(self, platform: str) -> Trial:
+        """The same arithmetic as a device's compiler is given it."""
+        loss = as_products(self.problem.loss, platform)
+        return dataclasses.replace(self, problem=dataclasses.replace(self.problem, loss=loss))
+
+    @property
+    def objective(self) -> Objective:
+        return self.problem.objective
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the gradients of a trial that stays where it is differ from step to step."""
+        return self.plan.batch_size is not None or self.objective.random
+
+    def keys(self, seed: jax.Array) -> Keys:
+        noise = jax.random.key_data(trial_key(seed)) if self.objective.random else ()
+        return Keys(order_key(seed), noise)
+
+    def noise(self, keys: Keys, step: jax.Array) -> Any:
+        """The key that the loss of update number `step` gets; None of a loss that takes none."""
+        return jax.random.fold_in(jax.random.wrap_key_data(keys.noise), step) if self.objective.random else None
+
+    def start(self, drawn: Any, learning_rate: jax.Array) -> State:
+        """The state before the first step, of what the problem's init drew."""
+        params, model_state = self.objective.parts(cast(drawn, self.plan.dtype))
+        opt_state = self.optimizer.build(learning_rate, self.plan.steps).init(params)
+        opt_state = jax.tree.map(jnp.asarray, opt_state)
+        return State(params, opt_state, jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32), model_state)
+
+    def state_shape(self) -> State:
+        """What `start` returns, as shapes."""
+        drawn, _ = shapes(self.problem, self.plan.dtype)
+        with numerics(self.plan.dtype, self.plan.precision):
+            rate = jax.ShapeDtypeStruct((), jnp.promote_types(jnp.float32, self.plan.dtype))
+            return jax.eval_shape(self.start, drawn, rate)
+
+    def gradient(self, params: Params, model_state: Any, data: Data, key: Any) -> tuple[jax.Array, Params, Any]:
+        """The loss of `data`, its gradient, and the model's state after it."""
+        loss = jax.value_and_grad(self.objective.training, has_aux=True)
+        (value, (after, _)), grads = loss(params, model_state, data, key)
+        return value, grads, _like(jax.tree.map(jnp.asarray, after), model_state)
+
+    def step(self, state: State, learning_rate: jax.Array, data: Data, key: Any = None) -> tuple[State, Observation]:
+        """One observation of `data` and one update; `key` is for a loss that takes one."""
+        value, grads, model_state = self.gradient(state.params, state.model_state, data, key)
+        after, row = self.update(state, learning_rate, data, value, grads, key)
+        return after._replace(model_state=model_state), row
+
+    def update(
+        self, state: State, learning_rate: jax.Array, data: Data, value: jax.Array, grads: Params, key: Any = None
+    ) -> tuple[State, Observation]:
+        """The same, of the loss of `data` and its gradient; the model's state stays."""
+        params, opt_state, updates, overshot, model_state = state
+        value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
+        uphill, squared = inner(updates, grads), inner(grads, grads)
+        if self.noisy:
+            overshot_now = (uphill > 0) & (uphill > jnp.sqrt(squared) * jnp.sqrt(inner(updates, updates)) / 2)
+        else:
+            overshot_now = uphill > 0
+        row = Observation(value, squared, overshot_now.astype(jnp.float32))
+        transformation = self.optimizer.build(learning_rate, self.plan.steps)
+        extras = self.extras(value, grads, lambda p: self.objective.training(p, model_state, data, key)[0])
+        updates, new_opt_state = transformation.update(grads, opt_state, params, **extras)
+        new_params = _like(optax.apply_updates(params, updates), params)
+        new_opt_state, updates = _like(new_opt_state, opt_state), _like(updates, params)
+        return State(new_params, new_opt_state, updates, overshot, model_state), row
+
+    def row(
+        self, state: State, learning_rate: jax.Array, data: Data, keys: Keys, step: jax.Array, stride: int
+    ) -> tuple[State, Observation]:
+        """One observation of all the data and `stride` updates, the first of which is number `step`. With minibatches
+        the observation changes nothing, and a trial rests after its last update; without, stride is 1."""
+        examples, batch_size = self.problem.examples, self.plan.batch_size
+
+        if batch_size is None:
+            return self.step(state, learning_rate, data, self.noise(keys, step))
+        assert examples is not None
+        seen = self.noise(keys, jnp.minimum(step, self.plan.steps))  # the last row is at the last step
+        value, grads, _ = self.gradient(state.params, state.model_state, data, seen)
+        value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
+        row = Observation(value, inner(grads, grads), state.overshot / stride)
+
+        def update(state: State, step: jax.Array) -> tuple[State, None]:
+            batch = take_rows(data, batch_rows(step, examples, batch_size, keys.order), examples)
+            after, seen = self.step(state, learning_rate, batch, self.noise(keys, step))
+            after = after._replace(overshot=state.overshot + seen.overshot)
+            return jax.tree.map(partial(jnp.where, step < self.plan.steps), after, state), None
+
+        state = state._replace(overshot=jnp.zeros_like(state.overshot))
+        state, _ = jax.lax.scan(update, state, step + jnp.arange(stride, dtype=jnp.int32))
+        return state, row
+
+    def metrics(self, state: State, data: Data, holdout: Data) -> jax.Array:
+        """What is recorded beside the curve, in the order of `objective.recorded`: (V,), float32 at least."""
+        wide, both = jnp.promote_types(jnp.float32, self.plan.dtype), dict(zip(SPLITS, (data, holdout)))
+        found = {
+            split: self.objective.evaluation(state.params, state.model_state, both[split])
+            for split in self.objective.splits
+        }
+        return jnp.stack([jnp.asarray(found[split][name], wide) for split, name in self.objective.recorded])
+
+
+def order_key(seed: jax.Array) -> jax.Array:
+    """The key of a trial's minibatch order, uint32 (2,), folded out of the key its start is drawn from."""
+    return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))[:2]

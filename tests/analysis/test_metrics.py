@@ -1,0 +1,106 @@
+"""Learning rates judged by a metric, on a record whose metrics are known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pyarrow as pa
+import pytest
+from synthetic import make_run
+
+import gradbench
+from gradbench.errors import PlanError
+from gradbench.record.schema import SCHEMAS
+
+RATES = (0.01, 0.1, 1.0)
+VALUES = {  # of seeds 0 and 1 at the end, by learning rate; training's best is 0.1
+    "train.loss": [(0.5, 0.5), (0.1, 0.1), (0.3, 0.3)],
+    "holdout.loss": [(0.7, 0.5), (0.9, 0.7), (0.8, 0.8)],
+    "train.accuracy": [(0.6, 0.6), (0.9, 0.9), (0.8, 0.8)],
+    "holdout.accuracy": [(0.5, 0.7), (0.6, 0.6), (0.9, 0.9)],  # a tie of the first two; that of 1.0 diverges
+}
+
+
+def judged(**changed):
+    run = make_run(RATES, 2, ["sgd"], decay=lambda _, rate: {0.01: 0.01, 0.1: 1.0, 1.0: 0.1}[rate], **changed)
+    rows = [
+        {
+            "trial": trial,
+            "step": step,
+            "split": split,
+            "name": name,
+            "value": VALUES[f"{split}.{name}"][trial // 2][trial % 2] if step else 9.0,
+        }
+        for trial in range(6)
+        for step in (0, 100)
+        for split, name in (key.split(".") for key in sorted(VALUES))
+    ]
+    run.info["problems"]["quadratic_bowl"] |= {"recorded": list(VALUES), "maximise": ["accuracy"]}
+    return dataclasses.replace(run, metrics=pa.Table.from_pylist(rows, schema=SCHEMAS["metrics"]))
+
+
+def diverging(run, rate):
+    words = [
+        "diverged" if at == rate else word
+        for at, word in zip(*(run.trials[key].to_pylist() for key in ("learning_rate", "verdict")))
+    ]
+    place = run.trials.schema.get_field_index("verdict")
+    trials = run.trials.set_column(place, "verdict", pa.array(words))
+    return dataclasses.replace(
+        run,
+        trials=trials.set_column(
+            trials.schema.get_field_index("diverged_at"),
+            "diverged_at",
+            pa.array([7 if word == "diverged" else None for word in words], pa.int64()),
+        ),
+    )
+
+
+def test_the_held_out_loss_is_shown_where_there_is_one():
+    found = gradbench.compare(judged())
+    [pair] = found.pairs
+    assert (pair["by"], pair["best_learning_rate"]) == ("holdout.loss", 0.1)
+    assert pair["by_best_learning_rate"] == 0.01
+    assert pair["by_value"] == pytest.approx(0.6)
+    assert pair["by_value_at_best"] == pytest.approx(0.8)
+    assert pair["generalisation_gap"] == pytest.approx(0.7)
+    assert [row["holdout.loss"] for row in found.rates] == pytest.approx([0.6, 0.8, 0.8])
+    assert [row["mark"].endswith("best by holdout.loss") for row in found.rates] == [True, False, False]
+    assert any(
+        "by holdout.loss 0.01 is the best learning rate (0.6, 0.8 at the best by training" in n for n in found.notes
+    )
+
+
+def test_more_is_better_of_what_is_maximised_and_a_diverged_rate_is_none():
+    [pair] = gradbench.compare(judged(), by="holdout.accuracy").pairs
+    assert pair["by_best_learning_rate"] == 1.0
+    [pair] = gradbench.compare(diverging(judged(), 1.0), by="holdout.accuracy").pairs
+    assert pair["by_best_learning_rate"] == 0.1  # of two alike the one that is training's best
+    assert pair["generalisation_gap"] == pytest.approx(0.6 - 0.9)
+
+
+def test_the_gap_has_one_sign_whichever_split_is_named():
+    [held_out], [train] = (gradbench.compare(judged(), by=f"{split}.loss").pairs for split in ("holdout", "train"))
+    assert held_out["generalisation_gap"] == train["generalisation_gap"]
+
+
+def test_an_unknown_metric_is_one_line_with_those_there_are():
+    with pytest.raises(
+        PlanError, match=r"no metric 'holdout.acuracy', did you mean 'holdout.accuracy'\? \(recorded: train"
+    ):
+        gradbench.compare(judged(), by="holdout.acuracy")
+    with pytest.raises(PlanError, match="recorded: none"):
+        gradbench.compare(make_run(), by="holdout.loss")
+
+
+def test_a_record_without_metrics_has_no_columns_of_them():
+    [pair, _] = gradbench.compare(make_run()).pairs
+    assert "by" not in pair
+    assert "epochs_to_target" not in pair
+
+
+def test_steps_are_also_epochs_with_minibatches():
+    run = judged()
+    run.info["problems"]["quadratic_bowl"]["examples"] = 50
+    [pair] = gradbench.compare(dataclasses.replace(run, plan=dataclasses.replace(run.plan, batch_size=8))).pairs
+    assert pair["epochs_to_target"] == pair["steps_to_target"] / 6
