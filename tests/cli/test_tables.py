@@ -20,7 +20,9 @@ from gradbench import tables
 from gradbench.analysis.answers import run_table
 from gradbench.analysis.comparison import compare_text
 from gradbench.analysis.regress import compare_runs, regress_text
+from gradbench.cli import check
 from gradbench.errors import PlanError
+from gradbench.gradients.check import check_gradient
 from gradbench.record.store import load_run
 from gradbench.tables import Column, render, seconds, wrap
 
@@ -140,6 +142,18 @@ def test_csv_and_json_do_not_depend_on_the_terminal(terminal, texts):
 def test_wide_is_a_format_like_the_others():
     with pytest.raises(PlanError, match="did you mean 'wide'"):
         render([], (), "wode")
+
+
+def test_a_check_fits_the_terminal_but_for_its_commands(monkeypatch):
+    monkeypatch.setattr(check, "terminal_width", lambda: 80)
+    report = check_gradient("quadratic_bowl[dim=3]", fast=True)
+    row = report.rows[0]
+    row.verdict, row.reason = "FAIL", "a reason of several words " * 5
+    lines = check._wrapped(report, "table").splitlines()
+    assert [line.split()[:2] for line in lines if cell_len(line) > 80] == [["gradbench", "check"]]
+    at = next(i for i, line in enumerate(lines) if line.strip().startswith(row.program))
+    assert lines[at - 1].endswith("would have caught")  # as wide as the row: one line each
+    assert lines[at].endswith(f"{row.resolves:.1e}")
 
 
 @pytest.mark.parametrize("width", [1, 8, 20])
