@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -77,6 +78,22 @@ def check_gradient(
         oracle.trace(jax.value_and_grad(problem.loss), reference.params, reference.data)
     except Exception as error:
         raise ProblemError(f"{problem.name}: the loss has no gradient: {error_text(error)}") from error
+    report = CheckReport(
+        problem=problem.name,
+        formula=[],
+        rows=[],
+        skipped={},
+        lesson=[],
+        examples=reference.examples,
+        parameters=sum(x.size for x in jax.tree.leaves(reference.params)),
+        seconds=0.0,
+        seed=seed,
+        from_spec=given.from_spec,
+        call=given.call,
+        idle=idle_leaves(problem),
+    )
+    if (not_finite := formula.check_value(problem, start)) is not None:
+        return replace(report, formula=[not_finite], seconds=time.perf_counter() - started)
     rows: list[Row] = []
     skipped: dict[str, str] = {}
     spreads: list[Spread] = []
@@ -115,20 +132,8 @@ def check_gradient(
     except Exception as error:  # a user's loss may hold anything: a kernel for another device, a callback that raises
         reason = f"the loss cannot be run one primitive at a time in float64: {error_text(error)}"
         tests = [formula.Test("finite differences", "INCONCLUSIVE", reason)]
-    return CheckReport(
-        problem=problem.name,
-        formula=tests,
-        rows=rows,
-        skipped=skipped,
-        lesson=lines,
-        examples=reference.examples,
-        parameters=sum(x.size for x in jax.tree.leaves(reference.params)),
-        seconds=time.perf_counter() - started,
-        seed=seed,
-        from_spec=given.from_spec,
-        call=given.call,
-        idle=idle_leaves(problem),
-    )
+    seconds = time.perf_counter() - started
+    return replace(report, formula=tests, rows=rows, skipped=skipped, lesson=lines, seconds=seconds)
 
 
 def assert_gradient(
@@ -137,8 +142,8 @@ def assert_gradient(
     """Raise AssertionError with the report's text if `check_gradient(problem, *arguments, **options)` finds a wrong
     gradient.
 
-    With `strict` an INCONCLUSIVE verdict raises too; without it where neither the formula nor the execution passed, as
-    of a loss that is not a number: nothing was shown then. For a test: `assert_gradient(f, x)`, whose `f(x)` is a
+    With `strict` an INCONCLUSIVE verdict raises too; without it where neither the formula nor the execution passed:
+    nothing was shown then. For a test: `assert_gradient(f, x)`, whose `f(x)` is a
     number.
     """
     report = check_gradient(problem, *arguments, **options)
