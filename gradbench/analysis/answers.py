@@ -12,7 +12,7 @@ from gradbench.analysis.verdicts import Reference
 from gradbench.inputs.plan import command
 from gradbench.inputs.sources import given_as_object
 from gradbench.record.store import Run
-from gradbench.tables import GO_ON, Column, note_lines, number, percent, render, seconds
+from gradbench.tables import GO_ON, Column, note_lines, number, percent, render, seconds, to_json
 
 SUMMARY = (
     Column("record", "record", str),
@@ -111,7 +111,7 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
     if pair.best is rate:
         marks.append("best")
     elif rate in pair.ties:
-        marks.append("as good as the best")
+        marks.append(_tie_words(pair))
     elif pair.good and pair.good[0] <= rate.learning_rate <= pair.good[1]:
         marks.append("good")
     if pair.stable_limit and rate.learning_rate > pair.stable_limit:
@@ -169,8 +169,8 @@ def reference_words(to: Reference) -> str:
 
 
 def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> list[str]:
-    """What the tables cannot say: an end of the grid that is no end of what works, with the command that goes on (with
-    `edges` also where nothing diverges), ties, and a stated minimum that is none."""
+    """What the tables cannot say: a grid that is too narrow or too high, or too few steps, with the command that goes on
+    (with `edges` also where nothing diverges), ties, and a stated minimum that is none."""
     notes = []
     for name, to in {pair.problem: pair.reference for pair in pairs}.items():
         if to.wrong_minimum is not None:
@@ -183,20 +183,37 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
             notes.append(f"{name}: {start}, {number(pair.reference.loss)}: it is reached before the first step")
         if pair.best and pair.ties:
             rates = ", ".join(number(rate.learning_rate) for rate in pair.ties)
-            notes.append(f"{name}: {rates} {'do' if len(pair.ties) > 1 else 'does'} as well as the best")
-        unbounded = edges and pair.edge == (pair.rates[-1].learning_rate, None)
-        end = pair.open_end or ("highest" if unbounded else None)
-        if end:
-            what = f"the best learning rate is the {end} tried" if pair.open_end else "no learning rate tried diverges"
-            notes.append(f"{name}: {what}{GO_ON}{_go_on(run, pair, end)}")
+            notes.append(f"{name}: {rates} {'are' if len(pair.ties) > 1 else 'is'} {_tie_words(pair)}")
+        if beyond := _beyond(run, pair, edges):
+            what, changed = beyond
+            notes.append(f"{name}: {what}{GO_ON}{_go_on(run, pair, changed)}")
     return notes
 
 
-def _go_on(run: Run, pair: PairSummary, end: str) -> str:
-    rates = pair.beyond(end)
+def _tie_words(pair: PairSummary) -> str:
+    """How close a tie is: told apart by rounding alone over a minimum, else by a share of the first gap."""
+    return "as good as the best" if pair.reference.kind == "minimum" else f"within {percent(pair.floor)} of the best"
+
+
+def _beyond(run: Run, pair: PairSummary, edges: bool) -> tuple[str, dict[str, Any]] | None:
+    """Why the answer may lie beyond what was tried, and the settings of a plan that would look there."""
+    lowest = pair.rates[0].verdict
+    if pair.open_end:
+        return f"the best learning rate is the {pair.open_end} tried", {"learning_rates": pair.beyond(pair.open_end)}
+    if pair.best is None and lowest in ("diverged", "overshoots") and math.isfinite(pair.initial_loss):
+        even = "diverges" if lowest == "diverged" else lowest
+        return f"even the lowest learning rate tried {even}", {"learning_rates": pair.beyond("lowest")}
+    if pair.best and all(rate.verdicts.keys() <= {"slow", "diverged"} for rate in pair.rates):
+        return "every learning rate is still going down, or diverges", {"steps": 10 * run.plan.steps}
+    if edges and pair.edge == (pair.rates[-1].learning_rate, None):
+        return "no learning rate tried diverges", {"learning_rates": pair.beyond("highest")}
+    return None
+
+
+def _go_on(run: Run, pair: PairSummary, changed: dict[str, Any]) -> str:
     if given_as_object(run.info):
-        return f'learning_rates="{rates}"'
-    return command(run.plan, problems=(pair.problem,), optimizers=(pair.optimizer,), learning_rates=rates)
+        return ", ".join(f"{name}={to_json(value)}" for name, value in changed.items())
+    return command(run.plan, problems=(pair.problem,), optimizers=(pair.optimizer,), **changed)
 
 
 def with_notes(blocks: Sequence[str], notes: Sequence[str], output_format: str) -> str:
