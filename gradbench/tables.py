@@ -20,6 +20,7 @@ from gradbench.errors import PlanError, nearest
 
 FORMATS = ("table", "wide", "json", "csv", "markdown")
 GAP = "  "  # between columns
+EMPTY = {"–", ""}  # cells that say nothing
 PROSE = 24  # cells that a column of prose keeps at least, or its longest word
 
 
@@ -56,8 +57,8 @@ class Column:
     """A key of the rows, its heading for people, and how people read its values.
 
     Of a table wider than the terminal the column with the largest `priority` leaves first; one of priority 0, such as a
-    name, never does. `prose` may be wrapped at its spaces; every other value stays whole on one line. `about` says
-    below the table what the heading means.
+    name, never does. `prose` may be wrapped at its spaces; every other value stays whole on one line. Below the table
+    `about` says what the heading means, and `dash` what – does; neither where there is nothing of it.
     """
 
     key: str
@@ -65,6 +66,7 @@ class Column:
     show: Callable[[Any], str] = number
     priority: int = 0
     about: str = ""
+    dash: str = ""
     prose: bool = False
 
     @property
@@ -106,9 +108,16 @@ def render(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], output_
         lines += _table([columns[i] for i in shown], [cells[i] for i in shown], list(shown.values()))
     if left_out := [column.heading for i, column in enumerate(columns) if i not in shown]:
         lines += wrap(f"Left out at {width} columns (--wide or --format csv has them): {', '.join(left_out)}.", width)
-    if about := [f"{columns[i].heading}: {columns[i].about}" for i in shown if columns[i].about]:
+    if about := list(filter(None, (_about(columns[i], cells[i]) for i in shown))):
         lines += wrap(f"{'; '.join(about)}.", width)
     return "\n".join(lines)
+
+
+def _about(column: Column, cells: Sequence[str]) -> str:
+    """What is to be said of a column of such cells; the empty string for nothing."""
+    values = column.about if set(cells) - EMPTY else ""
+    dashes = f"– {column.dash}" if column.dash and "–" in cells else ""
+    return f"{column.heading}: {', '.join(filter(None, (values, dashes)))}" if values or dashes else ""
 
 
 def wrap(text: str, width: int | None) -> list[str]:
@@ -195,9 +204,7 @@ def _fitting(columns: Sequence[Column], cells: list[list[str]], width: int | Non
     room = width + len(GAP)
     least = [_narrowest(column, of) for column, of in zip(columns, cells)]
     while sum(least[i] + len(GAP) for i in shown) > room:
-        leaving = max(
-            shown, key=lambda i: (columns[i].priority > 0 and set(cells[i]) <= {"–", ""}, columns[i].priority, i)
-        )
+        leaving = max(shown, key=lambda i: (columns[i].priority > 0 and set(cells[i]) <= EMPTY, columns[i].priority, i))
         if columns[leaving].priority == 0:
             return None
         del shown[leaving]

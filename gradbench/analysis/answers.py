@@ -21,7 +21,9 @@ SUMMARY = (
     Column("best_learning_rate", "best lr"),
     Column("best_range", "95 %", str, 6, "where the best rate lies, at 95 % by resampling the seeds"),
     Column("verdict", "verdict", str, 1),
-    Column("steps_to_target", "steps to target", priority=2, about="of the median seed, – where it is not reached"),
+    Column(
+        "steps_to_target", "steps to target", priority=2, about="of the median seed", dash="where it is not reached"
+    ),
     Column("time_to_target_s", "time to target", seconds, 4),
     Column("final_loss", "final loss", priority=3),
     Column("final_gap", "final gap", priority=2),
@@ -169,8 +171,8 @@ def reference_words(to: Reference) -> str:
 
 
 def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> list[str]:
-    """What the tables cannot say: a grid that is too narrow or too high, or too few steps, with the command that goes on
-    (with `edges` also where nothing diverges), ties, and a stated minimum that is none."""
+    """What the tables cannot say: a grid that is too narrow or too high, or too few steps, with the command for
+    more (with `edges` also where nothing diverges), ties, and a stated minimum that is none."""
     notes = []
     for name, to in {pair.problem: pair.reference for pair in pairs}.items():
         if to.wrong_minimum is not None:

@@ -296,13 +296,13 @@ def _as_text(row: dict[str, Any]) -> dict[str, Any]:
 
 COLUMNS = (
     Column("problem", "problem", str),
-    Column("optimizer", "optimizer", lambda name: name or "–", about="– is the loss without one"),
+    Column("optimizer", "optimizer", lambda name: name or "–", dash="is the loss without one"),
     Column("what", "what", str),
     Column("old", "old", priority=2),
     Column("new", "new", priority=2),
     Column("ratio", "new/old", priority=1, about="above 1 is worse"),
-    Column("p_value", "p", priority=3, about="chance of such samples if nothing got worse"),
-    Column("samples", "samples", priority=4),
+    Column("p_value", "p", priority=3, about="the chance of such samples if nothing got worse"),
+    Column("samples", "samples", priority=4, about="timed runs of steps, or trials"),
     Column("verdict", "verdict", str),
     Column("hint", "to settle it", str, 1, prose=True),
 )

@@ -104,7 +104,7 @@ def test_headings_and_values_say_their_units(terminal, texts):
     terminal(None)
     text = texts["regress"]("table")
     assert re.search(r"mlp +adam +step time, solo +348 µs +348 µs", text)
-    assert "p: chance of such samples if nothing got worse" in text
+    assert "p: the chance of such samples if nothing got worse" in text
     assert "new/old: above 1 is worse" in text
     assert "steps to target" in texts["run"]("table").splitlines()[0]
 
@@ -142,6 +142,20 @@ def test_csv_and_json_do_not_depend_on_the_terminal(terminal, texts):
 def test_wide_is_a_format_like_the_others():
     with pytest.raises(PlanError, match="did you mean 'wide'"):
         render([], (), "wode")
+
+
+@pytest.mark.parametrize(
+    ("cells", "below"),
+    [
+        ((1.0, 2.0), "s: of a step."),
+        ((1.0, None), "s: of a step, – where not timed."),
+        ((None, None), "s: – where not timed."),
+    ],
+)
+def test_a_footnote_is_printed_only_where_there_is_something_of_it(cells, below):
+    columns = (Column("name", "name", str, dash="no name"), Column("s", "s", about="of a step", dash="where not timed"))
+    text = render([{"name": "a", "s": cell} for cell in cells], columns, "table")
+    assert text.splitlines()[-1] == below
 
 
 def test_a_check_fits_the_terminal_but_for_its_commands(monkeypatch):
