@@ -58,7 +58,8 @@ class Column:
 
     Of a table wider than the terminal the column with the largest `priority` leaves first; one of priority 0, such as a
     name, never does. `prose` may be wrapped at its spaces; every other value stays whole on one line. Below the table
-    `about` says what the heading means, and `dash` what – does; neither where there is nothing of it.
+    `about` says what the heading means, and `dash` what – does; neither where there is nothing of it. Columns of
+    one `group`, as one value of several records, leave together.
     """
 
     key: str
@@ -68,6 +69,7 @@ class Column:
     about: str = ""
     dash: str = ""
     prose: bool = False
+    group: str = ""
 
     @property
     def right(self) -> bool:
@@ -203,11 +205,21 @@ def _fitting(columns: Sequence[Column], cells: list[list[str]], width: int | Non
         return shown
     room = width + len(GAP)
     least = [_narrowest(column, of) for column, of in zip(columns, cells)]
+    groups: dict[str, list[int]] = {}
+    for i, column in enumerate(columns):
+        groups.setdefault(column.group or column.key, []).append(i)
+
+    def leaves(group: list[int]) -> tuple[bool, int, int]:
+        priority = columns[group[0]].priority
+        return priority > 0 and all(set(cells[i]) <= EMPTY for i in group), priority, group[0]
+
+    leaving = sorted(groups.values(), key=leaves)
     while sum(least[i] + len(GAP) for i in shown) > room:
-        leaving = max(shown, key=lambda i: (columns[i].priority > 0 and set(cells[i]) <= EMPTY, columns[i].priority, i))
-        if columns[leaving].priority == 0:
+        group = leaving.pop()
+        if columns[group[0]].priority == 0:
             return None
-        del shown[leaving]
+        for i in group:
+            del shown[i]
     while sum(of + len(GAP) for of in shown.values()) > room:
         shown[max(shown, key=lambda i: shown[i] - least[i])] -= 1
     return shown

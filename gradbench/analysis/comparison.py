@@ -159,7 +159,9 @@ def _side_by_side(of: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[Colum
             at[f"verdict of {name}"] += " (best)" if rate is pair.best else ""
     columns = [column for column in RATES if column.key in BESIDE]
     named = [
-        dataclasses.replace(column, key=f"{column.key} of {name}", heading=f"{name}: {column.heading}")
+        dataclasses.replace(
+            column, key=f"{column.key} of {name}", heading=f"{name}: {column.heading}", group=column.key
+        )
         for name, *_ in of
         for column in columns
     ]

@@ -158,6 +158,17 @@ def test_a_footnote_is_printed_only_where_there_is_something_of_it(cells, below)
     assert text.splitlines()[-1] == below
 
 
+@pytest.mark.parametrize("width", range(60, 130, 10))
+def test_what_leaves_of_several_records_leaves_of_all(terminal, width):
+    terminal(width)
+    runs = [make_run(identifier=f"20260101T000000Z-{name}") for name in ("old", "new")]
+    table = compare_text(runs, "wide", 2.0).split("\n\n")[0]
+    left_out = re.sub(r"\s+", " ", compare_text(runs, "table", 2.0).split("\n\n")[0]).partition("Left out")[2]
+    assert "old: steps to target" in table.replace("\n", " ")
+    for heading in ("final loss", "final gap", "steps to target", "verdict"):
+        assert (f"old: {heading}" in left_out) == (f"new: {heading}" in left_out)
+
+
 def test_a_check_fits_the_terminal_but_for_its_commands(monkeypatch):
     monkeypatch.setattr(check, "terminal_width", lambda: 80)
     report = check_gradient("quadratic_bowl[dim=3]", fast=True)
