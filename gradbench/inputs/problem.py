@@ -253,7 +253,7 @@ def _check_loss(problem: Problem, params: Params, fault: _Fault) -> None:
     try:
         loss = jax.eval_shape(traced, params, problem.data)
     except Exception as error:
-        raise fault(f"the loss raised {error_text(error)}") from error
+        raise fault(_misfit(problem.loss) or f"the loss raised {error_text(error)}") from error
     if not hasattr(loss, "shape") or loss.shape != ():
         got = f"shape {loss.shape}" if hasattr(loss, "shape") else f"a {type(loss).__name__}"
         raise fault(f"the loss must be a scalar, got {got}")
@@ -270,6 +270,19 @@ def _check_loss(problem: Problem, params: Params, fault: _Fault) -> None:
             "the loss has a callback with ordered=True, and trials that run side by side have no order; "
             "leave ordered out of its jax.debug.print, jax.debug.callback or io_callback"
         )
+
+
+def _misfit(loss: Callable[..., Any]) -> str:
+    """What is wrong with a loss that cannot be called as losses are; the empty string where it can."""
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # Python cannot tell that of some built-in ones
+        return ""
+    try:
+        signature.bind("params", "data")
+    except TypeError:
+        return f"the loss takes ({', '.join(signature.parameters)}); write loss(params, data), data is () where not given"
+    return ""
 
 
 def _check_facts(problem: Problem, fault: _Fault) -> None:
