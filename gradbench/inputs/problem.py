@@ -281,7 +281,8 @@ def _misfit(loss: Callable[..., Any]) -> str:
     try:
         signature.bind("params", "data")
     except TypeError:
-        return f"the loss takes ({', '.join(signature.parameters)}); write loss(params, data), data is () where not given"
+        taken = ", ".join(signature.parameters)
+        return f"the loss takes ({taken}); write loss(params, data), where data is () if the problem has none"
     return ""
 
 
