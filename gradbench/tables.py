@@ -38,6 +38,11 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def span(low: float | None, high: float | None) -> str:
+    """From one number to another, or the one that both are; a dash for nothing."""
+    return "–" if low is None else " … ".join(dict.fromkeys(map(number, (low, high))))
+
+
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
@@ -54,7 +59,8 @@ def seconds(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A key of the rows, its heading for people, and how people read its values.
+    """A key of the rows, its heading for people, and how people read its values; with those of the key `and_key`, as
+    the two ends of a range, where there is one.
 
     Of a table wider than the terminal the column with the largest `priority` leaves first; one of priority 0, such as a
     name, never does. `prose` may be wrapped at its spaces; every other value stays whole on one line. Below the table
@@ -64,11 +70,12 @@ class Column:
 
     key: str
     heading: str
-    show: Callable[[Any], str] = number
+    show: Callable[..., str] = number
     priority: int = 0
     about: str = ""
     dash: str = ""
     prose: bool = False
+    and_key: str = ""
     group: str = ""
 
     @property
@@ -77,7 +84,8 @@ class Column:
 
     def text(self, row: Mapping[str, Any]) -> str:
         """The row's value as people read it, on one line."""
-        return "".join(sign if sign.isprintable() else " " for sign in self.show(row.get(self.key)))
+        keys = (self.key, self.and_key) if self.and_key else (self.key,)
+        return "".join(sign if sign.isprintable() else " " for sign in self.show(*map(row.get, keys)))
 
 
 def terminal_width() -> int | None:
@@ -164,7 +172,7 @@ def to_json(value: Any) -> str:
 def html_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
     """The columns of the rows for a notebook: HTML without scripts, which any front end and a saved notebook shows."""
     head = "".join(f"<th>{html.escape(column.heading)}</th>" for column in columns)
-    lines = ([html.escape(column.show(row.get(column.key))) for column in columns] for row in rows)
+    lines = ([html.escape(column.text(row)) for column in columns] for row in rows)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

@@ -12,14 +12,21 @@ from gradbench.analysis.verdicts import Reference
 from gradbench.inputs.plan import command
 from gradbench.inputs.sources import given_as_object
 from gradbench.record.store import Run
-from gradbench.tables import GO_ON, Column, note_lines, number, percent, render, seconds, to_json
+from gradbench.tables import GO_ON, Column, note_lines, number, percent, render, seconds, span, to_json
+
+
+def _edge(below: float | None, above: float | None) -> str:
+    return "not on grid" if above is None else f"from {number(above)}" if below is None else span(below, above)
+
 
 SUMMARY = (
     Column("record", "record", str),
     Column("problem", "problem", str),
     Column("optimizer", "optimizer", str),
     Column("best_learning_rate", "best lr"),
-    Column("best_range", "95 %", str, 6, "where the best rate lies, at 95 % by resampling the seeds"),
+    Column(
+        "best_low", "95 %", span, 6, "where the best rate lies, at 95 % by resampling the seeds", and_key="best_high"
+    ),
     Column("verdict", "verdict", str, 1),
     Column(
         "steps_to_target", "steps to target", priority=2, about="of the median seed", dash="where it is not reached"
@@ -28,14 +35,14 @@ SUMMARY = (
     Column("final_loss", "final loss", priority=3),
     Column("final_gap", "final gap", priority=2),
     Column("reference", "gap to", str, 5),
-    Column("good_range", "good range", str, 3),
+    Column("good_low", "good range", span, 3, and_key="good_high"),
     Column("good_decades", "decades", priority=7, about="the width of the good range"),  # robustness
-    Column("edge", "diverges", str, 6),
+    Column("edge_below", "diverges", _edge, 6, and_key="edge_above"),
     Column("stable_limit", "stable limit", priority=7, about="2/L, from theory"),
     Column("diverged_share", "diverged", percent, 6),
     Column("trial_steps_per_s", "trial-steps/s", priority=8),
     Column("of_limit", "of limit", percent, 8, "speed, as a share of what the device allows"),
-    Column("limit", "set by", str, 9),
+    Column("limit", "set by", lambda name: name or "–", 9),
 )
 RATES = (
     Column("learning_rate", "learning rate"),
@@ -59,18 +66,16 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
-    """One flat row per pair; the human columns best_range, good_range and edge are put into words here. best_range, the
-    bootstrap interval of the best learning rate, needs the record."""
+    """One flat row per pair, of numbers and words, None where there is none. From best_low to best_high lies the best
+    learning rate, by the bootstrap, which needs the record; from good_low to good_high the good ones."""
     interval = best_rate_interval(pair_trials(run, pair), to=pair.reference) if run else None
     best, low, high = pair.best, *pair.edge
-    between = f"{number(low)} … {number(high)}" if low and high else f"from {number(high)}" if high else "not on grid"
     return {
         "problem": pair.problem,
         "optimizer": pair.optimizer,
         "best_learning_rate": best and best.learning_rate,
         "ties": [rate.learning_rate for rate in pair.ties],
         "open_end": pair.open_end,
-        "best_range": " … ".join(dict.fromkeys(map(number, interval[1:]))) if interval else "–",
         "best_low": interval and interval.low,
         "best_high": interval and interval.high,
         "verdict": best.verdict if best else f"none works: {_ends(pair)}",
@@ -80,11 +85,9 @@ def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
         "final_loss": best and best.loss_median,
         "final_gap": best and best.gap_median,
         **_reference(pair),
-        "good_range": f"{number(pair.good[0])} … {number(pair.good[1])}" if pair.good else "–",
         "good_low": pair.good and pair.good[0],
         "good_high": pair.good and pair.good[1],
         "good_decades": pair.good_decades,
-        "edge": between,
         "edge_below": low,
         "edge_above": high,
         "stable_limit": pair.stable_limit,
@@ -92,7 +95,7 @@ def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
         "solo_step_s": pair.solo_step_s,
         "trial_steps_per_s": pair.trial_steps_per_s,
         "of_limit": pair.of_limit,
-        "limit": pair.limit or "–",
+        "limit": pair.limit,
     }
 
 
@@ -140,7 +143,7 @@ def run_table(run: Run, output_format: str) -> str:
     pairs = summarise(run)
     if not pairs:
         return "no trial has finished yet"
-    left_out = ("record", "best_range", "good_decades", "edge", "stable_limit", "limit")
+    left_out = ("record", "best_low", "good_decades", "edge_below", "stable_limit", "limit")
     narrow = [column for column in SUMMARY if column.key not in left_out]
     text = render([summary_row(pair) for pair in pairs], narrow, output_format)
     return text if output_format in ("json", "csv") else with_notes([text], pair_notes(run, pairs), output_format)
