@@ -80,7 +80,7 @@ def report(
     records
         Folders, ids or latest (the default); several are laid over one another.
     out
-        The page to write.
+        The page to write; it replaces a report, and no other file.
     figures
         Write each view as a file into this folder instead.
     check

@@ -15,7 +15,7 @@ import vl_convert
 from synthetic import make_large_run, make_run
 
 from gradbench.cli.check import run_check
-from gradbench.errors import GradbenchError
+from gradbench.errors import GradbenchError, GradbenchWarning
 from gradbench.inputs.problem import load_problem
 from gradbench.record.schema import SCHEMAS
 from gradbench.reporting import write_figures, write_report
@@ -278,6 +278,19 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(GradbenchError, match="cannot be written"):
         write_report([make_run()], tmp_path / "file" / "page.html")
+
+
+def test_a_page_takes_the_place_of_a_page_and_of_no_other_file(tmp_path):
+    page, run = tmp_path / "page.html", make_run(optimizers=["sgd"])
+    page.write_text("<!doctype html><title>mine</title>")
+    with pytest.raises(GradbenchError, match="is there and is no report; give another --out"):
+        write_report([run], page)
+    assert "mine" in page.read_text()
+    page.write_text("")
+    write_report([run], page)
+    write_report([run], page)  # made anew: nothing to be said
+    with pytest.warns(GradbenchWarning, match=f"page.html: replaces the report of {run.id}$"):
+        write_report([make_run(optimizers=["sgd"], identifier="20260102T000000Z-bbbbbb")], page)
 
 
 def test_a_page_does_not_take_the_place_of_a_device(tmp_path):
