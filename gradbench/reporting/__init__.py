@@ -30,7 +30,7 @@ from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, page_data
 from gradbench.reporting.figures import FORMATS, figure_specs
 from gradbench.reporting.scenery import add_local_limits, landscape_views, page_rows
-from gradbench.tables import number, seconds
+from gradbench.tables import GO_ON, number, seconds
 
 LOG = logging.getLogger(__name__)
 __all__ = ["FORMATS", "check_figure_format", "write_figures", "write_report"]
@@ -174,10 +174,19 @@ def _answers(runs: Sequence[Run]) -> str:
     made = []
     for run, problem, best, others, notes in answers(runs):
         title = html.escape(problem) + (f" <span class='soft'>{html.escape(run)}</span>" if len(runs) > 1 else "")
-        rest = "".join(f"<li>{html.escape(text)}</li>" for text in others)
-        soft = "".join(f"<p class='soft'>{html.escape(text)}</p>" for text in notes)
-        made.append(f"<article><h3>{title}</h3><p class='best'>{html.escape(best)}</p><ul>{rest}</ul>{soft}</article>")
+        rest = "".join(f"<li>{_prose(text)}</li>" for text in others)
+        soft = "".join(f"<p class='soft'>{_prose(text)}</p>" for text in notes)
+        made.append(f"<article><h3>{title}</h3><p class='best'>{_prose(best)}</p><ul>{rest}</ul>{soft}</article>")
     return "".join(made)
+
+
+def _prose(text: str) -> str:
+    """A sentence in HTML: units stay with their numbers, and a command to go on with begins a line and breaks only at
+    its spaces, not within --lr."""
+    said, go_on, command = text.partition(GO_ON)
+    said = re.sub(r"(?<=\d) (?=%|(steps|[mµn]?s)\b)", "\N{NO-BREAK SPACE}", html.escape(said + go_on.rstrip()))
+    words = " ".join(f"<span>{html.escape(word)}</span>" for word in command.split(" "))
+    return f"{said}<code>{words}</code>" if command else said
 
 
 def _pairs(runs: Sequence[Run]) -> str:
