@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from gradbench.inputs.optimizer import Optimizer, extra_arguments
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
+from gradbench.machine.internals import compiler_options
 from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.xla.jaxprs import equations
 from gradbench.program.xla.layout import examples_last, should_relayout
@@ -40,7 +41,6 @@ def numerics(dtype: str, precision: str):
         yield
 
 
-@cache
 def loop_options(platform: str, products: bool, lanes: int = 1) -> dict[str, bool | int]:
     """Compiler options of a loop over steps of `lanes` trials, empty where the compiler does not know them.
 
@@ -53,12 +53,7 @@ def loop_options(platform: str, products: bool, lanes: int = 1) -> dict[str, boo
     if platform != "cpu" or (products and lanes == 1):
         return {}
     name = "xla_cpu_prefer_vector_width" if products else "xla_cpu_copy_insertion_use_region_analysis"
-    options = {name: 512 if products else True}
-    try:
-        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options
+    return compiler_options(platform, **{name: 512 if products else True})
 
 
 class State(NamedTuple):
@@ -360,7 +355,7 @@ def initialise(problem: Problem, platform: str) -> jax.stages.Wrapped:
             _initialisers.pop(oldest, None)
         start = over_trials(lambda seed: problem.init(jax.random.key(seed)), (0,))
         # XLA:CPU unrolls random bits into long programs: an mlp's take it two seconds to compile for speed.
-        options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
+        options = compiler_options(platform, xla_backend_optimization_level=1) if platform == "cpu" else {}
         held = problem, jax.jit(start, compiler_options=options)
         _initialisers[id(problem), platform] = held
     return held[1]
