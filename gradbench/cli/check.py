@@ -19,8 +19,7 @@ from gradbench.failures import printing_to_stderr
 from gradbench.gradients import self_test as planted
 from gradbench.gradients.check import check_gradient
 from gradbench.gradients.report import REPRODUCE, CheckReport
-from gradbench.gradients.rounding.formats import DTYPES
-from gradbench.inputs.plan import DEFAULT_PROBLEMS
+from gradbench.inputs.plan import DEFAULT_PROBLEMS, DTYPES
 from gradbench.inputs.problem import load_problem
 from gradbench.machine.devices import devices_to_check
 from gradbench.machine.environment import environment

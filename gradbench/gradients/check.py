@@ -23,6 +23,7 @@ from gradbench.gradients.function import checked
 from gradbench.gradients.report import CheckReport
 from gradbench.gradients.rounding import formats
 from gradbench.gradients.rounding.band import Spread
+from gradbench.inputs.plan import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.problem import Problem, idle_leaves
 from gradbench.machine.devices import devices_to_check
 
@@ -63,9 +64,9 @@ def check_gradient(
         raise PlanError(f"seed={seed}: need a whole number from 0 to {2**31 - 1}")
     given = checked(problem, arguments)
     problem = given.problem
-    dtypes = [formats.known("dtype", d, formats.DTYPES) for d in ([dtype] if isinstance(dtype, str) else dtype)]
+    dtypes = [one_of(DTYPES)("dtype", d) for d in ([dtype] if isinstance(dtype, str) else dtype)]
     classes = [precision] if isinstance(precision, str) else list(precision)
-    classes = [formats.known("precision", p, formats.PRECISIONS) for p in classes]
+    classes = [one_of(PRECISIONS)("precision", p) for p in classes]
     names = program_table.select(None if programs is None else tuple(programs), fast)
     if programs is None and given.is_function:
         names = [name for name in names if name not in ("batched", "microbatches")]

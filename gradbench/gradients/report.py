@@ -8,7 +8,8 @@ import math
 import shlex
 from typing import Any
 
-from gradbench.gradients.execution.execution import ORDER, Row
+from gradbench.analysis.verdicts import CHECK_VERDICTS
+from gradbench.gradients.execution.execution import Row
 from gradbench.gradients.execution.judge import LeafFinding
 from gradbench.gradients.formula.derivative import Test
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
@@ -207,7 +208,9 @@ class CheckReport:
         execution = [(row.verdict, f"{row.program} in {row.dtype}") for row in self.rows]
         lines = [f"CheckReport {self.problem}: {self.verdict}, {self.parameters} parameters, {self.seconds:.1f} s"]
         for name, found in (("formula", formula), ("execution", execution)):
-            worst, what = max(found, key=lambda each: ORDER[each[0]], default=("INCONCLUSIVE", "not run"))
+            worst, what = max(
+                found, key=lambda each: CHECK_VERDICTS.index(each[0]), default=("INCONCLUSIVE", "not run")
+            )
             lines.append(f"  {name}: {worst}, {f'{len(found)} of {len(found)}' if worst == 'PASS' else what}")
         return "\n".join([*lines, "  print() shows the report"])
 
@@ -231,7 +234,7 @@ class CheckReport:
 
 
 def _worst(verdicts: list[str]) -> str:
-    return max(verdicts, key=ORDER.__getitem__, default="INCONCLUSIVE")
+    return max(verdicts, key=CHECK_VERDICTS.index, default="INCONCLUSIVE")
 
 
 def _badness(leaf: LeafFinding) -> float:

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gradbench.inputs.optimizer import Optimizer, extra_arguments
-from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.plan import PRECISIONS, SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
 from gradbench.machine.internals import compiler_options
 from gradbench.program.minibatch import batch_rows, take_rows
@@ -31,13 +31,12 @@ from gradbench.program.xla.layout import examples_last, should_relayout
 from gradbench.program.xla.rewrite import rewritten
 
 TRIALS = "trials"
-_MATMUL = {"highest": "highest", "tf32": "tensorfloat32", "default": None}
 
 
 @contextlib.contextmanager
 def numerics(dtype: str, precision: str):
     """Within it, float64 is on if `dtype` is, off if not, and matrix products have `precision`."""
-    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(_MATMUL[precision]):
+    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(PRECISIONS[precision]):
         yield
 
 

@@ -79,7 +79,7 @@ def _floor(run: Run, pair: PairSummary) -> float:
     trials that end nowhere near each other: their floor is below the least final gap that is above 0."""
     if pair.reference.kind == "minimum":
         return FLOOR
-    gaps = relative_gaps(problem_trials(run, pair), pair.reference)
+    gaps = relative_gaps(problem_trials(run, pair.problem, pair.reference), pair.reference)
     above = gaps[(gaps > 0) & np.isfinite(gaps)]
     return max(FLOOR, float(above.min()) / 2) if len(above) else 1e-3
 

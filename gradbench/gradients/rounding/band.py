@@ -67,7 +67,7 @@ class Band:
 
     Args:
         function: `function(params, data)` -> a pytree of float arrays, traced in `dtype`.
-        dtype: one of formats.DTYPES. precision: one of formats.PRECISIONS. device: whose rounding is modelled.
+        dtype: one of plan.DTYPES. precision: one of plan.PRECISIONS. device: whose rounding is modelled.
         assume, worst_case: see Interpreter.
 
     Tracing happens at once and raises what the function raises; shapes of later calls must be the same.
