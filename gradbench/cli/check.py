@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from rich.cells import cell_len
 
-from gradbench.cli.activity import Activity
 from gradbench.cli.app import note, show
 from gradbench.errors import PlanError
 from gradbench.failures import printing_to_stderr
@@ -21,6 +20,7 @@ from gradbench.gradients.check import check_gradient
 from gradbench.gradients.report import REPRODUCE, CheckReport
 from gradbench.inputs.plan import DEFAULT_PROBLEMS, DTYPES
 from gradbench.inputs.problem import load_problem
+from gradbench.library.activity import Activity
 from gradbench.machine.devices import devices_to_check
 from gradbench.machine.environment import environment
 from gradbench.record.store import utc_now, write_json

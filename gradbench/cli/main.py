@@ -89,7 +89,7 @@ def report(
     format
         Of the figures: svg, png or pdf.
     """
-    from gradbench.cli.activity import Activity
+    from gradbench.library.activity import Activity
 
     with Activity(quiet) as activity:
         activity.say("starting JAX")
@@ -182,7 +182,7 @@ def check(
     seed
         Of the points, directions and noise.
     """
-    from gradbench.cli.activity import Activity
+    from gradbench.library.activity import Activity
 
     with Activity(quiet) as activity:
         activity.say("starting JAX")
