@@ -144,8 +144,7 @@ def assert_gradient(
     gradient.
 
     With `strict` an INCONCLUSIVE verdict raises too; without it where neither the formula nor the execution passed:
-    nothing was shown then. For a test: `assert_gradient(f, x)`, whose `f(x)` is a
-    number.
+    nothing was shown then. For a test: `assert_gradient(f, x)`, whose `f(x)` is a number.
     """
     report = check_gradient(problem, *arguments, **options)
     shown = "PASS" in (report.formula_verdict, report.execution_verdict)
