@@ -20,6 +20,7 @@ from gradbench.errors import PlanError, nearest
 
 FORMATS = ("table", "wide", "json", "csv", "markdown")
 GAP = "  "  # between columns
+EMPTY = {"–", ""}  # cells that say nothing
 PROSE = 24  # cells that a column of prose keeps at least, or its longest word
 
 
@@ -35,6 +36,11 @@ def number(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def span(low: float | None, high: float | None) -> str:
+    """From one number to another, or the one that both are; a dash for nothing."""
+    return "–" if low is None else " … ".join(dict.fromkeys(map(number, (low, high))))
 
 
 def percent(value: float | None) -> str:
@@ -53,19 +59,24 @@ def seconds(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A key of the rows, its heading for people, and how people read its values.
+    """A key of the rows, its heading for people, and how people read its values; with those of the key `and_key`, as
+    the two ends of a range, where there is one.
 
     Of a table wider than the terminal the column with the largest `priority` leaves first; one of priority 0, such as a
-    name, never does. `prose` may be wrapped at its spaces; every other value stays whole on one line. `about` says
-    below the table what the heading means.
+    name, never does. `prose` may be wrapped at its spaces; every other value stays whole on one line. Below the table
+    `about` says what the heading means, and `dash` what – does; neither where there is nothing of it. Columns of
+    one `group`, as one value of several records, leave together.
     """
 
     key: str
     heading: str
-    show: Callable[[Any], str] = number
+    show: Callable[..., str] = number
     priority: int = 0
     about: str = ""
+    dash: str = ""
     prose: bool = False
+    and_key: str = ""
+    group: str = ""
 
     @property
     def right(self) -> bool:
@@ -73,7 +84,8 @@ class Column:
 
     def text(self, row: Mapping[str, Any]) -> str:
         """The row's value as people read it, on one line."""
-        return "".join(sign if sign.isprintable() else " " for sign in self.show(row.get(self.key)))
+        keys = (self.key, self.and_key) if self.and_key else (self.key,)
+        return "".join(sign if sign.isprintable() else " " for sign in self.show(*map(row.get, keys)))
 
 
 def terminal_width() -> int | None:
@@ -106,9 +118,16 @@ def render(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], output_
         lines += _table([columns[i] for i in shown], [cells[i] for i in shown], list(shown.values()))
     if left_out := [column.heading for i, column in enumerate(columns) if i not in shown]:
         lines += wrap(f"Left out at {width} columns (--wide or --format csv has them): {', '.join(left_out)}.", width)
-    if about := [f"{columns[i].heading}: {columns[i].about}" for i in shown if columns[i].about]:
+    if about := list(filter(None, (_about(columns[i], cells[i]) for i in shown))):
         lines += wrap(f"{'; '.join(about)}.", width)
     return "\n".join(lines)
+
+
+def _about(column: Column, cells: Sequence[str]) -> str:
+    """What is to be said of a column of such cells; the empty string for nothing."""
+    values = column.about if set(cells) - EMPTY else ""
+    dashes = f"– {column.dash}" if column.dash and "–" in cells else ""
+    return f"{column.heading}: {', '.join(filter(None, (values, dashes)))}" if values or dashes else ""
 
 
 def wrap(text: str, width: int | None) -> list[str]:
@@ -153,7 +172,7 @@ def to_json(value: Any) -> str:
 def html_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
     """The columns of the rows for a notebook: HTML without scripts, which any front end and a saved notebook shows."""
     head = "".join(f"<th>{html.escape(column.heading)}</th>" for column in columns)
-    lines = ([html.escape(column.show(row.get(column.key))) for column in columns] for row in rows)
+    lines = ([html.escape(column.text(row)) for column in columns] for row in rows)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -194,13 +213,21 @@ def _fitting(columns: Sequence[Column], cells: list[list[str]], width: int | Non
         return shown
     room = width + len(GAP)
     least = [_narrowest(column, of) for column, of in zip(columns, cells)]
+    groups: dict[str, list[int]] = {}
+    for i, column in enumerate(columns):
+        groups.setdefault(column.group or column.key, []).append(i)
+
+    def leaves(group: list[int]) -> tuple[bool, int, int]:
+        priority = columns[group[0]].priority
+        return priority > 0 and all(set(cells[i]) <= EMPTY for i in group), priority, group[0]
+
+    leaving = sorted(groups.values(), key=leaves)
     while sum(least[i] + len(GAP) for i in shown) > room:
-        leaving = max(
-            shown, key=lambda i: (columns[i].priority > 0 and set(cells[i]) <= {"–", ""}, columns[i].priority, i)
-        )
-        if columns[leaving].priority == 0:
+        group = leaving.pop()
+        if columns[group[0]].priority == 0:
             return None
-        del shown[leaving]
+        for i in group:
+            del shown[i]
     while sum(of + len(GAP) for of in shown.values()) > room:
         shown[max(shown, key=lambda i: shown[i] - least[i])] -= 1
     return shown

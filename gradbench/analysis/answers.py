@@ -13,29 +13,38 @@ from gradbench.analysis.verdicts import Reference
 from gradbench.inputs.plan import command
 from gradbench.inputs.sources import given_as_object
 from gradbench.record.store import Run
-from gradbench.tables import GO_ON, Column, note_lines, number, percent, render, seconds
+from gradbench.tables import GO_ON, Column, note_lines, number, percent, render, seconds, span, to_json
+
+
+def _edge(below: float | None, above: float | None) -> str:
+    return "not on grid" if above is None else f"from {number(above)}" if below is None else span(below, above)
+
 
 SUMMARY = (
     Column("record", "record", str),
     Column("problem", "problem", str),
     Column("optimizer", "optimizer", str),
     Column("best_learning_rate", "best lr"),
-    Column("best_range", "95 %", str, 6, "where the best rate lies, at 95 % by resampling the seeds"),
+    Column(
+        "best_low", "95 %", span, 6, "where the best rate lies, at 95 % by resampling the seeds", and_key="best_high"
+    ),
     Column("verdict", "verdict", str, 1),
-    Column("steps_to_target", "steps to target", priority=2, about="of the median seed, – where it is not reached"),
+    Column(
+        "steps_to_target", "steps to target", priority=2, about="of the median seed", dash="where it is not reached"
+    ),
     Column("epochs_to_target", "epochs to target", priority=4),
     Column("time_to_target_s", "time to target", seconds, 4),
     Column("final_loss", "final loss", priority=3),
     Column("final_gap", "final gap", priority=2),
     Column("reference", "gap to", str, 5),
-    Column("good_range", "good range", str, 3),
+    Column("good_low", "good range", span, 3, and_key="good_high"),
     Column("good_decades", "decades", priority=7, about="the width of the good range"),  # robustness
-    Column("edge", "diverges", str, 6),
+    Column("edge_below", "diverges", _edge, 6, and_key="edge_above"),
     Column("stable_limit", "stable limit", priority=7, about="2/L, from theory"),
     Column("diverged_share", "diverged", percent, 6),
     Column("trial_steps_per_s", "trial-steps/s", priority=8),
     Column("of_limit", "of limit", percent, 8, "speed, as a share of what the device allows"),
-    Column("limit", "set by", str, 9),
+    Column("limit", "set by", lambda name: name or "–", 9),
 )
 RATES = (
     Column("learning_rate", "learning rate"),
@@ -60,18 +69,16 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
-    """One flat row per pair; the human columns best_range, good_range and edge are put into words here. best_range, the
-    bootstrap interval of the best learning rate, needs the record."""
+    """One flat row per pair, of numbers and words, None where there is none. From best_low to best_high lies the best
+    learning rate, by the bootstrap, which needs the record; from good_low to good_high the good ones."""
     interval = best_rate_interval(pair_trials(run, pair), to=pair.reference) if run else None
     best, low, high = pair.best, *pair.edge
-    between = f"{number(low)} … {number(high)}" if low and high else f"from {number(high)}" if high else "not on grid"
     return {
         "problem": pair.problem,
         "optimizer": pair.optimizer,
         "best_learning_rate": best and best.learning_rate,
         "ties": [rate.learning_rate for rate in pair.ties],
         "open_end": pair.open_end,
-        "best_range": " … ".join(dict.fromkeys(map(number, interval[1:]))) if interval else "–",
         "best_low": interval and interval.low,
         "best_high": interval and interval.high,
         "verdict": best.verdict if best else f"none works: {_ends(pair)}",
@@ -82,11 +89,9 @@ def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
         "final_loss": best and best.loss_median,
         "final_gap": best and best.gap_median,
         **_reference(pair),
-        "good_range": f"{number(pair.good[0])} … {number(pair.good[1])}" if pair.good else "–",
         "good_low": pair.good and pair.good[0],
         "good_high": pair.good and pair.good[1],
         "good_decades": pair.good_decades,
-        "edge": between,
         "edge_below": low,
         "edge_above": high,
         "stable_limit": pair.stable_limit,
@@ -94,7 +99,7 @@ def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
         "solo_step_s": pair.solo_step_s,
         "trial_steps_per_s": pair.trial_steps_per_s,
         "of_limit": pair.of_limit,
-        "limit": pair.limit or "–",
+        "limit": pair.limit,
     }
 
 
@@ -128,7 +133,7 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
     if pair.best is rate:
         marks.append("best")
     elif rate in pair.ties:
-        marks.append("as good as the best")
+        marks.append(_tie_words(pair))
     elif pair.good and pair.good[0] <= rate.learning_rate <= pair.good[1]:
         marks.append("good")
     if pair.stable_limit and rate.learning_rate > pair.stable_limit:
@@ -156,7 +161,7 @@ def run_table(run: Run, output_format: str) -> str:
     pairs = summarise(run)
     if not pairs:
         return "no trial has finished yet"
-    left_out = ("record", "best_range", "good_decades", "edge", "stable_limit", "limit")
+    left_out = ("record", "best_low", "good_decades", "edge_below", "stable_limit", "limit")
     narrow = [column for column in SUMMARY if column.key not in left_out]
     by = chosen_metric([run], None)
     rows = [summary_row(pair) | metric_row(run, pair, by) for pair in pairs]
@@ -190,8 +195,8 @@ def reference_words(to: Reference) -> str:
 
 
 def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> list[str]:
-    """What the tables cannot say: an end of the grid that is no end of what works, with the command that goes on (with
-    `edges` also where nothing diverges), ties, and a stated minimum that is none."""
+    """What the tables cannot say: a grid that is too narrow or too high, or too few steps, with the command for
+    more (with `edges` also where nothing diverges), ties, and a stated minimum that is none."""
     notes = []
     for name, to in {pair.problem: pair.reference for pair in pairs}.items():
         if to.wrong_minimum is not None:
@@ -204,20 +209,37 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
             notes.append(f"{name}: {start}, {number(pair.reference.loss)}: it is reached before the first step")
         if pair.best and pair.ties:
             rates = ", ".join(number(rate.learning_rate) for rate in pair.ties)
-            notes.append(f"{name}: {rates} {'do' if len(pair.ties) > 1 else 'does'} as well as the best")
-        unbounded = edges and pair.edge == (pair.rates[-1].learning_rate, None)
-        end = pair.open_end or ("highest" if unbounded else None)
-        if end:
-            what = f"the best learning rate is the {end} tried" if pair.open_end else "no learning rate tried diverges"
-            notes.append(f"{name}: {what}{GO_ON}{_go_on(run, pair, end)}")
+            notes.append(f"{name}: {rates} {'are' if len(pair.ties) > 1 else 'is'} {_tie_words(pair)}")
+        if beyond := _beyond(run, pair, edges):
+            what, changed = beyond
+            notes.append(f"{name}: {what}{GO_ON}{_go_on(run, pair, changed)}")
     return notes
 
 
-def _go_on(run: Run, pair: PairSummary, end: str) -> str:
-    rates = pair.beyond(end)
+def _tie_words(pair: PairSummary) -> str:
+    """How close a tie is: told apart by rounding alone over a minimum, else by a share of the first gap."""
+    return "as good as the best" if pair.reference.kind == "minimum" else f"within {percent(pair.floor)} of the best"
+
+
+def _beyond(run: Run, pair: PairSummary, edges: bool) -> tuple[str, dict[str, Any]] | None:
+    """Why the answer may lie beyond what was tried, and the settings of a plan that would look there."""
+    lowest = pair.rates[0].verdict
+    if pair.open_end:
+        return f"the best learning rate is the {pair.open_end} tried", {"learning_rates": pair.beyond(pair.open_end)}
+    if pair.best is None and lowest in ("diverged", "overshoots") and math.isfinite(pair.initial_loss):
+        even = "diverges" if lowest == "diverged" else lowest
+        return f"even the lowest learning rate tried {even}", {"learning_rates": pair.beyond("lowest")}
+    if pair.best and all(rate.verdicts.keys() <= {"slow", "diverged"} for rate in pair.rates):
+        return "every learning rate is still going down, or diverges", {"steps": 10 * run.plan.steps}
+    if edges and pair.edge == (pair.rates[-1].learning_rate, None):
+        return "no learning rate tried diverges", {"learning_rates": pair.beyond("highest")}
+    return None
+
+
+def _go_on(run: Run, pair: PairSummary, changed: dict[str, Any]) -> str:
     if given_as_object(run.info):
-        return f'learning_rates="{rates}"'
-    return command(run.plan, problems=(pair.problem,), optimizers=(pair.optimizer,), learning_rates=rates)
+        return ", ".join(f"{name}={to_json(value)}" for name, value in changed.items())
+    return command(run.plan, problems=(pair.problem,), optimizers=(pair.optimizer,), **changed)
 
 
 def with_notes(blocks: Sequence[str], notes: Sequence[str], output_format: str) -> str:

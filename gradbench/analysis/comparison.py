@@ -187,7 +187,9 @@ def _side_by_side(of: Sequence[Entry], by: str | None) -> tuple[list[dict[str, A
             at |= {f"{column.key} of {entry.name}": row[column.key] for column in beside}
             at[f"verdict of {entry.name}"] += " (best)" if rate is entry.pair.best else ""
     named = [
-        dataclasses.replace(column, key=f"{column.key} of {name}", heading=f"{name}: {column.heading}")
+        dataclasses.replace(
+            column, key=f"{column.key} of {name}", heading=f"{name}: {column.heading}", group=column.key
+        )
         for name, *_ in of
         for column in beside
     ]

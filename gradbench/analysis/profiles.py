@@ -177,7 +177,7 @@ def ecdf_rows(runs: Sequence[Run], seconds: bool = False) -> list[dict[str, Any]
     each pair's best learning rate, over the problems whose minimum is known: rows of solver, cost, share."""
     found: dict[str, tuple[np.ndarray, float]] = {}
     for name, pairs in _solvers(runs).items():
-        known = [(run, pair) for run, pair in pairs if _minimum_known(run, pair)]
+        known = [(run, pair) for run, pair in pairs if pair.reference.kind == "minimum"]
         known = [(run, pair) for run, pair in known if not seconds or pair.solo_step_s]
         units = [pair.solo_step_s or 0.0 if seconds else 1.0 for _, pair in known]
         if known:
@@ -190,7 +190,3 @@ def ecdf_rows(runs: Sequence[Run], seconds: bool = False) -> list[dict[str, Any]
         ends = [0.0, *at.tolist(), end], [0.0, *shares.tolist(), float(shares[-1]) if len(shares) else 0.0]
         rows += [{"solver": name, "cost": cost, "share": share} for cost, share in zip(*ends)]
     return rows
-
-
-def _minimum_known(run: Run, pair: PairSummary) -> bool:
-    return pair_trials(run, pair)["minimum"].null_count == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import scipy.stats
 
-from gradbench.analysis.summary import judged_trials, references, summarise
+from gradbench.analysis.summary import problem_trials, references, summarise
 from gradbench.analysis.verdicts import Reference, common, floats, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
@@ -264,8 +264,7 @@ def _gap_rows(
 
 def _outcomes(run: Run, problem: str, optimizer: str, to: Reference) -> dict[tuple[float, int], tuple[float, float]]:
     """(learning rate, seed) -> (steps to the target, gap at the end), infinite for never and for diverged."""
-    trials = judged_trials(run, references(run) | {problem: to})
-    rows = trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
+    rows = problem_trials(run, problem, to).filter(pc.field("optimizer") == optimizer)
     steps = floats(rows, "steps_to_target")
     steps = np.where(np.isnan(steps), np.inf, steps)
     keys = zip(rows["learning_rate"].to_pylist(), rows["seed"].to_pylist())
@@ -296,13 +295,13 @@ def _as_text(row: dict[str, Any]) -> dict[str, Any]:
 
 COLUMNS = (
     Column("problem", "problem", str),
-    Column("optimizer", "optimizer", lambda name: name or "–", about="– is the loss without one"),
+    Column("optimizer", "optimizer", lambda name: name or "–", dash="is the loss without one"),
     Column("what", "what", str),
     Column("old", "old", priority=2),
     Column("new", "new", priority=2),
     Column("ratio", "new/old", priority=1, about="above 1 is worse"),
-    Column("p_value", "p", priority=3, about="chance of such samples if nothing got worse"),
-    Column("samples", "samples", priority=4),
+    Column("p_value", "p", priority=3, about="the chance of such samples if nothing got worse"),
+    Column("samples", "samples", priority=4, about="timed runs of steps, or trials"),
     Column("verdict", "verdict", str),
     Column("hint", "to settle it", str, 1, prose=True),
 )

@@ -165,15 +165,14 @@ def judged_trials(run: Run, to: Mapping[str, Reference] | None = None) -> pa.Tab
     return known[key]
 
 
-def problem_trials(run: Run, pair: PairSummary) -> pa.Table:
-    """The trials of a pair's problem, judged against its reference."""
-    trials = judged_trials(run, references(run) | {pair.problem: pair.reference})
-    return trials.filter(pc.field("problem") == pair.problem)
+def problem_trials(run: Run, problem: str, to: Reference) -> pa.Table:
+    """The trials of a problem, judged against a reference."""
+    return judged_trials(run, references(run) | {problem: to}).filter(pc.field("problem") == problem)
 
 
 def pair_trials(run: Run, pair: PairSummary) -> pa.Table:
-    """The trials of one pair alone."""
-    return problem_trials(run, pair).filter(pc.field("optimizer") == pair.optimizer)
+    """The trials of one pair alone, judged against its reference."""
+    return problem_trials(run, pair.problem, pair.reference).filter(pc.field("optimizer") == pair.optimizer)
 
 
 def summarise(run: Run, factor: float = GOOD_FACTOR, to: Mapping[str, Reference] | None = None) -> list[PairSummary]:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+CHECK_VERDICTS = ("PASS", "INCONCLUSIVE", "FAIL")  # of the gradient check, from best to worst
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 DESCENT = 0.01  # the last quarter lowered the loss by over this part of what was left, or gained: still going down
 OVERSHOOTS = 0.4  # of the last quarter's updates went past the lowest point of their line

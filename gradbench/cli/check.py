@@ -12,20 +12,19 @@ from typing import Any
 import jax
 from rich.cells import cell_len
 
-from gradbench.cli.activity import Activity
 from gradbench.cli.app import note, show
 from gradbench.errors import PlanError
 from gradbench.failures import printing_to_stderr
 from gradbench.gradients import self_test as planted
 from gradbench.gradients.check import check_gradient
-from gradbench.gradients.report import CheckReport
-from gradbench.gradients.rounding.formats import DTYPES
-from gradbench.inputs.plan import DEFAULT_PROBLEMS
+from gradbench.gradients.report import REPRODUCE, CheckReport
+from gradbench.inputs.plan import DEFAULT_PROBLEMS, DTYPES
 from gradbench.inputs.problem import load_problem
+from gradbench.library.activity import Activity
 from gradbench.machine.devices import devices_to_check
 from gradbench.machine.environment import environment
 from gradbench.record.store import utc_now, write_json
-from gradbench.tables import Column, check_format, render, terminal_width, to_json, wrap
+from gradbench.tables import PROSE, Column, check_format, render, terminal_width, to_json, wrap
 
 FOR_PEOPLE = ("table", "wide")
 
@@ -106,16 +105,22 @@ def _render(rows: list[dict[str, Any]], output_format: str, document: Any) -> st
 
 
 def _wrapped(report: Any, output_format: str) -> str:
-    """A report whose lines fit the terminal: what goes on is set under where the line began."""
+    """A report whose lines fit the terminal: what goes on is set under a row's last column, or under where the line
+    began; a command stays whole, to be copied."""
     width = terminal_width() if output_format == "table" else None
     lines = []
     for line in str(report).splitlines():
         if width is None or cell_len(line) <= width:
             lines.append(line)
             continue
-        margin = " " * (len(line) - len(line.lstrip()) + 4)
-        first, *rest = wrap(line.lstrip(), width - len(margin))
-        lines += [margin[4:] + first, *(margin + text for text in rest)]
+        indent, column = len(line) - len(line.lstrip()), line.rfind("  ") + 2
+        margin = column if indent < column <= width - PROSE else indent + 4
+        start, reproduce, command = line.partition(REPRODUCE)
+        if reproduce:
+            lines += [(start + reproduce).rstrip(), " " * margin + command]
+            continue
+        first, *rest = wrap(line[margin:], width - margin)
+        lines += [line[:margin] + first, *(" " * margin + text for text in rest)]
     return "\n".join(lines)
 
 

@@ -83,7 +83,7 @@ def report(
     records
         Folders, ids or latest (the default); several are laid over one another.
     out
-        The page to write.
+        The page to write; it replaces a report, and no other file.
     figures
         Write each view as a file into this folder instead.
     check
@@ -92,7 +92,7 @@ def report(
     format
         Of the figures: svg, png or pdf.
     """
-    from gradbench.cli.activity import Activity
+    from gradbench.library.activity import Activity
 
     with Activity(quiet) as activity:
         activity.say("starting JAX")
@@ -185,7 +185,7 @@ def check(
     seed
         Of the points, directions and noise.
     """
-    from gradbench.cli.activity import Activity
+    from gradbench.library.activity import Activity
 
     with Activity(quiet) as activity:
         activity.say("starting JAX")

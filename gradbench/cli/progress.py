@@ -13,10 +13,10 @@ from typing import Any
 
 from gradbench.analysis.answers import pair_sentence
 from gradbench.analysis.summary import summarise_tables
-from gradbench.cli.activity import Activity
 from gradbench.engine import pair as engine
 from gradbench.engine.runner import PairTables, Watcher
 from gradbench.failures import FORESEEN
+from gradbench.library.activity import Activity
 from gradbench.record.store import read_info
 
 

@@ -77,7 +77,7 @@ def run(
     resume
         Go on with an interrupted run: its folder, its id, or latest.
     """
-    from gradbench.cli.activity import Activity
+    from gradbench.library.activity import Activity
     from gradbench.tables import check_format
 
     check_format(output.chosen)

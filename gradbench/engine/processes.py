@@ -15,6 +15,7 @@ from typing import IO, Any
 import jax
 
 from gradbench.errors import RecordError, RunError, one_line
+from gradbench.machine.internals import job
 from gradbench.machine.locks import NoLocks, hold
 from gradbench.record.store import PairStore, RunWriter, read_info
 
@@ -31,8 +32,9 @@ class Rendezvous:
     """
 
     def __init__(self) -> None:
-        self.others = (_job().num_processes or 1) > 1
-        self.leads = not self.others or _job().process_id == 0
+        self.job = job()
+        self.others = self.job.processes > 1
+        self.leads = self.job.number == 0
         self.key = f"gradbench/run/{next(_calls)}"
         self.silent = self.others and self.leads
 
@@ -50,14 +52,14 @@ class Rendezvous:
 
     def _say(self, text: str) -> None:
         self.silent = False
-        _job().client.key_value_set(self.key, text)
+        self.job.client.key_value_set(self.key, text)
 
     def join(self) -> Path:
         """The run's folder. Raises RunError where process 0 has none, or does not say in JOIN_SECONDS."""
         until = time.monotonic() + JOIN_SECONDS
         while time.monotonic() < until:
             try:
-                said, _, text = _job().client.blocking_key_value_get(self.key, 1000).partition(" ")
+                said, _, text = self.job.client.blocking_key_value_get(self.key, 1000).partition(" ")
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" in str(error):  # a second has gone; a chance for Ctrl-C
                     continue
@@ -66,13 +68,6 @@ class Rendezvous:
                 raise RunError(f"process 0 failed: {text}")
             return Path(text)
         raise RunError(f"process 0 has not begun this sweep in {JOIN_SECONDS:.0f} s")
-
-
-def _job() -> Any:
-    """JAX's own account of its job: unlike jax.process_count() it does not start JAX."""
-    from jax._src.distributed import global_state
-
-    return global_state
 
 
 class _Store(PairStore):
@@ -102,7 +97,7 @@ class Shared:
             (self.pair(number).folder / ".lock").touch()
         with (self._folder(0) / ".lock").open("r+") as lock:
             _hold(lock, self.path)
-        self.info["processes"] = _job().num_processes
+        self.info["processes"] = job().processes
         self.save_info()
 
     def __enter__(self) -> Shared:

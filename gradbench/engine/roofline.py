@@ -5,7 +5,6 @@ needs (the roofline of Williams, Waterman and Patterson, Communications of the A
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gradbench.machine.internals import kernels_per_row
 from gradbench.program.program import loop_options, numerics
 from gradbench.program.spread import TRIALS
 
@@ -125,21 +125,3 @@ def _time_loop(
         call, length = compiled(fitting), fitting
         seconds(call)
     return min(seconds(call) for _ in range(SAMPLES)) / length, kernels_per_row(call.as_text())
-
-
-_IDLE = re.compile(r"\s(parameter|constant|get-tuple-element|tuple|bitcast|while|after-all|partition-id)\(")
-
-
-def kernels_per_row(compiled_text: str) -> int:
-    """Kernels of one iteration of a compiled program's loops, from its HLO: instructions of the loops' bodies that
-    compute, each loop's counted once."""
-    bodies = set(re.findall(r"\bbody=%?([\w.\-]+)", compiled_text))
-    count, inside = 0, False
-    for line in compiled_text.splitlines():
-        if inside and line.startswith("}"):
-            inside = False
-        elif inside:
-            count += _IDLE.search(line) is None
-        elif line.endswith("{"):
-            inside = line.lstrip("%").split(" ", 1)[0] in bodies
-    return count

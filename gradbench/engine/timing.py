@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from gradbench.engine.roofline import kernels_per_row
 from gradbench.inputs.problem import Data, Params, cast, shapes
+from gradbench.machine.internals import kernels_per_row
 from gradbench.program.block import traced, work
 from gradbench.program.program import Program, State, loop_options, numerics
 from gradbench.program.trial import inner

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from gradbench.gradients.function import checked
 from gradbench.gradients.report import CheckReport
 from gradbench.gradients.rounding import formats
 from gradbench.gradients.rounding.band import Spread
+from gradbench.inputs.plan import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.problem import Problem, idle_leaves
 from gradbench.machine.devices import devices_to_check
 
@@ -64,9 +66,9 @@ def check_gradient(
     problem = given.problem if given.is_function else given.problem.plain
     takes = given.problem.objective
     fixed = [words for words, fact in (("the key", takes.random), ("the state", takes.stateful)) if fact]
-    dtypes = [formats.known("dtype", d, formats.DTYPES) for d in ([dtype] if isinstance(dtype, str) else dtype)]
+    dtypes = [one_of(DTYPES)("dtype", d) for d in ([dtype] if isinstance(dtype, str) else dtype)]
     classes = [precision] if isinstance(precision, str) else list(precision)
-    classes = [formats.known("precision", p, formats.PRECISIONS) for p in classes]
+    classes = [one_of(PRECISIONS)("precision", p) for p in classes]
     names = program_table.select(None if programs is None else tuple(programs), fast)
     if programs is None and given.is_function:
         names = [name for name in names if name not in ("batched", "microbatches")]
@@ -79,6 +81,23 @@ def check_gradient(
         oracle.trace(jax.value_and_grad(problem.loss), reference.params, reference.data)
     except Exception as error:
         raise ProblemError(f"{problem.name}: the loss has no gradient: {error_text(error)}") from error
+    report = CheckReport(
+        problem=problem.name,
+        formula=[],
+        rows=[],
+        skipped={},
+        lesson=[],
+        examples=reference.examples,
+        parameters=sum(x.size for x in jax.tree.leaves(reference.params)),
+        seconds=0.0,
+        seed=seed,
+        from_spec=given.from_spec,
+        call=given.call,
+        idle=idle_leaves(problem),
+        fixed=fixed,
+    )
+    if (not_finite := formula.check_value(problem, start)) is not None:
+        return replace(report, formula=[not_finite], seconds=time.perf_counter() - started)
     rows: list[Row] = []
     skipped: dict[str, str] = {}
     spreads: list[Spread] = []
@@ -117,21 +136,8 @@ def check_gradient(
     except Exception as error:  # a user's loss may hold anything: a kernel for another device, a callback that raises
         reason = f"the loss cannot be run one primitive at a time in float64: {error_text(error)}"
         tests = [formula.Test("finite differences", "INCONCLUSIVE", reason)]
-    return CheckReport(
-        problem=problem.name,
-        formula=tests,
-        rows=rows,
-        skipped=skipped,
-        lesson=lines,
-        examples=reference.examples,
-        parameters=sum(x.size for x in jax.tree.leaves(reference.params)),
-        seconds=time.perf_counter() - started,
-        seed=seed,
-        from_spec=given.from_spec,
-        call=given.call,
-        idle=idle_leaves(problem),
-        fixed=fixed,
-    )
+    seconds = time.perf_counter() - started
+    return replace(report, formula=tests, rows=rows, skipped=skipped, lesson=lines, seconds=seconds)
 
 
 def assert_gradient(
@@ -140,9 +146,8 @@ def assert_gradient(
     """Raise AssertionError with the report's text if `check_gradient(problem, *arguments, **options)` finds a wrong
     gradient.
 
-    With `strict` an INCONCLUSIVE verdict raises too; without it where neither the formula nor the execution passed, as
-    of a loss that is not a number: nothing was shown then. For a test: `assert_gradient(f, x)`, whose `f(x)` is a
-    number.
+    With `strict` an INCONCLUSIVE verdict raises too; without it where neither the formula nor the execution passed:
+    nothing was shown then. For a test: `assert_gradient(f, x)`, whose `f(x)` is a number.
     """
     report = check_gradient(problem, *arguments, **options)
     shown = "PASS" in (report.formula_verdict, report.execution_verdict)

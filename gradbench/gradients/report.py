@@ -8,13 +8,15 @@ import math
 import shlex
 from typing import Any
 
-from gradbench.gradients.execution.execution import ORDER, Row
+from gradbench.analysis.verdicts import CHECK_VERDICTS
+from gradbench.gradients.execution.execution import Row
 from gradbench.gradients.execution.judge import LeafFinding
 from gradbench.gradients.formula.derivative import Test
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
 from gradbench.inputs.problem import idle_text
 from gradbench.tables import Column, html_table
 
+REPRODUCE = "reproduce with: "  # a command or a call of Python follows
 SHOWN = (
     Column("program", "test or program", str),
     Column("dtype", "dtype", str),
@@ -176,31 +178,42 @@ class CheckReport:
         for test in self.formula:
             sees = f"; would have caught {test.resolves:.1e}" if test.resolves else ""
             lines.append(f"    {test.name:24} {test.verdict:12} {test.finding}{sees}")
-        lines.append(f"  execution: is it computed as it is written? {self.execution_verdict}")
-        if self.formula_verdict == "FAIL" and self.execution_verdict == "PASS":
-            lines.append("    (a wrong formula, computed rightly)")
-        lines.append("    program        dtype    precision device verdict      error in bands  would have caught")
-        for row in self.rows:
-            lines.append(
-                f"    {row.program:14} {row.dtype:8} {row.precision:9} {row.device:6} {row.verdict:12} "
-                f"{row.off:14.3g}  {row.resolves:17.1e}"
-            )
-            lines += [f"        {text}" for text in (row.reason, *row.notes) if text]
-            if row.verdict == "FAIL":
-                lines += [f"        {text}" for text in self._evidence(row)]
-        lines += [f"    {name:14} skipped: {why}" for name, why in self.skipped.items()]
+        lines += self._execution_lines()
+        lines += [f"      {name:14}  skipped: {why}" for name, why in self.skipped.items()]
         if any(t.verdict == "FAIL" for t in self.formula):
-            lines.append(f"  reproduce with: {self.command()}")
+            lines.append(f"  {REPRODUCE}{self.command()}")
         lines += [f"  warning: {idle_text(self.idle)}"] if self.idle else []
         lines += [f"  {text}" for text in self.lesson]
         return "\n".join(lines)
+
+    def _execution_lines(self) -> list[str]:
+        """The programs under the dtype, precision and device that they ran in; none where none was run."""
+        if not self.rows:
+            return []
+        lines = [f"  execution: is it computed as it is written? {self.execution_verdict}"]
+        if self.formula_verdict == "FAIL" and self.execution_verdict == "PASS":
+            lines.append("    (a wrong formula, computed rightly)")
+        where = ""
+        for row in self.rows:
+            here = f"{row.dtype}, precision {row.precision}, on {row.device}"
+            if here != where:
+                where = here
+                lines.append(f"    {where}")
+                lines.append(f"      {'program':14}  {'verdict':12}  error in bands  would have caught")
+            lines.append(f"      {row.program:14}  {row.verdict:12}  {row.off:14.3g}  {row.resolves:17.1e}")
+            lines += [f"        {text}" for text in (row.reason, *row.notes) if text]
+            if row.verdict == "FAIL":
+                lines += [f"        {text}" for text in self._evidence(row)]
+        return lines
 
     def __repr__(self) -> str:
         formula = [(test.verdict, test.name) for test in self.formula if test.name != "suspects"]
         execution = [(row.verdict, f"{row.program} in {row.dtype}") for row in self.rows]
         lines = [f"CheckReport {self.problem}: {self.verdict}, {self.parameters} parameters, {self.seconds:.1f} s"]
         for name, found in (("formula", formula), ("execution", execution)):
-            worst, what = max(found, key=lambda each: ORDER[each[0]], default=("PASS", ""))
+            worst, what = max(
+                found, key=lambda each: CHECK_VERDICTS.index(each[0]), default=("INCONCLUSIVE", "not run")
+            )
             lines.append(f"  {name}: {worst}, {f'{len(found)} of {len(found)}' if worst == 'PASS' else what}")
         return "\n".join([*lines, "  print() shows the report"])
 
@@ -209,7 +222,7 @@ class CheckReport:
         return f"<p>{html.escape(head)}</p>{html_table(self.table(), SHOWN)}"
 
     def _evidence(self, row: Row) -> list[str]:
-        reproduce = f"reproduce with: {self.command(row)}"
+        reproduce = f"{REPRODUCE}{self.command(row)}"
         if not row.leaves:  # the program gave no answer
             return [reproduce]
         lines = [f"at {row.point}"]
@@ -224,7 +237,7 @@ class CheckReport:
 
 
 def _worst(verdicts: list[str]) -> str:
-    return max(verdicts, key=ORDER.__getitem__, default="INCONCLUSIVE")
+    return max(verdicts, key=CHECK_VERDICTS.index, default="INCONCLUSIVE")
 
 
 def _badness(leaf: LeafFinding) -> float:

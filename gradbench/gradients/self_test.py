@@ -16,7 +16,8 @@ from gradbench.gradients.execution import programs
 from gradbench.gradients.execution.execution import MANY_REPEATS, Execution, Expectation
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
-from gradbench.gradients.rounding.formats import DTYPES, format_of
+from gradbench.gradients.rounding.formats import format_of
+from gradbench.inputs.plan import DTYPES
 from gradbench.machine.devices import devices_to_check
 
 LOG = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ def _check_loss(problem: Problem, start: Any, fault: _Fault) -> None:
     except ProblemError as error:
         raise fault(str(error)) from error
     except Exception as error:
-        raise fault(f"the loss raised {error_text(error)}") from error
+        raise fault(_misfit(problem) or f"the loss raised {error_text(error)}") from error
     if not hasattr(loss, "shape") or loss.shape != ():
         got = f"shape {loss.shape}" if hasattr(loss, "shape") else f"a {type(loss).__name__}"
         raise fault(f"the loss must be a scalar, got {got}")
@@ -129,6 +130,21 @@ def _check_loss(problem: Problem, start: Any, fault: _Fault) -> None:
             "the loss has a callback with ordered=True, and trials that run side by side have no order; "
             "leave ordered out of its jax.debug.print, jax.debug.callback or io_callback"
         )
+
+
+def _misfit(problem: Problem) -> str:
+    """What is wrong with a loss that cannot be called as losses are; the empty string where it can."""
+    names = ["params", *(["state"] if problem.stateful else []), "data", *(["key"] if problem.objective.random else [])]
+    try:
+        signature = inspect.signature(problem.loss)
+    except (TypeError, ValueError):  # Python cannot tell that of some built-in ones
+        return ""
+    try:
+        signature.bind(*names)
+    except TypeError:
+        taken = ", ".join(signature.parameters)
+        return f"the loss takes ({taken}); write loss({', '.join(names)}), where data is () if the problem has none"
+    return ""
 
 
 def _check_state(before: Any, after: Any, fault: _Fault) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,13 @@ REFUSED = {
     "schedule_free": "it wraps another optimizer; use schedule_free_sgd or schedule_free_adamw",
     "polyak_sgd": "it sets its own learning rate, so there is none to sweep",
 }
+# Settings of optax whose range it does not hold them to: decays of running averages, momentum, what is added to a
+# denominator.
+_RANGES = (
+    (("b1", "b2", "b3", "adam_b1", "adam_b2", "decay", "rho"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    (("momentum",), lambda x: -1 < x < 1, "between -1 and 1"),
+    (("eps", "eps_root", "adam_eps_root"), lambda x: 0 <= x < math.inf, "finite and at least 0"),
+)
 SCHEDULES = ("constant", "cosine", "linear", "exponential")
 _SCHEDULE_SETTINGS = ("schedule", "warmup", "end")
 
@@ -79,7 +87,10 @@ def load_optimizer(text: str) -> Optimizer:
     """Read a spec such as `adam`, `sgd[momentum=0.9,nesterov=true]`, `adam[schedule=cosine,warmup=100]`,
     `./mine.py:make` or `package.module:make`. Raises OptimizerError with one line."""
     spec = parse_spec(text, OptimizerError)
-    return _optimizer(spec, _find(spec))
+    optimizer = _optimizer(spec, _find(spec))
+    if ":" not in spec.target:  # what a user's own function calls so is the user's
+        _check_ranges(spec)
+    return optimizer
 
 
 def own_optimizer(name: str, function: Callable[..., Any]) -> Optimizer:
@@ -196,6 +207,13 @@ def _find(spec: Spec) -> Callable[..., Any]:
             "(any of optax and optax.contrib, see gradbench list; or ./mine.py:make)"
         )
     return functions[spec.target]
+
+
+def _check_ranges(spec: Spec) -> None:
+    for name, value in spec.settings.items():
+        for names, inside, wanted in _RANGES:
+            if name in names and isinstance(value, int | float) and not inside(value):
+                raise OptimizerError(f"{spec.text!r}: {name}={value} should be {wanted}")
 
 
 def _check_schedule(text: str, shape: dict[str, Any]) -> None:

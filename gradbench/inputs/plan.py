@@ -8,7 +8,7 @@ import shlex
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 from gradbench.errors import PlanError, nearest, one_line
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-PRECISIONS = ("highest", "tf32", "default")
+# Of matrix products, by what jax.default_matmul_precision calls it; None leaves it to the device.
+PRECISIONS = {"highest": "highest", "tf32": "tensorfloat32", "default": None}
 DEVICES = ("cpu", "gpu", "tpu")
 GPU_NAMES = {"cuda": "gpu", "rocm": "gpu"}  # JAX's names of its two kinds
 TIMINGS = ("full", "batched", "none")
@@ -53,7 +54,7 @@ def _whole(low: int, high: int) -> Callable[[str, Any], int]:
     return check
 
 
-def _one_of(known: tuple[str, ...]) -> Callable[[str, Any], str]:
+def one_of(known: Collection[str]) -> Callable[[str, Any], str]:
     def check(name: str, value: Any) -> str:
         if value not in known:
             raise PlanError(f"{name}: no {value!r}{nearest(str(value), known)} ({', '.join(known)})")
@@ -63,7 +64,7 @@ def _one_of(known: tuple[str, ...]) -> Callable[[str, Any], str]:
 
 
 def _device(name: str, value: Any) -> str:
-    return _one_of(DEVICES)(name, GPU_NAMES.get(str(value), value))
+    return one_of(DEVICES)(name, GPU_NAMES.get(str(value), value))
 
 
 def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
@@ -123,9 +124,9 @@ class SweepPlan:
     batch_size: int | None = _setting(
         None, "Rows of a minibatch; all the data if not given.", _or_none(_whole(1, 2**31 - 1))
     )
-    dtype: str = _setting("float32", "float32, float64, bfloat16 or float16.", _one_of(DTYPES))
+    dtype: str = _setting("float32", "float32, float64, bfloat16 or float16.", one_of(DTYPES))
     precision: str = _setting(
-        "highest", "Precision of matrix products: highest, tf32 or default (the device's).", _one_of(PRECISIONS)
+        "highest", "Precision of matrix products: highest, tf32 or default (the device's).", one_of(PRECISIONS)
     )
     device: str | None = _setting(
         None, "cpu, gpu (also cuda or rocm) or tpu; JAX's choice if not given.", _or_none(_device)
@@ -148,7 +149,7 @@ class SweepPlan:
         "full",
         "What is timed of a pair after its sweep: full (one trial alone, the loss, its gradient, all trials together), "
         "batched (all trials together) or none.",
-        _one_of(TIMINGS),
+        one_of(TIMINGS),
     )
     sharpness: bool = _setting(
         False,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import optax
@@ -97,10 +99,14 @@ LAMBDA = "<lambda>"
 
 
 def _name(function: Any) -> str:
-    """A function's name as Python qualifies it, within the function that it is made in; with a partial's settings."""
+    """A function's name as Python qualifies it, within the function that it is made in; with a partial's settings. A
+    function called `problem`, as every problem file has one, is called as its file."""
     if isinstance(function, partial):
         return _with_settings(_name(function.func), function.keywords)
     name = getattr(function, "__qualname__", type(function).__qualname__).rpartition("<locals>.")[2]
+    file = getattr(sys.modules.get(getattr(function, "__module__", "")), "__file__", None)
+    if name == Problem.name and file:
+        return Path(file).stem
     return f"optax.{name}" if str(getattr(function, "__module__", "")).partition(".")[0] == "optax" else name
 
 

@@ -83,21 +83,17 @@ class _Notebook:
 
 class _Terminal:
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from gradbench.library.activity import Activity  # a library does without Rich until it draws
 
-        columns = (BarColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
-        self._task = self._bar.add_task("", total=1.0)
-        self._bar.start()
+        self._line = Activity(quiet=False).__enter__()
 
     def draw(self, share: float, text: str) -> None:
-        self._bar.update(self._task, completed=share, description=text)
+        self._line.say(text, total=1.0, completed=share)
 
     def pair_done(self, text: str) -> None: ...
 
     def close(self) -> None:
-        self._bar.stop()
+        self._line.__exit__()
 
 
 class _Lines:

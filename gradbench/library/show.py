@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gradbench.tables import Column, html_table, seconds
+from gradbench.tables import Column, html_table, seconds, span
 
 ANSWERS = (
     Column("problem", "problem", str),
@@ -15,7 +15,7 @@ ANSWERS = (
     Column("steps_to_target", "steps to target"),
     Column("time_to_target_s", "time to target", seconds),
     Column("final_loss", "final loss"),
-    Column("good_range", "good range", str),
+    Column("good_low", "good range", span, and_key="good_high"),
 )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from gradbench.machine.devices import cpu_model
+from gradbench.machine.internals import setting
 
 KEEP_BYTES = 256 * 2**20  # a default run leaves a few MB
 
@@ -22,9 +23,9 @@ def cache_folder() -> Path | None:
     warns that a CPU program it loads may not fit the machine. A home may be shared by machines: a folder for each
     CPU model and its instruction sets.
     """
-    if not jax.config.values["jax_enable_compilation_cache"]:
+    if not setting("jax_enable_compilation_cache"):
         return None
-    if chosen := jax.config.values["jax_compilation_cache_dir"]:
+    if chosen := setting("jax_compilation_cache_dir"):
         return Path(chosen)
     if jax.__version_info__ < (0, 12):
         return None
@@ -47,7 +48,7 @@ def use_cache() -> None:
     """Let JAX keep what it compiles, if it has a folder it can write to. For the command line: a library leaves its
     caller's JAX alone. Call before anything is compiled."""
     folder = cache_folder()
-    if folder is None or jax.config.values["jax_compilation_cache_dir"]:
+    if folder is None or setting("jax_compilation_cache_dir"):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

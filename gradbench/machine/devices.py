@@ -12,6 +12,7 @@ import jax
 from gradbench.errors import PlanError, nearest, one_line
 from gradbench.inputs.plan import DEVICES as PLATFORMS
 from gradbench.inputs.plan import GPU_NAMES
+from gradbench.machine.internals import setting
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux: what a container may use
 
@@ -69,7 +70,7 @@ def find_devices(platform: str | None) -> list[jax.Device]:
     Raises PlanError where there is no such device.
     """
     with contextlib.suppress(RuntimeError):  # JAX has started
-        if jax.config.values["jax_num_cpu_devices"] < 1:
+        if setting("jax_num_cpu_devices") < 1:
             jax.config.update("jax_num_cpu_devices", cores())
     try:
         return jax.local_devices(backend=platform)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradbench.inputs.plan import PRECISIONS
 from gradbench.machine.cache import cache_folder
 from gradbench.machine.devices import find_devices
 from gradbench.machine.environment import environment
@@ -91,7 +92,7 @@ def examine(output_format: str) -> tuple[str, bool]:
         {"what": "flags", "found": ", ".join(f"{k}={v}" for k, v in found["flags"].items()) or "none"},
         {"what": "compilation cache", "found": str(cache_folder() or "off")},
     ]
-    for name, precision in (("highest", "highest"), ("tf32", "tensorfloat32"), ("default", None)):
+    for name, precision in PRECISIONS.items():
         rows.append({"what": f"float32 product, {name}", "found": f"relative error {product_error(precision):.1e}"})
     healthy = True
     for name, canary in CANARIES:

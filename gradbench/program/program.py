@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gradbench.inputs.problem import Data, Params, cast, shapes
+from gradbench.machine.internals import compiler_options
 from gradbench.program.spread import TRIALS, initialise, over_trials, trials_mesh
 from gradbench.program.trial import Observation, State, Trial, numerics
 from gradbench.program.xla.layout import examples_last
@@ -26,7 +27,6 @@ from gradbench.program.xla.rewrite import rewritten
 from gradbench.program.xla.switch import enabled
 
 
-@cache
 def loop_options(platform: str, products: bool, lanes: int = 1) -> dict[str, bool | int]:
     """Compiler options of a loop over steps of `lanes` trials, empty where the compiler does not know them.
 
@@ -39,12 +39,7 @@ def loop_options(platform: str, products: bool, lanes: int = 1) -> dict[str, boo
     if platform != "cpu" or (products and lanes == 1):
         return {}
     name = "xla_cpu_prefer_vector_width" if products else "xla_cpu_copy_insertion_use_region_analysis"
-    options = {name: 512 if products else True}
-    try:
-        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options
+    return compiler_options(platform, **{name: 512 if products else True})
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from gradbench.inputs.problem import Problem
+from gradbench.machine.internals import compiler_options
 from gradbench.program.xla.jaxprs import equations
 
 TRIALS = "trials"
@@ -71,6 +72,6 @@ def initialise(problem: Problem, devices: Sequence[jax.Device]) -> jax.stages.Wr
             start, mesh=trials_mesh(devices), in_specs=P(TRIALS), out_specs=P(TRIALS), check_vma=False
         )
         # XLA:CPU unrolls random bits into long programs: an mlp's take it two seconds to compile for speed.
-        options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
+        options = compiler_options(platform, xla_backend_optimization_level=1) if platform == "cpu" else {}
         _initialisers[key] = jax.jit(spread, compiler_options=options)
     return _initialisers[key]

@@ -15,20 +15,18 @@ import optax
 
 from gradbench.inputs.objective import SPLITS, Objective, trial_key
 from gradbench.inputs.optimizer import Optimizer, extra_arguments
-from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.plan import PRECISIONS, SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
 from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.xla.jaxprs import equations
 from gradbench.program.xla.layout import of_matrices
 from gradbench.program.xla.products import as_products
 
-_MATMUL = {"highest": "highest", "tf32": "tensorfloat32", "default": None}
-
 
 @contextlib.contextmanager
 def numerics(dtype: str, precision: str):
     """Within it, float64 is on if `dtype` is, off if not, and matrix products have `precision`."""
-    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(_MATMUL[precision]):
+    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(PRECISIONS[precision]):
         yield
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import logging
 import math
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +21,7 @@ import vl_convert
 from gradbench.analysis.answers import labels
 from gradbench.analysis.profiles import best_rate_interval, steps_at_best
 from gradbench.analysis.summary import pair_trials, summarise_all
-from gradbench.errors import GradbenchError, RunError, nearest
+from gradbench.errors import GradbenchError, GradbenchWarning, RunError, nearest
 from gradbench.files import writing
 from gradbench.inputs.problem import Problem
 from gradbench.record.store import Run
@@ -27,7 +30,7 @@ from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, page_data
 from gradbench.reporting.figures import FORMATS, figure_specs
 from gradbench.reporting.scenery import add_local_limits, landscape_views, page_rows
-from gradbench.tables import number, seconds
+from gradbench.tables import GO_ON, number, seconds
 
 LOG = logging.getLogger(__name__)
 __all__ = ["FORMATS", "check_figure_format", "write_figures", "write_report"]
@@ -43,9 +46,12 @@ def write_report(
 
     `checks` are records of gradbench check to show; without any, the newest beside the runs for their problems.
     `objects` are problems that no file holds, by name.
+    A page that is there is replaced, with a GradbenchWarning where it is of other records; no other file is.
     Raises GradbenchError where there is no run, no finished trial, a check is none, or `out` cannot be written.
     """
     out = Path(out).expanduser()
+    records = ", ".join(run.id for run in runs)
+    _check_replaceable(out, records)
     data = page_data(runs)
     with ThreadPoolExecutor(1) as pool:
         bundle = pool.submit(_bundle)
@@ -70,6 +76,7 @@ def write_report(
     folder = Path(__file__).parent
     template = Template((folder / "page.html").read_text(encoding="utf-8"))
     page = template.substitute(
+        records=html.escape(records),
         header=_header(runs, data),
         answers=_answers(runs),
         pairs=_pairs(runs),
@@ -83,6 +90,20 @@ def write_report(
     )
     _write(out, page.encode())
     return out
+
+
+def _check_replaceable(out: Path, records: str) -> None:
+    """GradbenchError where `out` is a file that is no page of ours; a warning where it is one of other records."""
+    if not out.is_file() or out.stat().st_size == 0:
+        return
+    head = ""
+    with contextlib.suppress(OSError), out.open("rb") as file:
+        head = file.read(2000).decode(errors="replace")
+    if "<title>gradbench report</title>" not in head:
+        raise GradbenchError(f"{out}: is there and is no report; give another --out, or remove it")
+    before = re.search(r'<meta name="records" content="(.*?)">', head)
+    if before and html.unescape(before[1]) != records:
+        warnings.warn(f"{out}: replaces the report of {html.unescape(before[1])}", GradbenchWarning, stacklevel=3)
 
 
 def check_figure_format(fmt: str) -> None:
@@ -153,10 +174,19 @@ def _answers(runs: Sequence[Run]) -> str:
     made = []
     for run, problem, best, others, notes in answers(runs):
         title = html.escape(problem) + (f" <span class='soft'>{html.escape(run)}</span>" if len(runs) > 1 else "")
-        rest = "".join(f"<li>{html.escape(text)}</li>" for text in others)
-        soft = "".join(f"<p class='soft'>{html.escape(text)}</p>" for text in notes)
-        made.append(f"<article><h3>{title}</h3><p class='best'>{html.escape(best)}</p><ul>{rest}</ul>{soft}</article>")
+        rest = "".join(f"<li>{_prose(text)}</li>" for text in others)
+        soft = "".join(f"<p class='soft'>{_prose(text)}</p>" for text in notes)
+        made.append(f"<article><h3>{title}</h3><p class='best'>{_prose(best)}</p><ul>{rest}</ul>{soft}</article>")
     return "".join(made)
+
+
+def _prose(text: str) -> str:
+    """A sentence in HTML: units stay with their numbers, and a command to go on with begins a line and breaks only at
+    its spaces, not within --lr."""
+    said, go_on, command = text.partition(GO_ON)
+    said = re.sub(r"(?<=\d) (?=%|(steps|[mµn]?s)\b)", "\N{NO-BREAK SPACE}", html.escape(said + go_on.rstrip()))
+    words = " ".join(f"<span>{html.escape(word)}</span>" for word in command.split(" "))
+    return f"{said}<code>{words}</code>" if command else said
 
 
 def _pairs(runs: Sequence[Run]) -> str:

@@ -19,8 +19,13 @@ COLOURS = ["#3a8fd1", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8
 # viridis (van der Walt and Smith 2015) between 0.1 and 0.9 of it, to be seen on white and on black
 RATES = ["#482475", "#414487", "#355f8d", "#2a788e", "#21918c", "#22a884", "#44bf70", "#7ad151", "#bddf26"]
 INK = "currentColor"  # the text's colour: black in a file
-VERDICTS = ["converged", "slow", "stalled", "overshoots", "diverged"]
-SHAPES = ["circle", "triangle-down", "square", "diamond", "cross"]
+SHAPES = {  # of verdicts
+    "converged": "circle",
+    "slow": "triangle-down",
+    "stalled": "square",
+    "overshoots": "diamond",
+    "diverged": "cross",
+}
 POWERS = [0, *(10.0**k for k in range(-7, 8))]  # ticks of an axis that begins at 0 and is logarithmic further on
 
 
@@ -72,7 +77,7 @@ def _dash() -> Any:
 
 
 def _shape() -> Any:
-    scale = alt.Scale(domain=VERDICTS, range=SHAPES)
+    scale = alt.Scale(domain=list(SHAPES), range=list(SHAPES.values()))
     return alt.Shape("verdict:N", scale=scale, title="verdict", legend=alt.Legend(orient="bottom", columns=3))
 
 

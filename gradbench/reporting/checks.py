@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gradbench.analysis.verdicts import CHECK_VERDICTS
 from gradbench.errors import RecordError
 from gradbench.record.store import Run
 from gradbench.tables import number
-
-SEVERITY = ("PASS", "INCONCLUSIVE", "FAIL")
 
 
 def check_rows(runs: Sequence[Run], files: Sequence[str | Path] = ()) -> list[dict[str, str]]:
@@ -63,7 +62,7 @@ def _rows(written: str, checks: Sequence[dict[str, Any]]) -> list[dict[str, str]
             key = ("execution", row["dtype"], row["precision"], row["device"])
             groups.setdefault(key, []).append(said | {"resolves": row["resolves"]})
         for (part, dtype, precision, device), tests in groups.items():
-            worst = max(tests, key=lambda test: SEVERITY.index(test["verdict"]))
+            worst = max(tests, key=lambda test: CHECK_VERDICTS.index(test["verdict"]))
             sees = [test["resolves"] for test in tests if isinstance(test["resolves"], int | float)]
             passed = f"all {len(tests)}: {', '.join(test['what'] for test in tests)}"
             rows.append(

@@ -79,7 +79,7 @@ def _floor(run: Run, pair: PairSummary) -> float:
     trials that end nowhere near each other: their floor is below the least final gap that is above 0."""
     if pair.reference.kind == "minimum":
         return FLOOR
-    gaps = relative_gaps(problem_trials(run, pair), pair.reference)
+    gaps = relative_gaps(problem_trials(run, pair.problem, pair.reference), pair.reference)
     above = gaps[(gaps > 0) & np.isfinite(gaps)]
     return max(FLOOR, float(above.min()) / 2) if len(above) else 1e-3
 
@@ -207,7 +207,7 @@ def timing_rows(run: Run, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def sentence(pair: PairSummary) -> str:
+def answer_sentence(pair: PairSummary) -> str:
     """The pair's answer in one sentence: the terminal's, with the good range and the edge of divergence."""
     text = pair_sentence(pair).removeprefix(f"{pair.problem} × ")
     if pair.best is None:
@@ -248,7 +248,7 @@ def answers(runs: Sequence[Run]) -> list[Answer]:
     for run, name, pairs in zip(runs, labels(runs), summarise_all(runs)):
         for problem in dict.fromkeys(pair.problem for pair in pairs):
             ranked = sorted((pair for pair in pairs if pair.problem == problem), key=rank)
-            best, *others = map(sentence, ranked)
+            best, *others = map(answer_sentence, ranked)
             notes = [note if GO_ON in note else f"{note}." for note in pair_notes(run, ranked)]
             found.append(Answer(name, problem, best, others, [target_words(run, ranked[0].reference), *notes]))
     order = list(dict.fromkeys(answer.problem for answer in found))

@@ -14,7 +14,7 @@ import pytest
 import scipy.stats
 
 from gradbench import Problem
-from gradbench.analysis.answers import pair_sentence, run_table
+from gradbench.analysis.answers import pair_sentence, rate_row, run_table
 from gradbench.analysis.comparison import compare_text
 from gradbench.analysis.summary import summarise, summarise_all
 from gradbench.analysis.verdicts import Reference, judged, reference, verdicts
@@ -288,6 +288,19 @@ def test_a_target_loss_is_what_counts_as_converged(sweep):
     assert summarise(known)[0].reference == Reference("minimum", 0.0)
 
 
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (square(minimum=0.0), "as good as the best"),
+        (square(target=-10.0), "within 1 % of the best"),
+    ],
+)
+def test_a_tie_is_named_by_what_is_told_apart(sweep, problem, words):
+    # 1 - 2 × rate is 0.2 and -0.2
+    pair = summarise(sweep(problem, ["sgd"], [0.4, 0.6], seeds=1, steps=100))[0]
+    assert [rate_row(rate, pair)["mark"] for rate in pair.ties] == [words]
+
+
 def test_one_target_loss_is_for_one_problem():
     with pytest.raises(PlanError, match="one loss is for one problem; this plan has 4"):
         SweepPlan(target_loss=0.3)
@@ -309,6 +322,13 @@ def test_what_the_tables_cannot_say_stands_below_them(sweep):
     none = sweep(square(minimum=0.0), ["sgd"], [1.5, 3.0], seeds=1, steps=100)
     assert pair_sentence(summarise(none)[0]) == "mine × sgd: no learning rate works: all diverge"
     assert "none works: all diverge" in run_table(none, "table")
+    text = "mine × sgd: even the lowest learning rate tried diverges; go on with:"
+    assert f'Note: {text}\n  learning_rates="0.015:1.5:8"' in run_table(none, "table")
+    slow = sweep("quadratic_bowl[dim=1]", ["sgd"], [1e-5, 2e-5, 1.5], seeds=1, steps=10)
+    more = "gradbench run 'quadratic_bowl[dim=1]' -o sgd --lr 1e-05,2e-05,1.5 --seeds 1 --steps 100"
+    assert f"every learning rate is still going down, or diverges; go on with:\n  {more}" in run_table(slow, "table")
+    broken = sweep(CASES["not finite at the start"].problem, ["sgd"], [0.1], seeds=1, steps=10)
+    assert "go on" not in run_table(broken, "table")
     solved = sweep(square(), ["sgd"], [0.1], seeds=1, steps=10, target_loss=5.0)
     text = "mine × sgd: starts at 1, no higher than the target loss, 5: it is reached before the first step"
     assert f"Note: {text}." in run_table(solved, "table")

@@ -20,7 +20,9 @@ from gradbench import tables
 from gradbench.analysis.answers import run_table
 from gradbench.analysis.comparison import compare_text
 from gradbench.analysis.regress import compare_runs, regress_text
+from gradbench.cli import check
 from gradbench.errors import PlanError
+from gradbench.gradients.check import check_gradient
 from gradbench.record.store import load_run
 from gradbench.tables import Column, render, seconds, wrap
 
@@ -102,7 +104,7 @@ def test_headings_and_values_say_their_units(terminal, texts):
     terminal(None)
     text = texts["regress"]("table")
     assert re.search(r"mlp +adam +step time, solo +348 µs +348 µs", text)
-    assert "p: chance of such samples if nothing got worse" in text
+    assert "p: the chance of such samples if nothing got worse" in text
     assert "new/old: above 1 is worse" in text
     assert "steps to target" in texts["run"]("table").splitlines()[0]
 
@@ -140,6 +142,43 @@ def test_csv_and_json_do_not_depend_on_the_terminal(terminal, texts):
 def test_wide_is_a_format_like_the_others():
     with pytest.raises(PlanError, match="did you mean 'wide'"):
         render([], (), "wode")
+
+
+@pytest.mark.parametrize(
+    ("cells", "below"),
+    [
+        ((1.0, 2.0), "s: of a step."),
+        ((1.0, None), "s: of a step, – where not timed."),
+        ((None, None), "s: – where not timed."),
+    ],
+)
+def test_a_footnote_is_printed_only_where_there_is_something_of_it(cells, below):
+    columns = (Column("name", "name", str, dash="no name"), Column("s", "s", about="of a step", dash="where not timed"))
+    text = render([{"name": "a", "s": cell} for cell in cells], columns, "table")
+    assert text.splitlines()[-1] == below
+
+
+@pytest.mark.parametrize("width", range(60, 130, 10))
+def test_what_leaves_of_several_records_leaves_of_all(terminal, width):
+    terminal(width)
+    runs = [make_run(identifier=f"20260101T000000Z-{name}") for name in ("old", "new")]
+    table = compare_text(runs, "wide", 2.0).split("\n\n")[0]
+    left_out = re.sub(r"\s+", " ", compare_text(runs, "table", 2.0).split("\n\n")[0]).partition("Left out")[2]
+    assert "old: steps to target" in table.replace("\n", " ")
+    for heading in ("final loss", "final gap", "steps to target", "verdict"):
+        assert (f"old: {heading}" in left_out) == (f"new: {heading}" in left_out)
+
+
+def test_a_check_fits_the_terminal_but_for_its_commands(monkeypatch):
+    monkeypatch.setattr(check, "terminal_width", lambda: 80)
+    report = check_gradient("quadratic_bowl[dim=3]", fast=True)
+    row = report.rows[0]
+    row.verdict, row.reason = "FAIL", "a reason of several words " * 5
+    lines = check._wrapped(report, "table").splitlines()
+    assert [line.split()[:2] for line in lines if cell_len(line) > 80] == [["gradbench", "check"]]
+    at = next(i for i, line in enumerate(lines) if line.strip().startswith(row.program))
+    assert lines[at - 1].endswith("would have caught")  # as wide as the row: one line each
+    assert lines[at].endswith(f"{row.resolves:.1e}")
 
 
 @pytest.mark.parametrize("width", [1, 8, 20])

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from jax import lax
 
+from gradbench.analysis.verdicts import EPSILON
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.rounding import primitives as rounding
 from gradbench.gradients.rounding.band import Band, quantile
 from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, input_class
 from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Pair
+from gradbench.inputs.plan import DTYPES
 from gradbench.program.xla.jaxprs import open_jaxpr
 
 CPU = jax.devices("cpu")[0]
@@ -216,3 +218,7 @@ def test_no_primitive_is_in_two_classes():
     classes = [rounding.EXACT, rounding.ONE_ROUNDING, rounding.TWO_ROUNDINGS, rounding.ELEMENTARY]
     classes += [rounding.SUMS, rounding.PRODUCTS, rounding.BACKWARD_STABLE]
     assert sum(map(len, classes)) == len(frozenset.union(*classes))
+
+
+def test_the_epsilon_of_verdicts_is_that_of_the_formats():
+    assert {dtype: 2 * format_of(dtype).unit for dtype in DTYPES} == EPSILON

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gradbench
+from gradbench.cli.check import exit_code
 from gradbench.errors import GradbenchError
 from gradbench.gradients import faults
 from gradbench.gradients.execution import programs
@@ -162,6 +163,29 @@ def test_a_right_gradient_has_no_culprit_and_idle_leaves_are_named():
     assert "warning: no gradient reaches params['mean']" in str(report)
 
 
-def test_a_loss_that_is_not_a_number_is_no_pass():
-    with pytest.raises(AssertionError, match="INCONCLUSIVE"):
-        gradbench.assert_gradient(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array([-1.0, 2.0]), fast=True)
+@pytest.mark.parametrize(
+    ("loss", "value"),
+    [
+        (lambda x: jnp.sum(jnp.sqrt(x)), "nan"),
+        (lambda x: jnp.sum(jnp.log(jnp.abs(x + 1))), "-inf"),  # finite at every point nearby
+        (lambda x: jnp.sum(x) * jnp.inf, "inf"),
+    ],
+)
+def test_a_loss_that_is_not_finite_at_the_start_fails_and_no_program_is_run(loss, value):
+    report = gradbench.check_gradient(loss, jnp.array([-1.0, 2.0]))
+    assert report.verdict == "FAIL"
+    assert report.culprit == f"the loss is {value} at the start"
+    assert (report.rows, report.lesson) == ([], [])
+    assert "random numbers" not in str(report)
+    assert "execution: INCONCLUSIVE, not run" in repr(report)
+    assert exit_code([report]) == 1
+    with pytest.raises(AssertionError, match=f"FAIL: {report.culprit}"):
+        gradbench.assert_gradient(loss, jnp.array([-1.0, 2.0]))
+
+
+def test_a_gradient_that_is_infinite_where_the_loss_ends_fails():
+    report = gradbench.check_gradient(lambda x: jnp.sum(jnp.sqrt(x)), jnp.zeros(2), **ONE)
+    assert report.verdict == "FAIL"
+    assert report.culprit == "leaf x is not finite"
+    assert "the gradient is inf, the loss not finite nearby" in str(report)
+    assert report.lesson == []

@@ -158,6 +158,11 @@ def test_an_update_that_needs_something_else_is_refused(tmp_path):
         ("adm", "did you mean 'adam'"),
         ("adam[b3=1]", "did you mean 'b"),
         ("adam[b1=true]", "should be a number"),
+        ("adam[b1=2]", "b1=2 should be at least 0 and below 1"),
+        ("adamw[b2=1]", "b2=1 should be"),
+        ("rmsprop[decay=-0.1]", "decay=-0.1 should be"),
+        ("sgd[momentum=-1]", "momentum=-1 should be between -1 and 1"),
+        ("adam[eps=-1e-8]", "eps=-1e-08 should be finite and at least 0"),
         ("adam[schedule=cosin]", "did you mean 'cosine'"),
         ("adam[warmup=-1]", "number of steps"),
         ("adam[learning_rate=1]", "no setting 'learning_rate'"),
@@ -172,6 +177,12 @@ def test_bad_specs_are_refused_in_one_line(spec, words):
     with pytest.raises(OptimizerError, match=words) as caught:
         load_optimizer(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_the_ends_of_the_ranges_and_a_users_own_names_are_taken(tmp_path):
+    (tmp_path / "mine.py").write_text("import optax\ndef make(learning_rate, b1): return optax.sgd(learning_rate)\n")
+    for spec in ("adam[b1=0,eps=0]", "sgd[momentum=none]", "sgd[momentum=-0.5]", f"{tmp_path / 'mine.py'}:make[b1=2]"):
+        load_optimizer(spec)
 
 
 @pytest.mark.parametrize("body", ["return 3", "raise ValueError('lost')", "return optax.sgd('fast')"])

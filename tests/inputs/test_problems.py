@@ -178,6 +178,10 @@ def problem(width=2):
             r"params\['a'\] is empty, of shape \(0, 2\)",
         ),
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: p @ jnp.ones(3))", "loss.* raised TypeError"),
+        (
+            "return Problem(lambda k: jnp.ones(2), lambda p: jnp.sum(p))",
+            r"the loss takes \(p\); write loss\(params, data\)",
+        ),
         ("return Problem(lambda k: 1 / 0, lambda p, d: 0.0)", "init.* raised ZeroDivisionError"),
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), [1.0, np.nan])", "not finite"),
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p), 'text')", "must be arrays of numbers"),

@@ -10,6 +10,7 @@ import pytest
 
 import gradbench
 from gradbench.errors import GradbenchError, OptimizerError, ProblemError, RecordError
+from gradbench.inputs.spec import load_file
 from gradbench.library.given import optax_spec, take_optimizers, take_problems
 
 
@@ -28,6 +29,14 @@ def test_problems_are_specs_objects_and_functions():
     assert list(objects) == ["mine", "bowl", "bowl[width=3]"]
     assert take_problems(bowl)[0] == ("bowl",)
     assert take_problems("mlp") == (("mlp",), {})
+
+
+def test_a_function_called_problem_is_called_as_its_file(tmp_path):
+    made = "gradbench.Problem(init=lambda key: jnp.ones(n), loss=lambda p, _: p @ p)"
+    text = f"import gradbench\nimport jax.numpy as jnp\n\ndef problem(n=2):\n    return {made}\n"
+    (tmp_path / "own_bowl.py").write_text(text)
+    function = load_file(tmp_path / "own_bowl.py", ProblemError).problem
+    assert take_problems([function, partial(function, n=3)])[0] == ("own_bowl", "own_bowl[n=3]")
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,17 @@ def test_a_landscape_of_a_problem_that_only_this_process_has(sweep):
         gradbench.load_run(run.path).plot.landscape()
 
 
+def test_a_summary_is_numbers_and_words_and_none_where_there_is_nothing():
+    run = Run.of(make_run(decay=lambda optimizer, rate: rate if optimizer == "sgd" else -1.0))
+    words = ("problem", "optimizer", "verdict", "reference", "open_end", "limit")
+    for row in run.summary():
+        kinds = {key: type(value) for key, value in row.items() if value is not None}
+        assert {key for key, kind in kinds.items() if kind is str} <= set(words)
+        assert set(kinds.values()) <= {str, float, int, list}
+        assert "–" not in row.values()
+    assert run.summary()[1]["good_low"] is None
+
+
 def test_compare_has_rows_and_reads_as_on_the_command_line():
     run = record(problems=("mlp",))
     found = gradbench.compare(run, optimizers="sgd")
@@ -182,7 +193,7 @@ def test_a_check_is_four_lines_and_a_table():
     assert repr(right).splitlines() == [
         "CheckReport mlp: PASS, 7 parameters, 1.5 s",
         "  formula: PASS, 1 of 1",
-        "  execution: PASS, 0 of 0",
+        "  execution: INCONCLUSIVE, not run",
         "  print() shows the report",
     ]
     wrong = dataclasses.replace(right, formula=[formula.Test("<directions>", "FAIL", "off by 2", 1e-9), *tests])

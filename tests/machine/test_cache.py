@@ -62,7 +62,7 @@ def test_folder_that_cannot_be_made(tmp_path):
 @pytest.fixture
 def settings() -> Iterator[Callable[[str, object], None]]:
     """Sets an option of JAX for one test."""
-    before = {key: jax.config.values[key] for key in ("jax_enable_compilation_cache", "jax_compilation_cache_dir")}
+    before = {key: getattr(jax.config, key) for key in ("jax_enable_compilation_cache", "jax_compilation_cache_dir")}
     yield jax.config.update
     for key, value in before.items():
         jax.config.update(key, value)

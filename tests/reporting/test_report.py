@@ -15,10 +15,10 @@ import vl_convert
 from synthetic import make_large_run, make_run
 
 from gradbench.cli.check import run_check
-from gradbench.errors import GradbenchError
+from gradbench.errors import GradbenchError, GradbenchWarning
 from gradbench.inputs.problem import load_problem
 from gradbench.record.schema import SCHEMAS
-from gradbench.reporting import write_figures, write_report
+from gradbench.reporting import _prose, write_figures, write_report
 from gradbench.reporting.charts import COLOURS, RATES, encodings, rate_colour
 from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, page_data
@@ -55,6 +55,12 @@ def test_the_answer_is_one_sentence_with_its_numbers():
         "quadratic_bowl × adam: the best learning rate is the highest tried; go on with: "
         "gradbench run quadratic_bowl -o adam --lr 1:100:5 --steps 100",
     ]
+
+
+def test_a_sentence_of_the_page_keeps_units_with_numbers_and_a_command_whole():
+    assert _prose("1.86 µs, 10 steps; 4 % <diverge>") == "1.86\xa0µs, 10\xa0steps; 4\xa0% &lt;diverge&gt;"
+    command = "<code><span>run</span> <span>&#x27;a&#x27;</span> <span>--lr</span></code>"
+    assert _prose("the highest; go on with: run 'a' --lr") == f"the highest; go on with:{command}"
 
 
 def test_the_winner_of_a_problem_is_the_pair_of_its_answer():
@@ -278,6 +284,19 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(GradbenchError, match="cannot be written"):
         write_report([make_run()], tmp_path / "file" / "page.html")
+
+
+def test_a_page_takes_the_place_of_a_page_and_of_no_other_file(tmp_path):
+    page, run = tmp_path / "page.html", make_run(optimizers=["sgd"])
+    page.write_text("<!doctype html><title>mine</title>")
+    with pytest.raises(GradbenchError, match="is there and is no report; give another --out"):
+        write_report([run], page)
+    assert "mine" in page.read_text()
+    page.write_text("")
+    write_report([run], page)
+    write_report([run], page)  # made anew: nothing to be said
+    with pytest.warns(GradbenchWarning, match=f"page.html: replaces the report of {run.id}$"):
+        write_report([make_run(optimizers=["sgd"], identifier="20260102T000000Z-bbbbbb")], page)
 
 
 def test_a_page_does_not_take_the_place_of_a_device(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradbench.analysis.verdicts import CHECK_VERDICTS
 from gradbench.errors import error_text
 from gradbench.gradients.execution import programs, sandbox
 from gradbench.gradients.execution.judge import Judgement, judge
@@ -27,7 +28,6 @@ from gradbench.inputs.problem import Problem
 from gradbench.program.minibatch import take_rows
 
 LOG = logging.getLogger(__name__)
-ORDER = {"PASS": 0, "INCONCLUSIVE": 1, "FAIL": 2}
 REPEATS = 5  # every program is called this often at a point, twice where that takes over _SLOW_SECONDS
 MANY_REPEATS = 100  # and one of them so often where that takes at most _REPEAT_SECONDS: faults that come and go
 _REPEAT_SECONDS, _SLOW_SECONDS = 0.5, 1.0
@@ -172,7 +172,7 @@ class Execution:
                 elif time.perf_counter() - started > (_REPEAT_SECONDS if calls >= repeats else _SLOW_SECONDS):
                     break
         judged = [self.judge(got, reference, names, extra) for got in answers.values()]
-        worst = max(judged, key=lambda j: (ORDER[j.verdict], j.off))
+        worst = max(judged, key=lambda j: (CHECK_VERDICTS.index(j.verdict), j.off))
         row = Row(
             program=name,
             dtype=self.dtype,
@@ -329,7 +329,7 @@ def _keep(rows: dict[str, Row], row: Row) -> None:
     if old is None:
         rows[row.program] = row
         return
-    worse = max(old, row, key=lambda r: (ORDER[r.verdict], r.off))
+    worse = max(old, row, key=lambda r: (CHECK_VERDICTS.index(r.verdict), r.off))
     worse.resolves = max(old.resolves, row.resolves)
     worse.notes = list(dict.fromkeys([*old.notes, *row.notes]))
     worse.calls = old.calls + row.calls

@@ -79,6 +79,20 @@ class Loss:
         return slope_at_zero(lambda h: self.at(h, direction), self.value, self.noise, start, size, self.smooth, blur)
 
 
+def check_value(problem: Problem, start: oracle.Point) -> Test | None:
+    """FAIL where the loss is not finite at the start, in float64: there is no gradient to check, nor one to train by.
+    None where it is, and where it cannot be run, which `check` finds out."""
+    try:
+        value = float(oracle.evaluate(problem.loss, start.params, start.data)[0])
+    except Exception:
+        return None
+    if math.isfinite(value):
+        return None
+    finding = f"it is {value} there: no gradient to check; start where the loss is finite, or mend the loss or its data"
+    return Test("loss at the start", "FAIL", finding, culprit=f"the loss is {value} at the start")
+
+
+@np.errstate(all="ignore")
 def check(
     problem: Problem, point: oracle.Point, spread: Spread | None, share: float, fast: bool
 ) -> tuple[list[Test], list[np.ndarray]]:
@@ -92,8 +106,6 @@ def check(
     inputs = sum(float(np.nansum((x * g) ** 2)) for x, g in zip(loss.leaves, gradient) if np.isfinite(g).all())
     loss.noise += UNIT * math.sqrt(inputs)
     names = leaf_names(point.params)
-    if not math.isfinite(float(value)):
-        return [Test("loss", "INCONCLUSIVE", f"the loss is {float(value)} at this point")], gradient
     generator = np.random.default_rng(1)
     norms = [0.0] * len(gradient) if spread is None else [n / share for n in spread.norm[1:]]
     differences, reach = _differences(loss, gradient, names, generator, fast, point.examples)
@@ -192,7 +204,10 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
             slope = loss.slope(whole, length * min(spread, 16), size)
             where = name if entry is None else f"{name}{list(map(int, np.unravel_index(entry, g.shape)))}"
             if slope is None:
-                unclear.append(f"{where}: the loss is not finite nearby")
+                if math.isfinite(along):
+                    unclear.append(f"{where}: the loss is not finite nearby")
+                else:
+                    faults.append((math.inf, f"{where}: the gradient is {along}, the loss not finite nearby", name))
                 continue
             reach[number] = min(reach[number], slope.step / spread)
             middle = (slope.low + slope.high) / 2

@@ -18,14 +18,14 @@ _LARGE = 10**6
 def lesson(problem: Problem, point: oracle.Point, gradient: list[np.ndarray]) -> list[str]:
     """Lines of text. `gradient` is the float64 gradient at `point`, flat leaves."""
     lines = _small(problem, point) if sum(g.size for g in gradient) <= 2 else []
-    return [*lines, _steepest(gradient)]
+    return [*lines, _steepest(gradient)] if all(np.isfinite(g).all() for g in gradient) else []
 
 
 def _steepest(gradient: list[np.ndarray]) -> str:
     flat = np.concatenate([g.ravel() for g in gradient])
     norm = float(np.linalg.norm(flat))
-    if not np.isfinite(norm) or norm == 0:
-        return "the gradient is 0 here: no direction leads down" if norm == 0 else ""
+    if norm == 0:
+        return "the gradient is 0 here: no direction leads down"
     generator = np.random.default_rng(0)
     slopes, count = [], _DIRECTIONS if flat.size <= _LARGE else _FEW
     for _ in range(count):

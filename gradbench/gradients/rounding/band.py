@@ -20,6 +20,7 @@ import numpy as np
 from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context, x64_context
 from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Pair, is_float, wide
+from gradbench.machine.internals import compiler_options
 from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr
 
 SAMPLES = 32  # sigma is then known to 1/sqrt(2*32) = 12 %
@@ -66,7 +67,7 @@ class Band:
 
     Args:
         function: `function(params, data)` -> a pytree of float arrays, traced in `dtype`.
-        dtype: one of formats.DTYPES. precision: one of formats.PRECISIONS. device: whose rounding is modelled.
+        dtype: one of plan.DTYPES. precision: one of plan.PRECISIONS. device: whose rounding is modelled.
         assume, worst_case: see Interpreter.
 
     Tracing happens at once and raises what the function raises; shapes of later calls must be the same.
@@ -130,8 +131,13 @@ class Band:
 
         self._small = self.size + sum(math.prod(v.aval.shape) for v in self._jaxpr.invars) <= _LARGE // SAMPLES
         # Where the samples take less time than compiling for speed, do not compile for speed.
-        level = {"xla_backend_optimization_level": 0 if _entries(self._jaxpr) <= _QUICK else 1} if self._small else {}
-        self._moments = jax.jit(moments, compiler_options=level | (_quick_to_compile() if self._small else {}))
+        # Fusions by XLA's older emitter too: with it jax 0.10 compiles the samples in half the time; 0.12 has none.
+        options: dict[str, Any] = {}
+        if self._small:
+            level = 0 if _entries(self._jaxpr) <= _QUICK else 1
+            wanted = {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": False}
+            options = compiler_options("cpu", **wanted)
+        self._moments = jax.jit(moments, compiler_options=options)
 
     def sample(self, params: Any, data: Any) -> Spread:
         """The spread at a point. `params` and `data` have the band's dtype; the result is float64 NumPy."""
@@ -166,17 +172,6 @@ class Band:
             unknown=tuple(sorted(self.unknown)),
             stagnating=tuple(sorted(self.stagnating)),
         )
-
-
-@functools.cache
-def _quick_to_compile() -> dict[str, bool]:
-    """Fusions by XLA's older emitter: with it jax 0.10 compiles the samples in half the time. jax 0.12 has none."""
-    options = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options
 
 
 def _units(trace: Any) -> list[float]:

@@ -10,13 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.errors import PlanError, nearest
-
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-PRECISIONS = ("highest", "tf32", "default")
-
-# What a precision class is called by jax.default_matmul_precision.
-_JAX_NAMES = {"highest": "highest", "tf32": "tensorfloat32", "default": "default"}
+from gradbench.inputs.plan import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +62,7 @@ def input_class(precision: str, device: jax.Device) -> str:
 
 def precision_context(precision: str):
     """A context in which programs are traced with this precision class for matrix products."""
-    return jax.default_matmul_precision(_JAX_NAMES[precision])
+    return jax.default_matmul_precision(PRECISIONS[precision])
 
 
 def x64_context(dtype: str):
@@ -82,13 +76,6 @@ def flushes_subnormals(dtype: str, device: jax.Device) -> bool:
     with x64_context(dtype), jax.default_device(device):
         smallest = jnp.asarray(format_of(dtype).tiny, dtype)
         return not float(smallest * jnp.asarray(0.5, dtype)) > 0
-
-
-def known(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """`value` if it is one of `choices`, else PlanError with the nearest one."""
-    if value not in choices:
-        raise PlanError(f"{name}={value}: need one of {', '.join(choices)}{nearest(str(value), choices)}")
-    return value
 
 
 def round_to(array: Any, dtype: str) -> np.ndarray:

@@ -30,7 +30,7 @@ from gradbench.gradients.rounding.pairs import (
     wide,
     widen,
 )
-from gradbench.program.xla.jaxprs import called, evaluate, is_literal, open_jaxpr, scan_counts
+from gradbench.program.xla.jaxprs import bind, called, evaluate, is_literal, open_jaxpr, scan_counts, with_combiner
 
 MAX_TURNS = 10**5  # of a while loop, which may never end outside a loss's domain
 
@@ -154,26 +154,24 @@ class Interpreter:
         wide_params = widen(params)
         if params.get("update_jaxpr") is not None:  # a scatter carries its combiner as a trace of the narrow dtype
             combiner = jax.make_jaxpr(_COMBINERS[name.replace("-", "_")])(*[jnp.zeros((), wide(outs[0]))] * 2)
-            closed = type(params["update_jaxpr"]) is type(combiner)
-            wide_params["update_jaxpr"] = combiner if closed else combiner.jaxpr
+            wide_params = with_combiner(wide_params, combiner)
 
-        def bind(operands: list[Any]) -> Any:
+        def results_of(operands: list[Any]) -> Any:
             if as_traced:
                 operands = [x.astype(d) if is_float(x) else x for x, d in zip(operands, dtypes)]
             elif name == "reduce_precision":
                 return operands[0]
-            result = equation.primitive.bind(*operands, **(params if as_traced else wide_params))
-            results = result if equation.primitive.multiple_results else [result]
+            results = bind(equation, operands, params if as_traced else wide_params)
             results = [x.astype(wide(x.dtype)) if is_float_array(x) else x for x in results]
             return results if equation.primitive.multiple_results else results[0]
 
-        exact = bind([p.exact for p in ins])
+        exact = results_of([p.exact for p in ins])
         reached = any(p.noisy is not p.exact for p in ins)
         decision = name in rounding.DECISIONS or (name == "convert_element_type" and not is_float(exact))
         noisy_in = [p.noisy for p in ins]
         if decision and name not in ("eq", "ne"):
             noisy_in = [reach(p) for p in ins]
-        noisy = bind(noisy_in) if reached else exact
+        noisy = results_of(noisy_in) if reached else exact
         flags = no_flags()
         if reached and (name in ("eq", "ne") or name in rounding.SELECTIONS):
             flags = flags._replace(tie=can_turn(name, ins, exact, noisy))
@@ -187,7 +185,7 @@ class Interpreter:
                 flags = flags._replace(overflow=flags.overflow | jnp.any(large & jnp.isfinite(e)))
             if name == "div" and is_float_array(e):
                 flags = flags._replace(reciprocal=loses_reciprocal(e, ins[1].exact, format_of(dtype)))
-            amplitude = self.amplitude(name, params, bind, ins, e, dtypes, dtype, units)
+            amplitude = self.amplitude(name, params, results_of, ins, e, dtypes, dtype, units)
             if amplitude is not None:
                 form = format_of(dtype)
                 n = self.shared(equation, ins, e, self.add(n, e, amplitude), form)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from gradbench.errors import users_place
+from gradbench.machine.internals import setting
 
 REMATERIALISED = frozenset({"remat", "remat2", "checkpoint"})
 CALLS = REMATERIALISED | {
@@ -122,7 +123,7 @@ def _expanded(equation: Any) -> Any:
     """What a primitive of jax 0.12 such as searchsorted stands for, which JAX traces where it lowers it."""
     dtypes = [str(v.aval.dtype) for v in (*equation.invars, *equation.outvars)]
     wide = any(dtype in ("float64", "complex128", "int64", "uint64") for dtype in dtypes)
-    primitive, precision = equation.params["_prim"], jax.config.values["jax_default_matmul_precision"]
+    primitive, precision = equation.params["_prim"], setting("jax_default_matmul_precision")
     # A primitive and the one that vmap makes of it may be equal, so the operands are part of what is remembered.
     return _trace(primitive, tuple(jax.tree.leaves(primitive.in_avals)), wide, precision)
 
@@ -197,3 +198,9 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carried = (len(part) for part in list(params["ft_in"].unpack())[:2])  # jax 0.12 keeps the groups as a tree
     return consts, carried
+
+
+def with_combiner(params: dict[str, Any], combiner: Any) -> dict[str, Any]:
+    """A scatter's parameters with another closed jaxpr of how an update is combined, open where its own is."""
+    own = params["update_jaxpr"]
+    return params | {"update_jaxpr": combiner if type(own) is type(combiner) else combiner.jaxpr}

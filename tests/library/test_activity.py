@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from gradbench.cli import activity
-from gradbench.cli.activity import Activity
 from gradbench.cli.progress import TerminalWatcher
 from gradbench.engine.pair import Progress
+from gradbench.library import activity
+from gradbench.library.activity import Activity
 
 LOG = logging.getLogger("gradbench.somewhere")
 

@@ -1,0 +1,67 @@
+"""What is used of JAX and XLA beyond their public interfaces, each use a function with a test on every JAX that is
+supported. What is read of jaxprs is in program/xla."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+def setting(name: str) -> Any:
+    """The value in force of one of JAX's settings, such as "jax_enable_x64"."""
+    return getattr(jax.config, name)
+
+
+def compiler_options(platform: str, **wanted: bool | int) -> dict[str, bool | int]:
+    """Those of the wanted options that the platform's compiler knows, which is asked once for each."""
+    return {name: value for name, value in wanted.items() if _is_known(platform, name, value)}
+
+
+@cache
+def _is_known(platform: str, name: str, value: bool | int) -> bool:
+    try:
+        with jax.default_device(jax.local_devices(backend=platform)[0]):
+            jax.jit(jnp.negative, compiler_options={name: value}).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+class Job(NamedTuple):
+    """Several processes that jax.distributed made one: how many, this one's number, and the client of the coordination
+    service, which has key_value_set and blocking_key_value_get. Of a process alone there is no client."""
+
+    processes: int
+    number: int
+    client: Any
+
+
+def job() -> Job:
+    """Unlike jax.process_count() it does not start JAX."""
+    if not jax.distributed.is_initialized():
+        return Job(1, 0, None)
+    from jax._src.distributed import global_state
+
+    return Job(global_state.num_processes or 1, global_state.process_id or 0, global_state.client)
+
+
+_IDLE = re.compile(r"\s(parameter|constant|get-tuple-element|tuple|bitcast|while|after-all|partition-id)\(")
+
+
+def kernels_per_row(compiled_text: str) -> int:
+    """Kernels of one iteration of a compiled program's loops, from its HLO: instructions of the loops' bodies that
+    compute, each loop's counted once."""
+    bodies = set(re.findall(r"\bbody=%?([\w.\-]+)", compiled_text))
+    count, inside = 0, False
+    for line in compiled_text.splitlines():
+        if inside and line.startswith("}"):
+            inside = False
+        elif inside:
+            count += _IDLE.search(line) is None
+        elif line.endswith("{"):
+            inside = line.lstrip("%").split(" ", 1)[0] in bodies
+    return count
