@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.errors import GradbenchError, GradbenchWarning, ProblemError, error_text, nearest
+from gradbench.inputs.built_in import problem_names, problems_folder
 from gradbench.inputs.data import as_arrays, check_data, check_holdout
 from gradbench.inputs.spec import check_settings, is_path, load_file, parse_spec
 
@@ -72,17 +73,6 @@ class Problem:
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", as_arrays(self.data))
         object.__setattr__(self, "holdout", as_arrays(self.holdout))
-
-
-def problems_folder() -> Path:
-    """Where the built-in problem files are: inside the package in a wheel, beside it in a checkout."""
-    inside = Path(__file__).parents[1] / "problems"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "problems"
-
-
-def problem_names() -> list[str]:
-    """The names of the built-in problems, sorted."""
-    return sorted(p.stem for p in problems_folder().glob("*.py") if not p.stem.startswith("_"))
 
 
 def problem_path(target: str) -> Path:
