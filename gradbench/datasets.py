@@ -310,7 +310,7 @@ def logistic_minimum(design: np.ndarray, labels: np.ndarray, l2: float) -> float
 
 
 def softmax_minimum(design: np.ndarray, labels: np.ndarray, classes: int, l2: float) -> float:
-    """The lowest mean softmax cross-entropy + l2/2 |W|² over W (d, classes), by `newton`; labels are 0 .. classes - 1."""
+    """The lowest mean softmax cross-entropy + l2/2 |W|², W (d, classes), by `newton`; labels from 0 to classes - 1."""
     rows, features = design.shape
     hit = np.eye(classes)[labels]
 

@@ -3,9 +3,9 @@
 A place in the unit square becomes sines and cosines of 32 random frequencies, normal with standard deviation
 `frequency`, and passes through 64-`width`-`width`-1 with relu; from the place alone a network learns the coarse only.
 Weights start normal with variance 2/fan_in (He et al. 2015), biases at 0. Source: Tancik et al., Fourier Features Let
-Networks Learn High Frequency Functions in Low Dimensional Domains (2020). Data: flower.pgm, means of 8 x 8 pixels of
-the middle of scikit-learn's flower.jpg (flickr.com/photos/vultilion, CC BY 2.0), 48 x 48; a fifth is held out. Solved is a
-training error of 0.001, 30 dB.
+Networks Learn High Frequency Functions in Low Dimensional Domains (2020). Data: flower.pgm, 48 x 48, means of 8 x 8
+pixels of the middle of scikit-learn's flower.jpg (flickr.com/photos/vultilion, CC BY 2.0); a fifth is held out. Solved
+is a training error of 0.001, 30 dB.
 """
 
 from pathlib import Path
