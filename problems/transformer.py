@@ -1,10 +1,10 @@
 """Transformer: mean cross-entropy, nats, of the next token, by a causal decoder with a tied embedding.
 
-Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019): normalised before each branch,
-weights normal with standard deviation 0.02; no biases or parameters of norms (Groeneveld et al., OLMo, 2024). The
-default language is synthetic, `examples` sentences and as many held out: a token is the fixed successor of the one two
-before it, or with probability 0.1 any of the 16. Predicting it takes attention, and on held-out text no model beats its
-entropy; solved is a training loss of 1.05 times that. data=PATH is a text of your own, by characters, a tenth held out.
+Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), without biases and parameters of
+norms (Groeneveld et al., OLMo, 2024); weights normal with standard deviation 0.02. The default language is synthetic,
+`examples` sentences and as many held out: a token is the fixed successor of the one two before it, or with probability
+0.1 any of the 16. On held-out text no model beats its entropy; solved is a training loss of 1.05 times that. data=PATH
+is a text of your own, by characters, a tenth held out.
 """
 
 import jax
@@ -28,7 +28,9 @@ def sentences(count: int, length: int) -> tuple[np.ndarray, float]:
     return tokens, float(np.log(TOKENS) - (length - 1) * p @ np.log(p)) / length
 
 
-def problem(layers: int = 2, width: int = 64, heads: int = 4, length: int = 32, examples: int = 64, data: str = ""):
+def problem(
+    layers: int = 2, width: int = 64, heads: int = 4, length: int = 32, examples: int = 64, data: str | None = None
+) -> Problem:
     if min(layers, width, heads, length, examples) < 1 or width % heads:
         raise ValueError("need layers, width, heads, length and examples of at least 1, and a width that heads divides")
     tokens, entropy = sentences(2 * examples, length)
