@@ -31,11 +31,11 @@ def problem(hidden: int = 64, length: int = 32, examples: int = 64) -> Problem:
     train, holdout = sequences(draw, examples, length), sequences(draw, examples, length)
 
     def init(key):
-        keys, gates = jax.random.split(key, 3), jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), hidden)
+        keys = jax.random.split(key, 3)
         return {
             "input": jax.random.normal(keys[0], (2, 4 * hidden)) / 2**0.5,
             "state": jax.random.normal(keys[1], (hidden, 4 * hidden)) / hidden**0.5,
-            "bias": gates,
+            "bias": jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), hidden),
             "out": {"w": jax.random.normal(keys[2], (hidden,)) / hidden**0.5, "b": jnp.zeros(())},
         }
 

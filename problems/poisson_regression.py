@@ -19,17 +19,15 @@ ELASTICITIES = np.array([-1.8, 0.7, 0.5, 0.3, np.log(8.0)])  # the last: eight s
 def sales(weeks: int) -> tuple[np.ndarray, np.ndarray]:
     """Centred log own price, log rival's price, log income and promotion (weeks, 4), and units sold (weeks,)."""
     draw = np.random.default_rng(0)
-    columns = draw.normal(0.0, (0.4, 0.4, 0.3), (weeks, 3)) @ [
-        [1, 0.5, 0],
-        [0, 1, 0],
-        [0, 0, 1],
-    ]  # prices move together
-    columns = np.column_stack([columns, draw.random(weeks) < 0.25])
+    own, rival, income = draw.normal(0, (0.4, 0.4, 0.3), (weeks, 3)).T
+    columns = np.column_stack([own, rival + 0.5 * own, income, draw.random(weeks) < 0.25])  # prices move together
     columns = columns - columns.mean(axis=0)
     return columns, draw.poisson(np.exp(columns @ ELASTICITIES[:4] + ELASTICITIES[4]))
 
 
 def problem(data: str | None = None, label: str | int | None = None, examples: int = 1000) -> Problem:
+    if examples < 10:
+        raise ValueError(f"examples={examples}: need at least 10")
     columns, counts = sales(examples) if data is None else datasets.load_table(data, label)
     if counts.min() < 0 or counts.sum() == 0:
         raise ValueError("the label must hold counts: none below 0, not all 0")

@@ -1,10 +1,9 @@
 """Transformer: mean cross-entropy, nats, of the next token, by a causal decoder with a tied embedding.
 
-Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), without biases and parameters of
-norms (Groeneveld et al., OLMo, 2024); weights normal with standard deviation 0.02. The default language is synthetic,
-`examples` sentences and as many held out: a token is the fixed successor of the one two before it, or with probability
-0.1 any of the 16. On held-out text no model beats its entropy; solved is a training loss of 1.05 times that. data=PATH
-is a text of your own, by characters, a tenth held out.
+Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), without biases and scales of norms;
+weights start normal with standard deviation 0.02. The default language is synthetic, `examples` sentences and as many
+held out: a token is the fixed successor of the one two before it, or any of the 16 with probability 0.1. No model beats
+its entropy on held-out text; solved is a training loss of 1.05 times that. data=PATH: your text, a tenth held out.
 """
 
 import jax
