@@ -56,7 +56,7 @@ def run(
     *problems: str,
     settings: Annotated[Settings, Parameter(name="*")] = _NOTHING,
     epochs: Annotated[int | None, Parameter(converter=whole)] = None,
-    all: bool = False,
+    every: Annotated[bool, Parameter(name="--all")] = False,
     config: Path | None = None,
     resume: str | None = None,
     out: Out = Path("results"),
@@ -74,7 +74,7 @@ def run(
         gradbench list.
     epochs
         Passes through the data, instead of --steps: examples // batch size steps each, or one with all the data.
-    all
+    every
         Every built-in problem, as @all.
     config
         A TOML file with these settings, by their names here or in run.json; options given here win.
@@ -85,9 +85,9 @@ def run(
     from gradbench.tables import check_format
 
     check_format(output.chosen)
-    if all and problems:
+    if every and problems:
         raise PlanError("--all runs every built-in problem; give no problem beside it")
-    problems = ("@all",) if all else problems
+    problems = ("@all",) if every else problems
     given: dict[str, Any] = {"problems": problems} if problems else {}
     given |= {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
     given |= {} if epochs is None else {"epochs": epochs}
