@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,14 @@ def test_every_built_in_problem_is_in_one_group():
     assert tuple(groups) == GROUPS
     assert sorted(name for names in groups.values() for name in names) == problem_names()
     assert all(groups.values())
+
+
+def test_every_built_in_problem_is_in_the_documentation_under_its_group():
+    text = (Path(__file__).parents[2] / "docs" / "problems.md").read_text(encoding="utf-8")
+    sections = dict(section.split("\n", 1) for section in text.split("\n## ")[1:])
+    for group, names in grouped_names().items():
+        listed = re.findall(r"^\| `(\w+)", sections[group.capitalize()], re.MULTILINE)
+        assert sorted(listed) == names
 
 
 def test_groups_are_read_without_jax():
