@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from gradbench import Problem
 
+GROUP = "landscapes"
+
 
 def residuals(p):
     return jnp.stack([c - p[0] * (1 - p[1] ** k) for k, c in ((1, 1.5), (2, 2.25), (3, 2.625))])

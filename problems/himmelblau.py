@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from gradbench import Problem
 
+GROUP = "landscapes"
+
 
 def problem() -> Problem:
     def gradient(p, data):

@@ -9,6 +9,8 @@ import numpy as np
 
 from gradbench import Problem, datasets
 
+GROUP = "convex"
+
 
 def problem(
     data: str | None = None, examples: int | None = None, features: int | None = None, label: str | int | None = None

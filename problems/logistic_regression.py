@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from gradbench import Problem, datasets
 
+GROUP = "convex"
+
 
 def softplus(x):
     """log(1 + exp(x)). Beside jax.nn.softplus a trial-step costs 0.7 as much: its gradient shares this exp.

@@ -11,6 +11,8 @@ import optax
 
 from gradbench import Problem, datasets
 
+GROUP = "networks"
+
 
 def problem(hidden: int | tuple[int, ...] = 32, activation: str = "tanh") -> Problem:
     images, labels = datasets.bundled("digits")

@@ -9,6 +9,8 @@ import numpy as np
 
 from gradbench import Problem
 
+GROUP = "convex"
+
 
 def problem(dim: int = 100, condition: float = 100.0) -> Problem:
     if dim < 1 or not 1 <= condition < np.inf:

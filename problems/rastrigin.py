@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from gradbench import Problem
 
+GROUP = "landscapes"
+
 
 def problem(dim: int = 2, amplitude: float = 10.0) -> Problem:
     if dim < 1 or not 0 <= amplitude < float("inf"):

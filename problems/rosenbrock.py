@@ -9,6 +9,8 @@ import numpy as np
 
 from gradbench import Problem
 
+GROUP = "landscapes"
+
 
 def problem(dim: int = 2) -> Problem:
     if dim < 2:

@@ -18,6 +18,7 @@ from gradbench.failures import printing_to_stderr
 from gradbench.gradients import self_test as planted
 from gradbench.gradients.check import check_gradient
 from gradbench.gradients.report import REPRODUCE, CheckReport
+from gradbench.inputs.built_in import without_groups
 from gradbench.inputs.plan import DEFAULT_PROBLEMS, DTYPES
 from gradbench.inputs.problem import load_problem
 from gradbench.library.activity import Activity
@@ -59,9 +60,10 @@ def run_check(
         raise PlanError("self-test: it plants its faults in a network of its own; give no problem")
     if self_test:
         return _run_self_test(dtypes, device, fast, output_format, out, note, activity)
+    named = [name for given in problems or DEFAULT_PROBLEMS for name in _named(given)]
     # All loaded now: the last one's misspelt name should not cost the reports of the others.
     with printing_to_stderr():
-        loaded = [(load_problem(problem), isinstance(problem, str)) for problem in problems or DEFAULT_PROBLEMS]
+        loaded = [(load_problem(problem), isinstance(problem, str)) for problem in named]
     reports = []
     for problem, from_spec in loaded:
         note(f"checking {problem.name} ...")
@@ -79,6 +81,11 @@ def run_check(
         show(_render(rows, output_format, [report.to_json() for report in reports]))
     _write(out, {"kind": "check", "checks": [report.to_json() for report in reports]}, note)
     return exit_code(reports, strict)
+
+
+def _named(problem: Any) -> Sequence[Any]:
+    """The problems of a group, or the one that is given."""
+    return without_groups([problem]) if isinstance(problem, str) else [problem]
 
 
 def exit_code(reports: Sequence[CheckReport], strict: bool = False) -> int:

@@ -14,15 +14,16 @@ PROSE = ("settings", "about", "kind")
 
 def inventory() -> dict[str, list[dict[str, Any]]]:
     """Rows of problems, optimizers and devices. Only the files are read; no data is loaded."""
+    from gradbench.inputs.built_in import grouped_names
     from gradbench.inputs.optimizer import optimizer_functions
-    from gradbench.inputs.problem import problem_function, problem_names
+    from gradbench.inputs.problem import problem_function
     from gradbench.machine.devices import describe, find_devices
 
     problems = []
-    for name in problem_names():
+    for group, name in ((group, name) for group, names in grouped_names().items() for name in names):
         function = problem_function(name)
         about = (inspect.getdoc(inspect.getmodule(function)) or "").split("\n", 1)[0]
-        problems.append({"problem": name, "settings": _settings(function), "about": about})
+        problems.append({"problem": name, "group": group, "settings": _settings(function), "about": about})
     optimizers = [{"optimizer": name, "settings": _settings(f)} for name, f in optimizer_functions().items()]
     devices: list[dict[str, Any]] = []
     find_devices(None)  # whether JAX starts at all
@@ -56,7 +57,12 @@ def list_text(output_format: str) -> str:
         return to_json(found)
     if output_format == "csv":
         rows = [
-            {"kind": kind[:-1], "name": next(iter(row.values())), "settings": row.get("settings", "")}
+            {
+                "kind": kind[:-1],
+                "name": next(iter(row.values())),
+                "settings": row.get("settings", ""),
+                "group": row.get("group", ""),
+            }
             for kind, rows in found.items()
             for row in rows
         ]

@@ -167,7 +167,7 @@ def check(
     Parameters
     ----------
     problems
-        Names with settings, or files; see gradbench list.
+        Names with settings, groups, such as @networks, or files; see gradbench list.
     dtype
         float32 (if not given), float64, bfloat16 or float16; repeat for more. A self-test takes all four.
     precision

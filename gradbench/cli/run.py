@@ -56,6 +56,7 @@ def run(
     *problems: str,
     settings: Annotated[Settings, Parameter(name="*")] = _NOTHING,
     epochs: Annotated[int | None, Parameter(converter=whole)] = None,
+    every: Annotated[bool, Parameter(name="--all")] = False,
     config: Path | None = None,
     resume: str | None = None,
     out: Out = Path("results"),
@@ -69,9 +70,12 @@ def run(
     Parameters
     ----------
     problems
-        Names with settings, such as "mlp[hidden=64]", or files, such as ./mine.py; see gradbench list.
+        Names with settings, such as "mlp[hidden=64]", groups, such as @networks, or files, such as ./mine.py; see
+        gradbench list.
     epochs
         Passes through the data, instead of --steps: examples // batch size steps each, or one with all the data.
+    every
+        Every built-in problem, as @all.
     config
         A TOML file with these settings, by their names here or in run.json; options given here win.
     resume
@@ -81,6 +85,9 @@ def run(
     from gradbench.tables import check_format
 
     check_format(output.chosen)
+    if every and problems:
+        raise PlanError("--all runs every built-in problem; give no problem beside it")
+    problems = ("@all",) if every else problems
     given: dict[str, Any] = {"problems": problems} if problems else {}
     given |= {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
     given |= {} if epochs is None else {"epochs": epochs}

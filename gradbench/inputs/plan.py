@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gradbench.errors import PlanError, nearest, one_line
+from gradbench.inputs.built_in import without_groups
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 # Of matrix products, by what jax.default_matmul_precision calls it; None leaves it to the device.
@@ -43,6 +44,11 @@ def _specs(what: str, example: str) -> Callable[[str, Any], tuple[str, ...]]:
         return value
 
     return check
+
+
+def _problems(name: str, value: Any) -> tuple[str, ...]:
+    specs = _specs("problem", "mlp")
+    return specs(name, without_groups(specs(name, value)))
 
 
 def _whole(low: int, high: int) -> Callable[[str, Any], int]:
@@ -103,8 +109,9 @@ class SweepPlan:
 
     problems: tuple[str, ...] = _setting(
         DEFAULT_PROBLEMS,
-        'Names with settings, such as "mlp[hidden=64]", or files, such as ./mine.py; see gradbench list.',
-        _specs("problem", "mlp"),
+        'Names with settings, such as "mlp[hidden=64]", groups, such as @networks, or files, such as ./mine.py; see '
+        "gradbench list.",
+        _problems,
         ("--problem",),
     )
     optimizers: tuple[str, ...] = _setting(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gradbench.errors import GradbenchError, GradbenchWarning, ProblemError, error_text, nearest
+from gradbench.inputs.built_in import problem_names, problems_folder
 from gradbench.inputs.contract import framework_hint, validate
 from gradbench.inputs.data import as_arrays, cast
 from gradbench.inputs.objective import Objective
@@ -93,17 +94,6 @@ class Problem:
         made = {"init": of.fixed_params, "loss": of.fixed_loss, "data": of.fixed_data(self.data)}
         gradient = None if of.random or self.stateful else self.gradient
         return dataclasses.replace(self, **made, gradient=gradient, holdout=None, metrics={}, stateful=False)
-
-
-def problems_folder() -> Path:
-    """Where the built-in problem files are: inside the package in a wheel, beside it in a checkout."""
-    inside = Path(__file__).parents[1] / "problems"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "problems"
-
-
-def problem_names() -> list[str]:
-    """The names of the built-in problems, sorted."""
-    return sorted(p.stem for p in problems_folder().glob("*.py") if not p.stem.startswith("_"))
 
 
 def problem_path(target: str) -> Path:

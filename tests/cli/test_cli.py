@@ -22,6 +22,7 @@ import gradbench
 from gradbench.cli.main import app, invoke
 from gradbench.engine import runner
 from gradbench.errors import GradbenchWarning, RunError
+from gradbench.inputs.built_in import grouped_names, problem_names
 
 ROOT = Path(__file__).parents[2]
 VERBS = [name for name in app if not name.startswith("-")]
@@ -111,6 +112,7 @@ def test_list_names_everything(command):
     assert {row["problem"] for row in found["problems"]} >= {"quadratic_bowl", "mlp", "himmelblau"}
     assert {row["optimizer"] for row in found["optimizers"]} >= {"adam", "lion", "momentum"}
     assert found["devices"][0]["device"] == "cpu"
+    assert {row["group"] for row in found["problems"]} == {"landscapes", "convex", "networks", "science"}
     for output_format in ("table", "csv", "markdown"):
         assert "quadratic_bowl" in command("list", "--format", output_format)[1]
 
@@ -168,6 +170,9 @@ BAD = [
     (["run", "--config", "none.toml"], "none.toml"),
     (["run", "--resume", "latest"], "no records here"),
     (["run", "mlp", "--resume", "latest"], "own plan"),
+    (["run", "mlp", "--all"], "--all runs every built-in problem; give no problem beside it"),
+    (["run", "@netwrks"], "no group '@netwrks', did you mean '@networks'? (groups: @all, @landscapes, @convex,"),
+    (["check", "@nets"], "no group '@nets'"),
     (["run", "--out", "/dev/null/x"], "cannot make a results folder"),
     (["run", "--format", "yaml"], "--format"),
     (["compare", "nothing"], "no such record"),
@@ -186,6 +191,15 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, arguments, wor
     assert len(err.splitlines()) == 1
     assert words in err
     assert not list(tmp_path.rglob("run.json"))
+
+
+@pytest.mark.parametrize(("argument", "named"), [("--all", problem_names()), ("@science", grouped_names()["science"])])
+def test_all_and_a_group_run_their_problems(command, monkeypatch, argument, named):
+    def run(plan, **_):
+        raise RunError(" ".join(sorted(plan.problems)))
+
+    monkeypatch.setattr(runner, "run_plan", run)
+    assert command("run", argument, "--quiet")[2].split()[1:] == named
 
 
 def test_whole_numbers_may_be_written_with_an_exponent(command):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +15,10 @@ from gradbench.datasets import load_table
 from gradbench.errors import ProblemError
 from gradbench.inputs.problem import cast, load_problem, problem_names, problems_folder
 
+# The networks small, since compiling their gradients is most of the time.
+SMALL = {"lstm": "[hidden=8,length=4]", "transformer": "[layers=1,width=8,heads=2,length=4]", "cnn": "[channels=2]"}
 SPECS = [
-    *problem_names(),
+    *(name + SMALL.get(name, "") for name in problem_names()),
     "quadratic_bowl[dim=1]",
     "quadratic_bowl[dim=2,condition=1]",
     "linear_regression[examples=60,features=5]",
@@ -29,6 +33,10 @@ SPECS = [
 def test_a_problem_keeps_the_contract(spec):
     problem = load_problem(spec)
     assert problem.name == spec
+    assert set(problem.maximise) <= set(problem.metrics)
+    for name, split in itertools.product(problem.metrics, (problem.data, problem.holdout)):
+        start = jax.eval_shape(problem.init, jax.random.key(0))
+        assert jax.eval_shape(problem.metrics[name], start, cast(split, jnp.float32)).shape == ()
     with jax.enable_x64(True):
         value_and_grad = jax.jit(jax.value_and_grad(problem.loss))
         for seed in range(3):
