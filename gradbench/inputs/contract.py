@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.errors import GradbenchError, ProblemError, error_text, nearest
-from gradbench.inputs.data import cast, check_data, check_holdout
-from gradbench.inputs.objective import LOSS, fixed_key
+from gradbench.inputs.losses.data import cast, check_data, check_holdout
+from gradbench.inputs.losses.objective import LOSS, fixed_key
 
 if TYPE_CHECKING:
     from gradbench.inputs.problem import Problem

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from gradbench.errors import GradbenchError, GradbenchWarning, ProblemError, error_text, nearest
 from gradbench.inputs.built_in import problem_names, problems_folder
 from gradbench.inputs.contract import framework_hint, validate
-from gradbench.inputs.data import as_arrays, cast
-from gradbench.inputs.objective import Objective
+from gradbench.inputs.losses.data import as_arrays, cast
+from gradbench.inputs.losses.objective import Objective
 from gradbench.inputs.spec import check_settings, is_path, load_file, parse_spec
 
 LOG = logging.getLogger(__name__)

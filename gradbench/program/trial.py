@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradbench.inputs.objective import SPLITS, Objective, trial_key
+from gradbench.inputs.losses.objective import SPLITS, Objective, trial_key
 from gradbench.inputs.optimizer import Optimizer, extra_arguments
 from gradbench.inputs.plan import PRECISIONS, SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes

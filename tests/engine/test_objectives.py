@@ -31,7 +31,7 @@ KINDS = ["dropout", "state", "all"]
 def plain_loop(problem, rate, steps, seed, batch_size):
     """The losses and states of an ordinary Optax loop in float64: those of all the data at each step."""
     with jax.enable_x64(False):
-        drawn = initialise(problem, jax.default_backend())(jnp.array([seed], jnp.uint32))
+        drawn = initialise(problem, jax.devices()[:1])(jnp.array([seed], jnp.uint32))
         drawn = jax.tree.map(lambda leaf: np.asarray(leaf)[0], drawn)
     with jax.enable_x64(True):
         params, state = cast(drawn, "float64") if problem.stateful else (cast(drawn, "float64"), None)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.errors import ProblemError
-from gradbench.inputs.data import cast
+from gradbench.inputs.losses.data import cast
 
 Params = Any
 Data = Any

@@ -1,0 +1,1 @@
+"""What a loss is given and how it is called, whatever its form."""
