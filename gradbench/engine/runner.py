@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from gradbench.engine.compiling import EVALUATIONS, TIMED, CompiledPair, Compile
 from gradbench.engine.pair import PairSweep, Progress, curve_points
 from gradbench.engine.processes import Following, Rendezvous, Shared
 from gradbench.engine.roofline import measure_limits
-from gradbench.errors import PlanError, RecordError, RunError, one_line
+from gradbench.errors import GradbenchWarning, PlanError, RecordError, RunError, one_line
 from gradbench.inputs.optimizer import Optimizer, load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, check_batch, load_problem, shapes, warn_of_idle_leaves
@@ -25,7 +26,7 @@ from gradbench.inputs.sources import difference, given_as_object, sources
 from gradbench.machine.devices import find_devices, memory
 from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block
-from gradbench.program.program import Block, Program, Trial, numerics
+from gradbench.program.program import Block, Trial, numerics
 from gradbench.program.xla.switch import enabled
 from gradbench.record.schema import SCHEMAS
 from gradbench.record.store import Run, RunWriter, find_run, load_run
@@ -268,14 +269,22 @@ class _Pairs:
         names, store = self.plan.pairs[number], self.writer.pair(number)
         self.watcher.pair_started(number, *names)
         pair = self.ahead.pop(number, None) or self._compile(number)
-        advance = pair.ready()
+        pair.ready()
         modes = () if store.has("timings") else self._modes(number)
         timings = Timings(pair, modes) if modes else None
         follower = _following(self.writer, number, len(self.trials))
         if follower is not None:
             self.ahead[follower] = self._compile(follower)
-        if not (store.swept or self._sweep(number, pair.program, advance)):
-            return False
+        while not store.swept:
+            try:
+                if not self._sweep(number, pair):
+                    return False
+            except jax.errors.JaxRuntimeError as error:
+                if not self._can_shrink(number, pair.program.block, error):
+                    raise
+            if not store.swept:  # what ran out of memory is free again here
+                pair = self._halved(number)
+                timings = Timings(pair, modes) if modes else None
         tables = PairTables(self.plan, store.read("trials"), store.read("timings"), self.writer.info["problems"])
         self.watcher.pair_swept(number, *names, tables)
         if self.plan.sharpness and not store.has("sharpness"):
@@ -289,14 +298,35 @@ class _Pairs:
         self.watcher.pair_done(number, *names, dataclasses.replace(tables, timings=store.read("timings")))
         return True
 
-    def _sweep(self, number: int, program: Program, advance: Any) -> bool:
+    def _sweep(self, number: int, pair: CompiledPair) -> bool:
         store = self.writer.pair(number)
-        sweep = PairSweep(program, advance, self.plan, number, store)
+        sweep = PairSweep(pair.program, pair.ready(), self.plan, number, store)
         with self.compiler.working():
             finished = sweep.run(self.watcher.chunk, self.watcher.should_stop)
         if finished:
             store.end_sweep()
         return finished
+
+    def _can_shrink(self, number: int, block: Block, error: Exception) -> bool:
+        """Whether a sweep failed for want of memory and may begin anew with fewer trials at a time: not from a
+        checkpoint, which holds as many as there were, nor where other processes count on the block."""
+        bound = isinstance(self.writer, Shared) or self.writer.pair(number).has_checkpoint
+        return not bound and "RESOURCE_EXHAUSTED" in str(error) and block.lanes > 1
+
+    def _halved(self, number: int) -> CompiledPair:
+        """The pair's programs for half as many trials at a time, which run.json keeps."""
+        name = _name(self.trials[number])
+        block = Block(**self.writer.info["blocks"][name])
+        lanes = block.lanes // 2
+        warnings.warn(
+            f"{name}: no memory for {block.lanes} trials at a time on a device; going on with {lanes}",
+            GradbenchWarning,
+            stacklevel=2,
+        )
+        smaller = dataclasses.replace(block, lanes=lanes, relayout=block.relayout and lanes > 1)
+        self.writer.info["blocks"][name] = dataclasses.asdict(smaller)
+        self.writer.save_info()
+        return self._compile(number)
 
     def _compile(self, number: int) -> CompiledPair:
         trial, swept = self.trials[number], self.writer.pair(number).swept
@@ -315,10 +345,14 @@ def _following(writer: RunWriter | Shared, number: int, pairs: int) -> int | Non
     return next((n for n in range(number + 1, pairs) if not writer.pair(n).complete), None)
 
 
+def _name(trial: Trial) -> str:
+    """A pair's, in run.json."""
+    return f"{trial.problem.name} × {trial.optimizer.spec}"
+
+
 def _block(writer: RunWriter | Shared, trial: Trial, devices: list[jax.Device]) -> Block:
     """The pair's block: the one in run.json if the run began with it, else chosen now and stored."""
-    name = f"{trial.problem.name} × {trial.optimizer.spec}"
-    blocks = writer.info["blocks"]
+    name, blocks = _name(trial), writer.info["blocks"]
     if name not in blocks:
         blocks[name] = dataclasses.asdict(choose_block(trial, devices, trial.plan.trials_per_pair))
         writer.save_info()

@@ -57,6 +57,10 @@ class PairStore:
             np.savez(file, allow_pickle=False, parts=np.int64(self.parts), **arrays)
             file.flush()
 
+    @property
+    def has_checkpoint(self) -> bool:
+        return (self.folder / "checkpoint.npz").is_file()
+
     def restore(self) -> dict[str, np.ndarray] | None:
         """The last checkpoint, with the parts written after it dropped; None if there is none."""
         path = self.folder / "checkpoint.npz"
