@@ -63,15 +63,16 @@ class Block:
 
 
 class Program:
-    """The programs of one (problem, optimizer) pair for one block shape, and the data on its devices.
+    """The programs of one (problem, optimizer) pair for one block shape, and the data on its devices. They are made for
+    the devices' platform, or for another one, to be exported to it.
 
     `advance` is compiled ahead by the timing module; the others are small, and compile in `prepare` or at their first
     call.
     """
 
-    def __init__(self, trial: Trial, block: Block, devices: Sequence[jax.Device]):
+    def __init__(self, trial: Trial, block: Block, devices: Sequence[jax.Device], platform: str | None = None):
         self.block, self.devices = block, list(devices[: block.devices])
-        platform = self.devices[0].platform
+        self.platform = platform = platform or self.devices[0].platform
         self.trial, compiled = trial, trial.compiled_for(platform)
         mesh = trials_mesh(self.devices)
         self.sharded, self.replicated = NamedSharding(mesh, P(TRIALS)), NamedSharding(mesh, P())
@@ -114,7 +115,7 @@ class Program:
 
     def _with_metrics(self, trial: Trial, row: Callable[..., Any], data: Data, holdout: Data) -> Callable[..., Any]:
         """`row` of a scan that also takes whether to evaluate the metrics before it, all the trials' or none."""
-        block, platform = self.block, self.devices[0].platform
+        block, platform = self.block, self.platform
         evaluate = over_trials(trial.metrics, (0, None, None), platform)
         evaluate = rewritten(evaluate, platform, block.relayout and enabled())
         nothing = jnp.zeros((block.lanes, len(trial.objective.recorded)), self.rate_dtype)
