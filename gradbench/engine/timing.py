@@ -240,7 +240,7 @@ def compile_evaluation(program: Program, mode: str) -> Compiled:
         after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=program.block.rows)
         return inner(after, after)
 
-    options = loop_options(platform, program.trial.products)
+    options = loop_options(platform, program.trial.kind.products)
     with numerics(plan.dtype, plan.precision):
         arguments = shapes(problem, plan.dtype)
         params, data = jax.tree.map(partial(_on, SingleDeviceSharding(program.devices[0])), arguments)

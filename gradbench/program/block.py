@@ -102,14 +102,16 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     # Data larger than the cache is read from memory at every step: more lanes share that reading.
     data_bytes = jnp.dtype(plan.dtype).itemsize * sum(np.size(leaf) for leaf in jax.tree.leaves(problem.data))
     shared = data_bytes if plan.batch_size is None else 0
-    cache = machine.product_bytes if trial.products else machine.cache_bytes
+    cache = machine.product_bytes if trial.kind.products else machine.cache_bytes
     near = max(cache, shared) / max(step.bytes, 1)
     # Where a whole trial is over in an instant, more lanes hide the host's work between blocks.
     near = max(near, min(RETIRE_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near
-    # Two trials side by side make a matrix product a quarter faster, four a little more while the cache holds them.
-    relayout = trial.matrices and machine is CPU
-    least = max(2.0, min(4.0, machine.shared_bytes / max(step.bytes, 1))) if trial.products and relayout else 1
-    lanes = int(max(1, min(needed, max(near, least), fits, 65536)))
+    kind, on_cpu = trial.kind, machine is CPU
+    # Two trials side by side make products of matrices a quarter faster, four a little more while the cache holds them.
+    company = kind.products and kind.matrices and on_cpu
+    least = max(2.0, min(4.0, machine.shared_bytes / max(step.bytes, 1))) if company else 1
+    most = 1 if kind.alone and on_cpu else 65536
+    lanes = int(max(1, min(needed, max(near, least), fits, most)))
     lanes = math.ceil(needed / math.ceil(needed / lanes))  # blocks of equal size: the last one is not half empty
     count = min(len(devices), math.ceil(trials / lanes))
 
@@ -121,7 +123,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
         rows = min(rows, max(RETIRE_SECONDS / row_s, total_rows / 8))
     rows = max(1.0, min(rows, total_rows, machine.shared_bytes / (16 * lanes * spread)))
     chunks = math.ceil(total_rows / rows)
-    return Block(count, lanes, math.ceil(total_rows / chunks), stride, relayout and lanes > 1)
+    return Block(count, lanes, math.ceil(total_rows / chunks), stride, kind.matrices and on_cpu and lanes > 1)
 
 
 def observation_stride(problem: Problem, plan: SweepPlan) -> int:

@@ -105,7 +105,7 @@ class Program:
         spread = jax.shard_map(
             advance, mesh=mesh, in_specs=(*per_trial, *shared), out_specs=(P(TRIALS), P(None, TRIALS)), check_vma=False
         )
-        options = loop_options(platform, trial.products, block.lanes)
+        options = loop_options(platform, trial.kind.products, block.lanes)
         self.advance = jax.jit(spread, donate_argnums=0, compiler_options=options)
         # Each device starts its own trials; left to itself, XLA gathers the operands of what it cannot split.
         begin = over_trials(trial.start, (0, 0), platform)

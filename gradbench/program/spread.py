@@ -14,15 +14,9 @@ from jax.sharding import PartitionSpec as P
 from gradbench.inputs.problem import Problem
 from gradbench.machine.internals import compiler_options
 from gradbench.program.xla.jaxprs import equations
+from gradbench.program.xla.kind import FACTORISATIONS
 
 TRIALS = "trials"
-
-# What XLA:CPU leaves to LAPACK. Batches of them gain nothing, since a batch's matrices are taken one after another; and
-# with several devices jax 0.10's wait for each other's threads for good.
-_FACTORISATIONS = {
-    *("cholesky", "eig", "eigh", "geqp3", "geqrf", "hessenberg", "householder_product", "lu", "qr", "schur", "svd"),
-    *("symmetric_product", "triangular_solve", "tridiagonal", "tridiagonal_solve"),
-}
 
 
 def over_trials(function: Callable[..., Any], in_axes: Sequence[int | None], platform: str) -> Callable[..., Any]:
@@ -43,7 +37,7 @@ def over_trials(function: Callable[..., Any], in_axes: Sequence[int | None], pla
             traced, result = jax.make_jaxpr(together, return_shape=True)(*args)
         except NotImplementedError:
             return one_by_one(*args)
-        if platform == "cpu" and any(e.primitive.name in _FACTORISATIONS for e in equations(traced)):
+        if platform == "cpu" and any(e.primitive.name in FACTORISATIONS for e in equations(traced)):
             return one_by_one(*args)
         return jax.tree.unflatten(jax.tree.structure(result), jaxpr_as_fun(traced)(*jax.tree.leaves(args)))
 

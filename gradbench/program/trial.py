@@ -18,8 +18,7 @@ from gradbench.inputs.optimizer import Optimizer, extra_arguments
 from gradbench.inputs.plan import PRECISIONS, SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
 from gradbench.program.minibatch import batch_rows, take_rows
-from gradbench.program.xla.jaxprs import equations
-from gradbench.program.xla.layout import of_matrices
+from gradbench.program.xla.kind import Kind
 from gradbench.program.xla.products import as_products
 
 
@@ -85,15 +84,13 @@ def _like(new: Any, old: Any) -> Any:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial's arithmetic, with no axis for trials: how it starts, and how one observed row comes about. `products`
-    says whether its loss has matrix products or convolutions, `matrices` whether they are all of two axes at most."""
+    """One trial's arithmetic, with no axis for trials: how it starts, and how one observed row comes about."""
 
     problem: Problem
     optimizer: Optimizer
     plan: SweepPlan
     extras: Callable[..., dict[str, Any]]
-    products: bool
-    matrices: bool
+    kind: Kind
 
     @classmethod
     def of(cls, problem: Problem, optimizer: Optimizer, plan: SweepPlan) -> Trial:
@@ -102,9 +99,7 @@ class Trial:
         params, data = shapes(plain, plan.dtype)
         extras = extra_arguments(optimizer, plan.steps, plain.loss, params, data)
         loss = jax.make_jaxpr(plain.loss)(params, data)
-        names = {equation.primitive.name for equation in equations(loss)}
-        products = bool(names & {"dot_general", "conv_general_dilated"})
-        return cls(problem, optimizer, plan, extras, products, of_matrices(loss))
+        return cls(problem, optimizer, plan, extras, Kind.of(loss, params))
 
     def compiled_for(self, platform: str) -> Trial:
         """The same arithmetic as a device's compiler is given it."""

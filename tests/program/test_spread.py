@@ -5,10 +5,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import gradbench
+from gradbench.inputs.optimizer import load_optimizer
+from gradbench.inputs.plan import SweepPlan
+from gradbench.program.block import choose_block
 from gradbench.program.spread import initialise, over_trials
+from gradbench.program.trial import Trial
 from gradbench.program.xla.jaxprs import equations
+from gradbench.program.xla.kind import Kind
 
 
 def factorisations(jaxpr):
@@ -53,3 +59,24 @@ def test_starts_are_spread_over_the_devices():
     one = initialise(problem, devices[:1])(np.arange(2 * len(devices), dtype=np.uint32))
     np.testing.assert_array_equal(drawn["normal"], one["normal"])
     assert initialise(problem, devices) is starts
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [
+        ("quadratic_bowl", Kind(products=False, matrices=True, alone=False)),
+        ("mlp", Kind(products=True, matrices=True, alone=False)),
+        ("cnn", Kind(products=True, matrices=False, alone=False)),
+        ("transformer", Kind(products=True, matrices=False, alone=True)),
+        ("matrix_factorisation", Kind(products=False, matrices=True, alone=True)),
+        ("gaussian_process", Kind(products=True, matrices=True, alone=True)),
+    ],
+)
+def test_a_problem_has_the_block_of_its_kind(problem, kind):
+    loaded = gradbench.load_problem(problem)
+    plan = SweepPlan((problem,), ("sgd",), "1e-3:1:8", seeds=2, steps=100)
+    trial = Trial.of(loaded, load_optimizer("sgd"), plan)
+    block = choose_block(trial, jax.devices("cpu"), plan.trials)
+    assert trial.kind == kind
+    assert (block.lanes == 1) == (kind.alone or not kind.matrices)  # a convolution's windows fill the cache
+    assert block.relayout == (kind.matrices and block.lanes > 1)

@@ -109,10 +109,12 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
             problem = Problem(init=lambda key: params, loss=loss, data=data, examples=examples)
             trial = sweep.Trial.of(problem, Optimizer("keeps the gradient", _keeps_gradient), plan)
             cpu = all(device.platform == "cpu" for device in one.devices())
-            block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1, relayout=cpu and trial.matrices)
+            block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1, relayout=cpu and trial.kind.matrices)
             program = sweep.Program(trial, block, list(one.devices()))
             if cpu:  # its products are ours, in orders that few programs have
-                sandbox.survive(program.advance, program.arguments(), sweep.loop_options("cpu", trial.products, LANES))
+                sandbox.survive(
+                    program.advance, program.arguments(), sweep.loop_options("cpu", trial.kind.products, LANES)
+                )
             made.append(program)
         program = made[0]
         rates, none = program.rates(np.zeros(LANES)), program.place(np.zeros(LANES, np.int32))

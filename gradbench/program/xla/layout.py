@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradbench.program.xla.jaxprs import equations
-
 _VECTOR = 16  # float32 numbers in the widest vectors of a CPU
 _LARGEST = 2**26  # bytes of data that is kept in two orders
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # of products that XLA:CPU has kernels for
@@ -46,22 +44,6 @@ class PermutedArray:
     @property
     def dtype(self) -> Any:
         return self.array.dtype
-
-
-def of_matrices(trace: Any) -> bool:
-    """Whether all that a traced loss multiplies are matrices and vectors, as of examples and features: what a layout
-    with examples last is for. With more axes, as of a sequence or an image, or products in batches, as of attention,
-    features fill the vectors, and a product in another order costs the transposes that what lies between needs.
-    """
-    for equation in equations(trace):
-        name = equation.primitive.name
-        if name == "conv_general_dilated":
-            return False
-        if name == "dot_general" and (
-            equation.params["dimension_numbers"][1][0] or any(v.aval.ndim > 2 for v in equation.invars)
-        ):
-            return False
-    return True
 
 
 def as_permuted(array: jax.Array, order: Sequence[int]) -> Any:
