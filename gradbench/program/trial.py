@@ -121,7 +121,10 @@ class Trial:
 
     def noise(self, keys: Keys, step: jax.Array) -> Any:
         """The key that the loss of update number `step` gets; None of a loss that takes none."""
-        return jax.random.fold_in(jax.random.wrap_key_data(keys.noise), step) if self.objective.random else None
+        if not self.objective.random:
+            return None
+        step = jnp.minimum(step, self.plan.steps)  # where the last row is, if less than a stride on
+        return jax.random.fold_in(jax.random.wrap_key_data(keys.noise), step)
 
     def start(self, drawn: Any, learning_rate: jax.Array) -> State:
         """The state before the first step, of what the problem's init drew."""
@@ -178,8 +181,7 @@ class Trial:
         if batch_size is None:
             return self.step(state, learning_rate, data, self.noise(keys, step))
         assert examples is not None
-        seen = self.noise(keys, jnp.minimum(step, self.plan.steps))  # the last row is at the last step
-        value, grads, _ = self.gradient(state.params, state.model_state, data, seen)
+        value, grads, _ = self.gradient(state.params, state.model_state, data, self.noise(keys, step))
         value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
         row = Observation(value, inner(grads, grads), state.overshot / stride)
 
