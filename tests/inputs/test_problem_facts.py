@@ -55,13 +55,13 @@ def test_softmax_minimum_brackets_scikit_learns():
     """With an l2 penalty, f(w) - min f <= |grad f(w)|² / (2 l2) (Boyd and Vandenberghe, 9.1.2)."""
     from sklearn.linear_model import LogisticRegression
 
-    problem = load_problem("softmax_regression")
+    problem = load_problem("softmax_regression[l2=0.1]")
     few = {"X": problem.data["X"][:200, 20:30], "y": problem.data["y"][:200]}
-    minimum = datasets.softmax_minimum(few["X"], few["y"], 10, l2=1e-3)
-    model = LogisticRegression(C=1 / (1e-3 * 200), fit_intercept=False, tol=1e-8, max_iter=1000)
+    minimum = datasets.softmax_minimum(few["X"], few["y"], 10, l2=0.1)
+    model = LogisticRegression(C=1 / (0.1 * 200), fit_intercept=False, tol=1e-7, max_iter=1000)
     value, gradient = gradient64(problem.loss, model.fit(few["X"], few["y"]).coef_.T, few)
     slack = 1e-14
-    assert value - np.sum(gradient**2) / (2 * 1e-3) - slack <= minimum <= value + slack
+    assert value - np.sum(gradient**2) / (2 * 0.1) - slack <= minimum <= value + slack
 
 
 def newton(problem, params):
