@@ -16,7 +16,8 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast
 from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.program import State, Trial, numerics
-from gradbench.program.spread import initialise
+from gradbench.program.spread import initialise, over_trials
+from gradbench.program.xla.products import as_products
 
 CALL_BYTES = 2**26  # of the params whose losses are found in one call
 
@@ -58,7 +59,7 @@ def flat_loss(problem: Problem, dtype: str):
 
 def losses_at(problem: Problem, plan: SweepPlan) -> Callable[[np.ndarray], np.ndarray]:
     """(N, P) flat params -> (N,) losses of all the data, with the plan's arithmetic: one program, whatever N is."""
-    loss = flat_loss(problem, plan.dtype)
+    loss = as_products(flat_loss(problem, plan.dtype), jax.default_backend())
     with numerics(plan.dtype, plan.precision):
         data, wide = cast(problem.plain.data, plan.dtype), jnp.promote_types(jnp.float32, plan.dtype)
     program = jax.jit(lambda points, data: jax.lax.map(lambda point: loss(point, data).astype(wide), points))
@@ -105,13 +106,15 @@ def replays(
     has the gradient once, of the trials of all optimizers together. The memory is trials × steps × parameters.
     Raises OptimizerError as a sweep does.
     """
-    wanted = np.asarray(steps, np.int32)
+    wanted, platform = np.asarray(steps, np.int32), jax.default_backend()
     with numerics(plan.dtype, plan.precision):
-        kinds = [Trial.of(problem, load_optimizer(of) if isinstance(of, str) else of, plan) for of in trials]
+        optimizers = [load_optimizer(of) if isinstance(of, str) else of for of in trials]
+        kinds = [Trial.of(problem, optimizer, plan).compiled_for(platform) for optimizer in optimizers]
     counts = [len(of) for of in trials.values()]
     seeds = np.asarray([seed for of in trials.values() for _, seed in of], np.uint32)
     axis = None if plan.batch_size is None else 0  # of what a step sees: all the data, or a batch for each trial
-    gradient = jax.vmap(kinds[0].gradient, in_axes=(0, 0, axis, 0))
+    gradient = over_trials(kinds[0].gradient, (0, 0, axis, 0), platform)
+    changes = [over_trials(kind.update, (0, 0, axis, 0, 0, 0), platform) for kind in kinds]
 
     def parts(tree: Any) -> list[Any]:
         ends = np.cumsum([0, *counts])
@@ -133,11 +136,9 @@ def replays(
             values, grads, model_state = gradient(params, model_state, batch, noise)
             seen = [batch] * len(kinds) if axis is None else parts(batch)
             return [
-                jax.vmap(kind.update, in_axes=(0, 0, axis, 0, 0, 0))(state, rate, own, value, grad, key)[0]._replace(
-                    model_state=after
-                )
-                for kind, state, rate, own, value, grad, key, after in zip(
-                    kinds, states, rates, seen, parts(values), parts(grads), parts(noise), parts(model_state)
+                change(state, rate, own, value, grad, key)[0]._replace(model_state=after)
+                for change, state, rate, own, value, grad, key, after in zip(
+                    changes, states, rates, seen, parts(values), parts(grads), parts(noise), parts(model_state)
                 )
             ]
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import gradbench
+from gradbench.gradients.execution import programs
+from gradbench.gradients.rounding.band import Band
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.program.block import choose_block
@@ -42,6 +44,16 @@ def test_factorisations_of_several_trials_are_taken_one_after_another_on_a_cpu()
     assert factorisations(jax.make_jaxpr(elsewhere)(seeds)) == {3}
     for seed, orthogonal in enumerate(spread(seeds)["orthogonal"]):
         np.testing.assert_allclose(orthogonal, init(jax.random.key(seed))["orthogonal"], rtol=1e-5, atol=1e-6)
+
+
+def test_the_check_takes_no_batches_of_them_either():
+    params = init(jax.random.key(0))
+    band = Band(jax.grad(loss), params, (), "float32", "highest", jax.devices()[0])
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(leaf, jnp.float64) for leaf in jax.tree.leaves(params)]
+        assert factorisations(jax.make_jaxpr(band._moments)(jnp.arange(4, dtype=jnp.uint32), wide)) == {2}
+    run = programs.forward(loss)
+    assert factorisations(jax.make_jaxpr(run)(params, ((), programs.directions(params)))) == {2}
 
 
 def test_a_sweep_with_factorisations_on_all_cores_ends(sweep):

@@ -19,6 +19,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
 from gradbench.program import program as sweep
 from gradbench.program.minibatch import take_rows
+from gradbench.program.spread import over_trials
 
 LossFunction = Callable[[Any, Any], jax.Array]
 Runner = Callable[[Any, Any], tuple[Any, Any]]
@@ -167,7 +168,11 @@ def forward(loss: LossFunction) -> Callable[[Any, Any], jax.Array]:
 
     def run(params, both):
         data, tangents = both
-        return jax.vmap(lambda tangent: jax.jvp(lambda p: loss(p, data), (params,), (tangent,))[1])(tangents)
+
+        def along(tangent):
+            return jax.jvp(lambda p: loss(p, data), (params,), (tangent,))[1]
+
+        return over_trials(along, (0,), jax.default_backend())(tangents)
 
     return run
 

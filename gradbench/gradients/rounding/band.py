@@ -21,6 +21,7 @@ from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, 
 from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Pair, is_float, wide
 from gradbench.machine.internals import compiler_options
+from gradbench.program.spread import over_trials
 from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr
 
 SAMPLES = 32  # sigma is then known to 1/sqrt(2*32) = 12 %
@@ -114,7 +115,8 @@ class Band:
             return [p.exact for p in outputs], [p.noisy for p in outputs], flags
 
         def moments(seeds, arguments):
-            exact, noisy, flags = jax.vmap(sample, in_axes=(0, None), out_axes=(None, 0, 0))(seeds, arguments)
+            exact, noisy, flags = over_trials(sample, (0, None), "cpu")(seeds, arguments)
+            exact = [x[0] for x in exact]  # the same for all seeds
             squares, norms, along = [], [], []
             for e, n in zip(exact, noisy):
                 # In units of the leaf's largest entry, so that squares stay inside float64's range.
