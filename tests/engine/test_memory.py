@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from gradbench.engine import pair
 from gradbench.errors import GradbenchWarning, RunError
+from gradbench.inputs.optimizer import load_optimizer
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import load_problem
+from gradbench.program.block import trial_bytes, work
+from gradbench.program.program import Block, Program
+from gradbench.program.trial import Trial, numerics
 
+# Windows side by side are nine times the image.
+WIDE = """
+import jax, jax.numpy as jnp
+import gradbench
+
+def problem():
+    def loss(kernel, images):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jnp.mean(jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=numbers) ** 2)
+
+    init = lambda key: jax.random.normal(key, (3, 3, 16, 8))
+    return gradbench.Problem(init, loss, data=jnp.ones((16, 16, 16, 16)), examples=16)
+"""
 NO_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
 
 
@@ -62,3 +83,20 @@ def test_another_error_is_none_of_memory(sweep, small_blocks, monkeypatch):
     monkeypatch.setattr(pair.PairSweep, "_chunk", broken)
     with pytest.raises(RunError, match="something else"):
         swept(sweep)
+
+
+@pytest.mark.parametrize("problem", ["mlp", "lstm[hidden=16,length=8]", "cnn", "wide"])
+def test_no_trial_takes_more_memory_than_is_reckoned_with(problem, tmp_path):
+    """By XLA's own account, for one trial and for three."""
+    if problem == "wide":
+        problem = str(tmp_path / "wide.py")
+        Path(problem).write_text(WIDE)
+    plan = SweepPlan((problem,), ("adam",), "1e-3:1:8", seeds=1, steps=10)
+    with numerics("float32", "highest"):
+        trial = Trial.of(load_problem(problem), load_optimizer("adam"), plan)
+        each = trial_bytes(trial, work(trial.compiled_for("cpu").problem, plan, batch=False))
+        for lanes in (1, 3):
+            block = Block(1, lanes, 4, 1, relayout=trial.kind.matrices and lanes > 1)
+            program = Program(trial, block, jax.devices("cpu")[:1])
+            taken = program.advance.lower(*program.arguments()).compile().memory_analysis().temp_size_in_bytes
+            assert taken <= lanes * each
