@@ -50,17 +50,8 @@ def plain_loop(problem, rate, batch_size):
 @pytest.mark.parametrize("batch_size", [None, pytest.param(4, marks=pytest.mark.thorough)])
 def test_trajectories_are_those_of_a_plain_loop(sweep, name, batch_size):
     rates = [0.003, 0.03]
-    run = sweep(
-        SMALL[name],
-        ["momentum"],
-        rates,
-        seeds=1,
-        steps=STEPS,
-        dtype="float64",
-        batch_size=batch_size,
-        record_points=99,
-        timing="none",
-    )
+    settings = {"batch_size": batch_size, "record_points": 99, "timing": "none"}
+    run = sweep(SMALL[name], ["momentum"], rates, seeds=1, steps=STEPS, dtype="float64", **settings)
     curves = {key: np.array(values) for key, values in run.curves.to_pydict().items()}
     for trial, rate in enumerate(rates):
         expected = plain_loop(gradbench.load_problem(SMALL[name]), rate, batch_size)
