@@ -166,7 +166,9 @@ def _convolved(equation: Any, image: jax.Array, kernel: jax.Array) -> jax.Array:
     kernel = jnp.reshape(kernel, (len(parts), *kernel.shape[-2:]))
     result = _one_group(parts, kernel, axes[0].taps, params) if groups == 1 else _grouped(parts, kernel, groups, params)
     order = (spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])
-    return jnp.transpose(result, [order.index(i) for i in range(len(order))])
+    # Its derivative is a barrier too: or XLA adds up the windows that an entry is in while it transposes the sums for
+    # the kernel's gradient, entry by entry, a third of a step on images of 32 x 32.
+    return jax.lax.optimization_barrier(jnp.transpose(result, [order.index(i) for i in range(len(order))]))
 
 
 def _taps(image: jax.Array, number: int, axis: _Axis) -> list[jax.Array]:
