@@ -29,28 +29,30 @@ def table(run, name="trials"):
 
 
 @functools.cache
-def plain_step(loss, make, rate, examples, batch_size):
-    """One step of an ordinary Optax loop, compiled once for all starts: the loss before it and what comes after."""
-    transformation = make(rate)
+def plain_step(loss, make, examples, batch_size):
+    """One step of an ordinary Optax loop, compiled once for all rates and starts: the loss before it and what comes
+    after."""
 
-    def step(params, opt_state, data, n, key):
+    def step(params, opt_state, data, n, key, rate):
         rows = slice(None) if batch_size is None else batch_rows(n, examples, batch_size, key)
         grads = jax.grad(loss)(params, jax.tree.map(lambda leaf: leaf[rows], data))
-        updates, opt_state = transformation.update(grads, opt_state, params)
+        updates, opt_state = make(rate).update(grads, opt_state, params)
         return loss(params, data), optax.apply_updates(params, updates), opt_state
 
     # Compiled quickly, not for speed: it runs a few hundred times.
-    return transformation.init, jax.jit(step, compiler_options={"xla_backend_optimization_level": 1})
+    return jax.jit(step, compiler_options={"xla_backend_optimization_level": 1})
 
 
-def plain_loop(problem, make, rate, steps, seed, dtype, batch_size=None):
-    """The losses of an ordinary Optax loop, one jitted step at a time."""
-    init, step = plain_step(problem.loss, make, rate, problem.examples, batch_size)
-    params, data = cast(problem.init(jax.random.key(seed)), dtype), cast(problem.data, dtype)
-    opt_state, key, losses = init(params), order_key(seed), []
-    for n in range(steps + 1):
-        loss, params, opt_state = step(params, opt_state, data, np.int32(n), key)
-        losses.append(float(loss))
+def plain_loop(problem, make, rate, steps, seed, batch_size=None, start=None):
+    """The losses of an ordinary Optax loop in float64, one jitted step at a time; from `start` if it is given."""
+    with jax.enable_x64(True):
+        step = plain_step(problem.loss, make, problem.examples, batch_size)
+        start = problem.init(jax.random.key(seed)) if start is None else start
+        params, data = cast(start, jnp.float64), cast(problem.data, jnp.float64)
+        opt_state, key, losses = make(rate).init(params), order_key(seed), []
+        for n in range(steps + 1):
+            loss, params, opt_state = step(params, opt_state, data, np.int32(n), key, np.float64(rate))
+            losses.append(float(loss))
     return np.array(losses)
 
 
@@ -67,13 +69,11 @@ def test_trajectories_are_those_of_a_plain_optax_loop(sweep, optimizer):
     curves = {key: np.array(values) for key, values in table(run, "curves").items()}
     make = momentum if optimizer == "momentum" else getattr(optax, optimizer)
     problems = [gradbench.load_problem(name) for name in ("mlp", "linear_regression")]
-    for trial, (problem, rate, seed) in enumerate(itertools.product(problems, rates, range(2))):
-        # The start is drawn in float32 whatever the run's dtype, and a jitted draw may differ in its last bit.
-        start = initialise(problem, jax.devices()[:1])(jnp.array([seed], jnp.uint32))
-        with jax.enable_x64(True):
-            drawn = jax.tree.map(lambda leaf: np.asarray(leaf)[0], start)
-            problem = gradbench.Problem(lambda key, drawn=drawn: drawn, problem.loss, problem.data)
-            expected = plain_loop(problem, make, rate, steps, seed, jnp.float64)
+    # A start is drawn in float32 whatever the run's dtype, and a jitted draw may differ in its last bit.
+    starts = [initialise(problem, jax.devices()[:1])(jnp.arange(2, dtype=jnp.uint32)) for problem in problems]
+    for trial, (which, rate, seed) in enumerate(itertools.product(range(2), rates, range(2))):
+        start = jax.tree.map(lambda leaf, seed=seed: np.asarray(leaf)[seed], starts[which])
+        expected = plain_loop(problems[which], make, rate, steps, seed, start=start)
         # float64 rounding, 1.1e-16, over 30 steps of sums of up to 1797 terms, in two orders of adding
         np.testing.assert_allclose(curves["loss"][curves["trial"] == trial], expected, rtol=1e-11)
 
@@ -92,8 +92,7 @@ def test_minibatch_trajectories_are_those_of_a_plain_loop(sweep, small_blocks):
     problem = gradbench.load_problem("linear_regression")
     epoch = 442 // 32
     for trial, (rate, seed) in enumerate(itertools.product([0.01, 0.05], range(2))):
-        with jax.enable_x64(True):
-            expected = plain_loop(problem, optax.sgd, rate, 40, seed, jnp.float64, batch_size=32)
+        expected = plain_loop(problem, optax.sgd, rate, 40, seed, batch_size=32)
         mine = curves["trial"] == trial
         assert curves["step"][mine].tolist() == [0, epoch, 2 * epoch, 3 * epoch, 40]
         np.testing.assert_allclose(curves["loss"][mine], expected[curves["step"][mine]], rtol=1e-12)
@@ -122,9 +121,7 @@ def test_a_convolution_that_cannot_be_batched_is_swept(sweep, small_blocks, batc
     curves = {key: np.array(values) for key, values in table(run, "curves").items()}
     start = jax.tree.map(lambda w: np.asarray(w, np.float32), start)  # as all starts are drawn
     for trial, rate in enumerate(rates):
-        with jax.enable_x64(True):
-            same = gradbench.Problem(lambda key: start, depthwise, data, examples=12)
-            expected = plain_loop(same, momentum, rate, steps, 0, jnp.float64, batch_size)
+        expected = plain_loop(problem, momentum, rate, steps, 0, batch_size, start)
         mine = curves["trial"] == trial
         # float64 rounding, 1.1e-16, over 6 steps of means of up to 96 terms, in two orders of adding
         np.testing.assert_allclose(curves["loss"][mine], expected[curves["step"][mine]], rtol=1e-12)
