@@ -25,7 +25,6 @@ import quick
 import gradbench
 from gradbench.engine import runner
 from gradbench.machine.devices import find_devices
-from gradbench.machine.internals import compiler_options
 from gradbench.program import program
 from gradbench.program.block import observation_stride
 from gradbench.program.program import Block
@@ -65,9 +64,8 @@ def compiled_afresh() -> Iterator[None]:
 
 @pytest.fixture
 def compiled_quickly(monkeypatch) -> None:
-    """For tests of what is done with a block's numbers, not of how fast they come: its program compiles in half the
-    time and runs slower."""
-    options = compiler_options("cpu", xla_backend_optimization_level=0, xla_cpu_use_fusion_emitters=False)
+    """For tests of what is done with a block's numbers, whatever program they come from."""
+    options = quick.compile_little()
     monkeypatch.setattr(program, "loop_options", lambda platform, *_: options if platform == "cpu" else {})
 
 

@@ -12,6 +12,7 @@ import optax
 import pytest
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from quick import compile_little
 
 import gradbench
 from gradbench.engine import pair
@@ -39,8 +40,7 @@ def plain_step(loss, make, examples, batch_size):
         updates, opt_state = make(rate).update(grads, opt_state, params)
         return loss(params, data), optax.apply_updates(params, updates), opt_state
 
-    # Compiled quickly, not for speed: it runs a few hundred times.
-    return jax.jit(step, compiler_options={"xla_backend_optimization_level": 1})
+    return jax.jit(step, compiler_options=compile_little())
 
 
 def plain_loop(problem, make, rate, steps, seed, batch_size=None, start=None):
@@ -180,6 +180,7 @@ def test_two_runs_of_one_plan_are_identical(sweep, small_blocks, compiled_afresh
     assert first.curves.equals(second.curves)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("extra", [{}, {"stop_at_target": True, "target": 0.1}, {"batch_size": 100}])
 def test_retirement_changes_only_the_work(sweep, small_blocks, extra):
     small_blocks()
@@ -218,6 +219,7 @@ def compilations(action) -> int:
     return sum(counted)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_compilations_do_not_grow_with_trials(sweep, small_blocks):
     small_blocks()
     plan = {"learning_rates": "1e-3:1.0:10", "seeds": 2, "steps": 50}
@@ -228,6 +230,7 @@ def test_compilations_do_not_grow_with_trials(sweep, small_blocks):
     assert 0 < few <= 12
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_the_engine_compiles_each_block_program_once(sweep, small_blocks, monkeypatch):
     small_blocks()
     observe = pair._observe(True)
@@ -264,6 +267,7 @@ def test_float16_and_bfloat16_runs_are_in_their_dtype(sweep):
     assert losses["float16"] != losses["float32"]
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_diverged_trial_ends_where_it_diverged_and_is_not_padded(sweep):
     run = sweep("quadratic_bowl[dim=1]", ["sgd"], [2.0], seeds=1, steps=300)
     trial = run.trials.to_pylist()[0]
@@ -274,13 +278,14 @@ def test_a_diverged_trial_ends_where_it_diverged_and_is_not_padded(sweep):
     assert run.curves["step"].to_pylist()[-1] == 5
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("offset", [0.0, 1e-9, 100.0])
 @pytest.mark.parametrize("facts", [{}, {"minimum": -1.0}, {"target": -0.999}])
 def test_a_loss_that_begins_near_0_or_below_may_rise_and_is_diverged_when_it_blows_up(sweep, offset, facts):
     facts = {name: value - offset for name, value in facts.items()}
     problem = gradbench.Problem(
-        lambda key: jnp.ones(()), lambda p, _: p**2 - 1 - offset, data=(), name="shifted", **facts
-    )
+        lambda key: jnp.ones(()), lambda p, off: p**2 - 1 - off, data=np.array(offset), name="shifted", **facts
+    )  # an offset that is data: one program for all
     adam = sweep(problem, ["adam"], [3.0], seeds=1, steps=400).trials.to_pylist()[0]  # goes to -2 first: 3 above
     assert adam["verdict"] != "diverged"
     assert adam["best_loss"] < -0.5 - offset
@@ -288,6 +293,7 @@ def test_a_loss_that_begins_near_0_or_below_may_rise_and_is_diverged_when_it_blo
     assert sgd["verdict"] == "diverged"
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_start_at_the_minimum_has_not_diverged_by_a_little_noise(sweep):
     there = gradbench.Problem(
         lambda key: jnp.full(3, 0.1), lambda p, _: jnp.sum((p - 0.1) ** 2) + 0.3, minimum=0.3, name="there"
@@ -296,6 +302,7 @@ def test_a_start_at_the_minimum_has_not_diverged_by_a_little_noise(sweep):
     assert trial["verdict"] == "converged"
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_non_finite_losses_are_data(sweep, tmp_path):
     file = tmp_path / "edge.py"
     file.write_text(
@@ -318,6 +325,7 @@ def test_recorded_rows_hold_both_ends_and_no_more_than_asked():
         assert (np.diff(rows) > 0).all()
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_thousand_trials_stream_through_a_small_block(sweep, small_blocks):
     small_blocks(lanes=8, rows=11)
     run = sweep("quadratic_bowl[dim=2]", ["sgd"], "1e-3:4.0:500", seeds=2, steps=20, record_points=3)
@@ -326,6 +334,7 @@ def test_a_thousand_trials_stream_through_a_small_block(sweep, small_blocks):
     assert run.curves.num_rows <= 3000
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_every_seed_starts_at_its_own_point(sweep):
     run = sweep("himmelblau", ["sgd"], [1e-3], seeds=4, steps=2)
     problem = gradbench.load_problem("himmelblau")

@@ -14,6 +14,7 @@ import optax
 import pytest
 from conftest import StopAfter
 from objectives import EXAMPLES, PROBLEMS
+from quick import compile_little
 from sklearn.metrics import accuracy_score, log_loss
 
 import gradbench
@@ -49,7 +50,7 @@ def plain_step(name, batch_size):
         updates, opt_state = optax.adam(rate).update(grads, opt_state, params)
         return optax.apply_updates(params, updates), after, opt_state, seen
 
-    return jax.jit(step, compiler_options={"xla_backend_optimization_level": 1})  # not for speed: a few hundred calls
+    return jax.jit(step, compiler_options=compile_little())
 
 
 def plain_loop(name, start, rate, steps, seed, batch_size):

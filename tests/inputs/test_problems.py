@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import compile_little
 
 import gradbench
 from gradbench import datasets
@@ -38,7 +39,7 @@ def test_a_problem_keeps_the_contract(spec):
         start = jax.eval_shape(problem.init, jax.random.key(0))
         assert jax.eval_shape(problem.metrics[name], start, cast(split, jnp.float32)).shape == ()
     with jax.enable_x64(True):
-        value_and_grad = jax.jit(jax.value_and_grad(problem.loss))
+        value_and_grad = jax.jit(jax.value_and_grad(problem.loss), compiler_options=compile_little())
         for seed in range(3):
             params = cast(problem.init(jax.random.key(seed)), jnp.float64)
             value, grads = value_and_grad(params, problem.data)
