@@ -49,10 +49,10 @@ def test_every_optimizer_sweeps(sweep, small_blocks, part):
 def rate_of(spec: str, steps: int) -> list[float]:
     """The learning rates an sgd spec uses: its updates for a gradient of -1."""
     transformation = load_optimizer(spec).build(jnp.float32(0.5), steps)
-    state, rates = transformation.init(jnp.zeros(())), []
+    state, rates, update = transformation.init(jnp.zeros(())), [], jax.jit(transformation.update)
     for _ in range(steps + 1):
-        update, state = transformation.update(jnp.asarray(-1.0), state, jnp.zeros(()))
-        rates.append(float(update))
+        change, state = update(jnp.asarray(-1.0), state, jnp.zeros(()))
+        rates.append(float(change))
     return rates
 
 
