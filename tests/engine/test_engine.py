@@ -107,6 +107,7 @@ def depthwise(params, data):
     return jnp.mean((jnp.tanh(features) - data["y"][:, None, None, None]) ** 2)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_a_convolution_that_cannot_be_batched_is_swept(sweep, small_blocks, batch_size):
     small_blocks(lanes=2, rows=2, devices=1)
