@@ -25,6 +25,7 @@ import quick
 import gradbench
 from gradbench.engine import runner
 from gradbench.machine.devices import find_devices
+from gradbench.program import program, spread
 from gradbench.program.block import observation_stride
 from gradbench.program.program import Block
 
@@ -59,6 +60,17 @@ def compiled_afresh() -> Iterator[None]:
     use_cache(False)
     yield
     use_cache(True)
+
+
+@pytest.fixture
+def compiled_quickly(monkeypatch) -> None:
+    """For tests of what is done with a block's numbers, whatever program they come from."""
+
+    def options(platform, *_, **__):
+        return quick.compile_little() if platform == "cpu" else {}
+
+    monkeypatch.setattr(program, "loop_options", options)
+    monkeypatch.setattr(spread, "compiler_options", options)  # of the starts
 
 
 def time_little(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""The least of timing, and made-up limits: those have tests of their own. Also for the processes that tests start."""
+"""The least of timing and of compiling, and made-up limits: those have tests of their own. Also for the processes that
+tests start."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 from gradbench.engine import runner, timing
 from gradbench.engine.compiling import TIMED
 from gradbench.engine.roofline import Limits
+from gradbench.machine.internals import compiler_options
 
 measure = timing.measure
 
@@ -31,6 +33,12 @@ def time_little(put: Callable[[Any, str, Any], None] = setattr) -> None:
     """`put` is a monkeypatch's setattr in a test, and the plain one in a process of its own."""
     for place, name, value in SETTINGS:
         put(place, name, value)
+
+
+def compile_little() -> dict[str, bool | int]:
+    """Options of XLA:CPU for what is to compile fast and may run slowly: a network's step in a seventh of the time."""
+    wanted = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    return compiler_options("cpu", **wanted, xla_cpu_parallel_codegen_split_count=1)
 
 
 def child_environment(**variables: str) -> dict[str, str]:

@@ -23,6 +23,8 @@ from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
 from gradbench.record.schema import SCHEMAS
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def of(loss, start=(1.0,), data=None, **facts: Any) -> Problem:
     start = np.asarray(start, np.float32)

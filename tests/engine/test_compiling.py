@@ -13,6 +13,7 @@ from gradbench.engine import compiling, pair, runner
 from gradbench.errors import RunError
 from gradbench.inputs.plan import SweepPlan
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 PLAN = {"learning_rates": "0.01:0.1:4", "seeds": 1, "steps": 50, "dtype": "float64"}
 FULL = dict(compiling.TIMED)  # the fixture `sweep` times less
 

@@ -61,6 +61,7 @@ def test_every_recorded_loss_is_the_closed_form(sweep, optimizer, dtype):
         assert np.all(np.abs(got - exact) <= 1e-12 * np.maximum(exact, 1e-12 * loss[0, 0]))
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(("optimizer", "limit"), [("sgd", 1.0), ("momentum", 1.9), ("nesterov", 2 * 1.9 / 2.8 / 2)])
 def test_divergence_begins_within_a_grid_step_of_the_stable_limit(sweep, optimizer, limit):
     run = sweep("quadratic_bowl", [optimizer], gradbench.log_range(limit / 4, limit * 4, 41), seeds=1, steps=800)
@@ -72,6 +73,7 @@ def test_divergence_begins_within_a_grid_step_of_the_stable_limit(sweep, optimiz
     assert rates[edge] <= limit * (rates[1] / rates[0])
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_verdicts_of_gradient_descent_follow_theory(sweep):
     # One direction, L = 2: 0.5 solves it in a step, above 1 it diverges, just under 1 it jumps from side to side,
     # and tiny rates are still on their way when the steps run out.
@@ -82,6 +84,7 @@ def test_verdicts_of_gradient_descent_follow_theory(sweep):
     assert run.trials["steps_to_target"].to_pylist()[2] == 1
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_targets_are_found_at_every_step_not_from_the_thinned_curve(sweep):
     run = sweep("quadratic_bowl", ["sgd"], "0.05:0.9:9", seeds=1, steps=STEPS, record_points=5)
     loss, _ = closed_form(np.array(run.plan.rates), 0.0, np.float32)

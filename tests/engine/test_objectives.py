@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -13,6 +14,7 @@ import optax
 import pytest
 from conftest import StopAfter
 from objectives import EXAMPLES, PROBLEMS
+from quick import compile_little
 from sklearn.metrics import accuracy_score, log_loss
 
 import gradbench
@@ -25,39 +27,42 @@ from gradbench.program.program import initialise
 from gradbench.program.trial import order_key
 from gradbench.theory.replay import replay
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 KINDS = ["dropout", "state", "all"]
 
 
-def plain_loop(problem, rate, steps, seed, batch_size):
-    """The losses and states of an ordinary Optax loop in float64: those of all the data at each step."""
-    with jax.enable_x64(False):
-        drawn = initialise(problem, jax.devices()[:1])(jnp.array([seed], jnp.uint32))
-        drawn = jax.tree.map(lambda leaf: np.asarray(leaf)[0], drawn)
+@functools.cache
+def plain_step(name, batch_size):
+    """One step of an ordinary Optax loop, compiled once for all rates and starts."""
+    problem = PROBLEMS[name]
+
+    def loss(params, state, data, key):
+        arguments = (params, *([state] if problem.stateful else []), data)
+        result = problem.loss(*arguments, *([key] if problem.objective.random else []))
+        return (result[0], result[1]) if problem.stateful else (result, None)
+
+    def step(params, state, opt_state, data, n, rate, order, keys):
+        key = jax.random.fold_in(keys, n)
+        seen = loss(params, state, data, key)[0]
+        rows = slice(None) if batch_size is None else batch_rows(n, EXAMPLES, batch_size, order)
+        batch = jax.tree.map(lambda leaf: leaf[rows], data)
+        (_, after), grads = jax.value_and_grad(loss, has_aux=True)(params, state, batch, key)
+        updates, opt_state = optax.adam(rate).update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), after, opt_state, seen
+
+    return jax.jit(step, compiler_options=compile_little())
+
+
+def plain_loop(name, start, rate, steps, seed, batch_size):
+    """The losses of an ordinary Optax loop in float64: those of all the data at each step."""
+    problem, step, losses = PROBLEMS[name], plain_step(name, batch_size), []
     with jax.enable_x64(True):
-        params, state = cast(drawn, "float64") if problem.stateful else (cast(drawn, "float64"), None)
-        data = cast(problem.data, "float64")
-        made = optax.adam(rate)
-        opt_state, order = made.init(params), order_key(np.uint32(seed))
-        keys = jax.random.fold_in(jax.random.key(np.uint32(seed)), 2)
-
-        def loss(params, state, data, key):
-            arguments = (params, *([state] if problem.stateful else []), data)
-            result = problem.loss(*arguments, *([key] if problem.objective.random else []))
-            return (result[0], result[1]) if problem.stateful else (result, None)
-
-        @jax.jit
-        def step(params, state, opt_state, n):
-            key = jax.random.fold_in(keys, n)
-            seen = loss(params, state, data, key)[0]
-            rows = slice(None) if batch_size is None else batch_rows(n, EXAMPLES, batch_size, order)
-            batch = jax.tree.map(lambda leaf: leaf[rows], data)
-            (_, after), grads = jax.value_and_grad(loss, has_aux=True)(params, state, batch, key)
-            updates, opt_state = made.update(grads, opt_state, params)
-            return optax.apply_updates(params, updates), after, opt_state, seen
-
-        losses = []
+        params, state = cast(start, "float64") if problem.stateful else (cast(start, "float64"), None)
+        data, opt_state = cast(problem.data, "float64"), optax.adam(rate).init(params)
+        order, keys = order_key(np.uint32(seed)), jax.random.fold_in(jax.random.key(np.uint32(seed)), 2)
         for n in range(steps + 1):
-            params, state, opt_state, seen = step(params, state, opt_state, np.int32(n))
+            given = data, np.int32(n), np.float64(rate), order, keys
+            params, state, opt_state, seen = step(params, state, opt_state, *given)
             losses.append(float(seen))
     return np.array(losses)
 
@@ -74,8 +79,10 @@ def test_trajectories_are_those_of_a_plain_optax_loop(sweep, small_blocks, name,
     settings = {"seeds": 2, "steps": steps, "dtype": "float64", "record_points": 99, "batch_size": batch_size}
     run = sweep(PROBLEMS[name], ["adam"], rates, timing="none", **settings)
     curves = columns(run, "curves")
+    starts = initialise(PROBLEMS[name], jax.devices()[:1])(jnp.arange(2, dtype=jnp.uint32))
     for trial, (rate, seed) in enumerate(itertools.product(rates, range(2))):
-        expected = plain_loop(PROBLEMS[name], rate, steps, seed, batch_size)
+        start = jax.tree.map(lambda leaf, seed=seed: np.asarray(leaf)[seed], starts)
+        expected = plain_loop(name, start, rate, steps, seed, batch_size)
         mine = curves["trial"] == trial
         assert mine.sum() == (51 if batch_size is None else 18)
         np.testing.assert_allclose(curves["loss"][mine], expected[curves["step"][mine]], rtol=1e-9)

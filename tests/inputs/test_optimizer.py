@@ -34,6 +34,7 @@ def test_every_optimizer_of_optax_is_offered_or_refused():
             load_optimizer(name)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("part", range(6))  # for all cores to take
 def test_every_optimizer_sweeps(sweep, small_blocks, part):
     small_blocks(lanes=1, rows=4)  # two devices: a state has to be split among them as well
@@ -48,10 +49,10 @@ def test_every_optimizer_sweeps(sweep, small_blocks, part):
 def rate_of(spec: str, steps: int) -> list[float]:
     """The learning rates an sgd spec uses: its updates for a gradient of -1."""
     transformation = load_optimizer(spec).build(jnp.float32(0.5), steps)
-    state, rates = transformation.init(jnp.zeros(())), []
+    state, rates, update = transformation.init(jnp.zeros(())), [], jax.jit(transformation.update)
     for _ in range(steps + 1):
-        update, state = transformation.update(jnp.asarray(-1.0), state, jnp.zeros(()))
-        rates.append(float(update))
+        change, state = update(jnp.asarray(-1.0), state, jnp.zeros(()))
+        rates.append(float(change))
     return rates
 
 
@@ -83,6 +84,7 @@ def test_settings_reach_the_optimizer():
             assert float(got) == float(want)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_users_optimizer_from_a_file(sweep, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("import optax\ndef make(learning_rate, scale=1.0):\n    return optax.sgd(learning_rate * scale)\n")

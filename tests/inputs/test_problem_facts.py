@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import compile_little
 
 from gradbench import datasets
 from gradbench.errors import ProblemError
@@ -38,7 +39,8 @@ def metric(problem, name, params):
 def gradient64(loss, params, data):
     """The loss and its gradient in float64."""
     with jax.enable_x64(True):
-        value, grads = jax.jit(jax.value_and_grad(loss))(*cast((params, data), jnp.float64))
+        both = jax.jit(jax.value_and_grad(loss), compiler_options=compile_little())
+        value, grads = both(*cast((params, data), jnp.float64))
     return float(value), jax.tree.map(np.asarray, grads)
 
 
@@ -67,7 +69,11 @@ def test_softmax_minimum_brackets_scikit_learns():
 def newton(problem, params):
     with jax.enable_x64(True):
         data = cast(problem.data, jnp.float64)
-        step = jax.jit(lambda w: jnp.linalg.solve(jax.hessian(problem.loss)(w, data), jax.grad(problem.loss)(w, data)))
+        loss = problem.loss
+        step = jax.jit(
+            lambda w: jnp.linalg.solve(jax.hessian(loss)(w, data), jax.grad(loss)(w, data)),
+            compiler_options=compile_little(),
+        )
         for _ in range(20):
             params = params - np.asarray(step(params))
     return params

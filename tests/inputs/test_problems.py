@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import compile_little
 
 import gradbench
 from gradbench import datasets
@@ -38,7 +39,7 @@ def test_a_problem_keeps_the_contract(spec):
         start = jax.eval_shape(problem.init, jax.random.key(0))
         assert jax.eval_shape(problem.metrics[name], start, cast(split, jnp.float32)).shape == ()
     with jax.enable_x64(True):
-        value_and_grad = jax.jit(jax.value_and_grad(problem.loss))
+        value_and_grad = jax.jit(jax.value_and_grad(problem.loss), compiler_options=compile_little())
         for seed in range(3):
             params = cast(problem.init(jax.random.key(seed)), jnp.float64)
             value, grads = value_and_grad(params, problem.data)
@@ -94,8 +95,8 @@ def test_logistic_regression_minimum_is_scipys(spec):
 
     problem = load_problem(spec)
     with jax.enable_x64(True):
-        both = jax.jit(jax.value_and_grad(problem.loss))
-        hessian = jax.jit(jax.hessian(problem.loss))
+        both = jax.jit(jax.value_and_grad(problem.loss), compiler_options=compile_little())
+        hessian = jax.jit(jax.hessian(problem.loss), compiler_options=compile_little())
 
         def of(function):
             return lambda w: jax.tree.map(np.asarray, function(jnp.asarray(w), problem.data))
@@ -110,7 +111,8 @@ def test_stated_curvature_bounds_the_hessian(spec):
     problem = load_problem(spec)
     with jax.enable_x64(True):
         params = cast(problem.init(jax.random.key(0)), jnp.float64)
-        eigenvalues = np.linalg.eigvalsh(jax.jit(jax.hessian(problem.loss))(params, problem.data))
+        hessian = jax.jit(jax.hessian(problem.loss), compiler_options=compile_little())
+        eigenvalues = np.linalg.eigvalsh(hessian(params, problem.data))
     low, high = problem.curvature
     slack = 1e-12 * high
     assert low - slack <= eigenvalues[0]

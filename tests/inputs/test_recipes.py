@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import compile_little
 
 from gradbench.cli import main as cli
 from gradbench.datasets import load_table
@@ -70,7 +71,7 @@ def trained(problem, optimizer, rate, steps=20):
     problem = problem.plain
     data = cast(problem.data, jnp.float32)
 
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @partial(jax.jit, compiler_options=compile_little())
     def run(params):
         made = optimizer.build(jnp.float32(rate), steps)
 

@@ -20,6 +20,7 @@ from gradbench.record.store import write_json
 from gradbench.reporting import write_report
 from gradbench.reporting.scenery import landscape_views
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 BOWL = """
 import jax.numpy as jnp
 from gradbench import Problem

@@ -13,6 +13,8 @@ from gradbench.errors import GradbenchError, OptimizerError, ProblemError, Recor
 from gradbench.inputs.spec import load_file
 from gradbench.library.given import optax_spec, take_optimizers, take_problems
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def bowl(width=2):
     return gradbench.Problem(init=lambda key: jnp.ones(width), loss=lambda p, _: p @ p, minimum=0.0)

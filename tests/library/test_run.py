@@ -19,6 +19,8 @@ from gradbench.library import progress as drawn
 from gradbench.library.run import Run
 from gradbench.record import store
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def record(**settings):
     """sgd at 1 needs ceil(ln 1e4) = 10 steps to a gap of 1e-4; adam is half as quick and diverges at 1."""

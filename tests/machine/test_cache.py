@@ -47,6 +47,9 @@ def test_second_run_loads_what_the_first_compiled(tmp_path):
     assert warm.trials.equals(cold.trials)
     assert warm.curves.equals(cold.curves)
     entries = [file for file in home.rglob("*") if file.is_file()]
+    assert bool(entries) == SOUND
+    if not SOUND:
+        return  # nothing that could be damaged: one more run would be the warm one again
     for entry in entries:  # as after a crash
         entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
     damaged = run(home, tmp_path / "damaged")

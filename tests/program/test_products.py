@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import compile_little
 
 from gradbench.program.xla import products
 from gradbench.program.xla.jaxprs import equations, uncounted_flops
@@ -34,8 +35,11 @@ def assert_same(function, *args):
     everything = tuple(range(len(args)))
     pairs = [(function, as_products(function, "cpu"))]
     pairs += [(jax.grad(scalar, everything), jax.grad(as_products(scalar, "cpu"), everything))]
-    for plain, changed in pairs:
-        expected, got = plain(*args), changed(*args)
+
+    def all_of_them(*args):  # in one program: operation by operation each would be compiled
+        return [(plain(*args), changed(*args)) for plain, changed in pairs]
+
+    for expected, got in jax.jit(all_of_them, compiler_options=compile_little())(*args):
         jax.tree.map(lambda e, g: np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-12), expected, got)
         jax.tree.map(lambda e, g: np.testing.assert_equal(g.dtype, e.dtype), expected, got)
 
@@ -58,12 +62,19 @@ PADDINGS = (((0, 0), (0, 0)), ((1, 1), (1, 1)), ((2, 1), (0, 3)))
 @pytest.mark.parametrize("taps", [1, 2, 3, 5])
 def test_a_convolution_of_any_stride_dilation_and_padding(taps):
     image, kernel = arrays((2, 11, 13, 2), (taps, taps, 2, 3))
-    for stride, dilation, gaps, padding in itertools.product((1, 2, 3), (1, 2), (1, 2), PADDINGS):
-        options = {"rhs_dilation": (dilation, 1), "lhs_dilation": (1, gaps)}
-        function = convolution((stride, 1), padding, **options)
-        changed = as_products(function, "cpu")
-        np.testing.assert_allclose(changed(image, kernel), function(image, kernel), rtol=1e-12, atol=1e-12)
-    assert "conv_general_dilated" not in names(changed, image, kernel)
+    plain = [
+        convolution((stride, 1), padding, rhs_dilation=(dilation, 1), lhs_dilation=(1, gaps))
+        for stride, dilation, gaps, padding in itertools.product((1, 2, 3), (1, 2), (1, 2), PADDINGS)
+    ]
+    changed = [as_products(function, "cpu") for function in plain]
+
+    def results(functions):
+        one = jax.jit(lambda *args: [f(*args) for f in functions], compiler_options=compile_little())
+        return one(image, kernel)
+
+    for got, expected in zip(results(changed), results(plain), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+    assert "conv_general_dilated" not in names(changed[-1], image, kernel)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from gradbench.record import schema
 from gradbench.record.schema import SCHEMAS
 from gradbench.record.store import find_run, load_run, write_json
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:1.0:12", "seeds": 2, "steps": 60}
 
 

@@ -151,6 +151,7 @@ def test_a_replay_repeats_the_sweeps_losses(sweep):
     np.testing.assert_allclose(again, np.array(list(rows.values())).T, rtol=64**0.5 * 12 * 2**-24)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_run_records_the_sharpness_of_the_bowl(sweep):
     run = sweep("quadratic_bowl", ["sgd"], (0.01, 0.1, 0.9, 1.5), seeds=1, steps=50, sharpness=True)
     rows = run.sharpness.to_pylist()
@@ -162,6 +163,7 @@ def test_a_run_records_the_sharpness_of_the_bowl(sweep):
     assert [row["step"] for row in rows if row["learning_rate"] == 0.9] == [0, 7, 14, 21, 29, 36, 43, 50]
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_run_records_the_sharpness_of_a_network(sweep):
     run = sweep("mlp[hidden=2]", ["adam"], (0.01, 1.0), seeds=1, steps=20, sharpness=True)
     rows = run.sharpness.to_pylist()
