@@ -83,10 +83,22 @@ class ByMetric:
         """Where another learning rate than the pair's best is the best by this metric."""
         if self.best is None or pair.best is None or pair.best.learning_rate == self.best:
             return None
-        at = self.values.get(pair.best.learning_rate)
-        there = f", {number(at[0])} at the best by training, {number(pair.best.learning_rate)}" if at else ""
-        best = f"{number(self.best)} is the best learning rate ({number(self.values[self.best][0])}{there})"
-        return f"{pair.problem} × {pair.optimizer}: by {self.name} {best}"
+        return f"{pair.problem} × {pair.optimizer}: {self._best_words(pair)}"
+
+    def sentence(self, pair: PairSummary) -> str:
+        """The best learning rate by this metric, whether training says the same, and the gap between the splits."""
+        if self.best is None:
+            return f"by {self.name} no learning rate is best: none has a finite value for every seed."
+        gap = self.row(pair)["generalisation_gap"]
+        return f"{self._best_words(pair)}{'' if gap is None else f'; there holdout − train is {number(gap)}'}."
+
+    def _best_words(self, pair: PairSummary) -> str:
+        value = number(self.values[self.best][0])
+        at = pair.best and pair.best.learning_rate
+        if at == self.best:
+            return f"by {self.name} {number(self.best)} is the best learning rate as well ({value})"
+        there = f", {number(self.values[at][0])} at the best by training, {number(at)}" if at in self.values else ""
+        return f"by {self.name} {number(self.best)} is the best learning rate ({value}{there})"
 
 
 def metric_row(run: Run, pair: PairSummary, name: str | None) -> dict[str, Any]:
