@@ -50,7 +50,7 @@ class Plots:
         return made
 
     def convergence(self, problem: str | None = None, optimizer: str | None = None, by: str | None = None) -> Any:
-        """Gap against step for every learning rate of each pair, with the best one in front; `by` as for sensitivity."""
+        """Gap against step for every learning rate of each pair, with the best in front; `by` as for sensitivity."""
         wanted = _named(optimizer, self._run.plan.optimizers, "optimizer")
         made = []
         for name in self._problems(problem, by):

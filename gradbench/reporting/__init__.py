@@ -55,7 +55,7 @@ def write_report(
     out = Path(out).expanduser()
     records = ", ".join(run.id for run in runs)
     _check_replaceable(out, records)
-    data = page_data(runs) | {"by": by and chosen_metric(runs, by)}
+    data: dict[str, Any] = page_data(runs) | {"by": by and chosen_metric(runs, by)}
     with ThreadPoolExecutor(1) as pool:
         bundle = pool.submit(_bundle)
         found = landscape_views(runs, objects=objects)

@@ -212,8 +212,8 @@ def _thinned(
 def _metrics(
     run: Run, pair: PairSummary, rates: Sequence[dict[str, Any]], trials: Sequence[int], values: int
 ) -> dict[str, Any]:
-    """What the page has of a pair's metrics, nothing of one that records none: the steps `metric_grid`, and `metrics` by
-    split.name: [median, lowest, highest] at the end by rate, the `best` rate's number, the `curves` of `trials`, and
+    """What the page has of a pair's metrics, nothing of one that records none: the steps `metric_grid`, and `metrics`,
+    by split.name: [median, lowest, highest] at the end by rate, the `best` rate's number, the `curves` of `trials`, and
     what is `said` of it. Of more curves than fit some are empty."""
     names = recorded(run, pair.problem)
     if not names:
@@ -235,7 +235,7 @@ def _metrics(
         made[name] = {
             "more_is_better": of.more_is_better,
             "values": [[short(value) for value in of.values[rate]] if rate in of.values else None for rate in at],
-            "best": at.index(of.best) if of.best in at else None,
+            "best": next((i for i, rate in enumerate(at) if rate == of.best), None),
             "curves": [[short(value) for value in found.get(trial, np.zeros(0)).tolist()] for trial in trials],
             "said": of.sentence(pair),
         }
@@ -243,18 +243,22 @@ def _metrics(
 
 
 def _measures(pairs: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Problem -> metric -> how it is drawn: whether more is better, whether its axis may be logarithmic, and the range
-    of a curve's axis, from the best value met to the worst that a trial begins with or ends at without diverging."""
+    """Problem -> metric -> how it is drawn: whether more is better; the range of a curve's axis, from the best value
+    met to the worst that a trial begins with or ends at without diverging; and whether that axis may be logarithmic: of
+    what falls, over a decade or more."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name, problem in dict.fromkeys((name, pair["problem"]) for pair in pairs for name in pair.get("metrics", ())):
         of = [pair["metrics"][name] for pair in pairs if pair["problem"] == problem and name in pair.get("metrics", ())]
         curves = [[value for value in curve if value is not None] for each in of for curve in each["curves"]]
         ends = [value for each in of for values in each["values"] if values for value in values]
         ends += [curve[0] for curve in curves if curve]
+        if not ends:  # nothing finite to draw
+            continue
         met = [value for curve in curves for value in curve] + ends
         more = of[0]["more_is_better"]
         span = (min(ends), max(met)) if more else (min(met), max(ends))
-        found.setdefault(problem, {})[name] = {"more_is_better": more, "log": not more and span[0] > 0, "range": span}
+        log = not more and 0 < 10 * span[0] <= span[1]
+        found.setdefault(problem, {})[name] = {"more_is_better": more, "log": log, "range": span}
     return found
 
 

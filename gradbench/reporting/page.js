@@ -189,7 +189,7 @@ function describe() {
   element("span", `${pair.problem}, ${pairName(pair)}, learning rate ${number(rate.learning_rate)}: `, detail);
   element("span", rate.verdicts, detail).className = "verdict";
   const gap = rate.gap === null ? "" : `; final gap ${number(rate.final)} of the first, to ${pair.gap_to} (median of seeds)`;
-  const steps = rate.steps === null ? "; the target is not reached by most seeds" : `; target reached in ${number(rate.steps)} steps, ${duration(rate.seconds)}`;
+  const steps = rate.steps === null ? "; the target is not reached by most seeds" : `; target reached in ${number(rate.steps)} steps${rate.seconds === null ? "" : `, ${duration(rate.seconds)}`}`;
   const when = pair.curves.filter((curve) => curve.rate === state.rate && curve.diverged_at !== null).map((curve) => curve.diverged_at);
   const blown = when.length ? `; diverges at step ${Math.min(...when)}` : "";
   const limit = pair.limit === null ? "" : `; ${pair.limit_is}: ${number(pair.limit)}`;
@@ -206,6 +206,7 @@ function describe() {
   find("by-name").textContent = state.by ? `${state.by} at the end` : "final gap";
   const said = pair.metrics && (pair.metrics[state.by] || pair.metrics["holdout.loss"]);
   find("by-said").textContent = said ? `${pairName(pair)}: ${said.said}` : "";
+  find("by-said").hidden = !said;
   const left = pair.all_rates - pair.rates.length;
   find("pair-name").textContent = `${pair.problem}, ${pairName(pair)}` + (left > 0 ? ` (${pair.rates.length} of ${pair.all_rates} learning rates drawn)` : "");
   for (const row of find("rates").querySelectorAll("tr[data-rate]")) {
