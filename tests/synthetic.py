@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,3 +82,44 @@ def make_large_run():
     """100,000 trials: 10,000 learning rates of two optimizers, 5 seeds each."""
     rates = tuple(10 ** (-4 + 5 * k / 9999) for k in range(10_000))
     return make_run(rates, seeds=5, decay=lambda optimizer, rate: rate / 10, curve_steps=(0, 50, 100))
+
+
+METRICS = {  # of seeds 0 and 1 at the end, by learning rate; training's best is 0.1
+    "train.loss": [(0.5, 0.5), (0.1, 0.1), (0.3, 0.3)],
+    "holdout.loss": [(0.7, 0.5), (0.9, 0.7), (0.8, 0.8)],
+    "train.accuracy": [(0.6, 0.6), (0.9, 0.9), (0.8, 0.8)],
+    "holdout.accuracy": [(0.5, 0.7), (0.6, 0.6), (0.9, 0.9)],  # a tie of the first two
+}
+
+
+def make_judged_run() -> Run:
+    """One pair at learning rates 0.01, 0.1 and 1, whose metrics begin at 9 (accuracies at 0) and end at METRICS."""
+    speeds = {0.01: 0.01, 0.1: 1.0, 1.0: 0.1}
+    run = make_run(tuple(speeds), 2, ["sgd"], decay=lambda _, rate: speeds[rate])
+    rows = [
+        {"trial": trial, "step": step, "split": split, "name": name}
+        | {"value": METRICS[f"{split}.{name}"][trial // 2][trial % 2] if step else 9.0 * (name == "loss")}
+        for trial in range(6)
+        for step in (0, 100)
+        for split, name in (key.split(".") for key in sorted(METRICS))
+    ]
+    run.info["problems"]["quadratic_bowl"] |= {"recorded": list(METRICS), "maximise": ["accuracy"]}
+    return dataclasses.replace(run, metrics=pa.Table.from_pylist(rows, schema=SCHEMAS["metrics"]))
+
+
+def with_diverged(run: Run, rate: float) -> Run:
+    """The record with all trials of a learning rate diverged."""
+    words = [
+        "diverged" if at == rate else word
+        for at, word in zip(*(run.trials[key].to_pylist() for key in ("learning_rate", "verdict")))
+    ]
+    place = run.trials.schema.get_field_index("verdict")
+    trials = run.trials.set_column(place, "verdict", pa.array(words))
+    return dataclasses.replace(
+        run,
+        trials=trials.set_column(
+            trials.schema.get_field_index("diverged_at"),
+            "diverged_at",
+            pa.array([7 if word == "diverged" else None for word in words], pa.int64()),
+        ),
+    )

@@ -165,7 +165,7 @@ def run_table(run: Run, output_format: str) -> str:
     narrow = [column for column in SUMMARY if column.key not in left_out]
     by = chosen_metric([run], None)
     rows = [summary_row(pair) | metric_row(run, pair, by) for pair in pairs]
-    text = render(rows, [*present(narrow, rows), *columns(by)], output_format)
+    text = render(rows, [*present(narrow, rows), *columns(by)[:2]], output_format)
     notes = pair_notes(run, pairs) + metric_notes(run, pairs, by)
     return text if output_format in ("json", "csv") else with_notes([text], notes, output_format)
 

@@ -130,7 +130,7 @@ class RecordComparison:
         title = f"{pair.problem} × {pair.optimizer}: gaps to {reference_words(pair.reference)}"
         if self.several:
             return render(*_side_by_side(of, self.by), output_format, title)
-        rows, metric = _rate_rows(of[0], self.by), [] if self.by is None else [Column(self.by, self.by)]
+        rows, metric = _rate_rows(of[0], self.by), [] if self.by is None else [Column(self.by, self.by, priority=1)]
         return render(rows, [*present(RATES[:-1], rows), *metric, RATES[-1]], output_format, title)
 
 
@@ -180,7 +180,7 @@ def _record_notes(run: Run, pairs: Sequence[PairSummary], by: str | None, name: 
 def _side_by_side(of: Sequence[Entry], by: str | None) -> tuple[list[dict[str, Any]], list[Column]]:
     """Rows and columns of one table from several records' rows of one pair: a row per learning rate."""
     rows: dict[float, dict[str, Any]] = {}
-    beside = [column for column in RATES if column.key in BESIDE] + ([Column(by, by)] if by else [])
+    beside = [column for column in RATES if column.key in BESIDE] + ([Column(by, by, priority=1)] if by else [])
     for entry in of:
         for row, rate in zip(_rate_rows(entry, by), entry.pair.rates):
             at = rows.setdefault(rate.learning_rate, {"learning_rate": rate.learning_rate})

@@ -83,10 +83,23 @@ class ByMetric:
         """Where another learning rate than the pair's best is the best by this metric."""
         if self.best is None or pair.best is None or pair.best.learning_rate == self.best:
             return None
-        at = self.values.get(pair.best.learning_rate)
-        there = f", {number(at[0])} at the best by training, {number(pair.best.learning_rate)}" if at else ""
-        best = f"{number(self.best)} is the best learning rate ({number(self.values[self.best][0])}{there})"
-        return f"{pair.problem} × {pair.optimizer}: by {self.name} {best}"
+        return f"{pair.problem} × {pair.optimizer}: {self._words(self.best, pair)}"
+
+    def sentence(self, pair: PairSummary) -> str:
+        """The best learning rate by this metric, whether training says the same, and the gap between the splits."""
+        if self.best is None:
+            return f"by {self.name} no learning rate is best: none has a finite value for every seed."
+        gap = self.row(pair)["generalisation_gap"]
+        return f"{self._words(self.best, pair)}{'' if gap is None else f'; there holdout − train is {number(gap)}'}."
+
+    def _words(self, best: float, pair: PairSummary) -> str:
+        value = number(self.values[best][0])
+        at = pair.best.learning_rate if pair.best else None
+        if at == best:
+            return f"by {self.name} {number(best)} is the best learning rate as well ({value})"
+        there = self.values.get(at) if at is not None else None
+        beside = f", {number(there[0])} at the best by training, {number(at)}" if there else ""
+        return f"by {self.name} {number(best)} is the best learning rate ({value}{beside})"
 
 
 def metric_row(run: Run, pair: PairSummary, name: str | None) -> dict[str, Any]:
@@ -105,16 +118,14 @@ def metric_notes(run: Run, pairs: Iterable[PairSummary], name: str | None) -> li
 
 
 def columns(name: str | None) -> tuple[Column, ...]:
-    """Of metric_row, for people."""
+    """Of metric_row, for people; the first two say the most."""
+    if name is None:
+        return ()
     return (
-        ()
-        if name is None
-        else (
-            Column("by_best_learning_rate", f"best lr by {name}", priority=3),
-            Column("by_value", f"{name} there", priority=3),
-            Column("by_value_at_best", f"{name} at best lr", priority=4),
-            Column("generalisation_gap", "holdout − train", priority=5, about="at the best lr"),
-        )
+        Column("by_value_at_best", name, priority=2, about="at the best lr"),
+        Column("by_best_learning_rate", "best lr by it", priority=2, about=f"by {name}"),
+        Column("by_value", f"{name} there", priority=4, about="at the best lr by it"),
+        Column("generalisation_gap", "holdout − train", priority=5, about="at the best lr"),
     )
 
 

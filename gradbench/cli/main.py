@@ -72,6 +72,7 @@ def report(
     out: Path = Path("report.html"),
     figures: Path | None = None,
     check: tuple[Path, ...] = (),
+    by: str | None = None,
     results: Annotated[Path, Parameter(help="Where records are kept.")] = Path("results"),
     format: Annotated[str, Parameter(name=["--format", "-f"])] = "svg",
     quiet: Quiet = False,
@@ -89,6 +90,8 @@ def report(
     check
         A record of gradbench check to show on the page; repeat for more. [default: for each problem the newest in
         check/ beside the records]
+    by
+        The metric that the charts show, such as holdout.accuracy, instead of the gap; the page can change it.
     format
         Of the figures: svg, png or pdf.
     """
@@ -105,7 +108,10 @@ def report(
         devices_to_check(None)  # whether JAX starts
         use_cache()  # of a landscape's seconds most are compiling
         runs = [load_run(name, results) for name in records or ("latest",)]
-        written = [write_report(runs, out, check)] if figures is None else write_figures(runs, figures, format)
+        if figures is None:
+            written = [write_report(runs, out, check, by=by)]
+        else:
+            written = write_figures(runs, figures, format, by)
     show("\n".join(map(str, written)))
     return 0
 

@@ -9,13 +9,14 @@ from typing import Any
 import pyarrow.compute as pc
 import vl_convert
 
+from gradbench.analysis.metrics import chosen_metric, recorded
 from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.inputs.problem import Problem
 from gradbench.record.store import Run
 from gradbench.reporting import charts
 from gradbench.reporting.charts import alt
 from gradbench.reporting.data import page_data
-from gradbench.reporting.figures import CONFIG, curve_rows, sensitivity_rows
+from gradbench.reporting.figures import CONFIG, curve_rows, measured_pairs, sensitivity_rows
 from gradbench.reporting.scenery import landscape_views, landscapes
 
 
@@ -30,31 +31,34 @@ class Plots:
     def __init__(self, run: Run, objects: Mapping[str, Problem] | None = None):
         self._run, self._objects = run, objects or {}
 
-    def sensitivity(self, problem: str | None = None) -> Any:
-        """Final gap against learning rate for each optimizer: median, spread of the seeds, verdict, stable limit."""
-        return _chart(self._sensitivity(problem))
+    def sensitivity(self, problem: str | None = None, by: str | None = None) -> Any:
+        """Final gap against learning rate for each optimizer: median, spread of the seeds, verdict, stable limit. With
+        `by` that metric instead, such as "holdout.accuracy", of the problems that record it."""
+        return _chart(self._sensitivity(problem, by))
 
     def sensitivity_svg(self, problem: str | None = None) -> str:
         """The same as an svg element, which needs neither the network nor scripts."""
         return vl_convert.vegalite_to_svg(_whole(self._sensitivity(problem)))
 
-    def _sensitivity(self, problem: str | None) -> list[tuple[str, dict[str, Any]]]:
+    def _sensitivity(self, problem: str | None, by: str | None = None) -> list[tuple[str, dict[str, Any]]]:
         made = []
-        for name in self._problems(problem):
+        for name in self._problems(problem, by):
             data = page_data([self._only(name)])
-            chart = charts.sensitivity(gap_to=data["pairs"][0]["gap_to"])
-            made.append((name, charts.spec(chart, sensitivity_rows(data["pairs"]), data["optimizers"])))
+            pairs, measured = measured_pairs(data, name, by)
+            chart = charts.sensitivity(gap_to=pairs[0]["gap_to"], **measured)
+            made.append((name, charts.spec(chart, sensitivity_rows(pairs), data["optimizers"])))
         return made
 
-    def convergence(self, problem: str | None = None, optimizer: str | None = None) -> Any:
-        """Gap against step for every learning rate of each pair, with the best one in front."""
+    def convergence(self, problem: str | None = None, optimizer: str | None = None, by: str | None = None) -> Any:
+        """Gap against step for every learning rate of each pair, with the best in front; `by` as for sensitivity."""
         wanted = _named(optimizer, self._run.plan.optimizers, "optimizer")
         made = []
-        for name in self._problems(problem):
-            for pair in page_data([self._only(name)])["pairs"]:
+        for name in self._problems(problem, by):
+            pairs, measured = measured_pairs(page_data([self._only(name)]), name, by)
+            for pair in pairs:
                 if pair["optimizer"] in wanted:
                     title = f"{name} × {pair['optimizer']}"
-                    made.append((title, charts.spec(charts.convergence(), curve_rows(pair))))
+                    made.append((title, charts.spec(charts.convergence(**measured), curve_rows(pair))))
         return _chart(made)
 
     def landscape(self, problem: str | None = None) -> Any:
@@ -71,8 +75,13 @@ class Plots:
             raise GradbenchError(f"landscape of {', '.join(names)}: none, {'; '.join(why) or usual}")
         return _chart(made)
 
-    def _problems(self, name: str | None) -> Sequence[str]:
-        return _named(name, self._run.plan.problems, "problem")
+    def _problems(self, name: str | None, by: str | None = None) -> Sequence[str]:
+        """The one that is named, or all; of a metric, those that record it."""
+        names = _named(name, self._run.plan.problems, "problem")
+        if by is None:
+            return names
+        chosen_metric([self._only(*names)], by)
+        return [each for each in names if by in recorded(self._run, each)]
 
     def _only(self, *names: str) -> Run:
         """The record with no other problems."""

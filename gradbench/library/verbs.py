@@ -124,17 +124,19 @@ def report(
     *runs: Record,
     out: str | Path = "report.html",
     checks: Sequence[str | Path] = (),
+    by: str | None = None,
     results: str | Path = "results",
 ) -> Path:
     """Write one HTML page about one or more records that works offline, and return its path.
 
-    `checks` are records of gradbench check to show; without any, the newest beside the records for their problems.
+    `checks` are records of gradbench check to show; without any, the newest beside the records for their problems. `by`
+    is the metric that the page opens with, such as "holdout.accuracy", instead of the gap.
     """
     from gradbench.reporting import write_report  # Altair takes half a second
 
     records = _records(runs, results)
     objects = records[0].objects if len(records) == 1 else {}
-    return write_report(records, out, checks, objects)
+    return write_report(records, out, checks, objects, by)
 
 
 def _records(runs: Sequence[Record], results: str | Path) -> list[Run]:

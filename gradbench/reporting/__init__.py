@@ -19,6 +19,7 @@ import numpy as np
 import vl_convert
 
 from gradbench.analysis.answers import labels
+from gradbench.analysis.metrics import chosen_metric
 from gradbench.analysis.profiles import best_rate_interval, steps_at_best
 from gradbench.analysis.summary import pair_trials, summarise_all
 from gradbench.errors import GradbenchError, GradbenchWarning, RunError, nearest
@@ -41,18 +42,20 @@ def write_report(
     out: str | Path,
     checks: Sequence[str | Path] = (),
     objects: Mapping[str, Problem] | None = None,
+    by: str | None = None,
 ) -> Path:
     """Write one self-contained HTML file about the runs, and return its path. Needs no network, here or there.
 
     `checks` are records of gradbench check to show; without any, the newest beside the runs for their problems.
-    `objects` are problems that no file holds, by name.
+    `objects` are problems that no file holds, by name. `by` is the metric that the page opens with, instead of the gap.
     A page that is there is replaced, with a GradbenchWarning where it is of other records; no other file is.
-    Raises GradbenchError where there is no run, no finished trial, a check is none, or `out` cannot be written.
+    Raises GradbenchError where there is no run, no finished trial, a check is none, or `out` cannot be written, and
+    PlanError for a metric that no problem records.
     """
     out = Path(out).expanduser()
     records = ", ".join(run.id for run in runs)
     _check_replaceable(out, records)
-    data = page_data(runs)
+    data: dict[str, Any] = page_data(runs) | {"by": by and chosen_metric(runs, by)}
     with ThreadPoolExecutor(1) as pool:
         bundle = pool.submit(_bundle)
         found = landscape_views(runs, objects=objects)
@@ -86,7 +89,7 @@ def write_report(
         environment="".join(_environment(run) for run in data["runs"]),
         data=text,
         bundle=bundle.result(),
-        script=(folder / "page.js").read_text(encoding="utf-8"),
+        script="".join((folder / name).read_text(encoding="utf-8") for name in ("metrics.js", "page.js")),
     )
     _write(out, page.encode())
     return out
@@ -112,15 +115,18 @@ def check_figure_format(fmt: str) -> None:
         raise GradbenchError(f"--format: no {fmt!r}{nearest(fmt, FORMATS)} (figures are {', '.join(FORMATS)})")
 
 
-def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg") -> list[Path]:
-    """Write every view as a file (svg, png or pdf) in `folder`, without a browser; returns the paths.
+def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg", by: str | None = None) -> list[Path]:
+    """Write every view as a file (svg, png or pdf) in `folder`, without a browser; returns the paths. Sensitivity and
+    convergence are of the gap, or of the metric `by` where a problem records it.
 
-    Raises GradbenchError for an unknown format, no finished trial, or a folder that cannot be written.
+    Raises PlanError for a metric that no problem records, GradbenchError for an unknown format, no finished trial, or a
+    folder that cannot be written.
     """
     check_figure_format(fmt)
+    by = by and chosen_metric(runs, by)
     folder = Path(folder).expanduser()
     paths = []
-    for name, spec in figure_specs(runs).items():
+    for name, spec in figure_specs(runs, by).items():
         LOG.info("drawing %s", name)
         if fmt == "svg":
             content = vl_convert.vegalite_to_svg(spec).encode()

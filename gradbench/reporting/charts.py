@@ -8,7 +8,7 @@ chosen is black, or white on a dark page. Shapes are verdicts and what was timed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import altair
@@ -118,23 +118,40 @@ def _rate_axis() -> Any:
     )
 
 
-def sensitivity(several_runs: bool = False, height: int = 300, gap_to: str = "") -> Any:
+def _measured(by: str, measure: Mapping[str, Any], title: str, scale: Mapping[str, Any]) -> Any:
+    """The y axis of a metric, whose values stand in the field gap; the page makes it in the same way."""
+    kind = {"type": "log"} if measure["log"] else {"type": "linear", "zero": False}
+    axis = _log_axis() if measure["log"] else alt.Axis(tickCount=6)
+    title += ", more is better" if measure["more_is_better"] else ""
+    return alt.Y("gap:Q", scale=alt.Scale(**kind, **scale), title=f"{by}{title}", axis=axis)
+
+
+def sensitivity(
+    several_runs: bool = False,
+    height: int = 300,
+    gap_to: str = "",
+    by: str | None = None,
+    measure: Mapping[str, Any] | None = None,
+) -> Any:
     """Final gap against learning rate: median line, spread of the seeds, verdict by shape, stable limit as a rule, good
     range as a band.
 
     Data: rates (run, optimizer, learning_rate, verdict, verdicts, gap, low, high, final, steps, best), limits
     (optimizer, limit, label, level in pixels from the top), good (optimizer, low, high), chosen (a rate). Diverged
-    learning rates stand along the top. `gap_to` is what gaps are to, in words.
+    learning rates stand along the top, of a metric where the worst values do. `gap_to` is what gaps are to, in words;
+    `by` is a metric instead of the gap, drawn as its `measure` says (data.page_data).
     """
     x = _rate_axis()
     title = f"final gap to {gap_to} / first gap" if gap_to else "final loss gap / first"
     y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title=title, axis=_log_axis())
+    y = y if measure is None else _measured(by or "", measure, " at the end", {})
+    worst = height - 5 if measure and measure["more_is_better"] else 5
     rates = alt.Chart(alt.NamedData(name="rates"))
     lines = rates.encode(x=x, color=_colour())
     spread = lines.transform_filter("isValid(datum.high) && isValid(datum.low)")
     lines = lines.encode(strokeDash=_dash()) if several_runs else lines
     detail = {"detail": "run:N"}
-    marks, final = said(rates, "final", "final gap (median)", ".3g")
+    marks, final = said(rates, "final", f"{by or 'final gap'} (median)", ".3g")
     marks, steps = said(marks, "steps", "steps to target")
     tooltip = [
         alt.Tooltip("optimizer:N"),
@@ -161,7 +178,7 @@ def sensitivity(several_runs: bool = False, height: int = 300, gap_to: str = "")
         .encode(y=y),
         marks.transform_filter("!isValid(datum.gap)")
         .mark_point(size=70, filled=True, opacity=1, cursor="pointer")
-        .encode(y=alt.value(5)),
+        .encode(y=alt.value(worst)),
         rates.transform_filter("datum.best").mark_point(size=260, strokeWidth=2).encode(x=x, y=y, color=_colour()),
         alt.Chart(alt.NamedData(name="chosen"))
         .mark_rule(strokeWidth=7, opacity=0.25, color=INK)
@@ -174,11 +191,13 @@ def _ends(*names: str) -> list[Any]:
     return [alt.Tooltip(f"{name}:Q", format=".4g", title=f"good range, {name}") for name in names]
 
 
-def convergence(seconds: bool = False, height: int = 300) -> Any:
+def convergence(
+    seconds: bool = False, height: int = 300, by: str | None = None, measure: Mapping[str, Any] | None = None
+) -> Any:
     """Gap against step for every learning rate of one pair, the chosen one in front; a cross ends a diverged one.
 
     Data: curves (trial, learning_rate, x, gap), front (the chosen rate's trials), ends (x, gap of diverged trials),
-    theory (x, gap at the predicted rate, through the chosen curve's end).
+    theory (x, gap at the predicted rate, through the chosen curve's end). `by` and `measure` as for sensitivity.
     """
     title = "seconds (steps × solo step time)" if seconds else "step"
     x = alt.X(
@@ -188,6 +207,8 @@ def convergence(seconds: bool = False, height: int = 300) -> Any:
         axis=_powers_axis(seconds),
     )
     y = alt.Y("gap:Q", scale=alt.Scale(type="log"), title="loss gap / first", axis=_log_axis())
+    if measure is not None:
+        y = _measured(by or "", measure, "", {"domain": measure["range"], "clamp": True})
     colour = _rate_colour()
     back = alt.Chart(alt.NamedData(name="curves")).encode(x=x, y=y, color=colour, detail="trial:N")
     tooltip = [
@@ -195,7 +216,7 @@ def convergence(seconds: bool = False, height: int = 300) -> Any:
         "seed:N",
         "verdict:N",
         "x:Q",
-        alt.Tooltip("gap:Q", format=".3g"),
+        alt.Tooltip("gap:Q", format=".3g", title=by or "gap"),
     ]
     front = alt.Chart(alt.NamedData(name="front")).encode(x=x, y=y, detail="trial:N", tooltip=tooltip)
     ends = alt.Chart(alt.NamedData(name="ends")).encode(x=x, y=y, tooltip=tooltip)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from gradbench.analysis.answers import labels, pair_notes, pair_sentence
+from gradbench.analysis.metrics import HELD_OUT, ByMetric, metric_notes, recorded
 from gradbench.analysis.profiles import measured_rate
 from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, problem_trials, summarise_all
 from gradbench.analysis.verdicts import Reference, relative_gaps
@@ -19,6 +20,7 @@ from gradbench.tables import GO_ON, number
 from gradbench.theory.quadratic import predicted_rate
 
 CURVE_VALUES = 120_000  # of all curves on a page: about 8 bytes each
+METRIC_VALUES = 120_000  # of all metrics' curves
 CURVE_POINTS = 60  # of one curve
 RATE_ROWS = 6_000  # learning rates on a page, over all pairs
 FLOOR = 1e-16  # a gap of 0 has no place on a log axis
@@ -36,7 +38,8 @@ def short_rate(value: float) -> float | None:
 
 def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     """Everything the page shows: `runs`, `optimizers`, `pairs` with their rates and curves, `timings`, `sharpness`; the
-    `winner` among the pairs of each problem is the one that answers it (`rank`)."""
+    `winner` among the pairs of each problem is the one that answers it (`rank`). `measures`: of each problem with
+    metrics, how they are drawn."""
     if not runs:
         raise GradbenchError("report: no record given")
     names = labels(runs)
@@ -48,6 +51,9 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     values = CURVE_VALUES // len(summaries)
     floors = {(name, pair.problem): _floor(run, pair) for run, name, pair in summaries}
     pairs = [_pair(run, name, pair, rates, values, floors[name, pair.problem]) for run, name, pair in summaries]
+    for made, (run, _, pair) in zip(pairs, summaries):
+        trials = [curve.pop("trial") for curve in made["curves"]]
+        made |= _metrics(run, pair, made["rates"], trials, METRIC_VALUES // len(summaries))
     for problem in dict.fromkeys(pair["problem"] for pair in pairs):
         of = [i for i, (_, _, pair) in enumerate(summaries) if pair.problem == problem]
         pairs[min(of, key=lambda i: rank(summaries[i][2]))]["winner"] = True
@@ -55,6 +61,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         "runs": [_run(run, name) for run, name in zip(runs, names)],
         "optimizers": list(dict.fromkeys(optimizer for run in runs for optimizer in run.plan.optimizers)),
         "pairs": pairs,
+        "measures": _measures(pairs),
         "timings": [row for run, name in zip(runs, names) for row in timing_rows(run, name)],
         "sharpness": [row for run, name in zip(runs, names) for row in sharpness_rows(run, name)],
     }
@@ -158,7 +165,7 @@ def _spread(count: int, most: int) -> list[int]:
 def _curves(
     run: Run, pair: PairSummary, rates: list[float], values: int, floor: float
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """(steps, curves): a curve is a trial's gap at the first of those steps, ending where the trial did."""
+    """(steps, curves): a curve is a trial's gap at the first of those steps."""
     trials = pair_trials(run, pair)
     points = min(CURVE_POINTS, max(8, values // len(rates)))
     seeds = max(1, values // (points * len(rates)))
@@ -168,21 +175,17 @@ def _curves(
     table = run.curves.filter(pc.field("trial").isin(list(rows))).sort_by(
         [("trial", "ascending"), ("step", "ascending")]
     )
-    trial, step, loss = (table[name].to_numpy() for name in ("trial", "step", "loss"))
-    grid = np.unique(step)
-    grid = grid[_spread(len(grid), points)] if len(grid) else grid
-    keep = np.isin(step, grid)
-    trial, loss = trial[keep], loss[keep]
-    ids, starts = np.unique(trial, return_index=True)
+    grid, losses = _thinned(*(table[name].to_numpy() for name in ("trial", "step", "loss")), points)
     place = {short_rate(rate): i for i, rate in enumerate(rates)}
     curves = []
-    for number_, start, end in zip(ids.tolist(), starts, [*starts[1:], len(trial)]):
+    for number_, loss in losses.items():
         row = rows[number_]
         lowest = pair.reference.loss
         with np.errstate(divide="ignore", invalid="ignore"):  # of a trial that begins at the reference
-            gaps = np.maximum((loss[start:end] - lowest) / (row["initial_loss"] - lowest), floor)
+            gaps = np.maximum((loss - lowest) / (row["initial_loss"] - lowest), floor)
         curves.append(
             {
+                "trial": number_,
                 "rate": place[short_rate(row["learning_rate"])],
                 "seed": row["seed"],
                 "verdict": row["verdict"],
@@ -190,7 +193,88 @@ def _curves(
                 "gaps": [short(gap) for gap in gaps.tolist()],
             }
         )
-    return grid.tolist(), curves
+    return grid, curves
+
+
+def _thinned(
+    trial: np.ndarray, step: np.ndarray, value: np.ndarray, points: int
+) -> tuple[list[int], dict[int, np.ndarray]]:
+    """(at most `points` of the steps, each trial's values at the first of them, ending where the trial did), of rows
+    sorted by trial and step."""
+    grid = np.unique(step)
+    grid = grid[_spread(len(grid), points)] if len(grid) else grid
+    keep = np.isin(step, grid)
+    trial, value = trial[keep], value[keep]
+    ids, starts = np.unique(trial, return_index=True)
+    return grid.tolist(), dict(zip(ids.tolist(), np.split(value, starts[1:])))
+
+
+def _metrics(
+    run: Run, pair: PairSummary, rates: Sequence[dict[str, Any]], trials: Sequence[int], values: int
+) -> dict[str, Any]:
+    """What the page has of a pair's metrics, nothing of one that records none: the steps `metric_grid`, and `metrics`,
+    by split.name: [median, lowest, highest] at the end by rate, the `best` rate's number, the `curves` of `trials`, and
+    what is `said` of it. Of more curves than fit some are empty."""
+    names = recorded(run, pair.problem)
+    if not names:
+        return {}
+    room = values // len(names)
+    kept = [trials[i] for i in _spread(len(trials), max(1, room // 8))] if trials else []
+    points = min(CURVE_POINTS, max(8, room // max(len(kept), 1)))
+    table = run.metrics.filter(pc.field("trial").isin(kept))
+    place = {short_rate(rate.learning_rate): rate.learning_rate for rate in pair.rates}
+    at = [place[row["learning_rate"]] for row in rates]
+    grid: list[int] = []
+    made = {}
+    for name in names:
+        of = ByMetric.of(run, pair, name)
+        assert of is not None
+        split, _, short_name = name.partition(".")
+        rows = table.filter((pc.field("split") == split) & (pc.field("name") == short_name))
+        grid, found = _thinned(*(rows[key].to_numpy() for key in ("trial", "step", "value")), points)
+        made[name] = {
+            "more_is_better": of.more_is_better,
+            "values": [[short(value) for value in of.values[rate]] if rate in of.values else None for rate in at],
+            "best": next((i for i, rate in enumerate(at) if rate == of.best), None),
+            "curves": [[short(value) for value in found.get(trial, np.zeros(0)).tolist()] for trial in trials],
+            "said": of.sentence(pair),
+        }
+    return {"metric_grid": grid, "metrics": made}
+
+
+def _measures(pairs: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Problem -> metric -> how it is drawn: whether more is better; the range of a curve's axis, from the best value
+    met to the worst that a trial begins with or ends at without diverging; and whether that axis may be logarithmic: of
+    what falls, over a decade or more."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, problem in dict.fromkeys((name, pair["problem"]) for pair in pairs for name in pair.get("metrics", ())):
+        of = [pair["metrics"][name] for pair in pairs if pair["problem"] == problem and name in pair.get("metrics", ())]
+        curves = [[value for value in curve if value is not None] for each in of for curve in each["curves"]]
+        ends = [value for each in of for values in each["values"] if values for value in values]
+        ends += [curve[0] for curve in curves if curve]
+        if not ends:  # nothing finite to draw
+            continue
+        met = [value for curve in curves for value in curve] + ends
+        more = of[0]["more_is_better"]
+        span = (min(ends), max(met)) if more else (min(met), max(ends))
+        log = not more and 0 < 10 * span[0] <= span[1]
+        found.setdefault(problem, {})[name] = {"more_is_better": more, "log": log, "range": span}
+    return found
+
+
+def by_metric(pair: dict[str, Any], name: str) -> dict[str, Any]:
+    """A pair of the page with a metric in the place of the gap, which the page makes in the same way; without rates and
+    curves where it is not recorded."""
+    metric = pair.get("metrics", {}).get(name)
+    if metric is None:
+        return pair | {"rates": [], "curves": []}
+    rates = []
+    for i, (rate, values) in enumerate(zip(pair["rates"], metric["values"])):
+        middle, low, high = values or (None, None, None)
+        drawn = {"gap": middle, "low": low, "high": high, "final": middle, "best": i == metric["best"]}
+        rates.append(rate | drawn | {"predicted": None})
+    curves = [curve | {"gaps": gaps} for curve, gaps in zip(pair["curves"], metric["curves"])]
+    return pair | {"rates": rates, "curves": curves, "grid": pair["metric_grid"]}
 
 
 def timing_rows(run: Run, name: str) -> list[dict[str, Any]]:
@@ -249,7 +333,9 @@ def answers(runs: Sequence[Run]) -> list[Answer]:
         for problem in dict.fromkeys(pair.problem for pair in pairs):
             ranked = sorted((pair for pair in pairs if pair.problem == problem), key=rank)
             best, *others = map(answer_sentence, ranked)
-            notes = [note if GO_ON in note else f"{note}." for note in pair_notes(run, ranked)]
+            by = HELD_OUT if HELD_OUT in recorded(run, problem) else None
+            found_notes = pair_notes(run, ranked) + metric_notes(run, ranked, by)
+            notes = [note if GO_ON in note else f"{note}." for note in found_notes]
             found.append(Answer(name, problem, best, others, [target_words(run, ranked[0].reference), *notes]))
     order = list(dict.fromkeys(answer.problem for answer in found))
     return sorted(found, key=lambda answer: order.index(answer.problem))

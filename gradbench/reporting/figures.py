@@ -9,7 +9,7 @@ from typing import Any
 
 from gradbench.record.store import Run
 from gradbench.reporting import charts
-from gradbench.reporting.data import page_data
+from gradbench.reporting.data import by_metric, page_data
 from gradbench.reporting.scenery import add_local_limits, landscape_views, landscapes, valley_rows
 from gradbench.tables import number
 
@@ -18,20 +18,21 @@ LABEL_PIXELS = 120  # along the rule of a stable limit
 CONFIG = {"background": "white", "view": {"stroke": None}, "axis": {"labelFontSize": 12, "titleFontSize": 13}}
 
 
-def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """File stem -> Vega-Lite spec: a sensitivity for each problem, a convergence for each pair, costs, profiles."""
+def figure_specs(runs: Sequence[Run], by: str | None = None) -> dict[str, dict[str, Any]]:
+    """File stem -> Vega-Lite spec: a sensitivity for each problem, a convergence for each pair, costs, profiles; the
+    first two of the metric `by`, where a problem records it."""
     data = page_data(runs)
     found = landscape_views(runs, paths=0)
     add_local_limits(data["pairs"], found)
     several, optimizers = len(runs) > 1, data["optimizers"]
     made = {}
     for problem in dict.fromkeys(pair["problem"] for pair in data["pairs"]):
-        pairs = [pair for pair in data["pairs"] if pair["problem"] == problem]
-        chart = charts.sensitivity(several, gap_to=pairs[0]["gap_to"])
+        pairs, measured = measured_pairs(data, problem, by)
+        chart = charts.sensitivity(several, gap_to=pairs[0]["gap_to"], **measured)
         made[_stem("sensitivity", problem)] = charts.spec(chart, sensitivity_rows(pairs), optimizers)
         for pair in pairs:
             stem = _stem("convergence", problem, pair["optimizer"], *([pair["run"]] if several else []))
-            made[stem] = charts.spec(charts.convergence(), curve_rows(pair))
+            made[stem] = charts.spec(charts.convergence(**measured), curve_rows(pair))
     for title, landscape in landscapes(found).items():
         made[_stem("landscape", title)] = landscape
     for problem, view in found.items():
@@ -54,6 +55,15 @@ def figure_specs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         stem = _stem("sharpness", *key[1:], *([key[0]] if several else []))
         made[stem] = charts.spec(charts.sharpness(), {"sharpness": rows})
     return {stem: spec | {"config": CONFIG} for stem, spec in made.items()}
+
+
+def measured_pairs(data: dict[str, Any], problem: str, by: str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(the pairs of a problem, what its charts are told of the metric `by`): of its gaps where it records no such."""
+    pairs = [pair for pair in data["pairs"] if pair["problem"] == problem]
+    measure = data["measures"].get(problem, {}).get(by)
+    if by is None or measure is None:
+        return pairs, {}
+    return [by_metric(pair, by) for pair in pairs], {"by": by, "measure": measure}
 
 
 def sensitivity_rows(pairs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

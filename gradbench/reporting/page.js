@@ -8,7 +8,7 @@ const config = {
   title: { color: "currentColor", subtitleColor: "currentColor" }, rule: { color: "currentColor" }, text: { color: "currentColor" }, view: { stroke: null }, point: { color: "currentColor" },
 };
 const options = { actions: false, renderer: "svg", tooltip: true, logLevel: 1 };
-const state = { pair: 0, rate: 0, scale: "log", time: "steps" };
+const state = { pair: 0, rate: 0, scale: "log", time: "steps", by: "" };
 const views = {};
 const number = (x) => {
   if (x === null) return "–";
@@ -33,11 +33,14 @@ function element(tag, text, parent) {
 // A copy of a chart with its data in, as wide as its place, and its y axis log or linear.
 function filled(name, datasets, scale) {
   const spec = { ...structuredClone(page.charts[name]), datasets, config, width: "container", autosize: { type: "fit-x", contains: "padding" } };
-  for (const layer of spec.layer || [spec]) {
-    const y = layer.encoding && layer.encoding.y;
-    if (!y || y.field !== "gap") continue;
-    y.title = `${name === "sensitivity" ? "final " : ""}gap to ${page.pairs[state.pair].gap_to} / first gap`;
-    if (scale === "linear") Object.assign(y, { scale: { type: "linear", domain: [0, 1.2], clamp: true }, axis: { tickCount: 6 } });
+  const by = name === "sensitivity" || name.startsWith("convergence") ? measure() : null;
+  for (const { encoding = {} } of spec.layer || [spec]) {
+    const y = encoding.y;
+    if (by) measured(name, spec, encoding, by, scale);
+    else if (y && y.field === "gap") {
+      y.title = `${name === "sensitivity" ? "final " : ""}gap to ${page.pairs[state.pair].gap_to} / first gap`;
+      if (scale === "linear") Object.assign(y, { scale: { type: "linear", domain: [0, 1.2], clamp: true }, axis: { tickCount: 6 } });
+    }
   }
   return spec;
 }
@@ -55,7 +58,7 @@ function pairsOfProblem() {
 }
 
 function frontCurves() {
-  const pair = page.pairs[state.pair];
+  const pair = shown(page.pairs[state.pair]);
   const unit = state.time === "seconds" && pair.step_s ? pair.step_s : 1;
   const rows = { curves: [], front: [], ends: [], theory: [] };
   pair.curves.forEach((curve, trial) => {
@@ -157,7 +160,7 @@ async function drawConvergence() {
 }
 
 async function drawSensitivity() {
-  const rates = pairsOfProblem().flatMap((pair) => pair.rates.map((rate, index) => ({ ...rate, index, run: pair.run, optimizer: pair.optimizer, pair: page.pairs.indexOf(pair) })));
+  const rates = pairsOfProblem().flatMap((pair) => shown(pair).rates.map((rate, index) => ({ ...rate, index, run: pair.run, optimizer: pair.optimizer, pair: page.pairs.indexOf(pair) })));
   const view = await draw("sensitivity", "sensitivity", { rates, ...chosenInSensitivity() }, state.scale);
   view.addEventListener("click", (_, item) => {
     if (item && item.datum && item.datum.index !== undefined) choose(item.datum.pair, item.datum.index);
@@ -186,18 +189,24 @@ function describe() {
   element("span", `${pair.problem}, ${pairName(pair)}, learning rate ${number(rate.learning_rate)}: `, detail);
   element("span", rate.verdicts, detail).className = "verdict";
   const gap = rate.gap === null ? "" : `; final gap ${number(rate.final)} of the first, to ${pair.gap_to} (median of seeds)`;
-  const steps = rate.steps === null ? "; the target is not reached by most seeds" : `; target reached in ${number(rate.steps)} steps, ${duration(rate.seconds)}`;
+  const steps = rate.steps === null ? "; the target is not reached by most seeds" : `; target reached in ${number(rate.steps)} steps${rate.seconds === null ? "" : `, ${duration(rate.seconds)}`}`;
   const when = pair.curves.filter((curve) => curve.rate === state.rate && curve.diverged_at !== null).map((curve) => curve.diverged_at);
   const blown = when.length ? `; diverges at step ${Math.min(...when)}` : "";
   const limit = pair.limit === null ? "" : `; ${pair.limit_is}: ${number(pair.limit)}`;
   const factor = (x) => `×${Number(x.toPrecision(5))}`;
   const fall = rate.predicted === null ? "" : `; theory: the gap goes ${factor(rate.predicted)} a step in the end (dashed)${rate.fitted === null ? "" : `, fitted here ${factor(rate.fitted)}`}`;
-  element("span", `${gap}${rate.gap === null ? "" : steps}${blown}${limit}${fall}.`, detail);
+  const metric = state.by && shown(pair).rates[state.rate];
+  const by = metric ? `; ${state.by} ${number(metric.gap)} at the end` : "";
+  element("span", `${gap}${by}${rate.gap === null ? "" : steps}${blown}${limit}${fall}.`, detail);
   find("rate-name").textContent = number(rate.learning_rate);
   find("rate").max = pair.rates.length - 1;
   find("rate").value = state.rate;
   find("rate").setAttribute("aria-valuetext", `${number(rate.learning_rate)}, ${rate.verdicts}`);
   find("problem-name").textContent = pair.problem;
+  find("by-name").textContent = state.by ? `${state.by} at the end` : "final gap";
+  const said = pair.metrics && (pair.metrics[state.by] || pair.metrics["holdout.loss"]);
+  find("by-said").textContent = said ? `${pairName(pair)}: ${said.said}` : "";
+  find("by-said").hidden = !said;
   const left = pair.all_rates - pair.rates.length;
   find("pair-name").textContent = `${pair.problem}, ${pairName(pair)}` + (left > 0 ? ` (${pair.rates.length} of ${pair.all_rates} learning rates drawn)` : "");
   for (const row of find("rates").querySelectorAll("tr[data-rate]")) {
@@ -211,7 +220,8 @@ function table() {
   const pair = page.pairs[state.pair], made = find("rates");
   made.replaceChildren();
   const head = element("tr", undefined, element("thead", undefined, made));
-  for (const name of ["learning rate", "verdict", "steps to target", "time to target", "final gap", "lowest", "highest"]) {
+  const metric = state.by ? shown(pair).rates : [];
+  for (const name of ["learning rate", "verdict", ...(metric.length ? [state.by] : []), "steps to target", "time to target", "final gap", "lowest", "highest"]) {
     const made = element("th", name, head);
     made.scope = "col";
     if (name === "verdict") made.className = "word";
@@ -223,6 +233,7 @@ function table() {
     const button = element("button", number(rate.learning_rate) + (rate.best ? " best" : ""), element("td", undefined, row));
     button.addEventListener("click", () => choose(state.pair, index));
     element("td", rate.verdicts, row).className = "word";
+    if (metric.length) element("td", number(metric[index].gap) + (metric[index].best ? " best" : ""), row);
     for (const value of [number(rate.steps), duration(rate.seconds), number(rate.final), number(rate.lowest), number(rate.highest)]) element("td", value, row);
   });
 }
@@ -236,6 +247,7 @@ async function choose(pairIndex, rateIndex, keep = "pushState") {
   if (pair !== before) {
     find("problem").value = pair.problem;
     optimizers();
+    metrics(state.by);
     table();
     markCut();
   }
@@ -261,7 +273,8 @@ async function renewed(view, datasets) {
 function address() {
   const pair = page.pairs[state.pair], run = severalRuns ? { run: pair.run } : {};
   const lr = pair.rates[state.rate].learning_rate;
-  return `#${new URLSearchParams({ problem: pair.problem, optimizer: pair.optimizer, ...run, lr, loss: state.scale, time: state.time })}`;
+  const by = page.measures[pair.problem] ? { by: state.by } : {};
+  return `#${new URLSearchParams({ problem: pair.problem, optimizer: pair.optimizer, ...run, lr, loss: state.scale, time: state.time, ...by })}`;
 }
 
 function remember(keep) {
@@ -281,6 +294,7 @@ function asked() {
     rate: found.length && Number(words.get("lr")) > 0 ? nearest : bestIndex(pair),
     scale: words.get("loss") === "linear" ? "linear" : "log",
     time: words.get("time") === "seconds" ? "seconds" : "steps",
+    by: known(pair.problem, words.has("by") ? words.get("by") : page.by),
   };
 }
 
@@ -301,11 +315,17 @@ function optimizers() {
 }
 
 async function axes(change) {
-  const { scale } = state;
+  const { scale, by } = state;
   Object.assign(state, change);
   find("scale").value = state.scale;
   find("time").value = state.time;
-  if (state.scale !== scale) await drawSensitivity();
+  if (state.by !== by) {
+    metrics(state.by);
+    table();
+    describe();
+    markCut();
+  }
+  if (state.scale !== scale || state.by !== by) await drawSensitivity();
   await drawConvergence();
 }
 
@@ -327,13 +347,13 @@ function listen() {
   find("problem").addEventListener("change", (event) => choose(winner(event.target.value), rate(winner(event.target.value))));
   find("optimizer").addEventListener("change", (event) => choose(Number(event.target.value), rate(Number(event.target.value))));
   find("rate").addEventListener("input", (event) => choose(state.pair, Number(event.target.value), "replaceState"));
-  for (const name of ["scale", "time"]) {
+  for (const name of ["scale", "time", "by"]) {
     find(name).addEventListener("change", (event) => { axes({ [name]: event.target.value }); remember("pushState"); });
   }
   addEventListener("popstate", async () => {
-    const { pair, rate: to, scale, time } = asked();
-    if (scale !== state.scale || time !== state.time) await axes({ scale, time });
+    const { pair, rate: to, scale, time, by } = asked();
     await choose(pair, to, null);
+    if (scale !== state.scale || time !== state.time || by !== state.by) await axes({ scale, time, by });
   });
   addEventListener("resize", markCut);
   for (const part of document.querySelectorAll("details")) part.addEventListener("toggle", markCut);
@@ -347,6 +367,7 @@ async function start() {
   find("time").value = state.time;
   find("time").options[1].disabled = !page.pairs.some((pair) => pair.step_s);
   optimizers();
+  metrics(state.by);
   table();
   describe();
   listen();

@@ -4,56 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import pyarrow as pa
 import pytest
-from synthetic import make_run
+from synthetic import make_judged_run as judged
+from synthetic import make_run, with_diverged
 
 import gradbench
 from gradbench.errors import PlanError
-from gradbench.record.schema import SCHEMAS
-
-RATES = (0.01, 0.1, 1.0)
-VALUES = {  # of seeds 0 and 1 at the end, by learning rate; training's best is 0.1
-    "train.loss": [(0.5, 0.5), (0.1, 0.1), (0.3, 0.3)],
-    "holdout.loss": [(0.7, 0.5), (0.9, 0.7), (0.8, 0.8)],
-    "train.accuracy": [(0.6, 0.6), (0.9, 0.9), (0.8, 0.8)],
-    "holdout.accuracy": [(0.5, 0.7), (0.6, 0.6), (0.9, 0.9)],  # a tie of the first two; that of 1.0 diverges
-}
-
-
-def judged(**changed):
-    run = make_run(RATES, 2, ["sgd"], decay=lambda _, rate: {0.01: 0.01, 0.1: 1.0, 1.0: 0.1}[rate], **changed)
-    rows = [
-        {
-            "trial": trial,
-            "step": step,
-            "split": split,
-            "name": name,
-            "value": VALUES[f"{split}.{name}"][trial // 2][trial % 2] if step else 9.0,
-        }
-        for trial in range(6)
-        for step in (0, 100)
-        for split, name in (key.split(".") for key in sorted(VALUES))
-    ]
-    run.info["problems"]["quadratic_bowl"] |= {"recorded": list(VALUES), "maximise": ["accuracy"]}
-    return dataclasses.replace(run, metrics=pa.Table.from_pylist(rows, schema=SCHEMAS["metrics"]))
-
-
-def diverging(run, rate):
-    words = [
-        "diverged" if at == rate else word
-        for at, word in zip(*(run.trials[key].to_pylist() for key in ("learning_rate", "verdict")))
-    ]
-    place = run.trials.schema.get_field_index("verdict")
-    trials = run.trials.set_column(place, "verdict", pa.array(words))
-    return dataclasses.replace(
-        run,
-        trials=trials.set_column(
-            trials.schema.get_field_index("diverged_at"),
-            "diverged_at",
-            pa.array([7 if word == "diverged" else None for word in words], pa.int64()),
-        ),
-    )
 
 
 def test_the_held_out_loss_is_shown_where_there_is_one():
@@ -74,7 +30,7 @@ def test_the_held_out_loss_is_shown_where_there_is_one():
 def test_more_is_better_of_what_is_maximised_and_a_diverged_rate_is_none():
     [pair] = gradbench.compare(judged(), by="holdout.accuracy").pairs
     assert pair["by_best_learning_rate"] == 1.0
-    [pair] = gradbench.compare(diverging(judged(), 1.0), by="holdout.accuracy").pairs
+    [pair] = gradbench.compare(with_diverged(judged(), 1.0), by="holdout.accuracy").pairs
     assert pair["by_best_learning_rate"] == 0.1  # of two alike the one that is training's best
     assert pair["generalisation_gap"] == pytest.approx(0.6 - 0.9)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from synthetic import make_run
+from synthetic import make_judged_run, make_run
 
 from gradbench import tables
 from gradbench.analysis.answers import run_table
@@ -56,6 +56,18 @@ def texts(record):
 def words(text: str) -> list[str]:
     """What stands between two spaces or more: values, headings and pieces of prose."""
     return [word for line in text.splitlines() for word in re.split(r"\s{2,}", line.strip()) if word]
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_columns_of_a_metric_are_few_and_fit(terminal, width):
+    terminal(width)
+    run, compared = run_table(make_judged_run(), "table"), compare_text(make_judged_run(), "table", 2.0)
+    for text in (run, compared):
+        assert max(map(cell_len, text.splitlines())) <= width
+        assert re.search(r"^quadratic_bowl +sgd\b", text, re.MULTILINE)
+        assert "holdout.loss: at the best lr; best lr by it: by holdout.loss" in text.replace("\n", " ")
+    assert "holdout − train" not in run
+    assert "holdout − train" in compared  # as a column, or as one that is left out
 
 
 @pytest.mark.parametrize("width", WIDTHS)
