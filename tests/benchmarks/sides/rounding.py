@@ -19,11 +19,12 @@ from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Pair, is_float, wide
 from gradbench.program.program import numerics
 
-from .cases import JUDGED, Case
+from .cases import JUDGED, OPTIMIZERS, PROBLEMS, Case
 
 SAMPLES = 8
 FALSE_ALARM = 1e-3
-COMPARISONS = 12 * 7 * JUDGED
+SIDES = 7
+COMPARISONS = len(PROBLEMS) * len(OPTIMIZERS) * SIDES * JUDGED
 
 
 def tolerances(case: Case) -> np.ndarray:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from .cases import Case, JudgedOnly, Side
+from .cases import Case, JudgedOnly, Side, short
+from .torch_losses import LOSSES
 from .updates import start, update
 
 
@@ -25,23 +26,11 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.tensor(array, device=device())
 
 
-def loss_of(name: str, data: dict[str, np.ndarray]) -> Callable:
+def loss_of(case: Case) -> Callable:
     """The same loss: a function of a dict of params."""
-    values = {k: tensor(v) for k, v in data.items()}
-    if name.startswith("quadratic_bowl"):
-        return lambda p: (values["lambdas"] * p["x"] * p["x"]).sum()
-    if name.startswith("linear_regression"):
-        return lambda p: 0.5 * ((values["X"] @ p["x"] - values["y"]) ** 2).mean()
-    if name.startswith("logistic_regression"):
-        softplus = torch.nn.functional.softplus
-        return lambda p: softplus(-values["y"] * (values["X"] @ p["x"])).mean() + 0.5e-3 * (p["x"] * p["x"]).sum()
-    labels = values["y"].long()
-
-    def mlp(p):
-        hidden = torch.tanh(values["x"] @ p["w0"] + p["b0"])
-        return torch.nn.functional.cross_entropy(hidden @ p["w1"] + p["b1"], labels)
-
-    return mlp
+    loss = LOSSES[short(case.problem_name)]
+    data = {k: tensor(v.astype(np.int64) if v.dtype.kind == "i" else v) for k, v in case.named_data.items()}
+    return lambda params: loss(params, data)
 
 
 class TorchLoop(JudgedOnly):
@@ -49,7 +38,7 @@ class TorchLoop(JudgedOnly):
 
     def __init__(self, case: Case):
         super().__init__(case)
-        self.loss = loss_of(case.problem_name, case.named_data)
+        self.loss = loss_of(case)
 
     def run(self) -> tuple[float, np.ndarray]:
         losses, spent = [], 0.0
@@ -78,7 +67,7 @@ class TorchVmap(Side):
 
     def __init__(self, case: Case):
         super().__init__(case)
-        gradient = torch.func.vmap(torch.func.grad_and_value(loss_of(case.problem_name, case.named_data)))
+        gradient = torch.func.vmap(torch.func.grad_and_value(loss_of(case)))
         count, optimizer = len(case.rates), case.optimizer_name
         self.params = {k: tensor(np.repeat(v[None], count, 0)) for k, v in case.named_params.items()}
         self.rates = {k: tensor(case.rates).reshape(-1, *(1,) * (p.ndim - 1)) for k, p in self.params.items()}
