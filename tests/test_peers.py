@@ -31,15 +31,15 @@ TINY = {  # settings for tests of what is slow as measured
 SPECS = [TINY.get(short(spec), spec) for spec in PROBLEMS]
 
 
-@pytest.mark.parametrize(
-    ("problem", "optimizer"),
-    [
-        *[("quadratic_bowl", "momentum"), ("logistic_regression", "sgd"), ("logistic_regression", "adam")],
-        ("autoencoder", "momentum"),  # has metrics
-    ],
-)
-def test_every_side_ends_where_the_engine_does(problem, optimizer):
-    case = Case.of(problem, optimizer, count=6, steps=10)
+CASES = [
+    *[Case.of("quadratic_bowl", "momentum", 6, 10), Case.of("logistic_regression", "sgd", 6, 10)],
+    Case.of("logistic_regression", "adam", 6, 10),
+    Case(TINY["matrix_factorisation"], "sgd", np.geomspace(0.01, 1, 6, dtype=np.float32), 10),  # has metrics
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{short(case.problem_name)}-{case.optimizer_name}")
+def test_every_side_ends_where_the_engine_does(case):
     allowed, (_, expected) = tolerances(case), Engine(case).run()
     assert (allowed < 1e-3 * expected[case.judged]).all()  # a wrong optimizer is further off
     for kind in (kind for kind in SIDES if kind.takes(case)):

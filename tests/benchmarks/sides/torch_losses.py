@@ -1,4 +1,7 @@
-"""The problems' losses in PyTorch, as its users write them: functions of params and data, dicts by the leaves' paths."""
+"""The problems' losses in PyTorch as its users write them: functions of params and data, dicts by their leaves' paths.
+
+Lookups of ratings are index_select, the fastest of what users write: embedding takes 2.5 times as long, in a loop.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def cnn(p, d):
 
 
 def transformer(p, d):
-    tokens, (length, width) = d["tokens"], p["places"].shape
+    tokens, width = d["tokens"], p["places"].shape[1]
     x = functional.embedding(tokens[:, :-1], p["embedding"]) + p["places"]
 
     def norm(x):
@@ -73,7 +76,7 @@ def lstm(p, d):
 
 
 def matrix_factorisation(p, d):
-    users, items = functional.embedding(d["user"], p["users"]), functional.embedding(d["item"], p["items"])
+    users, items = p["users"].index_select(0, d["user"]), p["items"].index_select(0, d["item"])
     return 0.5 * functional.mse_loss((users * items).sum(1), d["rating"])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .cases import Case, JudgedOnly, Side, short
 from .torch_losses import LOSSES
@@ -86,7 +87,8 @@ class TorchVmap(Side):
         params, state = self.params, start(self.case.optimizer_name, self.params)
         wait()
         began = time.perf_counter()
-        with torch.no_grad():
+        # vmap has no rule for the fused attention of a CPU, and would run one trial after another.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             for number in self.numbers:
                 params, state, losses = self.step(params, state, self.rates, number)
         wait()
