@@ -35,10 +35,10 @@ SMALL = {
 }
 NETWORKS = {
     "cnn": Setting(10, (0.1, 0.01, 0.01), 8),
-    "transformer": Setting(4, (0.1, 0.01, 0.001), 8),
+    "transformer": Setting(4, (0.1, 0.1, 0.003), 8),
     "lstm": Setting(10, (0.1, 0.01, 0.01), 8),
-    "autoencoder": Setting(50, (0.5, 0.05, 0.01), 8),
-    "matrix_factorisation[users=5000,items=3000,rank=32,ratings=200000]": Setting(5, (1000, 100, 0.01), 8),
+    "autoencoder": Setting(50, (1.0, 0.1, 0.01), 8),
+    "matrix_factorisation[users=5000,items=3000,rank=32,ratings=200000]": Setting(5, (5000, 500, 0.02), 8),
 }
 PROBLEMS = SMALL | NETWORKS
 JUDGED = 4  # learning rates, spread over the grid, whose final losses are compared: the ones that every side runs
