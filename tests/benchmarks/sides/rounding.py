@@ -3,7 +3,7 @@
 Each primitive of the trial's steps gets the noise of its float32 rounding (gradbench.gradients.rounding), over many
 steps, for SAMPLES seeds; sigma is the deviation of the last step's loss. Two right programs then differ by sqrt(2)
 sigma t, with t of Student's law with SAMPLES degrees of freedom; the tolerance is its two-sided quantile at FALSE_ALARM
-shared among all COMPARISONS of a full measurement.
+shared among all COMPARISONS of a full measurement. 10 to 60 s for a network's few steps, on 2 cores.
 """
 
 from __future__ import annotations

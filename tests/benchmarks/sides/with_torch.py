@@ -13,6 +13,8 @@ from .cases import Case, JudgedOnly, Side, short
 from .torch_losses import LOSSES
 from .updates import start, update
 
+torch.backends.cudnn.allow_tf32 = False  # of convolutions; those of matrix products are float32 by default
+
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
