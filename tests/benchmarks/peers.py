@@ -114,6 +114,8 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
                 side = kind(case)
                 _, losses = side.run()
         except Exception as error:  # a peer that cannot is a row that says why
+            if kind is Engine:
+                raise
             row["void"] = f"{type(error).__name__}: {one_line(error)[:200]}"
             continue
         row["end_to_end_s"] = time.perf_counter() - began
