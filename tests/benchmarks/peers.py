@@ -1,27 +1,32 @@
 """The engine beside its peers, in one run: the same losses, data, float32, full batch, steps and learning rates.
 
-    python tests/benchmarks/peers.py [--rates 64] [--rounds 3] [--out results/reference/peers-cpu-2-cores]
+    python tests/benchmarks/peers.py [--problems networks] [--rates 64] [--out results/reference/peers-cpu-2-cores]
     python tests/benchmarks/peers.py --show results/reference/peers-cpu-2-cores --optimizers sgd --format markdown
 
-Four problems x sgd, momentum, adam. Steady: seconds in the loop over the steps, a trial-step, compiled before, over
-runs of a quarter of a second at least; every side in turn in each round, medians. End to end: from the problem's arrays
-to the last loss of all trials in this process, building and compiling included (imports not), once per side. A side
-that would take minutes runs 4 of the trials, and its end-to-end time is its first run plus the rest at the steady
-pace; its heading has a star. benchopt is timed as whole processes against `gradbench run`; the bowl also with 50 times
-the steps, once. A side whose final losses differ from the engine's by more than rounding explains (sides/rounding.py)
-is void.
+Four small problems with 64 learning rates and five networks with 8, x sgd, momentum, adam. Steady: seconds in the loop
+over the steps, a trial-step, compiled before, over runs of a quarter of a second at least; every side in turn in each
+round, medians. End to end: from the problem's arrays to the last loss of all trials in this process, building and
+compiling included (imports not), once per side. A side that would take minutes runs 4 of the trials, and its end-to-end
+time is its first run plus the rest at the steady pace; its heading has a star. benchopt is timed as whole processes
+against `gradbench run`; the bowl also with 50 times the steps, once. A side whose final losses differ from the engine's
+by more than rounding explains (sides/rounding.py) is void, and one whose set-up and first run take longer than
+SETUP_SECONDS. Of limit: the engine's share of what the device's matrix products, memory and launches allow, as
+`gradbench run` times it.
 Needs the extra `peers`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import signal
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +36,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from sides import end_to_end
-from sides.cases import OPTIMIZERS, PROBLEMS, Case, Side
+from sides.cases import NETWORKS, OPTIMIZERS, PROBLEMS, SMALL, Case, Side, short
 from sides.rounding import tolerances
 from sides.with_jax import Engine, JittedLoop, ScanPerTrial
 from sides.with_numpy import NumpyStacked
@@ -40,7 +45,7 @@ from gradbench.errors import one_line
 from gradbench.machine.devices import find_devices
 from gradbench.machine.environment import environment
 from gradbench.record.store import write_json, write_table
-from gradbench.tables import FORMATS, Column, render
+from gradbench.tables import FORMATS, Column, percent, render
 
 SIDES: list[type[Side]] = [Engine, JittedLoop, ScanPerTrial, NumpyStacked]
 if importlib.util.find_spec("torch"):
@@ -49,6 +54,8 @@ if importlib.util.find_spec("torch"):
     SIDES += [TorchLoop, TorchVmap, TorchCompile]
 STARRED = ("PyTorch loop", "jitted step loop")
 ALL = "all three"
+GROUPS = {"small": SMALL, "networks": NETWORKS}
+SETUP_SECONDS = 120  # a side's set-up and first run at the most
 STEADY_SECONDS = 0.25  # of one sample at least: a core that has just waited is slow, and the engine's bowl takes 4 ms
 SCHEMA = pa.schema(
     [
@@ -57,9 +64,25 @@ SCHEMA = pa.schema(
         *[("step_s", pa.float64()), ("step_s_samples", pa.list_(pa.float64()))],
         *[("end_to_end_s", pa.float64()), ("end_to_end_samples", pa.list_(pa.float64()))],
         # the largest |loss - engine's| / tolerance of the judged trials: above 1 the row is void
-        *[("loss_share", pa.float64()), ("void", pa.string())],
+        *[("loss_share", pa.float64()), ("void", pa.string()), ("of_limit", pa.float64())],
     ]
 )
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """TimeoutError within it after so many seconds."""
+
+    def expire(*_: Any) -> None:
+        raise TimeoutError(f"not set up and run once within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def steady(side: Side) -> float:
@@ -75,7 +98,7 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
     allowed = tolerances(case)
     total = len(case.rates) * case.steps
     rows, built = [], {}
-    for kind in SIDES:
+    for kind in (kind for kind in SIDES if kind.takes(case)):
         row = dict.fromkeys(SCHEMA.names) | {
             "problem": case.problem_name,
             "optimizer": case.optimizer_name,
@@ -87,15 +110,19 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
         rows.append(row)
         began = time.perf_counter()
         try:
-            side = kind(case)
-            _, losses = side.run()
+            with deadline(SETUP_SECONDS):
+                side = kind(case)
+                _, losses = side.run()
         except Exception as error:  # a peer that cannot is a row that says why
+            if kind is Engine:
+                raise
             row["void"] = f"{type(error).__name__}: {one_line(error)[:200]}"
             continue
         row["end_to_end_s"] = time.perf_counter() - began
         row["trials_run"] = len(side.indices)
         built[kind.name] = side, row, losses
-    expected = built["engine"][2][case.judged]
+    engine, row, losses = built["engine"]
+    row["of_limit"], expected = engine.of_limit(), losses[case.judged]
     for _ in range(rounds):
         for side, row, _ in built.values():
             row["step_s_samples"].append(steady(side))
@@ -118,9 +145,9 @@ def measure_benchopt(sweep: end_to_end.Sweep, count: int, rounds: int) -> list[d
     return rows
 
 
-def times(slow: float, fast: float) -> str:
-    """Their ratio to three digits, in plain digits."""
-    return f"{float(f'{slow / fast:.3g}'):g}"
+def plain(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -129,24 +156,25 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     engines = {(row["problem"], row["optimizer"], row["steps"]): row for row in rows if row["side"] == "engine"}
     for row in rows:
         pair = row["problem"], row["optimizer"], row["steps"]
-        line = lines.setdefault(pair, {"problem": pair[0].split("[")[0], "optimizer": pair[1], "steps": pair[2]})
+        line = lines.setdefault(pair, {"problem": short(pair[0]), "optimizer": pair[1], "steps": pair[2]})
         engine = engines.get(pair)
         if row["side"] == "engine" and row["step_s"]:
-            line["engine_us"] = f"{row['step_s'] * 1e6:.3g}"
+            line["engine_us"] = plain(row["step_s"] * 1e6)
+            line["of_limit"] = percent(row.get("of_limit"))  # which older records do not have
         if row["side"] == "engine" or engine is None:
             continue
         if row["void"] or not row["loss_share"] <= 1:
             line[row["side"]] = "void"
             continue
-        steady = times(row["step_s"], engine["step_s"]) if row["step_s"] else ""
-        line[row["side"]] = f"{steady} ({times(row['end_to_end_s'], engine['end_to_end_s'])})".strip()
+        steady = plain(row["step_s"] / engine["step_s"]) if row["step_s"] else ""
+        line[row["side"]] = f"{steady} ({plain(row['end_to_end_s'] / engine['end_to_end_s'])})".strip()
     return list(lines.values())
 
 
 def show(rows: list[dict[str, Any]], output_format: str) -> str:
     names = list(dict.fromkeys(row["side"] for row in rows if row["side"] != "engine"))
     columns = [Column("problem", "problem", str), Column("optimizer", "optimizer", str), Column("steps", "steps", str)]
-    columns.append(Column("engine_us", "engine, µs per trial-step"))
+    columns += [Column("engine_us", "engine, µs per trial-step"), Column("of_limit", "of limit")]
     columns += [Column(name, name + "*" * (name in STARRED)) for name in names]
     lines = [dict.fromkeys(column.key for column in columns) | line for line in ratios(rows)]
     text = render(lines if output_format in ("table", "markdown") else rows, columns, output_format)
@@ -169,9 +197,10 @@ def save(rows: list[dict[str, Any]], folder: Path, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--rates", type=int, default=64)
+    parser.add_argument("--rates", type=int, help="how many learning rates; by default each problem's own number")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=PROBLEMS)
+    names = [*GROUPS, *map(short, PROBLEMS)]
+    parser.add_argument("--problems", nargs="*", default=list(GROUPS), choices=names)
     parser.add_argument("--optimizers", nargs="*", default=[*OPTIMIZERS, ALL], choices=[*OPTIMIZERS, ALL])
     parser.add_argument("--out", type=Path, help="a folder for peers.parquet and environment.json")
     parser.add_argument("--show", type=Path, help="measure nothing: the table of such a folder")
@@ -189,15 +218,20 @@ def main() -> None:
         if options.out:  # after each case, so that a killed measurement leaves what it has
             save(rows, options.out, options.rounds)
 
-    for name in options.problems:
+    problems = [
+        name
+        for name in PROBLEMS
+        if short(name) in options.problems or any(name in GROUPS.get(group, ()) for group in options.problems)
+    ]
+    for name in problems:
         for optimizer in [name for name in OPTIMIZERS if name in options.optimizers]:
             print(f"{name} × {optimizer}", file=sys.stderr, flush=True)
             add(measure(Case.of(name, optimizer, options.rates), options.rounds))
     if importlib.util.find_spec("benchopt") and ALL in options.optimizers:
-        for sweep in [sweep for sweep in end_to_end.SWEEPS if sweep.problem in options.problems]:
+        for sweep in [sweep for sweep in end_to_end.SWEEPS if sweep.problem in problems]:
             print(f"{sweep.problem}, {sweep.steps} steps, benchopt", file=sys.stderr, flush=True)
-            rounds = options.rounds if sweep.steps == PROBLEMS[sweep.problem][0] else 1
-            add(measure_benchopt(sweep, options.rates, rounds))
+            rounds = options.rounds if sweep.steps == PROBLEMS[sweep.problem].steps else 1
+            add(measure_benchopt(sweep, options.rates or PROBLEMS[sweep.problem].rates, rounds))
     print(show(rows, options.format))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,17 +14,39 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, cast, load_problem
 from gradbench.program.program import Trial, numerics
 
-LINEAR = "linear_regression[examples=1000,features=50]"
 OPTIMIZERS = ("sgd", "momentum", "adam")
-# Steps, and the largest learning rate of each optimizer; the smallest is a hundredth of it. All are stable, and the
-# bowl's are small enough for its shrinking params to stay normal floats: subnormals slow the sides that keep them.
-PROBLEMS: dict[str, tuple[int, tuple[float, float, float]]] = {
-    "quadratic_bowl": (2000, (0.01, 0.0005, 0.001)),
-    LINEAR: (500, (0.5, 0.05, 0.05)),
-    "logistic_regression": (500, (0.5, 0.05, 0.05)),
-    "mlp": (50, (0.1, 0.01, 0.01)),
+
+
+class Setting(NamedTuple):
+    """Of a problem: steps, the largest learning rate of each optimizer (the smallest is a hundredth of it), and how
+    many rates. All are stable, and the bowl's are small enough for its shrinking params to stay normal floats:
+    subnormals slow the sides that keep them."""
+
+    steps: int
+    highest: tuple[float, float, float]
+    rates: int = 64
+
+
+SMALL = {
+    "quadratic_bowl": Setting(2000, (0.01, 0.0005, 0.001)),
+    "linear_regression[examples=1000,features=50]": Setting(500, (0.5, 0.05, 0.05)),
+    "logistic_regression": Setting(500, (0.5, 0.05, 0.05)),
+    "mlp": Setting(50, (0.1, 0.01, 0.01)),
 }
+NETWORKS = {
+    "cnn": Setting(10, (0.1, 0.01, 0.01), 8),
+    "transformer": Setting(4, (0.1, 0.1, 0.003), 8),
+    "lstm": Setting(10, (0.1, 0.01, 0.01), 8),
+    "autoencoder": Setting(50, (1.0, 0.1, 0.01), 8),
+    "matrix_factorisation[users=5000,items=3000,rank=32,ratings=200000]": Setting(5, (5000, 500, 0.02), 8),
+}
+PROBLEMS = SMALL | NETWORKS
 JUDGED = 4  # learning rates, spread over the grid, whose final losses are compared: the ones that every side runs
+
+
+def short(problem: str) -> str:
+    """Its name without settings."""
+    return problem.split("[")[0]
 
 
 @dataclass(frozen=True)
@@ -35,10 +57,11 @@ class Case:
     steps: int
 
     @classmethod
-    def of(cls, problem: str, optimizer: str, count: int = 64, steps: int | None = None) -> Case:
-        default, highest = PROBLEMS[problem]
-        top = highest[OPTIMIZERS.index(optimizer)]
-        return cls(problem, optimizer, np.geomspace(top / 100, top, count).astype(np.float32), steps or default)
+    def of(cls, problem: str, optimizer: str, count: int | None = None, steps: int | None = None) -> Case:
+        setting = PROBLEMS[problem]
+        top = setting.highest[OPTIMIZERS.index(optimizer)]
+        rates = np.geomspace(top / 100, top, count or setting.rates).astype(np.float32)
+        return cls(problem, optimizer, rates, steps or setting.steps)
 
     @property
     def judged(self) -> np.ndarray:
@@ -73,15 +96,18 @@ class Case:
 
     @property
     def named_params(self) -> dict[str, np.ndarray]:
-        """The starting point as a flat dict, as the sides without pytrees take it."""
-        if self.problem_name != "mlp":
-            return {"x": np.asarray(self.params)}
-        return {f"{k}{i}": np.asarray(layer[k]) for i, layer in enumerate(self.params) for k in ("w", "b")}
+        """The starting point as the sides without pytrees take it."""
+        return named(self.params)
 
     @property
     def named_data(self) -> dict[str, np.ndarray]:
-        data = self.data if isinstance(self.data, dict) else {"lambdas": self.data}
-        return {k: np.asarray(v) for k, v in data.items()}
+        return named(self.data)
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """A pytree's leaves by their paths: {"blocks.0.query": ...}; an array alone is "x"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator=".") or "x": np.asarray(leaf) for path, leaf in leaves}
 
 
 class Side:
@@ -94,6 +120,11 @@ class Side:
 
     def __init__(self, case: Case):
         self.case = case
+
+    @classmethod
+    def takes(cls, case: Case) -> bool:
+        """Whether it is written for this problem."""
+        return True
 
     @property
     def indices(self) -> np.ndarray:

@@ -38,7 +38,9 @@ class Sweep(NamedTuple):
         return np.geomspace(self.highest / 100, self.highest, count).astype(np.float32).astype(float)
 
 
-SWEEPS = [Sweep(name, PROBLEMS[name][0], min(PROBLEMS[name][1])) for name in ("quadratic_bowl", "logistic_regression")]
+SWEEPS = [
+    Sweep(name, PROBLEMS[name].steps, min(PROBLEMS[name].highest)) for name in ("quadratic_bowl", "logistic_regression")
+]
 # So many steps that start and compilation no longer decide, at learning rates as many times smaller.
 SWEEPS.append(Sweep(SWEEPS[0].problem, LONG * SWEEPS[0].steps, SWEEPS[0].highest / LONG))
 

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import optax
 
+from gradbench.engine.roofline import measure_limits
+from gradbench.engine.timing import compile_program, time_program
 from gradbench.machine.devices import find_devices
 from gradbench.program.block import choose_block
 from gradbench.program.program import Program, numerics
@@ -22,6 +24,7 @@ class Engine(Side):
         super().__init__(case)
         devices = find_devices(None)
         self.program = Program(case.trial, choose_block(case.trial, devices, len(case.rates)), devices)
+        self.compiled = compile_program(self.program)
 
     def run(self) -> tuple[float, np.ndarray]:
         program, block, rates = self.program, self.program.block, self.case.rates
@@ -34,12 +37,20 @@ class Engine(Side):
                 first, placed = program.place(np.zeros(block.slots, np.int32)), program.place(seeds)
                 began, kept = time.perf_counter(), []
                 for _ in range(self.chunks):
-                    state, rows = program.advance(state, chosen, placed, first, program.data)
+                    state, rows = self.compiled.call(state, chosen, placed, first, program.data, *program.watch())
                     kept.append(rows.loss)
                 jax.block_until_ready((state, kept))
                 spent += time.perf_counter() - began
             losses.append(np.concatenate(kept)[self.case.steps - 1])
         return spent, np.concatenate(losses)[: len(rates)]
+
+    def of_limit(self) -> float:
+        """A step's share of what the device's matrix products, memory and launches allow."""
+        program, slots = self.program, self.program.block.slots
+        starts = program.starts(np.zeros(slots, np.uint32))
+        row = time_program(program, self.compiled, "batched", np.resize(self.case.rates, slots), starts)
+        limits = measure_limits(tuple(program.devices), "float32", "highest")
+        return limits.add_roofline([row])[0]["of_limit"]
 
     @property
     def chunks(self) -> int:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from .cases import Case, Side
+from .cases import SMALL, Case, Side
 from .updates import start, update
 
 
 def stacked_gradient(name: str, data: dict[str, np.ndarray]) -> Callable[[dict[str, Any]], tuple[Any, dict[str, Any]]]:
     """params with a leading trial axis -> losses (G,), grads."""
     if name.startswith("quadratic_bowl"):
-        lambdas = data["lambdas"]
+        lambdas = data["x"]
 
         def bowl(p):
             scaled = lambdas * p["x"]
@@ -49,8 +49,8 @@ def stacked_mlp(x, labels):
     rows = np.arange(len(labels))
 
     def gradient(p):
-        hidden = np.tanh(x @ p["w0"] + p["b0"][:, None])
-        logits = hidden @ p["w1"] + p["b1"][:, None]
+        hidden = np.tanh(x @ p["0.w"] + p["0.b"][:, None])
+        logits = hidden @ p["1.w"] + p["1.b"][:, None]
         logits -= logits.max(2, keepdims=True)
         powers = np.exp(logits)
         total = powers.sum(2, keepdims=True)
@@ -58,8 +58,8 @@ def stacked_mlp(x, labels):
         out = powers / total
         out[:, rows, labels] -= 1
         out /= len(labels)
-        back = (out @ p["w1"].transpose(0, 2, 1)) * (1 - hidden * hidden)
-        grads = {"w0": x.T @ back, "b0": back.sum(1), "w1": hidden.transpose(0, 2, 1) @ out, "b1": out.sum(1)}
+        back = (out @ p["1.w"].transpose(0, 2, 1)) * (1 - hidden * hidden)
+        grads = {"0.w": x.T @ back, "0.b": back.sum(1), "1.w": hidden.transpose(0, 2, 1) @ out, "1.b": out.sum(1)}
         return loss, grads
 
     return gradient
@@ -67,6 +67,10 @@ def stacked_mlp(x, labels):
 
 class NumpyStacked(Side):
     name = "NumPy stacked"
+
+    @classmethod
+    def takes(cls, case: Case) -> bool:
+        return case.problem_name in SMALL
 
     def __init__(self, case: Case):
         super().__init__(case)

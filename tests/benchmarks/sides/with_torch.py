@@ -7,9 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .cases import Case, JudgedOnly, Side
+from .cases import Case, JudgedOnly, Side, short
+from .torch_losses import LOSSES
 from .updates import start, update
+
+torch.backends.cudnn.allow_tf32 = False  # of convolutions; those of matrix products are float32 by default
 
 
 def device() -> torch.device:
@@ -25,23 +29,11 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.tensor(array, device=device())
 
 
-def loss_of(name: str, data: dict[str, np.ndarray]) -> Callable:
+def loss_of(case: Case) -> Callable:
     """The same loss: a function of a dict of params."""
-    values = {k: tensor(v) for k, v in data.items()}
-    if name.startswith("quadratic_bowl"):
-        return lambda p: (values["lambdas"] * p["x"] * p["x"]).sum()
-    if name.startswith("linear_regression"):
-        return lambda p: 0.5 * ((values["X"] @ p["x"] - values["y"]) ** 2).mean()
-    if name.startswith("logistic_regression"):
-        softplus = torch.nn.functional.softplus
-        return lambda p: softplus(-values["y"] * (values["X"] @ p["x"])).mean() + 0.5e-3 * (p["x"] * p["x"]).sum()
-    labels = values["y"].long()
-
-    def mlp(p):
-        hidden = torch.tanh(values["x"] @ p["w0"] + p["b0"])
-        return torch.nn.functional.cross_entropy(hidden @ p["w1"] + p["b1"], labels)
-
-    return mlp
+    loss = LOSSES[short(case.problem_name)]
+    data = {k: tensor(v.astype(np.int64) if v.dtype.kind == "i" else v) for k, v in case.named_data.items()}
+    return lambda params: loss(params, data)
 
 
 class TorchLoop(JudgedOnly):
@@ -49,7 +41,7 @@ class TorchLoop(JudgedOnly):
 
     def __init__(self, case: Case):
         super().__init__(case)
-        self.loss = loss_of(case.problem_name, case.named_data)
+        self.loss = loss_of(case)
 
     def run(self) -> tuple[float, np.ndarray]:
         losses, spent = [], 0.0
@@ -78,7 +70,7 @@ class TorchVmap(Side):
 
     def __init__(self, case: Case):
         super().__init__(case)
-        gradient = torch.func.vmap(torch.func.grad_and_value(loss_of(case.problem_name, case.named_data)))
+        gradient = torch.func.vmap(torch.func.grad_and_value(loss_of(case)))
         count, optimizer = len(case.rates), case.optimizer_name
         self.params = {k: tensor(np.repeat(v[None], count, 0)) for k, v in case.named_params.items()}
         self.rates = {k: tensor(case.rates).reshape(-1, *(1,) * (p.ndim - 1)) for k, p in self.params.items()}
@@ -97,7 +89,8 @@ class TorchVmap(Side):
         params, state = self.params, start(self.case.optimizer_name, self.params)
         wait()
         began = time.perf_counter()
-        with torch.no_grad():
+        # vmap has no rule for the fused attention of a CPU, and would run one trial after another.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             for number in self.numbers:
                 params, state, losses = self.step(params, state, self.rates, number)
         wait()
