@@ -179,7 +179,7 @@ def show(rows: list[dict[str, Any]], output_format: str) -> str:
     lines = [dict.fromkeys(column.key for column in columns) | line for line in ratios(rows)]
     text = render(lines if output_format in ("table", "markdown") else rows, columns, output_format)
     for row in rows:
-        if row["void"] or (row["loss_share"] or 0) > 1:
+        if row["void"] or not (row["loss_share"] or 0) <= 1:  # nan where there is no tolerance
             why = row["void"] or f"final losses differ by {row['loss_share']:.3g} times what rounding explains"
             print(f"void: {row['problem']} × {row['optimizer']}, {row['side']}: {why}", file=sys.stderr)
     return text

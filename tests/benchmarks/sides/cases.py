@@ -20,7 +20,8 @@ OPTIMIZERS = ("sgd", "momentum", "adam")
 class Setting(NamedTuple):
     """Of a problem: steps, the largest learning rate of each optimizer (the smallest is a hundredth of it), and how
     many rates. All are stable, and the bowl's are small enough for its shrinking params to stay normal floats:
-    subnormals slow the sides that keep them."""
+    subnormals slow the sides that keep them. The cnn's of adam is the largest tried for which the tolerance exists: at
+    0.01 the interpretation with noise ends in nan, though every side ends in the same loss."""
 
     steps: int
     highest: tuple[float, float, float]
@@ -34,7 +35,7 @@ SMALL = {
     "mlp": Setting(50, (0.1, 0.01, 0.01)),
 }
 NETWORKS = {
-    "cnn": Setting(10, (0.1, 0.01, 0.01), 8),
+    "cnn": Setting(10, (0.1, 0.01, 0.003), 8),
     "transformer": Setting(4, (0.1, 0.1, 0.003), 8),
     "lstm": Setting(10, (0.1, 0.01, 0.01), 8),
     "autoencoder": Setting(50, (1.0, 0.1, 0.01), 8),
