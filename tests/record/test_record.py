@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import StopAfter
+from conftest import StopAfter, time_little
 from quick import child_environment
 
 import gradbench
@@ -192,9 +193,17 @@ def test_a_run_that_fails_is_interrupted_not_running(sweep, small_blocks, tmp_pa
     assert gradbench.resume(path).info["state"] == "complete"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        time_little(monkeypatch)
+        return gradbench.sweep("beale", ["sgd"], [1e-3], seeds=1, steps=5, out=tmp_path_factory.mktemp("made"))
+
+
 @pytest.fixture
-def record(sweep):
-    return sweep("beale", ["sgd"], [1e-3], seeds=1, steps=5)
+def record(made, tmp_path):
+    """A record of this test's own, to be damaged."""
+    return load_run(shutil.copytree(made.path, tmp_path / "results" / made.id))
 
 
 def damage(record, name, table) -> None:
