@@ -181,12 +181,17 @@ def pair_sentence(pair: PairSummary) -> str:
     elif best.steps_to_target is None:
         reached = f"ends at {number(best.gap_median)} of the first gap to {pair.reference.words} ({best.verdict})"
     else:
-        reached = f"reaches the target in {number(best.steps_to_target)} steps"
+        reached = f"reaches the target in {step_words(best.steps_to_target, pair.epoch)}"
         if best.time_to_target_s is not None:
             reached += f", {seconds(best.time_to_target_s)}"
     edge = f", the {pair.open_end} tried," if pair.open_end else ""
     text = f"{name}best at learning rate {number(best.learning_rate)}{edge or ','} where it {reached}"
     return f"{text}; {percent(pair.diverged_share)} diverge" if pair.diverged_share else text
+
+
+def step_words(steps: float, epoch: int | None) -> str:
+    """So many steps; with minibatches, and so many updates of an `epoch`, also in epochs."""
+    return f"{number(steps)} steps" + (f" ({number(steps / epoch)} epochs)" if epoch else "")
 
 
 def reference_words(to: Reference) -> str:

@@ -137,10 +137,12 @@ def _at_end(run: Run, pair: PairSummary, name: str) -> dict[float, tuple[float, 
     points = run.metrics.filter((pc.field("split") == split) & (pc.field("name") == short))
     number, value = points["trial"].to_numpy(), points["value"].to_numpy(zero_copy_only=False)
     ends = np.append(number[1:] != number[:-1], True) if len(number) else np.zeros(0, bool)  # sorted by trial, step
-    last = dict(zip(number[ends].tolist(), value[ends].tolist()))
-    by_rate: dict[float, list[float]] = {}
-    for trial, rate, verdict in zip(*(trials[key].to_pylist() for key in ("trial", "learning_rate", "verdict"))):
-        by_rate.setdefault(rate, []).append(np.nan if verdict == "diverged" else last.get(trial, np.nan))
-    return {
-        rate: (float(np.median(of)), min(of), max(of)) for rate, of in sorted(by_rate.items()) if np.isfinite(of).all()
-    }
+    trial, rate = trials["trial"].to_numpy(), trials["learning_rate"].to_numpy()
+    last = np.full(1 + max(trial.max(), number.max(initial=0)), np.nan)
+    last[number[ends]] = value[ends]
+    end = np.where(np.isfinite(last[trial]) & (np.asarray(trials["verdict"]) != "diverged"), last[trial], np.nan)
+    order = np.lexsort((end, rate))  # NaN last of a learning rate
+    rates, first, seeds = np.unique(rate[order], return_index=True, return_counts=True)
+    low, left, right, high = (end[order][first + at] for at in (0, (seeds - 1) // 2, seeds // 2, seeds - 1))
+    rows = np.stack([left / 2 + right / 2, low, high], axis=1)
+    return {at: tuple(row) for at, row in zip(rates.tolist(), rows.tolist()) if not np.isnan(row[2])}

@@ -232,11 +232,12 @@ def summarise_tables(
             trial_steps_per_s=batched["trials"] / batched["step_s_median"] if batched else None,
             limit=batched["limit"] if batched else None,
             of_limit=batched["of_limit"] if batched else None,
-            epoch=_epoch(plan, facts.get(problem, {})),
+            epoch=epoch_steps(plan, facts.get(problem, {})),
         )
 
 
-def _epoch(plan: SweepPlan, facts: Mapping[str, Any]) -> int | None:
+def epoch_steps(plan: SweepPlan, facts: Mapping[str, Any]) -> int | None:
+    """Updates of an epoch of a problem of these facts; None without minibatches."""
     examples = facts.get("examples")
     return examples // plan.batch_size if examples and plan.batch_size else None
 

@@ -11,11 +11,12 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from gradbench.analysis.answers import pair_sentence
-from gradbench.analysis.summary import summarise_tables
+from gradbench.analysis.answers import pair_sentence, step_words
+from gradbench.analysis.summary import epoch_steps, summarise_tables
 from gradbench.engine import pair as engine
 from gradbench.engine.runner import PairTables, Watcher
 from gradbench.failures import FORESEEN
+from gradbench.inputs.plan import SweepPlan
 from gradbench.library.activity import Activity
 from gradbench.record.store import read_info
 
@@ -27,14 +28,19 @@ class TerminalWatcher(Watcher):
         self.activity, self.stopping = activity, False
         self.path: Path | None = None
         self.pairs = 0
+        self.lengths: dict[str, str] = {}  # of a trial of each problem that has epochs
 
     def started(self, path: Path) -> None:
         self.path = path
-        plan = read_info(path)["plan"]
-        self.pairs = len(plan["problems"]) * len(plan["optimizers"])
+        info = read_info(path)
+        plan = SweepPlan.from_dict(info["plan"])
+        self.pairs = len(plan.pairs)
+        epochs = {problem: epoch_steps(plan, facts) for problem, facts in info["problems"].items()}
+        self.lengths = {problem: f", {step_words(plan.steps, epoch)}" for problem, epoch in epochs.items() if epoch}
 
     def pair_started(self, number: int, problem: str, optimizer: str) -> None:
-        self.activity.begin(f"pair {number + 1} of {self.pairs}, {problem} × {optimizer}: ", "compiling")
+        what = f"{problem} × {optimizer}{self.lengths.get(problem, '')}"
+        self.activity.begin(f"pair {number + 1} of {self.pairs}, {what}: ", "compiling")
 
     def chunk(self, progress: engine.Progress) -> None:
         if not self.activity.shown:

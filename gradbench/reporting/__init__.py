@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import vl_convert
 
-from gradbench.analysis.answers import labels
+from gradbench.analysis.answers import labels, step_words
 from gradbench.analysis.metrics import chosen_metric
 from gradbench.analysis.profiles import best_rate_interval, steps_at_best
-from gradbench.analysis.summary import pair_trials, summarise_all
+from gradbench.analysis.summary import epoch_steps, pair_trials, summarise_all
 from gradbench.errors import GradbenchError, GradbenchWarning, RunError, nearest
 from gradbench.files import writing
 from gradbench.inputs.problem import Problem
@@ -169,11 +169,20 @@ def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:
         device = f"{place.get('device_count')} × {place.get('device_kind')}"
         state = "" if shown["state"] == "complete" else f" <strong>({html.escape(shown['state'])})</strong>"
         lines.append(
-            f"<p>{html.escape(shown['name'])}: {ran}, {plan.steps} steps, {plan.dtype}, on "
+            f"<p>{html.escape(shown['name'])}: {ran}, {_length(run)}, {plan.dtype}, on "
             f"{html.escape(device)}; {shown['trials']:,} trials{state} "
             f"<span class='soft'>{html.escape(run.id)}, {html.escape(str(shown['started']))}</span></p>"
         )
     return "".join(lines)
+
+
+def _length(run: Run) -> str:
+    """The steps of a trial, and with minibatches the epochs that they are of each problem."""
+    facts, plan = run.info.get("problems", {}), run.plan
+    lengths = {problem: step_words(plan.steps, epoch_steps(plan, facts.get(problem, {}))) for problem in plan.problems}
+    if len(set(lengths.values())) == 1:
+        return lengths[plan.problems[0]]
+    return html.escape("; ".join(f"{length} of {problem}" for problem, length in lengths.items()))
 
 
 def _answers(runs: Sequence[Run]) -> str:

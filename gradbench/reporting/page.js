@@ -156,7 +156,9 @@ async function drawPair() {
 }
 
 async function drawConvergence() {
-  await draw("convergence", state.time === "seconds" ? "convergence_seconds" : "convergence", frontCurves(), state.scale);
+  const { epoch } = page.pairs[state.pair], seconds = state.time === "seconds";
+  const inEpochs = (spec) => { for (const { encoding } of spec.layer) encoding.x.title = `step (an epoch is ${epoch} steps)`; return spec; };
+  await draw("convergence", seconds ? "convergence_seconds" : "convergence", frontCurves(), state.scale, epoch && !seconds ? inEpochs : undefined);
 }
 
 async function drawSensitivity() {
@@ -189,7 +191,7 @@ function describe() {
   element("span", `${pair.problem}, ${pairName(pair)}, learning rate ${number(rate.learning_rate)}: `, detail);
   element("span", rate.verdicts, detail).className = "verdict";
   const gap = rate.gap === null ? "" : `; final gap ${number(rate.final)} of the first, to ${pair.gap_to} (median of seeds)`;
-  const steps = rate.steps === null ? "; the target is not reached by most seeds" : `; target reached in ${number(rate.steps)} steps${rate.seconds === null ? "" : `, ${duration(rate.seconds)}`}`;
+  const steps = rate.steps === null ? "; the target is not reached by most seeds" : `; target reached in ${number(rate.steps)} steps${pair.epoch ? ` (${number(rate.steps / pair.epoch)} epochs)` : ""}${rate.seconds === null ? "" : `, ${duration(rate.seconds)}`}`;
   const when = pair.curves.filter((curve) => curve.rate === state.rate && curve.diverged_at !== null).map((curve) => curve.diverged_at);
   const blown = when.length ? `; diverges at step ${Math.min(...when)}` : "";
   const limit = pair.limit === null ? "" : `; ${pair.limit_is}: ${number(pair.limit)}`;

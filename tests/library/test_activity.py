@@ -9,8 +9,10 @@ import threading
 
 import pytest
 
+from gradbench.cli import progress
 from gradbench.cli.progress import TerminalWatcher
 from gradbench.engine.pair import Progress
+from gradbench.inputs.plan import SweepPlan
 from gradbench.library import activity
 from gradbench.library.activity import Activity
 
@@ -112,6 +114,21 @@ def test_a_run_says_which_pair_of_how_many_and_how_far_it_is(stderr):
         assert doing.line.tasks[0].percentage == 50
         watcher.pair_started(3, "mlp", "sgd")
         assert doing.line.tasks[0].total is None  # of the next pair's compiling nobody knows the length
+
+
+def test_with_minibatches_a_trial_s_length_is_also_in_epochs(stderr, tmp_path, monkeypatch):
+    plan = SweepPlan(("mlp", "quadratic_bowl"), ("sgd",), "1e-3:1:3", steps=300, batch_size=8)
+    facts = {"mlp": {"examples": 53}, "quadratic_bowl": {"examples": None}}
+    monkeypatch.setattr(progress, "read_info", lambda path: {"plan": plan.to_dict(), "problems": facts})
+    stream = stderr(terminal=True)
+    with Activity(quiet=False) as doing:
+        watcher = TerminalWatcher(doing)
+        watcher.started(tmp_path)
+        watcher.pair_started(0, "mlp", "sgd")
+        wait_for_the_line(doing)
+        assert "pair 1 of 2, mlp × sgd, 300 steps (50 epochs): compiling" in stream.getvalue()  # 53 // 8 = 6 each
+        watcher.pair_started(1, "quadratic_bowl", "sgd")
+        assert doing.line.tasks[0].description == "pair 2 of 2, quadratic_bowl × sgd: compiling"
 
 
 def test_a_sentence_is_wrapped_at_its_spaces_on_a_terminal_alone(stderr):

@@ -23,7 +23,7 @@ from gradbench.engine import events, runner
 from gradbench.engine import pair as engine
 from gradbench.errors import RecordError, RunError
 from gradbench.record import schema
-from gradbench.record.schema import SCHEMAS
+from gradbench.record.schema import SCHEMAS, SWEPT
 from gradbench.record.store import find_run, load_run, write_json
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -31,7 +31,7 @@ PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:1.0:12", "seeds":
 
 
 def same(left, right) -> bool:
-    return left.trials.equals(right.trials) and left.curves.equals(right.curves)
+    return all(getattr(left, name).equals(getattr(right, name)) for name in SWEPT)
 
 
 def test_a_record_has_every_table_with_its_schema(sweep):
@@ -113,6 +113,7 @@ def test_rows_written_after_the_last_checkpoint_are_not_counted_twice(sweep, sma
 
 KILLED = """
 import sys
+import objectives
 import quick
 from gradbench import SweepPlan
 from gradbench.engine import pair as engine
@@ -126,7 +127,7 @@ class Aloud(runner.Watcher):
 engine.CHECKPOINT_SECONDS = 0.0
 runner.choose_block = lambda *_: Block(1, 20, 300, 1)  # the same chunks on any machine
 quick.time_little()
-plan = SweepPlan(("logistic_regression",), ("sgd", "adam"), "1e-3:1.0:40", steps=1500)
+plan = SweepPlan((objectives.__file__,), ("sgd", "adam"), "1e-3:1.0:40", steps=1500)  # state, keys and metrics
 if sys.argv[2] == "run":
     runner.run_plan(plan, out=sys.argv[1], watcher=Aloud())
 else:
@@ -154,7 +155,9 @@ def test_killed_runs_resume_to_the_same_record(tmp_path):
     process = start(out, "resume")
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert same(load_run("latest", out), load_run("latest", tmp_path / "whole"))
+    whole = load_run("latest", tmp_path / "whole")
+    assert whole.metrics.num_rows
+    assert same(load_run("latest", out), whole)
 
 
 def test_resume_refuses_another_machine_or_version(sweep, small_blocks, tmp_path):

@@ -109,31 +109,41 @@ def test_a_metric_that_is_never_finite_is_not_offered():
     assert page_data([dataclasses.replace(run, metrics=metrics)])["measures"] == {}
 
 
+def test_with_minibatches_steps_are_also_epochs(tmp_path):
+    run = make_run(optimizers=["sgd"])
+    run.info["problems"]["quadratic_bowl"]["examples"] = 53
+    run = dataclasses.replace(run, plan=dataclasses.replace(run.plan, batch_size=8))
+    text = write_report([run], tmp_path / "page.html").read_text()
+    assert "100 steps (16.7 epochs), float32" in text  # of 53 // 8 = 6 steps
+    assert "reaches the target in 10 steps (1.67 epochs)" in text.replace("\xa0", " ")
+    assert page_json(tmp_path / "page.html")["pairs"][0]["epoch"] == 6
+
+
 SWITCHED = """<script>
 const pause = () => new Promise((next) => setTimeout(next, 25));
 const until = async (test) => { for (let i = 0; i < 200 && !test(); i++) await pause(); };
 const texts = (where) => [...document.querySelectorAll(where)].map((each) => each.textContent);
-const axes = (place) => texts(`#${place} .role-axis-title text`);
+const titles = (place) => texts(`#${place} .role-axis-title text`);
 const ringed = () => views.sensitivity.data("rates").filter((row) => row.best).map((row) => row.learning_rate);
 (async () => {
   await until(() => document.body.dataset.ready);
   const select = find("by"), more = "holdout.accuracy, more is better";
-  const result = { hidden: select.parentElement.hidden, start: [select.value, axes("sensitivity")] };
+  const result = { hidden: select.parentElement.hidden, start: [select.value, titles("sensitivity")] };
   if (!result.hidden) {
     result.choices = [...select.options].map((option) => option.value);
     select.value = "holdout.accuracy";
     select.dispatchEvent(new Event("change"));
-    await until(() => axes("convergence").includes(more));
+    await until(() => titles("convergence").includes(more));
     result.best = ringed();
     result.hash = location.hash;
-    result.axes = axes("sensitivity");
+    result.axes = titles("sensitivity");
     result.said = find("by-said").textContent;
     result.linear = find("scale").disabled;
     result.front = views.convergence.data("front").map((row) => row.gap);
     result.heading = texts("#rates th")[2];
     history.back();
-    await until(() => select.value === "" && !axes("convergence").includes(more));
-    result.back = [select.value, ringed(), axes("sensitivity")];
+    await until(() => select.value === "" && !titles("convergence").includes(more));
+    result.back = [select.value, ringed(), titles("sensitivity")];
   }
   const made = document.createElement("pre"); made.id = "result"; made.textContent = JSON.stringify(result);
   document.body.append(made);
