@@ -330,7 +330,8 @@ def find_run(name: str | Path, results: str | Path = "results") -> Path:
         pass
     except OSError as error:
         raise RecordError(f"{results}: cannot be read: {error.strerror}") from error
-    runs = sorted((p.parent for p in results.glob("*/run.json")), key=lambda p: p.name)
+    # By the second in the name; of those of one second by the folder, the last to be written to.
+    runs = sorted((p.parent for p in results.glob("*/run.json")), key=lambda p: (p.name[:16], p.stat().st_mtime_ns))
     if str(name) == "latest":
         if not runs:
             raise RecordError(f"{results}: there are no records here yet; make one with gradbench run")

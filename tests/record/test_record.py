@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 import signal
@@ -311,3 +312,14 @@ def test_the_docs_have_every_column():
 def test_what_the_engine_sees_of_a_trial_is_what_the_schema_says():
     assert set(schema.EVENT_COLUMNS) <= set(events.Events._fields)
     assert len(schema.TARGET_COLUMNS) == len(schema.TARGETS)
+
+
+def test_the_latest_of_one_second_is_the_last_written(tmp_path):
+    names = ["20260101T000000Z-aaaaaa", "20260101T000000Z-bbbbbb", "20250101T000000Z-cccccc"]
+    for number, name in enumerate(names):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+        os.utime(tmp_path / name, ns=(0, 10**9 * (10 - number)))
+    assert find_run("latest", tmp_path).name == names[0]
+    os.utime(tmp_path / names[1], ns=(0, 10**11))
+    assert find_run("latest", tmp_path).name == names[1]
