@@ -1,6 +1,7 @@
 """The picture in CONTRIBUTING.md is the real one: a folder imports only from those left of it, and stays small."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,9 @@ def test_no_folder_is_crowded():
 def test_every_folder_is_in_the_picture():
     found = {".".join(path.parent.relative_to(PACKAGE).parts) for path in FILES}
     assert found == set(FOLDERS)
+
+
+def test_every_folder_is_in_the_wheel():
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {f"gradbench.{folder}".rstrip(".") for folder in FOLDERS} | {"gradbench.problems"}
+    assert folders == set(settings["tool"]["setuptools"]["packages"])
