@@ -41,7 +41,7 @@ def as_products(function: Callable[..., Any], platform: str) -> Callable[..., An
     @functools.wraps(function)
     def changed(*args: Any) -> Any:
         traced, result = jax.make_jaxpr(function, return_shape=True)(*args)
-        if not any(_changes(equation) for equation in equations(traced)):
+        if not any(_as_product(equation) for equation in equations(traced)):
             return function(*args)
         results = evaluate(*open_jaxpr(traced), jax.tree.leaves(args), _step)
         return jax.tree.unflatten(jax.tree.structure(result), results)
@@ -49,11 +49,13 @@ def as_products(function: Callable[..., Any], platform: str) -> Callable[..., An
     return changed
 
 
-def _changes(equation: Any) -> bool:
+def _as_product(equation: Any) -> Callable[..., jax.Array] | None:
+    """What makes an equation's result of its operands by products of matrices; None for what stays as it is."""
     name = equation.primitive.name
-    return (name == "conv_general_dilated" and _Convolution.of(equation) is not None) or (
-        name == "dot_general" and _several_axes(equation)
-    )
+    if name == "dot_general" and _several_axes(equation):
+        return functools.partial(_product, equation.params)
+    convolution = _Convolution.of(equation) if name == "conv_general_dilated" else None
+    return None if convolution is None else functools.partial(_convolved, convolution, equation.params)
 
 
 def _step(equation: Any, operands: list[Any]) -> Sequence[Any]:
@@ -62,9 +64,9 @@ def _step(equation: Any, operands: list[Any]) -> Sequence[Any]:
         inner = called(equation, operands)
         assert inner is not None
         return evaluate(*inner, _step)
-    if _changes(equation):
+    if product := _as_product(equation):
         with equation.ctx.manager:
-            return [(_product if equation.primitive.name == "dot_general" else _convolved)(equation, *operands)]
+            return [product(*operands)]
     return bind(equation, operands, with_bodies(equation, lambda body, args: evaluate(*open_jaxpr(body), args, _step)))
 
 
@@ -75,9 +77,8 @@ def _several_axes(product: Any) -> bool:
     return not batch and min(free) > 0 and (max(free) > 1 or len(summed) > 1)
 
 
-def _product(equation: Any, a: jax.Array, b: jax.Array) -> jax.Array:
+def _product(params: dict[str, Any], a: jax.Array, b: jax.Array) -> jax.Array:
     """A product of arrays of several axes, by one of matrices."""
-    params = equation.params
     (summed_a, summed_b), _ = params["dimension_numbers"]
     free_a, free_b = ([i for i in range(x.ndim) if i not in s] for x, s in ((a, summed_a), (b, summed_b)))
     shape = [*(a.shape[i] for i in free_a), *(b.shape[i] for i in free_b)]
@@ -150,10 +151,8 @@ class _Convolution(NamedTuple):
         return cls(axes, params["feature_group_count"]) if serves else None
 
 
-def _convolved(equation: Any, image: jax.Array, kernel: jax.Array) -> jax.Array:
+def _convolved(convolution: _Convolution, params: dict[str, Any], image: jax.Array, kernel: jax.Array) -> jax.Array:
     """A convolution, by products."""
-    convolution, params = _Convolution.of(equation), equation.params
-    assert convolution is not None
     axes, groups = convolution
     spec = params["dimension_numbers"]
     image = jnp.transpose(image, (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]))
