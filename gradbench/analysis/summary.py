@@ -24,7 +24,7 @@ from gradbench.analysis.verdicts import (
     rounding_floor,
 )
 from gradbench.errors import GradbenchError
-from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.plan import SweepPlan, steps_per_epoch
 from gradbench.record.store import Run
 from gradbench.theory.quadratic import stable_limit
 
@@ -239,7 +239,7 @@ def summarise_tables(
 def epoch_steps(plan: SweepPlan, facts: Mapping[str, Any]) -> int | None:
     """Updates of an epoch of a problem of these facts; None without minibatches."""
     examples = facts.get("examples")
-    return examples // plan.batch_size if examples and plan.batch_size else None
+    return steps_per_epoch(examples, plan.batch_size) if examples and plan.batch_size else None
 
 
 def _rates(trials: pa.Table, solo_step_s: float | None, to: Reference) -> list[RateSummary]:

@@ -135,8 +135,8 @@ def _plan(config: Path | None, given: dict[str, Any]) -> SweepPlan:
 
 def _epoch(plan: SweepPlan) -> int:
     """The steps of an epoch, which all problems of a plan must share, as they share its steps."""
+    from gradbench.inputs.plan import steps_per_epoch
     from gradbench.inputs.problem import load_problem
-    from gradbench.program.minibatch import steps_per_epoch
 
     found = {}
     for name in plan.problems:

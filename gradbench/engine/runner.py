@@ -283,7 +283,7 @@ class _Pairs:
                 if not self._can_shrink(number, pair.program.block, error):
                     raise
             if not store.swept:  # what ran out of memory is free again here
-                pair = self._halved(number)
+                pair = self._halved(number, pair.program.block)
                 timings = Timings(pair, modes) if modes else None
         tables = PairTables(self.plan, store.read("trials"), store.read("timings"), self.writer.info["problems"])
         self.watcher.pair_swept(number, *names, tables)
@@ -313,11 +313,9 @@ class _Pairs:
         bound = isinstance(self.writer, Shared) or self.writer.pair(number).has_checkpoint
         return not bound and "RESOURCE_EXHAUSTED" in str(error) and block.lanes > 1
 
-    def _halved(self, number: int) -> CompiledPair:
+    def _halved(self, number: int, block: Block) -> CompiledPair:
         """The pair's programs for half as many trials at a time, which run.json keeps."""
-        name = _name(self.trials[number])
-        block = Block(**self.writer.info["blocks"][name])
-        lanes = block.lanes // 2
+        name, lanes = _name(self.trials[number]), block.lanes // 2
         warnings.warn(
             f"{name}: no memory for {block.lanes} trials at a time on a device; going on with {lanes}",
             GradbenchWarning,

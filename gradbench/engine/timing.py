@@ -17,9 +17,9 @@ from jax.sharding import SingleDeviceSharding
 
 from gradbench.inputs.problem import Data, Params, cast, shapes
 from gradbench.machine.internals import kernels_per_row
-from gradbench.program.block import traced, work
+from gradbench.program.block import work
 from gradbench.program.program import Program, State, loop_options, numerics
-from gradbench.program.trial import inner
+from gradbench.program.trial import inner, traced
 from gradbench.program.xla.jaxprs import uncounted_flops
 from gradbench.program.xla.layout import materialize_tree
 from gradbench.program.xla.rewrite import rewritten
@@ -193,12 +193,8 @@ def _share_of_row(program: Program, counted: float | None) -> float:
 
 def _uncounted(program: Program) -> float:
     """FLOP of a step of the block that the cost analysis leaves out."""
-    problem, plan, block = program.trial.problem.plain, program.trial.plan, program.block
-
-    def of(batch: bool) -> float:
-        return uncounted_flops(traced(problem, plan, jax.value_and_grad(problem.loss), batch).jaxpr)
-
-    return block.slots * (of(True) + (0.0 if plan.batch_size is None else of(False) / block.stride))
+    (update, observation), block = program.trial.uncounted, program.block
+    return block.slots * (update + (0.0 if program.trial.plan.batch_size is None else observation / block.stride))
 
 
 def _costs(
@@ -223,7 +219,7 @@ def _costs(
 
 def compile_evaluation(program: Program, mode: str) -> Compiled:
     """The problem's loss alone (mode value) or with its gradient (value_and_grad), in a loop, for one trial."""
-    plan, platform = program.trial.plan, program.devices[0].platform
+    plan, platform = program.trial.plan, program.platform
     problem = program.trial.compiled_for(platform).problem.plain
 
     # Each evaluation's result goes into the next one's params, times `nothing`, which the compiler cannot know to be 0.
@@ -256,8 +252,9 @@ def time_evaluation(program: Program, compiled: Compiled, mode: str, drawn: Any)
     """The timings row of what compile_evaluation compiled, from one trial's starting point."""
     LOG.info("timing loss and gradient")
     plan, objective, plain = program.trial.plan, program.trial.objective, program.trial.problem.plain
-    loss = plain.loss if mode == "value" else jax.value_and_grad(plain.loss)
-    uncounted = uncounted_flops(traced(plain, plan, loss, batch=False).jaxpr)
+    uncounted = program.trial.uncounted[1]
+    if mode == "value":
+        uncounted = uncounted_flops(traced(plain, plan, plain.loss, batch=False).jaxpr)
     with numerics(plan.dtype, plan.precision):
         data = objective.fixed_data(materialize_tree(program.data))
         placed = jax.device_put(cast((objective.parts(drawn)[0], data), plan.dtype), program.devices[0])

@@ -363,3 +363,8 @@ def _rates_as_kept(rates: Any) -> str | tuple[float, ...]:
     if len(set(values)) < len(values):
         raise PlanError(f"learning rates: {next(v for v in values if values.count(v) > 1):g} is given twice")
     return tuple(values)
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Updates in which every row is taken once; the rows that fill no minibatch sit the epoch out."""
+    return examples // batch_size

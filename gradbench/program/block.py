@@ -4,25 +4,23 @@ two runs of one plan on one device must choose alike."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.problem import Problem, shapes
+from gradbench.inputs.plan import SweepPlan, steps_per_epoch
+from gradbench.inputs.problem import Problem
 from gradbench.machine.devices import cores, memory
-from gradbench.program.minibatch import take_rows
 from gradbench.program.program import Block, Trial
+from gradbench.program.trial import traced
 from gradbench.program.xla.jaxprs import equations, nested, uncounted_flops
 
-CHUNK_SECONDS = (
-    0.25  # of one chunk: long beside the host's work between two (about 1 ms) and beside the system's, which
-)
-# hands a large program new memory at every call (a third of a transformer's step); a tick of a progress bar
+# Of one chunk: long beside the host's work between two (about 1 ms) and beside the system's, which hands a large
+# program new memory at every call (a third of a transformer's step); a tick of a progress bar.
+CHUNK_SECONDS = 0.25
 RETIRE_SECONDS = 0.025  # the same where trials wait: a finished one should leave its slot soon
 
 
@@ -64,16 +62,6 @@ def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
     made = sum(aval.size * aval.dtype.itemsize for aval in results if hasattr(aval, "size"))
     uncounted = uncounted_flops(gradient.jaxpr)
     return Work(float(analysis.get("flops", 0.0)) + uncounted, uncounted, float(made))
-
-
-def traced(problem: Problem, plan: SweepPlan, function: Callable[..., Any], batch: bool) -> Any:
-    """`function(params, data)` of the problem, traced in the plan's dtype on all the data or on one minibatch."""
-    params, data = shapes(problem, plan.dtype)
-    with jax.enable_x64(plan.dtype == "float64"):
-        if batch and plan.batch_size is not None and problem.examples is not None:
-            rows, examples = jax.ShapeDtypeStruct((plan.batch_size,), jnp.int32), problem.examples
-            data = jax.eval_shape(lambda d, r: take_rows(d, r, examples), data, rows)
-        return jax.jit(function).trace(params, data)
 
 
 def device_memory(device: jax.Device) -> float:
@@ -135,7 +123,7 @@ def observation_stride(problem: Problem, plan: SweepPlan) -> int:
     """Steps between two observations: 1, or with minibatches an epoch, since each observation takes all the data."""
     if plan.batch_size is None or problem.examples is None:
         return 1
-    return min(problem.examples // plan.batch_size, plan.steps)
+    return min(steps_per_epoch(problem.examples, plan.batch_size), plan.steps)
 
 
 def solo_block(block: Block) -> Block:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradbench.inputs.plan import steps_per_epoch
 from gradbench.inputs.problem import Data
 
 
@@ -38,11 +39,6 @@ def permuted(index: jax.Array, size: int, key: jax.Array) -> jax.Array:
         return jnp.where(coin == 1, mirror, index)
 
     return jax.lax.fori_loop(0, rounds, swap_or_not, index.astype(jnp.int32))
-
-
-def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Updates in which every row is taken once; the rows that fill no minibatch sit the epoch out."""
-    return examples // batch_size
 
 
 def batch_rows(step: jax.Array, examples: int, batch_size: int, key: jax.Array) -> jax.Array:

@@ -77,7 +77,7 @@ class Program:
         mesh = trials_mesh(self.devices)
         self.sharded, self.replicated = NamedSharding(mesh, P(TRIALS)), NamedSharding(mesh, P())
         self.rows_sharded = NamedSharding(mesh, P(None, TRIALS))
-        plan, relayout = trial.plan, block.relayout and enabled()
+        plan, relayout = trial.plan, block.relayout
         self.rate_dtype = jnp.promote_types(jnp.float32, plan.dtype)
         self.watches = bool(trial.objective.splits)
 
@@ -117,7 +117,7 @@ class Program:
         """`row` of a scan that also takes whether to evaluate the metrics before it, all the trials' or none."""
         block, platform = self.block, self.platform
         evaluate = over_trials(trial.metrics, (0, None, None), platform)
-        evaluate = rewritten(evaluate, platform, block.relayout and enabled())
+        evaluate = rewritten(evaluate, platform, block.relayout)
         nothing = jnp.zeros((block.lanes, len(trial.objective.recorded)), self.rate_dtype)
 
         def watched(state: State, at: tuple[Any, jax.Array]) -> tuple[State, Observation]:

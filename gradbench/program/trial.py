@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from gradbench.inputs.optimizer import Optimizer, extra_arguments
 from gradbench.inputs.plan import PRECISIONS, SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
 from gradbench.program.minibatch import batch_rows, take_rows
+from gradbench.program.xla.jaxprs import uncounted_flops
 from gradbench.program.xla.kind import Kind
 from gradbench.program.xla.products import as_products
 
@@ -109,6 +110,16 @@ class Trial:
     @property
     def objective(self) -> Objective:
         return self.problem.objective
+
+    @cached_property
+    def uncounted(self) -> tuple[float, float]:
+        """FLOP of the gradient of an update and of all the data that XLA's cost analysis leaves out."""
+        plain = self.problem.plain
+        update = uncounted_flops(traced(plain, self.plan, jax.value_and_grad(plain.loss), batch=True).jaxpr)
+        if self.plan.batch_size is None:
+            return update, update
+        whole = traced(plain, self.plan, jax.value_and_grad(plain.loss), batch=False)
+        return update, uncounted_flops(whole.jaxpr)
 
     @property
     def noisy(self) -> bool:
@@ -208,3 +219,13 @@ class Trial:
 def order_key(seed: jax.Array) -> jax.Array:
     """The key of a trial's minibatch order, uint32 (2,), folded out of the key its start is drawn from."""
     return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))[:2]
+
+
+def traced(problem: Problem, plan: SweepPlan, function: Callable[..., Any], batch: bool) -> Any:
+    """`function(params, data)` of the problem, traced in the plan's dtype on all the data or on one minibatch."""
+    params, data = shapes(problem, plan.dtype)
+    with jax.enable_x64(plan.dtype == "float64"):
+        if batch and plan.batch_size is not None and problem.examples is not None:
+            rows, examples = jax.ShapeDtypeStruct((plan.batch_size,), jnp.int32), problem.examples
+            data = jax.eval_shape(lambda d, r: take_rows(d, r, examples), data, rows)
+        return jax.jit(function).trace(params, data)
