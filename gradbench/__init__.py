@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from gradbench.gradients import check_gradient as check_gradient
     from gradbench.inputs.optimizer import load_optimizer as load_optimizer
     from gradbench.inputs.plan import SweepPlan as SweepPlan
-    from gradbench.inputs.plan import log_range as log_range
     from gradbench.inputs.problem import Problem as Problem
     from gradbench.inputs.problem import load_problem as load_problem
+    from gradbench.inputs.specs.rates import log_range as log_range
     from gradbench.library.run import Run as Run
     from gradbench.library.run import load_run as load_run
     from gradbench.library.verbs import compare as compare
@@ -38,7 +38,7 @@ _PUBLIC = {
     "load_problem": "inputs.problem",
     "compare": "library.verbs",
     "load_run": "library.run",
-    "log_range": "inputs.plan",
+    "log_range": "inputs.specs.rates",
     "regress": "library.verbs",
     "report": "library.verbs",
     "resume": "library.verbs",

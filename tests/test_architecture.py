@@ -11,6 +11,7 @@ PACKAGE = ROOT / "gradbench"
 # Left to right. "" are the files on top that everyone may use; the front door, which loads names on first use, is none.
 FOLDERS = (
     "",
+    "inputs.specs",
     "inputs.losses",
     "inputs",
     "machine",

@@ -25,6 +25,7 @@ SUMMARY = (
     Column("problem", "problem", str),
     Column("optimizer", "optimizer", str),
     Column("best_learning_rate", "best lr"),
+    Column("best_settings", "at", str, 0, prose=True),
     Column(
         "best_low", "95 %", span, 6, "where the best rate lies, at 95 % by resampling the seeds", and_key="best_high"
     ),
@@ -61,6 +62,9 @@ RATES = (
 BESIDE = ("verdict", "loss_median", "gap_median", "steps_to_target")  # of RATES, for each of several records
 
 
+MAX_TIES = 8  # named in a note
+
+
 def labels(runs: Sequence[Run]) -> list[str]:
     """A name for each record, that tells them apart: the device where those differ, else the end of the id."""
     devices = [f"{run.info['environment'].get('platform', '?')}" for run in runs]
@@ -77,6 +81,8 @@ def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
         "problem": pair.problem,
         "optimizer": pair.optimizer,
         "best_learning_rate": best and best.learning_rate,
+        **({"best_settings": settings_words(pair.settings)} if best and pair.settings else {}),
+        **{f"best_{name}": value if best else None for name, value in pair.settings.items()},
         "ties": [rate.learning_rate for rate in pair.ties],
         "open_end": pair.open_end,
         "best_low": interval and interval.low,
@@ -101,6 +107,11 @@ def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
         "of_limit": pair.of_limit,
         "limit": pair.limit,
     }
+
+
+def settings_words(settings: Mapping[str, float]) -> str:
+    """The values of a pair's axes, as "weight_decay 0.001, b1 0.9"."""
+    return ", ".join(f"{name} {number(value)}" for name, value in settings.items())
 
 
 def _epochs(pair: PairSummary, rate: RateSummary | None) -> dict[str, Any]:
@@ -134,13 +145,14 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
         marks.append("best")
     elif rate in pair.ties:
         marks.append(_tie_words(pair))
-    elif pair.good and pair.good[0] <= rate.learning_rate <= pair.good[1]:
+    elif rate.settings == pair.settings and pair.good and pair.good[0] <= rate.learning_rate <= pair.good[1]:
         marks.append("good")
-    if pair.stable_limit and rate.learning_rate > pair.stable_limit:
+    if rate.settings == pair.settings and pair.stable_limit and rate.learning_rate > pair.stable_limit:
         marks.append("above the stable limit")
     return {
         "problem": pair.problem,
         "optimizer": pair.optimizer,
+        **rate.settings,
         "learning_rate": rate.learning_rate,
         "verdict": rate.verdict,
         "seeds": rate.seeds,
@@ -185,7 +197,8 @@ def pair_sentence(pair: PairSummary) -> str:
         if best.time_to_target_s is not None:
             reached += f", {seconds(best.time_to_target_s)}"
     edge = f", the {pair.open_end} tried," if pair.open_end else ""
-    text = f"{name}best at learning rate {number(best.learning_rate)}{edge or ','} where it {reached}"
+    settings = f" ({settings_words(pair.settings)})" if pair.settings else ""
+    text = f"{name}best at learning rate {number(best.learning_rate)}{settings}{edge or ','} where it {reached}"
     return f"{text}; {percent(pair.diverged_share)} diverge" if pair.diverged_share else text
 
 
@@ -213,12 +226,19 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
             start = f"starts at {number(pair.initial_loss)}, no higher than {pair.reference.words}"
             notes.append(f"{name}: {start}, {number(pair.reference.loss)}: it is reached before the first step")
         if pair.best and pair.ties:
-            rates = ", ".join(number(rate.learning_rate) for rate in pair.ties)
+            shown = [_point_words(rate) for rate in pair.ties[:MAX_TIES]]
+            shown += [f"{len(pair.ties) - MAX_TIES} more"] * (len(pair.ties) > MAX_TIES)
+            rates = ", ".join(shown)
             notes.append(f"{name}: {rates} {'are' if len(pair.ties) > 1 else 'is'} {_tie_words(pair)}")
         if beyond := _beyond(run, pair, edges):
             what, changed = beyond
             notes.append(f"{name}: {what}{GO_ON}{_go_on(run, pair, changed)}")
     return notes
+
+
+def _point_words(rate: RateSummary) -> str:
+    settings = f" ({settings_words(rate.settings)})" if rate.settings else ""
+    return f"{number(rate.learning_rate)}{settings}"
 
 
 def _tie_words(pair: PairSummary) -> str:

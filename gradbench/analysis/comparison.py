@@ -16,11 +16,12 @@ from gradbench.analysis.answers import (
     present,
     rate_row,
     reference_words,
+    settings_words,
     summary_row,
     with_notes,
 )
 from gradbench.analysis.metrics import ByMetric, chosen_metric, columns, metric_notes, metric_row
-from gradbench.analysis.summary import PairSummary, summarise_all
+from gradbench.analysis.summary import PairSummary, RateSummary, summarise_all
 from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.inputs.sources import recorded_file
 from gradbench.record.store import Run
@@ -91,9 +92,11 @@ class RecordComparison:
         ]
 
     def rates(self) -> list[list[dict[str, Any]]]:
-        """For each of these rows those of its learning rates."""
+        """For each of these rows those of its learning rates, with every value of its axes."""
         return [
-            [self._named(entry.name, row) for row in _rate_rows(entry, self.by)] for of in self.groups for entry in of
+            [self._named(entry.name, row) for row in _rate_rows(entry, self.by, entry.pair.points)]
+            for of in self.groups
+            for entry in of
         ]
 
     def _named(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -127,10 +130,12 @@ class RecordComparison:
     def _group(self, of: list[Entry], output_format: str) -> str:
         """The learning rates of one pair."""
         pair = of[0].pair
-        title = f"{pair.problem} × {pair.optimizer}: gaps to {reference_words(pair.reference)}"
+        at = f" at {settings_words(pair.settings)}" if pair.settings else ""
+        title = f"{pair.problem} × {pair.optimizer}{at}: gaps to {reference_words(pair.reference)}"
         if self.several:
             return render(*_side_by_side(of, self.by), output_format, title)
-        rows, metric = _rate_rows(of[0], self.by), [] if self.by is None else [Column(self.by, self.by, priority=1)]
+        rows = _rate_rows(of[0], self.by, pair.rates)
+        metric = [] if self.by is None else [Column(self.by, self.by, priority=1)]
         return render(rows, [*present(RATES[:-1], rows), *metric, RATES[-1]], output_format, title)
 
 
@@ -156,13 +161,16 @@ def _check_known(what: str, given: Sequence[str], known: Sequence[str], records:
             raise PlanError(f"no {what} {name!r} in {here}{nearest(name, known)} ({', '.join(dict.fromkeys(known))})")
 
 
-def _rate_rows(entry: Entry, by: str | None) -> list[dict[str, Any]]:
-    """The learning rates of a pair, with the median of the metric `by` where there is one."""
-    rows = [rate_row(rate, entry.pair) for rate in entry.pair.rates]
+def _rate_rows(entry: Entry, by: str | None, of: Sequence[RateSummary]) -> list[dict[str, Any]]:
+    """Points of a pair, with the median of the metric `by` where there is one."""
+    rows = [rate_row(rate, entry.pair) for rate in of]
     if by is None:
         return rows
     found = ByMetric.of(entry.run, entry.pair, by)
-    for row in rows:
+    for row, rate in zip(rows, of):
+        if rate.settings != entry.pair.settings:
+            row[by] = None
+            continue
         row[by] = found and found.values.get(row["learning_rate"], (None,))[0]
         if found and row["learning_rate"] == found.best:
             row["mark"] = ", ".join(filter(None, (row["mark"], f"best by {by}")))
@@ -182,7 +190,7 @@ def _side_by_side(of: Sequence[Entry], by: str | None) -> tuple[list[dict[str, A
     rows: dict[float, dict[str, Any]] = {}
     beside = [column for column in RATES if column.key in BESIDE] + ([Column(by, by, priority=1)] if by else [])
     for entry in of:
-        for row, rate in zip(_rate_rows(entry, by), entry.pair.rates):
+        for row, rate in zip(_rate_rows(entry, by, entry.pair.rates), entry.pair.rates):
             at = rows.setdefault(rate.learning_rate, {"learning_rate": rate.learning_rate})
             at |= {f"{column.key} of {entry.name}": row[column.key] for column in beside}
             at[f"verdict of {entry.name}"] += " (best)" if rate is entry.pair.best else ""

@@ -242,32 +242,41 @@ def _convergence_rows(olds: Sequence[Run], new: Run, notes: list[str]) -> list[d
             kinds = " → ".join(of.kind for of in to)
             notes.append(f"{problem} × {optimizer}: gaps at the end not compared, to {kinds}")
         else:
-            rows += _gap_rows(runs[0], problem, optimizer, to[0], np.array(shared)[:, 0], first[:, 1], last[:, 1])
+            rows += _gap_rows(runs[0], problem, optimizer, to[0], shared, first[:, 1], last[:, 1])
     return rows
 
 
 def _gap_rows(
-    old: Run, problem: str, optimizer: str, to: Reference, rates: np.ndarray, before: np.ndarray, after: np.ndarray
+    old: Run,
+    problem: str,
+    optimizer: str,
+    to: Reference,
+    shared: list[tuple[float, ...]],
+    before: np.ndarray,
+    after: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """The row of the gaps at the end: tested over all trials, shown at the old best learning rate."""
+    """The row of the gaps at the end: tested over all `shared` trials, shown at the old best learning rate."""
     pair = next((p for p in summarise(old) if (p.problem, p.optimizer) == (problem, optimizer)), None)
     use = np.isfinite(before) | np.isfinite(after)
     if pair is None or pair.best is None or not use.any():
         return []
     row = _paired(problem, optimizer, f"gap to {to.kind}, at lr {pair.best.learning_rate:g}", before[use], after[use])
-    at = rates == pair.best.learning_rate
+    setting = (*pair.settings.values(), pair.best.learning_rate)
+    at = np.array([key[:-1] == setting for key in shared])
     best = _paired(problem, optimizer, row["what"], before[at], after[at]) if at.any() else row
     shown = {key: best[key] for key in ("old", "new", "ratio")}
     least, most = min(row["least_ratio"], best["least_ratio"]), max(row["most_ratio"], best["most_ratio"])
     return [row | shown | {"least_ratio": least, "most_ratio": most}]
 
 
-def _outcomes(run: Run, problem: str, optimizer: str, to: Reference) -> dict[tuple[float, int], tuple[float, float]]:
-    """(learning rate, seed) -> (steps to the target, gap at the end), infinite for never and for diverged."""
+def _outcomes(run: Run, problem: str, optimizer: str, to: Reference) -> dict[tuple[float, ...], tuple[float, float]]:
+    """(values of the axes, learning rate, seed) -> (steps to the target, gap at the end), infinite for never and for
+    diverged."""
     rows = problem_trials(run, problem, to).filter(pc.field("optimizer") == optimizer)
     steps = floats(rows, "steps_to_target")
     steps = np.where(np.isnan(steps), np.inf, steps)
-    keys = zip(rows["learning_rate"].to_pylist(), rows["seed"].to_pylist())
+    axes = [axis.name for axis in run.plan.axes_of(optimizer)]
+    keys = zip(*(rows[name].to_pylist() for name in (*axes, "learning_rate", "seed")))
     return dict(zip(keys, zip(steps.tolist(), relative_gaps(rows, to).tolist())))
 
 

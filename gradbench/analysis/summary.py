@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import functools
 import math
+import operator
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,9 @@ from gradbench.analysis.verdicts import (
     relative_gaps,
     rounding_floor,
 )
-from gradbench.errors import GradbenchError
+from gradbench.errors import GradbenchError, OptimizerError
 from gradbench.inputs.plan import SweepPlan, steps_per_epoch
+from gradbench.inputs.specs.axis import concrete
 from gradbench.record.store import Run
 from gradbench.theory.quadratic import stable_limit
 
@@ -35,8 +38,8 @@ _USED += ["minimum", "steps_to_target", "smoothed_loss"]
 
 @dataclass(frozen=True)
 class RateSummary:
-    """One learning rate over its seeds. Gaps are to the pair's reference and relative to the first gap (relative_gaps).
-    A diverged trial's gap is infinite."""
+    """One learning rate, and value of each axis, over its seeds. Gaps are to the pair's reference and relative to the
+    first gap (relative_gaps). A diverged trial's gap is infinite."""
 
     learning_rate: float
     seeds: int
@@ -48,6 +51,7 @@ class RateSummary:
     steps_to_target: float | None  # median over seeds; None where half of them or more never reach it
     steps_worst: float  # of the slowest seed; infinite where one never reaches it
     time_to_target_s: float | None  # median steps times the solo step time
+    settings: Mapping[str, float] = field(default_factory=dict)  # the values of the pair's axes
 
     @property
     def verdict(self) -> str:
@@ -61,10 +65,12 @@ class RateSummary:
 class PairSummary:
     """One (problem, optimizer) pair of a record.
 
-    best: of the learning rates whose seeds all reach the target, the one with the fewest median steps; failing that,
-        of those where most do; failing that, the lowest median gap at the end without divergence. None where no
-        learning rate works: each diverges, or ends no lower than it began.
-    ties: the other learning rates that do as well: as many steps, and gaps that are not told apart.
+    points: every combination that was tried of a learning rate and values of the pair's axes; `rates` are those of
+        them that have the best's values, `settings`: the whole pair where it has no axes.
+    best: of the points whose seeds all reach the target, the one with the fewest median steps; failing that,
+        of those where most do; failing that, the lowest median gap at the end without divergence. None where none
+        works: each diverges, or ends no lower than it began.
+    ties: the other points that do as well: as many steps, and gaps that are not told apart.
     good: the unbroken stretch of the grid around the best where every seed reaches the target in at most `factor` times
         the best's median steps, or ends under `floor` (not of a target: ends below one differ). Where the best does
         not reach it: where every seed ends within `factor` times the best's gap (or the floor), and has come down by at
@@ -91,6 +97,13 @@ class PairSummary:
     limit: str | None  # what sets the least seconds of a batched step: flops, bytes or launches
     of_limit: float | None  # those seconds / the measured ones
     epoch: int | None = None  # updates of one, with minibatches
+    points: Sequence[RateSummary] = ()
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def at(self) -> str:
+        """The optimizer's spec with the values of its axes that `rates` have."""
+        return concrete(self.optimizer, self.settings, OptimizerError)
 
     @property
     def good_decades(self) -> float | None:
@@ -171,8 +184,19 @@ def problem_trials(run: Run, problem: str, to: Reference) -> pa.Table:
 
 
 def pair_trials(run: Run, pair: PairSummary) -> pa.Table:
-    """The trials of one pair alone, judged against its reference."""
-    return problem_trials(run, pair.problem, pair.reference).filter(pc.field("optimizer") == pair.optimizer)
+    """The trials of one pair alone, of the learning rates in `pair.rates`, judged against its reference."""
+    return at_settings(problem_trials(run, pair.problem, pair.reference), pair)
+
+
+def at_settings(trials: pa.Table, pair: PairSummary) -> pa.Table:
+    """Those of a pair's optimizer and of the values of its axes that `pair.rates` have."""
+    return trials.filter(
+        functools.reduce(
+            operator.and_,
+            (pc.field(name) == value for name, value in pair.settings.items()),
+            pc.field("optimizer") == pair.optimizer,
+        )
+    )
 
 
 def summarise(run: Run, factor: float = GOOD_FACTOR, to: Mapping[str, Reference] | None = None) -> list[PairSummary]:
@@ -200,7 +224,7 @@ def summarise_tables(
     if not 1 <= factor < math.inf:
         raise GradbenchError(f"factor: need a number of at least 1, got {factor}")
     times = {(row["problem"], row["optimizer"], row["mode"]): row for row in timings.to_pylist()}
-    trials = trials.select(_USED)  # of millions of trials, each pair's are copied
+    trials = trials.select([*_USED, *plan.axis_names])  # of millions of trials, each pair's are copied
     floors: dict[str, float] = {}
     for problem, optimizer in plan.pairs:
         of_problem = trials.filter(pc.field("problem") == problem)
@@ -212,8 +236,10 @@ def summarise_tables(
             floors[problem] = resolution(of_problem, against, plan.dtype)
         solo, batched = (times.get((problem, optimizer, mode)) for mode in ("solo", "batched"))
         solo_step_s = solo["step_s_median"] if solo else None
-        rates = _rates(rows, solo_step_s, against)
-        best = _best(rates)
+        points = _points(rows, [axis.name for axis in plan.axes_of(optimizer)], solo_step_s, against)
+        best = _best(points)
+        settings = (best or min(points, key=lambda point: point.gap_median)).settings
+        rates = [point for point in points if point.settings == settings]
         curvature = facts.get(problem, {}).get("curvature")
         yield PairSummary(
             problem,
@@ -222,10 +248,10 @@ def summarise_tables(
             floors[problem],
             rates,
             best,
-            _ties(rates, best, floors[problem]),
+            _ties(points, best, floors[problem]),
             _good(rates, best, floors[problem], factor, equal_ends=against.kind != "target"),
             _edge(rates),
-            stable_limit(optimizer, curvature[1]) if curvature else None,
+            stable_limit(concrete(optimizer, settings, OptimizerError), curvature[1]) if curvature else None,
             diverged_share=float(np.mean(np.asarray(rows["verdict"]) == "diverged")),
             initial_loss=float(np.median(floats(rows, "initial_loss"))),
             solo_step_s=solo_step_s,
@@ -233,6 +259,8 @@ def summarise_tables(
             limit=batched["limit"] if batched else None,
             of_limit=batched["of_limit"] if batched else None,
             epoch=epoch_steps(plan, facts.get(problem, {})),
+            points=points,
+            settings=settings,
         )
 
 
@@ -242,22 +270,24 @@ def epoch_steps(plan: SweepPlan, facts: Mapping[str, Any]) -> int | None:
     return steps_per_epoch(examples, plan.batch_size) if examples and plan.batch_size else None
 
 
-def _rates(trials: pa.Table, solo_step_s: float | None, to: Reference) -> list[RateSummary]:
-    """One summary per learning rate, ascending."""
-    learning_rate = trials["learning_rate"].to_numpy()
-    order = np.argsort(learning_rate, kind="stable")
+def _points(trials: pa.Table, axes: Sequence[str], solo_step_s: float | None, to: Reference) -> list[RateSummary]:
+    """One summary per learning rate and value of each axis, ascending, the learning rate fastest."""
+    columns = np.array([trials[name].to_numpy() for name in (*axes, "learning_rate")])
+    order = np.lexsort(columns[::-1])
+    columns = columns[:, order]
     gaps = relative_gaps(trials, to)[order]
     losses = end_losses(trials)[order]
     steps = floats(trials, "steps_to_target")[order]
     steps = np.where(np.isnan(steps) | np.isinf(gaps), np.inf, steps)  # a trial that diverged later got nowhere
     verdicts = np.asarray(trials["verdict"])[order]
-    values, starts = np.unique(learning_rate[order], return_index=True)
+    starts = np.flatnonzero(np.append(True, (columns[:, 1:] != columns[:, :-1]).any(axis=0)))
     summaries = []
-    for value, start, end in zip(values, starts, [*starts[1:], len(order)]):
+    for start, end in zip(starts, [*starts[1:], len(order)]):
+        *values, rate = columns[:, start].tolist()
         middle = _median(steps[start:end])
         summaries.append(
             RateSummary(
-                float(value),
+                rate,
                 int(end - start),
                 dict(collections.Counter(verdicts[start:end].tolist()).most_common()),
                 _median(gaps[start:end]),
@@ -267,6 +297,7 @@ def _rates(trials: pa.Table, solo_step_s: float | None, to: Reference) -> list[R
                 middle if math.isfinite(middle) else None,
                 float(steps[start:end].max()),
                 middle * solo_step_s if math.isfinite(middle) and solo_step_s else None,
+                dict(zip(axes, values)),
             )
         )
     return summaries

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -114,17 +113,17 @@ class Timings:
         program, plan = self.pair.program, self.pair.program.trial.plan
         together = program.starts(np.zeros(program.block.slots, np.uint32))
         alone = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[:1], together)
-        rates = {
-            "solo": np.array([math.exp(sum(map(math.log, plan.rates)) / len(plan.rates))]),
-            "batched": np.resize(np.repeat(plan.rates, plan.seeds), program.block.slots),
-        }
+        points = plan.points(program.trial.optimizer.spec)
+        first = {name: np.resize(np.repeat(of, plan.seeds), program.block.slots) for name, of in points.items()}
+        middle = {name: of[[len(of) // 2]] for name, of in points.items()}
+        middle["learning_rate"] = np.exp([np.mean(np.log(points["learning_rate"]))])
 
         def row(mode: str) -> dict[str, Any]:
             compiled = self.compiled[mode].result()
             if mode in EVALUATIONS:
                 return time_evaluation(self.solo, compiled, mode, jax.tree.map(lambda leaf: leaf[0], alone))
             if mode == "solo":
-                return time_program(self.solo, compiled, mode, rates[mode], jax.tree.map(self.solo.place, alone))
-            return time_program(program, compiled, mode, rates[mode], together)
+                return time_program(self.solo, compiled, mode, middle, jax.tree.map(self.solo.place, alone))
+            return time_program(program, compiled, mode, first, together)
 
         return [row(mode) for mode in self.modes]

@@ -105,13 +105,13 @@ def _observe(quickly: bool) -> jax.stages.Wrapped:
 def observe_of(program: Program) -> jax.stages.Wrapped:
     """What takes a chunk's rows into the events. By the plan alone, so that a resume has the same."""
     plan = program.trial.plan
-    few = plan.trials_per_pair * plan.steps / program.block.stride < FEW_ROWS
+    few = program.trial.trials * plan.steps / program.block.stride < FEW_ROWS
     return _observe(few and program.devices[0].platform == "cpu")
 
 
 def prepare_slots(program: Program) -> None:
     """Compile how trials start, and how they take free slots where there are more of them."""
-    program.prepare(admits=program.trial.plan.trials_per_pair > program.block.slots)
+    program.prepare(admits=program.trial.trials > program.block.slots)
 
 
 def prepare_observing(program: Program) -> None:
@@ -138,9 +138,9 @@ class PairSweep:
 
     def __init__(self, program: Program, advance: Callable[..., Any], plan: SweepPlan, pair: int, store: PairStore):
         self.program, self.advance, self.plan, self.store = program, advance, plan, store
-        self.trials, self.pair = plan.trials_per_pair, pair
-        block = program.block
-        self.all_rates = np.repeat(np.asarray(plan.rates), plan.seeds)
+        self.trials, self.pair, self.before = program.trial.trials, pair, plan.first_trials[pair]
+        block, points = program.block, plan.points(program.trial.optimizer.spec)
+        self.points = {name: np.repeat(values, plan.seeds) for name, values in points.items()}  # of every trial
         self.config, self.observe = observation_config(program), observe_of(program)
         self.reference = stated_reference(program.trial.problem.minimum, self.config.solved)
         self.wanted, self.kept_steps = wanted_rows(plan, block, curve_points(plan))
@@ -201,16 +201,18 @@ class PairSweep:
             fresh[free] = True
             self._place_slots()
             if self.state is None:
-                self.state = self.program.start(self.slot_seeds, self.rates)
+                self.state = self.program.start(self.slot_seeds, self.settings)
             else:
-                self.state = self.program.admit(fresh, self.state, self.slot_seeds, self.rates)
+                self.state = self.program.admit(fresh, self.state, self.slot_seeds, self.settings)
         return bool((self.slot_trial >= 0).any())
 
     def _place_slots(self) -> None:
-        """Learning rates and seeds of the slots' trials, on the devices; an empty slot repeats a trial at rate 0."""
+        """Settings and seeds of the slots' trials, on the devices; an empty slot repeats a trial at rate 0."""
         trial = np.maximum(self.slot_trial, 0)
         self.slot_seeds = (trial % self.plan.seeds).astype(np.uint32)
-        self.rates = self.program.rates(np.where(self.slot_trial < 0, 0.0, self.all_rates[trial]))
+        values = {name: of[trial] for name, of in self.points.items()}
+        values["learning_rate"] = np.where(self.slot_trial < 0, 0.0, values["learning_rate"])
+        self.settings = self.program.settings(values)
         self.seeds = self.program.place(self.slot_seeds)
         self.placed_first = self.program.place(self.first.copy())  # a device may share the host's memory
 
@@ -219,7 +221,7 @@ class PairSweep:
         with self._numerics():
             first = self.placed_first
             watch = program.watch(self._rows_watched() if self.recorded else None)
-            self.state, rows = self.advance(self.state, self.rates, self.seeds, first, program.data, *watch)
+            self.state, rows = self.advance(self.state, self.settings, self.seeds, first, program.data, *watch)
             metrics, rows = rows.metrics, rows._replace(metrics=())
             self.events, self.placed_first, seen = self.observe(self.events, rows, first, *self.known)
             # The rest of the events wait for a trial's end.
@@ -262,8 +264,8 @@ class PairSweep:
         early = ~np.isin(events.steps_run, self.kept_steps)
         self._add_points(trial[early], events.steps_run[early], events.final_loss[early], events.final_grad_norm[early])
         columns = {
-            "trial": trial + self.pair * self.trials,
-            "learning_rate": self.all_rates[trial],
+            "trial": trial + self.before,
+            **{name: values[trial] for name, values in self.points.items()},
             "seed": trial % self.plan.seeds,
             "minimum": np.full(len(trial), self.config.minimum),
             **{name: getattr(events, name) for name in EVENT_COLUMNS},
@@ -281,13 +283,13 @@ class PairSweep:
         return verdicts(columns | steps, self.reference, self.plan.dtype)
 
     def _add_points(self, trial: np.ndarray, step: np.ndarray, loss: np.ndarray, norm: np.ndarray) -> None:
-        columns = (trial + self.pair * self.trials, step, loss, norm)
+        columns = (trial + self.before, step, loss, norm)
         self.new["curves"].append(dict(zip(SCHEMAS["curves"].names, columns, strict=True)))
 
     def _add_metrics(self, trial: np.ndarray, step: np.ndarray, values: np.ndarray) -> None:
         """`values` (N, V) of N points, a row for each number."""
         split, name = (np.tile(np.array(of, object), len(trial)) for of in zip(*self.recorded))
-        trial, step = (np.repeat(each, len(self.recorded)) for each in (trial + self.pair * self.trials, step))
+        trial, step = (np.repeat(each, len(self.recorded)) for each in (trial + self.before, step))
         self.new["metrics"].append(dict(zip(SCHEMAS["metrics"].names, (trial, step, split, name, values.ravel()))))
 
     def _flush(self) -> None:
@@ -310,7 +312,7 @@ class PairSweep:
         self.slot_trial, self.first = arrays["slot_trial"], arrays["first"]
         self.next_trial, self.trial_steps = (int(n) for n in arrays["counters"])
         self._place_slots()
-        state = self.program.start(self.slot_seeds, self.rates)
+        state = self.program.start(self.slot_seeds, self.settings)
         with self._numerics():
             likes, tree = jax.tree.flatten((state, self.events))
             leaves = [_unpack(arrays[f"leaf{i}"], like) for i, like in enumerate(likes)]

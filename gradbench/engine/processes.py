@@ -15,6 +15,7 @@ from typing import IO, Any
 import jax
 
 from gradbench.errors import RecordError, RunError, one_line
+from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.internals import job
 from gradbench.machine.locks import NoLocks, hold
 from gradbench.record.store import PairStore, RunWriter, read_info
@@ -112,7 +113,7 @@ class Shared:
             self.writer.save_info()
 
     def pair(self, number: int) -> PairStore:
-        return _Store(self._folder(number))
+        return _Store(self._folder(number), SweepPlan.from_dict(self.info["plan"]).axis_names)
 
     def waiting(self, pairs: int, should_stop: Callable[[], bool]) -> Generator[int]:
         """Pairs for this process to run, each its own until it leaves. Ends when all are complete, or at a stop; while

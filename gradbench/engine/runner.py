@@ -18,11 +18,12 @@ from gradbench.engine.compiling import EVALUATIONS, TIMED, CompiledPair, Compile
 from gradbench.engine.pair import PairSweep, Progress, curve_points
 from gradbench.engine.processes import Following, Rendezvous, Shared
 from gradbench.engine.roofline import measure_limits
-from gradbench.errors import GradbenchWarning, PlanError, RecordError, RunError, one_line
-from gradbench.inputs.optimizer import Optimizer, load_optimizer
+from gradbench.errors import GradbenchWarning, OptimizerError, PlanError, RecordError, RunError, one_line
+from gradbench.inputs.optimizer import Optimizer, load_optimizer, untraceable
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, check_batch, load_problem, shapes, warn_of_idle_leaves
 from gradbench.inputs.sources import difference, given_as_object, sources
+from gradbench.inputs.specs.axis import axes_of, expanded, without_axes
 from gradbench.machine.devices import find_devices, memory
 from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block
@@ -72,7 +73,8 @@ def run_plan(
 ) -> Run:
     """Run a plan and return its record. By the plan's names: `objects` are problems given as objects, `functions`
     optimizers given as functions (own_optimizer)."""
-    objects, functions = objects or {}, functions or {}
+    objects = objects or {}
+    plan, functions = separated(plan, objects, functions or {})
     with Rendezvous() as rendezvous:
         trials, devices = _prepare(plan, objects, functions)
         problems = {trial.problem.name: trial.problem for trial in trials}
@@ -164,6 +166,8 @@ def _prepare(
     need, have = plan.trials * TRIAL_BYTES / 2**30, memory() / 2**30
     if need > have:
         raise PlanError(f"the plan has {plan.trials:,} trials, which need about {need:.0f} GiB; here are {have:.0f}")
+    if taken := [name for name in plan.axis_names if name in SCHEMAS["trials"].names]:
+        raise PlanError(f"axes: {taken[0]} is a column of every record's trials; give the setting another name")
     optimizers = {name: functions.get(name) or load_optimizer(name) for name in plan.optimizers}
     trials = []
     for name in plan.problems:
@@ -180,6 +184,31 @@ def _prepare(
         with numerics(plan.dtype, plan.precision):
             trials += [Trial.of(problem, optimizer, plan) for optimizer in optimizers.values()]
     return trials, devices
+
+
+def separated(
+    plan: SweepPlan, objects: Mapping[str, Problem], functions: Mapping[str, Optimizer]
+) -> tuple[SweepPlan, dict[str, Optimizer]]:
+    """The plan with an optimizer for each value of an axis that cannot be traced, since it changes the program; and
+    `functions` by the names that they have in it. Which can be is found by tracing."""
+    named = {}
+    for spec in plan.optimizers:
+        own = functions.get(spec) or functions.get(without_axes(spec))
+        if own is not None:
+            named[spec] = own if own.spec == spec else own.called(spec)
+    if not any(axes_of(spec, OptimizerError) for spec in plan.optimizers):
+        return plan, named
+    problem = load_problem(objects.get(plan.problems[0], plan.problems[0])).plain
+    params, data = shapes(problem, plan.dtype)
+    specs: dict[str, Optimizer | None] = {}
+    with numerics(plan.dtype, plan.precision):
+        for spec in plan.optimizers:
+            optimizer = named.get(spec) or load_optimizer(spec)
+            apart = untraceable(optimizer, plan.steps, problem.loss, params, data)
+            for one in expanded(spec, OptimizerError, lambda axis, apart=apart: axis.name in apart):
+                specs[one] = optimizer if spec in named else None
+    plan = dataclasses.replace(plan, optimizers=tuple(specs))
+    return plan, {spec: own.called(spec) if own.spec != spec else own for spec, own in specs.items() if own}
 
 
 def _facts(problem: Problem) -> dict[str, Any]:
@@ -352,7 +381,7 @@ def _block(writer: RunWriter | Shared, trial: Trial, devices: list[jax.Device]) 
     """The pair's block: the one in run.json if the run began with it, else chosen now and stored."""
     name, blocks = _name(trial), writer.info["blocks"]
     if name not in blocks:
-        blocks[name] = dataclasses.asdict(choose_block(trial, devices, trial.plan.trials_per_pair))
+        blocks[name] = dataclasses.asdict(choose_block(trial, devices, trial.trials))
         writer.save_info()
     return Block(**blocks[name])
 
@@ -364,4 +393,5 @@ def _sharpness_rows(trial: Trial, plan: SweepPlan, trials: pa.Table) -> list[dic
     problem, optimizer = trial.problem, trial.optimizer
     facts = {problem.name: {"target": problem.target}}
     [pair] = summarise_tables(plan, trials, SCHEMAS["timings"].empty_table(), facts)
-    return sharpness_along(problem, optimizer, list(representative_rates(pair)), plan=plan)
+    rows = sharpness_along(problem, optimizer.at(pair.settings), list(representative_rates(pair)), plan=plan)
+    return [row | {"optimizer": optimizer.spec} for row in rows]

@@ -6,7 +6,7 @@ import logging
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -123,22 +123,25 @@ def prepare_start(program: Program) -> None:
     program.prepare_begin(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype), params))
 
 
-def time_program(program: Program, compiled: Compiled, mode: str, rates: np.ndarray, params: Params) -> dict[str, Any]:
+def time_program(
+    program: Program, compiled: Compiled, mode: str, settings: Mapping[str, np.ndarray], params: Params
+) -> dict[str, Any]:
     """Time a program on trials at their start: a timings row.
 
-    `rates` holds the first trials' learning rates and `params` their starting points, one per slot. Every sample starts
+    `settings` holds the first trials' learning rates and values of axes and `params` their starting points, one per
+    slot. Every sample starts
     the trials anew, untimed, so diverged or converged arithmetic weighs what it weighs at the start of a sweep.
     """
     LOG.info("timing one trial" if mode == "solo" else "timing the batch")
     trial, block = program.trial, program.block
-    learning_rates, placed_seeds = program.rates(rates), program.place(np.zeros(block.slots, np.uint32))
+    placed, placed_seeds = program.settings(settings), program.place(np.zeros(block.slots, np.uint32))
 
     def start() -> State:
-        return jax.block_until_ready(program.begin(params, learning_rates))
+        return jax.block_until_ready(program.begin(params, placed))
 
     with numerics(trial.plan.dtype, trial.plan.precision):
         first = program.place(np.zeros(block.slots, np.int32))
-        arguments = (learning_rates, placed_seeds, first, program.data, *program.watch())
+        arguments = (placed, placed_seeds, first, program.data, *program.watch())
 
         def once(repeats: int) -> float:
             state, rows = start(), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ import optax
 import optax.contrib
 
 from gradbench.errors import GradbenchError, OptimizerError, error_text, nearest
-from gradbench.inputs.spec import SGD, Spec, check_settings, is_path, load_file, parse_spec
+from gradbench.inputs.specs.axis import Axis, concrete, split_axes
+from gradbench.inputs.specs.spec import SGD, Spec, check_settings, is_path, load_file, parse_spec
 
 ALIASES: dict[str, Callable[..., Any]] = {
     **{name: partial(optax.sgd, **settings) for name, settings in SGD.items() if settings},
@@ -44,18 +45,40 @@ SCHEDULES = ("constant", "cosine", "linear", "exponential")
 _SCHEDULE_SETTINGS = ("schedule", "warmup", "end")
 
 
+Settings = Mapping[str, Any]  # of one trial: its learning rate and the values of its optimizer's axes, by name
+
+
 @dataclass(frozen=True)
 class Optimizer:
-    """A spec that can be built for any learning rate.
+    """A spec that can be built for any learning rate, and for any values of its axes.
 
-    `build(learning_rate, steps)` gives the optax transformation; `learning_rate` may be a traced scalar, so one
-    compiled program serves every learning rate. `steps` is the length that a schedule decays over. `from_spec` is
-    whether `spec` can be loaded, or only names a function that was given.
+    `build(learning_rate, steps, values)` gives the optax transformation; `values` has one for each of `axes`, by their
+    names, and may be left out where there are none. The learning rate and the values may be traced scalars, so one
+    compiled program serves all of them. `steps` is the length that a schedule decays over. `from_spec` is whether
+    `spec` can be loaded, or only names `function`.
     """
 
     spec: str
-    build: Callable[[Any, int], optax.GradientTransformationExtraArgs]
+    build: Callable[..., optax.GradientTransformationExtraArgs]
+    axes: tuple[Axis, ...] = ()
     from_spec: bool = True
+    function: Callable[..., Any] | None = None
+
+    def called(self, spec: str) -> Optimizer:
+        """An optimizer that is a function, under its name with axes in brackets."""
+        assert self.function is not None
+        bare, axes = split_axes(parse_spec(spec, OptimizerError), OptimizerError)
+        return replace(_optimizer(spec, bare, axes, self.function), from_spec=False, function=self.function)
+
+    def of(self, settings: Settings, steps: int) -> optax.GradientTransformationExtraArgs:
+        """What `build` gives for one trial's settings."""
+        values = dict(settings)
+        return self.build(values.pop("learning_rate"), steps, values)
+
+    def at(self, values: Mapping[str, float]) -> Optimizer:
+        """The optimizer of these values of its axes, which its spec has then."""
+        spec = concrete(self.spec, values, OptimizerError)
+        return replace(self, spec=spec, axes=(), build=lambda rate, steps, _=None: self.build(rate, steps, values))
 
 
 def optimizer_functions() -> dict[str, Callable[..., Any]]:
@@ -86,11 +109,16 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
 def load_optimizer(text: str) -> Optimizer:
     """Read a spec such as `adam`, `sgd[momentum=0.9,nesterov=true]`, `adam[schedule=cosine,warmup=100]`,
     `./mine.py:make` or `package.module:make`. Raises OptimizerError with one line."""
-    spec = parse_spec(text, OptimizerError)
-    optimizer = _optimizer(spec, _find(spec))
+    spec, axes = split_axes(parse_spec(text, OptimizerError), OptimizerError)
+    optimizer = _optimizer(text, spec, axes, _find(spec))
     if ":" not in spec.target:  # what a user's own function calls so is the user's
-        _check_ranges(spec)
+        for settings in (spec.settings, *_each_value(axes)):
+            _check_ranges(text, settings)
     return optimizer
+
+
+def _each_value(axes: Iterable[Axis]) -> Iterator[dict[str, Any]]:
+    return ({axis.name: value} for axis in axes for value in axis.values)
 
 
 def own_optimizer(name: str, function: Callable[..., Any]) -> Optimizer:
@@ -110,44 +138,51 @@ def own_optimizer(name: str, function: Callable[..., Any]) -> Optimizer:
     if not _takes(function, "learning_rate") and len(needed) == 1 and needed[0].kind in _BY_POSITION:
         of_rate = function
         function = lambda learning_rate: of_rate(learning_rate)  # noqa: E731
-    return replace(_optimizer(Spec(name, name, {}), function), from_spec=False)
+    return replace(_optimizer(name, Spec(name, name, {}), (), function), from_spec=False, function=function)
 
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _FUNCTION = "give a function of the learning rate that returns an optax.GradientTransformation, such as optax.adam"
 
 
-def _optimizer(spec: Spec, function: Callable[..., Any]) -> Optimizer:
+def _optimizer(text: str, spec: Spec, axes: tuple[Axis, ...], function: Callable[..., Any]) -> Optimizer:
+    """An optimizer by the name `text`, whose fixed settings `spec` has."""
     if not _takes(function, "learning_rate"):
         raise OptimizerError(
-            f"{spec.text!r}: {spec.target} has no parameter learning_rate, which a sweep sets; "
+            f"{text!r}: {spec.target} has no parameter learning_rate, which a sweep sets; "
             "write def make(learning_rate, ...)"
         )
-    settings = dict(spec.settings)
     own = _parameters(function)
-    shape = {key: settings.pop(key) for key in _SCHEDULE_SETTINGS if key in settings and key not in own}
-    check_settings(Spec(spec.text, spec.target, settings), function, OptimizerError, reserved=("learning_rate",))
+    scheduled = [name for name in _SCHEDULE_SETTINGS if name not in own]
+    shape = {key: value for key, value in spec.settings.items() if key in scheduled}
+    settings = {key: value for key, value in spec.settings.items() if key not in scheduled}
+    for given in (settings, *_each_value(axis for axis in axes if axis.name not in scheduled)):
+        check_settings(Spec(text, spec.target, given), function, OptimizerError, reserved=("learning_rate",))
+    taken = {axis.name for axis in axes} | settings.keys() | {"learning_rate"}
     missing = [
         name
         for name, p in own.items()
-        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-        if name not in settings and name != "learning_rate"
+        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in taken
     ]
     if missing:
         needs = ", ".join(f"{name}=" for name in missing)
-        raise OptimizerError(
-            f"{spec.text!r}: {spec.target} has no default for {needs}; write {spec.target}[{needs}...]"
-        )
-    _check_schedule(spec.text, shape)
+        raise OptimizerError(f"{text!r}: {spec.target} has no default for {needs}; write {spec.target}[{needs}...]")
+    for given in ({}, *_each_value(axis for axis in axes if axis.name in scheduled)):
+        _check_schedule(text, shape | given)
 
-    def build(learning_rate: Any, steps: int) -> optax.GradientTransformationExtraArgs:
-        rate = _scheduled(learning_rate, steps, **shape) if shape else learning_rate
-        transformation = function(learning_rate=rate, **settings)
+    def build(
+        learning_rate: Any, steps: int, values: Mapping[str, Any] | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        given = values or {}
+        shaped = shape | {name: value for name, value in given.items() if name in scheduled}
+        others = settings | {name: value for name, value in given.items() if name not in scheduled}
+        rate = _scheduled(learning_rate, steps, **shaped) if shaped else learning_rate
+        transformation = function(learning_rate=rate, **others)
         if not (callable(getattr(transformation, "init", None)) and callable(getattr(transformation, "update", None))):
-            raise OptimizerError(f"{spec.text!r}: did not return an optax.GradientTransformation")
+            raise OptimizerError(f"{text!r}: did not return an optax.GradientTransformation")
         return _without_empty_arrays(_with_what_it_takes(transformation))
 
-    return Optimizer(spec.text, build)
+    return Optimizer(text, build, axes)
 
 
 def _with_what_it_takes(inner: Any) -> optax.GradientTransformationExtraArgs:
@@ -209,11 +244,11 @@ def _find(spec: Spec) -> Callable[..., Any]:
     return functions[spec.target]
 
 
-def _check_ranges(spec: Spec) -> None:
-    for name, value in spec.settings.items():
+def _check_ranges(text: str, settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
         for names, inside, wanted in _RANGES:
             if name in names and isinstance(value, int | float) and not inside(value):
-                raise OptimizerError(f"{spec.text!r}: {name}={value} should be {wanted}")
+                raise OptimizerError(f"{text!r}: {name}={value} should be {wanted}")
 
 
 def _check_schedule(text: str, shape: dict[str, Any]) -> None:
@@ -227,19 +262,22 @@ def _check_schedule(text: str, shape: dict[str, Any]) -> None:
 
 
 def _scheduled(
-    peak: Any, steps: int, schedule: str = "constant", warmup: int = 0, end: float | None = None
+    peak: Any, steps: int, schedule: str = "constant", warmup: Any = 0, end: Any = None
 ) -> Callable[[Any], Any]:
-    """`peak` times a shape of height 1: a linear rise over `warmup` steps, then a fall to `end` at the last step."""
-    fall = max(steps - warmup, 1)
-    shapes = {
-        "constant": lambda: optax.constant_schedule(1.0),
-        "cosine": lambda: optax.cosine_decay_schedule(1.0, fall, alpha=end or 0.0),
-        "linear": lambda: optax.linear_schedule(1.0, end or 0.0, fall),
-        "exponential": lambda: optax.exponential_decay(1.0, fall, end if end is not None else 0.01),
-    }
-    shape = shapes[schedule]()
-    if warmup:
-        shape = optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), shape], [warmup])
+    """`peak` times a shape of height 1: a linear rise over `warmup` steps, then a fall to `end` at the last step.
+    `warmup` and `end` may be traced."""
+    end = end if end is not None else 0.01 if schedule == "exponential" else 0.0
+
+    def shape(count: Any) -> Any:
+        done = jnp.clip((count - warmup) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)
+        fall = {
+            "constant": lambda: jnp.ones_like(done),
+            "cosine": lambda: end + (1.0 - end) * (0.5 + 0.5 * jnp.cos(jnp.pi * done)),
+            "linear": lambda: 1.0 + (end - 1.0) * done,
+            "exponential": lambda: jnp.exp(jnp.log(end) * done),
+        }[schedule]()
+        return jnp.where(count < warmup, count / jnp.maximum(warmup, 1), fall)
+
     return lambda count: peak * shape(count)
 
 
@@ -255,6 +293,37 @@ _EXTRA_ARGUMENTS: tuple[ExtraArguments, ...] = (
 )
 
 
+def traced_settings(optimizer: Optimizer, dtype: Any = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what `build` takes of one trial: the learning rate and the axes' values, whole ones as int32."""
+    kinds = {"learning_rate": dtype} | {axis.name: jnp.int32 if axis.whole else dtype for axis in optimizer.axes}
+    return {name: jax.ShapeDtypeStruct((), kind) for name, kind in kinds.items()}
+
+
+def untraceable(
+    optimizer: Optimizer, steps: int, loss: Callable[[Any, Any], jax.Array], params: Any, data: Any
+) -> list[str]:
+    """The names of the axes whose values an optimizer's code has to know: a program cannot be given them as an array.
+    Found by tracing it with one axis at a time."""
+    return [axis.name for axis in optimizer.axes if not _traces(_one_axis(optimizer, axis), steps, loss, params, data)]
+
+
+def _one_axis(optimizer: Optimizer, axis: Axis) -> Optimizer:
+    others = {other.name: other.values[0] for other in optimizer.axes if other is not axis}
+
+    def build(learning_rate: Any, steps: int, values: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
+        return optimizer.build(learning_rate, steps, others | dict(values))
+
+    return replace(optimizer, axes=(axis,), build=build)
+
+
+def _traces(optimizer: Optimizer, *what: Any) -> bool:
+    try:
+        extra_arguments(optimizer, *what)
+    except OptimizerError:
+        return False
+    return True
+
+
 def extra_arguments(
     optimizer: Optimizer, steps: int, loss: Callable[[Any, Any], jax.Array], params: Any, data: Any
 ) -> ExtraArguments:
@@ -263,8 +332,8 @@ def extra_arguments(
     Raises OptimizerError when it cannot be traced with a learning rate that is an array.
     """
 
-    def attempt(extras: ExtraArguments, learning_rate: jax.Array, params: Any, data: Any) -> Any:
-        transformation = optimizer.build(learning_rate, steps)
+    def attempt(extras: ExtraArguments, settings: Settings, params: Any, data: Any) -> Any:
+        transformation = optimizer.of(settings, steps)
         state = transformation.init(params)
         value, grads = jax.value_and_grad(loss)(params, data)
         updates, _ = transformation.update(grads, state, params, **extras(value, grads, lambda p: loss(p, data)))
@@ -273,7 +342,7 @@ def extra_arguments(
     fault: Exception | None = None
     for extras in _EXTRA_ARGUMENTS:
         try:
-            after = jax.eval_shape(partial(attempt, extras), jax.ShapeDtypeStruct((), jnp.float32), params, data)
+            after = jax.eval_shape(partial(attempt, extras), traced_settings(optimizer), params, data)
         except GradbenchError:
             raise
         except Exception as error:

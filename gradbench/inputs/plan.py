@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import shlex
-import sys
 import tomllib
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradbench.errors import PlanError, nearest, one_line
+from gradbench.errors import OptimizerError, PlanError, ProblemError, nearest, one_line
 from gradbench.inputs.built_in import without_groups
+from gradbench.inputs.specs.axis import Axis, axes_of, expanded, with_axis
+from gradbench.inputs.specs.designs import GRID, check_design, count, listed, points
+from gradbench.inputs.specs.rates import as_list, rate_range, rate_values, rates_as_kept
+from gradbench.inputs.specs.spec import parse_spec
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 # Of matrix products, by what jax.default_matmul_precision calls it; None leaves it to the device.
@@ -48,7 +54,18 @@ def _specs(what: str, example: str) -> Callable[[str, Any], tuple[str, ...]]:
 
 def _problems(name: str, value: Any) -> tuple[str, ...]:
     specs = _specs("problem", "mlp")
-    return specs(name, without_groups(specs(name, value)))
+    named = without_groups(specs(name, value))
+    return specs(name, [one for spec in named for one in expanded(spec, ProblemError)])
+
+
+def _is_no_number(axis: Axis) -> bool:
+    return not axis.numeric
+
+
+def _optimizers(name: str, value: Any) -> tuple[str, ...]:
+    """Axes that are no numbers are programs of their own: each of their values is an optimizer."""
+    specs = _specs("optimizer", "adam")
+    return specs(name, [one for spec in specs(name, value) for one in expanded(spec, OptimizerError, _is_no_number)])
 
 
 def _whole(low: int, high: int) -> Callable[[str, Any], int]:
@@ -95,8 +112,15 @@ def _loss(name: str, value: Any) -> float:
     return float(value)
 
 
-def _normal_rates(name: str, rates: Any) -> str | tuple[float, ...]:
-    return _rates_as_kept(rates)
+def _axes(name: str, value: Any) -> tuple[str, ...]:
+    """Axes by their texts, `adamw.b2=0.9:0.9999:4`, or a table of them by their names."""
+    if isinstance(value, Mapping):
+        value = [f"{key}={of if isinstance(of, str) else '|'.join(map(str, as_list(of)))}" for key, of in value.items()]
+    texts: tuple[Any, ...] = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+    for text in texts:
+        if not isinstance(text, str) or not all(part.strip() for part in text.partition("=")):
+            raise PlanError(f"{name}: {text!r} should be NAME=VALUES, such as adamw.b2=0.9:0.9999:4 or b1=0.8|0.9")
+    return texts
 
 
 @dataclass(frozen=True)
@@ -116,15 +140,29 @@ class SweepPlan:
     )
     optimizers: tuple[str, ...] = _setting(
         DEFAULT_OPTIMIZERS,
-        'An optimizer of optax or optax.contrib, such as "adam[b1=0.8]", or ./mine.py:make; repeat for more.',
-        _specs("optimizer", "adam"),
+        'An optimizer of optax or optax.contrib, such as "adam[b1=0.8]", or ./mine.py:make; repeat for more. A setting '
+        'with several values, "adamw[weight_decay=1e-5:1e-1:5,b1=0.8|0.9]", is an axis of the sweep.',
+        _optimizers,
         ("--optimizer", "-o"),
     )
     learning_rates: str | tuple[float, ...] = _setting(
         "1e-4:10:25",
         "Learning rates: low:high:count, log-spaced, both ends in, or values with commas.",
-        _normal_rates,
+        lambda name, rates: rates_as_kept(rates),
         ("--lr",),
+    )
+    axes: tuple[str, ...] = _setting(
+        (),
+        "One more axis: adamw.b2=0.9:0.9999:4 (low:high:count, spaced by what the setting is: :log, :linear or "
+        ":one-minus behind it says how), b1=0.8|0.9 of every optimizer, mlp.hidden=16|32; repeat for more.",
+        _axes,
+        ("--axis",),
+    )
+    design: str | tuple[Mapping[str, float], ...] = _setting(
+        GRID,
+        "Which combinations of the axes' values: grid (all), random:64, sobol:64, or a .csv or .parquet file with a "
+        "row for each, of learning_rate and other settings.",
+        check_design,
     )
     seeds: int = _setting(3, "Trials of each learning rate, from seeds 0, 1, ...", _whole(1, 2**31 - 1))
     steps: int = _setting(300, "Updates of a trial.", _whole(1, 2**30))
@@ -169,6 +207,10 @@ class SweepPlan:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, field.metadata["check"](field.name, getattr(self, field.name)))
+        self._take_axes()
+        if not isinstance(self.design, str):
+            rates = tuple(dict.fromkeys(float(row["learning_rate"]) for row in self.design))
+            object.__setattr__(self, "learning_rates", rates)
         self._check_rates_fit()
         if self.target_loss is not None and len(self.problems) > 1:
             raise PlanError(f"target_loss: one loss is for one problem; this plan has {len(self.problems)}")
@@ -180,7 +222,7 @@ class SweepPlan:
         single = self.dtype != "float64"
         least, most, spacing = (2.0**-126, 2.0**128, 2.0**-23) if single else (2.0**-1022, math.inf, 2.0**-52)
         rates = self.learning_rates
-        low, high, count = _range(rates) if isinstance(rates, str) else (min(rates), max(rates), 1)
+        low, high, count = rate_range(rates) if isinstance(rates, str) else (min(rates), max(rates), 1)
         kind = "float64" if not single else "float32"
         for rate in (low, high):
             if not least <= rate < most:
@@ -190,27 +232,60 @@ class SweepPlan:
         if count > 1 and math.log(high / low) / (count - 1) < spacing:
             raise PlanError(f"learning rates {rates!r}: {count:,} of them are too many to tell apart in {kind}")
 
+    def _take_axes(self) -> None:
+        """Put each of `axes` into the specs it belongs to."""
+        for text in self.axes:
+            name, _, values = (part.strip() for part in text.partition("="))
+            values = values.replace(",", "|")
+            target, _, setting = name.rpartition(".")
+            if setting == "learning_rate":
+                object.__setattr__(self, "learning_rates", rates_as_kept(values.replace("|", ",")))
+                continue
+            found = False
+            for field, error in (("optimizers", OptimizerError), ("problems", ProblemError)):
+                specs = getattr(self, field)
+                named = [spec for spec in specs if parse_spec(spec, error).target == target]
+                named = named or (list(specs) if not target and field == "optimizers" else [])
+                found |= bool(named)
+                after = [with_axis(spec, setting, values, error) if spec in named else spec for spec in specs]
+                object.__setattr__(self, field, (_optimizers if field == "optimizers" else _problems)(field, after))
+            if not found:
+                known = [parse_spec(spec, PlanError).target for spec in (*self.optimizers, *self.problems)]
+                raise PlanError(f"axes: {text}: the plan has no {target!r}{nearest(target, known)}")
+        object.__setattr__(self, "axes", ())
+
     @property
     def rates(self) -> list[float]:
         """The learning rates as numbers, in the order given."""
-        if not isinstance(self.learning_rates, str):
-            return list(self.learning_rates)
-        low, high, count = _range(self.learning_rates)
-        if count == 1:
-            return [low]
-        step = math.log(high / low) / (count - 1)
-        return [low, *(low * math.exp(step * i) for i in range(1, count - 1)), high]
+        return rate_values(self.learning_rates)
+
+    def axes_of(self, optimizer: str) -> tuple[Axis, ...]:
+        """What varies of an optimizer of the plan beside its learning rate."""
+        return (*axes_of(optimizer, OptimizerError), *listed(self.design))
+
+    def points(self, optimizer: str) -> dict[str, np.ndarray]:
+        """Setting -> its values at every point that is tried of an optimizer, float64 (N,), the learning rate last."""
+        return points(self.design, self.learning_rates, self.axes_of(optimizer))
+
+    def trials_of(self, optimizer: str) -> int:
+        """Trials of one (problem, optimizer) pair."""
+        return self.seeds * count(self.design, self.learning_rates, self.axes_of(optimizer))
 
     @property
-    def trials_per_pair(self) -> int:
-        """Trials of one (problem, optimizer) pair."""
-        rates = self.learning_rates
-        return self.seeds * (_range(rates)[2] if isinstance(rates, str) else len(rates))
+    def first_trials(self) -> list[int]:
+        """The number of each pair's first trial, in the order of `pairs`."""
+        counts = [self.trials_of(optimizer) for _, optimizer in self.pairs]
+        return list(itertools.accumulate(counts, initial=0))[:-1]
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """The settings that any optimizer's axes vary in one program, each a column of the trials."""
+        return tuple(dict.fromkeys(axis.name for optimizer in self.optimizers for axis in self.axes_of(optimizer)))
 
     @property
     def trials(self) -> int:
         """Trials of all pairs."""
-        return self.trials_per_pair * len(self.problems) * len(self.optimizers)
+        return len(self.problems) * sum(self.trials_of(optimizer) for optimizer in self.optimizers)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -255,14 +330,6 @@ def command(plan: SweepPlan, **changed: Any) -> str:
     return shlex.join(words)
 
 
-def log_range(low: float, high: float, count: int) -> str:
-    """`count` learning rates from `low` to `high`, both in, log-spaced: "low:high:count", as --lr and run.json have it.
-
-    `SweepPlan(learning_rates=log_range(1e-4, 10, 25)).rates` are the values. Raises PlanError for a range that is none.
-    """
-    return str(_rates_as_kept(f"{float(low)!r}:{float(high)!r}:{count}"))
-
-
 def with_full_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Settings by SweepPlan's fields; they may be named as the command line's options are, such as lr or batch-size.
 
@@ -287,82 +354,6 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise PlanError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: not TOML: {one_line(error)}") from error
-
-
-def parse_rates(text: str) -> str | tuple[float, ...]:
-    """`1e-4:10:25` as it is, `0.1,0.3,1` as numbers."""
-    if ":" in text:
-        return text
-    items = text.split(",")
-    try:
-        return tuple(map(float, items)) if any(item.strip() for item in items) else ()
-    except ValueError:
-        raise PlanError(f"learning rates {text!r}: need low:high:count or numbers with commas") from None
-
-
-def _range(text: str) -> tuple[float, float, int]:
-    parts = text.split(":")
-    try:
-        if len(parts) != 3:
-            raise ValueError
-        low, high, count = float(parts[0]), float(parts[1]), int(parts[2])
-    except ValueError:
-        raise PlanError(f"learning rates {text!r}: need low:high:count, such as 1e-4:10:25") from None
-    return low, high, count
-
-
-def _frames_inside() -> int:
-    """How many frames up from here the first one outside this package is: a warning is about the caller's line."""
-    frame, count = sys._getframe(1), 1
-    while frame.f_back and str(frame.f_globals.get("__name__")).split(".")[0] == "gradbench":
-        frame, count = frame.f_back, count + 1
-    return count - 1
-
-
-def _plain(value: Any) -> Any:
-    """An array or a scalar of numpy, JAX or pandas as Python's numbers; everything else as it is."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _rates_as_kept(rates: Any) -> str | tuple[float, ...]:
-    if isinstance(rates, Real) and not isinstance(rates, bool):
-        rates = (rates,)
-    if isinstance(rates, tuple) and len(rates) == 3 and type(rates[2]) is int and rates[2] >= 2:
-        text, call, values = (form.format(*rates) for form in ('"{}:{}:{}"', "log_range({}, {}, {})", "[{}, {}, {}]"))
-        warnings.warn(
-            f"learning_rates={rates!r} is read as a range, and from the next version on as three values: "
-            f"write {text} or gradbench.{call} for the range, {values} for the values",
-            FutureWarning,
-            stacklevel=_frames_inside() + 1,
-        )
-        rates = text.strip('"')
-    if isinstance(rates, str):
-        rates = parse_rates(rates)
-    if isinstance(rates, str):
-        low, high, count = _range(rates)
-        if not (0 < low < math.inf and 0 < high < math.inf):
-            raise PlanError(f"learning rates {rates!r}: both ends must be above 0 and finite")
-        if count < 1 or (low > high) or (low == high) != (count == 1):
-            right = f"{min(low, high):g}:{max(low, high):g}:{max(count, 2)}"
-            raise PlanError(f"learning rates {rates!r}: need low below high and a count of at least 2, such as {right}")
-        return rates
-    rates = _plain(rates)
-    try:
-        if isinstance(rates, Mapping):
-            raise TypeError
-        rates = [rates] if isinstance(rates, int | float) else [_plain(rate) for rate in rates]
-    except TypeError:
-        raise PlanError(f"learning rates: need low:high:count or numbers, got {type(rates).__name__}") from None
-    values = []
-    for rate in rates:
-        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < math.inf:
-            raise PlanError(f"learning rates: {rate!r} is not a number above 0")
-        values.append(float(rate))
-    if not values:
-        raise PlanError("learning rates: none given; write 1e-4:10:25 or 0.1,0.3,1")
-    if len(set(values)) < len(values):
-        raise PlanError(f"learning rates: {next(v for v in values if values.count(v) > 1):g} is given twice")
-    return tuple(values)
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

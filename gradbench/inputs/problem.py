@@ -19,7 +19,7 @@ from gradbench.inputs.built_in import problem_names, problems_folder
 from gradbench.inputs.contract import framework_hint, validate
 from gradbench.inputs.losses.data import as_arrays, cast
 from gradbench.inputs.losses.objective import Objective
-from gradbench.inputs.spec import check_settings, is_path, load_file, parse_spec
+from gradbench.inputs.specs.spec import check_settings, is_path, load_file, parse_spec
 
 LOG = logging.getLogger(__name__)
 Params = Any

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import OptimizerError, ProblemError
-from gradbench.inputs.spec import is_path, parse_spec
+from gradbench.inputs.specs.spec import is_path, parse_spec
 
 if TYPE_CHECKING:  # the readers of records do not wait for JAX
     from gradbench.inputs.plan import SweepPlan

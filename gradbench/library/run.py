@@ -82,7 +82,8 @@ class Run(store.Run):
             raise GradbenchError(
                 "to_pandas: pandas is not installed (pip install pandas); run.trials and run.curves are pyarrow tables"
             ) from error
-        trials = self.trials.select(["trial", "problem", "optimizer", "learning_rate", "seed", "verdict"])
+        names = ["trial", "problem", "optimizer", *self.plan.axis_names, "learning_rate", "seed", "verdict"]
+        trials = self.trials.select(names)
         joined = trials.join(self.curves, keys="trial", join_type="inner")
         return joined.sort_by([("trial", "ascending"), ("step", "ascending")]).to_pandas()
 
@@ -112,7 +113,7 @@ class Run(store.Run):
 def plan_words(plan: SweepPlan) -> str:
     """What a plan runs, in one line."""
     names = [_some(plan.problems), _some(plan.optimizers)]
-    rates, seeds = plan.trials_per_pair // plan.seeds, plan.seeds
+    rates, seeds = len(plan.rates), plan.seeds
     low, high = min(plan.rates), max(plan.rates)
     span = f"{low:g}" if rates == 1 else f"{rates:,} learning rates from {low:g} to {high:g}"
     return f"{' × '.join(names)}; {span}, {seeds} seed{'s' * (seeds != 1)}, {plan.steps:,} steps, {plan.dtype}"

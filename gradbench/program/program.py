@@ -1,13 +1,13 @@
 """(problem, optimizer) -> the compiled program that advances a block of trials by a chunk of steps.
 
 A block is devices x lanes trials on one leading axis, sharded over the devices; a chunk is `rows` observations,
-`stride` updates apart. Nothing in the program depends on the number of trials or on the learning rates, so one
-compile serves every learning rate, seed and refill.
+`stride` updates apart. Nothing in the program depends on the number of trials or on their settings (learning rates and
+values of the optimizer's axes), so one compile serves all of them, every seed and refill.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gradbench.inputs.optimizer import Settings
 from gradbench.inputs.problem import Data, Params, cast, shapes
 from gradbench.machine.internals import compiler_options
 from gradbench.program.spread import TRIALS, initialise, over_trials, trials_mesh
@@ -81,7 +82,7 @@ class Program:
         self.rate_dtype = jnp.promote_types(jnp.float32, plan.dtype)
         self.watches = bool(trial.objective.splits)
 
-        def advance(state: State, rates: jax.Array, seeds: jax.Array, first: jax.Array, data: Data, *watched: Any):
+        def advance(state: State, settings: Settings, seeds: jax.Array, first: jax.Array, data: Data, *watched: Any):
             if trial.noisy:
                 keys = jax.vmap(trial.keys)(seeds)
                 row = partial(compiled.row, stride=block.stride)
@@ -89,12 +90,12 @@ class Program:
                 steps: Any = block.stride * jnp.arange(block.rows, dtype=jnp.int32)
 
                 def at(state: State, offset: Any) -> tuple[State, Observation]:
-                    return row(state, rates, data, keys, first + offset)
+                    return row(state, settings, data, keys, first + offset)
             else:  # every step is the same
                 step, steps = rewritten(over_trials(compiled.step, (0, 0, None), platform), platform, relayout), None
 
                 def at(state: State, offset: Any) -> tuple[State, Observation]:
-                    return step(state, rates, data)
+                    return step(state, settings, data)
 
             if watched:
                 wanted, holdout = watched
@@ -157,7 +158,7 @@ class Program:
     def arguments(self) -> tuple[Any, ...]:
         """What `advance` takes, as shapes: it compiles without an array being made."""
         trial, slots = self.trial, self.block.slots
-        scalars = (jax.ShapeDtypeStruct((), kind) for kind in (self.rate_dtype, jnp.uint32, jnp.int32))
+        scalars = trial.settings_shape(), *(jax.ShapeDtypeStruct((), kind) for kind in (jnp.uint32, jnp.int32))
         _, data = shapes(trial.problem, trial.plan.dtype)
 
         def placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding, *axis: int) -> jax.ShapeDtypeStruct:
@@ -177,9 +178,11 @@ class Program:
         """A host array with one entry per slot, onto the devices."""
         return jax.device_put(array, self.sharded)
 
-    def rates(self, values: np.ndarray) -> jax.Array:
+    def settings(self, values: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The slots' learning rates and values of the optimizer's axes, each (S,), on the devices."""
+        shapes = self.trial.settings_shape()
         with jax.enable_x64(self.trial.plan.dtype == "float64"):
-            return self.place(np.asarray(values, self.rate_dtype))
+            return {name: self.place(np.asarray(values[name], shape.dtype)) for name, shape in shapes.items()}
 
     def prepare(self, admits: bool) -> None:
         """Compile what a sweep calls beside `advance`: how trials start and, if it `admits` more to free slots, how."""
@@ -198,30 +201,31 @@ class Program:
 
     def prepare_begin(self, params: Params) -> None:
         """Compile `begin` for params of these shapes, a leading axis of slots included."""
-        rates = jax.ShapeDtypeStruct((self.block.slots,), self.rate_dtype)
+        one = self.trial.settings_shape()
+        settings = {name: leaf.update(shape=(self.block.slots,)) for name, leaf in one.items()}
         shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharded), (params, rates)
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharded), (params, settings)
         )
         with numerics(self.trial.plan.dtype, self.trial.plan.precision):
             self._begin.lower(*shapes).compile()
 
-    def start(self, seeds: np.ndarray, rates: jax.Array) -> State:
+    def start(self, seeds: np.ndarray, settings: Settings) -> State:
         """Every slot at its trial's starting point."""
-        return self.begin(self.starts(seeds), rates)
+        return self.begin(self.starts(seeds), settings)
 
     def starts(self, seeds: np.ndarray) -> Params:
         """Each slot's starting point, drawn in float32, so that all dtypes share them."""
         with jax.enable_x64(False):
             return initialise(self.trial.problem, self.devices)(self.place(seeds.astype(np.uint32)))
 
-    def begin(self, params: Params, rates: jax.Array) -> State:
+    def begin(self, params: Params, settings: Settings) -> State:
         """Every slot before its first step, from its starting point."""
         with numerics(self.trial.plan.dtype, self.trial.plan.precision):
-            return self._begin(params, rates)
+            return self._begin(params, settings)
 
-    def admit(self, fresh: np.ndarray, state: State, seeds: np.ndarray, rates: jax.Array) -> State:
+    def admit(self, fresh: np.ndarray, state: State, seeds: np.ndarray, settings: Settings) -> State:
         """`state` with the slots where `fresh` set to their trial's start."""
-        new = self.start(seeds, rates)
+        new = self.start(seeds, settings)
         if fresh.all():
             return new
         with numerics(self.trial.plan.dtype, self.trial.plan.precision):

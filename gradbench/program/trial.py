@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from gradbench.inputs.losses.objective import SPLITS, Objective, trial_key
-from gradbench.inputs.optimizer import Optimizer, extra_arguments
+from gradbench.inputs.optimizer import Optimizer, Settings, extra_arguments, traced_settings
 from gradbench.inputs.plan import PRECISIONS, SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
 from gradbench.program.minibatch import batch_rows, take_rows
@@ -108,6 +108,11 @@ class Trial:
         return dataclasses.replace(self, problem=dataclasses.replace(self.problem, loss=loss))
 
     @property
+    def trials(self) -> int:
+        """How many there are of the pair."""
+        return self.plan.trials_of(self.optimizer.spec)
+
+    @property
     def objective(self) -> Objective:
         return self.problem.objective
 
@@ -137,10 +142,10 @@ class Trial:
         step = jnp.minimum(step, self.plan.steps)  # where the last row is, if less than a stride on
         return jax.random.fold_in(jax.random.wrap_key_data(keys.noise), step)
 
-    def start(self, drawn: Any, learning_rate: jax.Array) -> State:
+    def start(self, drawn: Any, settings: Settings) -> State:
         """The state before the first step, of what the problem's init drew."""
         params, model_state = self.objective.parts(cast(drawn, self.plan.dtype))
-        opt_state = self.optimizer.build(learning_rate, self.plan.steps).init(params)
+        opt_state = self.optimizer.of(settings, self.plan.steps).init(params)
         opt_state = jax.tree.map(jnp.asarray, opt_state)
         return State(params, opt_state, jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32), model_state)
 
@@ -148,8 +153,11 @@ class Trial:
         """What `start` returns, as shapes."""
         drawn, _ = shapes(self.problem, self.plan.dtype)
         with numerics(self.plan.dtype, self.plan.precision):
-            rate = jax.ShapeDtypeStruct((), jnp.promote_types(jnp.float32, self.plan.dtype))
-            return jax.eval_shape(self.start, drawn, rate)
+            return jax.eval_shape(self.start, drawn, self.settings_shape())
+
+    def settings_shape(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """One trial's learning rate and values of the optimizer's axes, as shapes: float32 at least, or int32."""
+        return traced_settings(self.optimizer, jnp.promote_types(jnp.float32, self.plan.dtype))
 
     def gradient(self, params: Params, model_state: Any, data: Data, key: Any) -> tuple[jax.Array, Params, Any]:
         """The loss of `data`, its gradient, and the model's state after it."""
@@ -157,14 +165,14 @@ class Trial:
         (value, (after, _)), grads = loss(params, model_state, data, key)
         return value, grads, _like(jax.tree.map(jnp.asarray, after), model_state)
 
-    def step(self, state: State, learning_rate: jax.Array, data: Data, key: Any = None) -> tuple[State, Observation]:
+    def step(self, state: State, settings: Settings, data: Data, key: Any = None) -> tuple[State, Observation]:
         """One observation of `data` and one update; `key` is for a loss that takes one."""
         value, grads, model_state = self.gradient(state.params, state.model_state, data, key)
-        after, row = self.update(state, learning_rate, data, value, grads, key)
+        after, row = self.update(state, settings, data, value, grads, key)
         return after._replace(model_state=model_state), row
 
     def update(
-        self, state: State, learning_rate: jax.Array, data: Data, value: jax.Array, grads: Params, key: Any = None
+        self, state: State, settings: Settings, data: Data, value: jax.Array, grads: Params, key: Any = None
     ) -> tuple[State, Observation]:
         """The same, of the loss of `data` and its gradient; the model's state stays."""
         params, opt_state, updates, overshot, model_state = state
@@ -175,7 +183,7 @@ class Trial:
         else:
             overshot_now = uphill > 0
         row = Observation(value, squared, overshot_now.astype(jnp.float32))
-        transformation = self.optimizer.build(learning_rate, self.plan.steps)
+        transformation = self.optimizer.of(settings, self.plan.steps)
         extras = self.extras(value, grads, lambda p: self.objective.training(p, model_state, data, key)[0])
         updates, new_opt_state = transformation.update(grads, opt_state, params, **extras)
         new_params = _like(optax.apply_updates(params, updates), params)
@@ -183,14 +191,14 @@ class Trial:
         return State(new_params, new_opt_state, updates, overshot, model_state), row
 
     def row(
-        self, state: State, learning_rate: jax.Array, data: Data, keys: Keys, step: jax.Array, stride: int
+        self, state: State, settings: Settings, data: Data, keys: Keys, step: jax.Array, stride: int
     ) -> tuple[State, Observation]:
         """One observation of all the data and `stride` updates, the first of which is number `step`. With minibatches
         the observation changes nothing, and a trial rests after its last update; without, stride is 1."""
         examples, batch_size = self.problem.examples, self.plan.batch_size
 
         if batch_size is None:
-            return self.step(state, learning_rate, data, self.noise(keys, step))
+            return self.step(state, settings, data, self.noise(keys, step))
         assert examples is not None
         value, grads, _ = self.gradient(state.params, state.model_state, data, self.noise(keys, step))
         value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
@@ -198,7 +206,7 @@ class Trial:
 
         def update(state: State, step: jax.Array) -> tuple[State, None]:
             batch = take_rows(data, batch_rows(step, examples, batch_size, keys.order), examples)
-            after, seen = self.step(state, learning_rate, batch, self.noise(keys, step))
+            after, seen = self.step(state, settings, batch, self.noise(keys, step))
             after = after._replace(overshot=state.overshot + seen.overshot)
             return jax.tree.map(partial(jnp.where, step < self.plan.steps), after, state), None
 

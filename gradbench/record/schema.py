@@ -7,6 +7,7 @@ trial is declared here, found in engine/events.py, and tested.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,9 +142,19 @@ SHARPNESS = (
 
 TABLES = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS, "sharpness": SHARPNESS, "metrics": METRICS}
 SWEPT = ("trials", "curves", "metrics")  # what a sweep writes as it goes
-SCHEMAS = {
-    name: pa.schema([pa.field(column.name, column.kind) for column in columns]) for name, columns in TABLES.items()
-}
+
+
+def columns_of(table: str, axes: Sequence[str] = ()) -> tuple[Column, ...]:
+    """The columns of a table of a record whose plan varies these settings beside the learning rate."""
+    about = "the trial's value of an axis; null where its optimizer has none of this name"
+    return TABLES[table] + tuple(Column(axis, NUMBER, "", about, since=5) for axis in axes if table == "trials")
+
+
+def schema_of(table: str, axes: Sequence[str] = ()) -> pa.Schema:
+    return pa.schema([pa.field(column.name, column.kind) for column in columns_of(table, axes)])
+
+
+SCHEMAS = {name: schema_of(name) for name in TABLES}  # of a record without axes
 
 
 def markdown() -> str:
@@ -161,6 +172,9 @@ def markdown() -> str:
             rows.append(
                 f"| `{column.name}` | {column.kind} | {column.unit} | {column.meaning} | {nullable} | {column.since} |"
             )
+        if name == "trials":
+            axis = columns_of(name, ["*an axis*"])[-1]
+            rows.append(f"| {axis.name} | {axis.kind} | {axis.unit} | {axis.meaning} | yes | {axis.since} |")
         blocks.append("\n".join(rows))
     return "\n\n".join(blocks) + "\n"
 

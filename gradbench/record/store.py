@@ -13,8 +13,9 @@ import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,18 @@ from gradbench.files import utc_now, write_json, write_table, write_tables, writ
 from gradbench.inputs import sources
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.locks import NoLocks, hold
-from gradbench.record.schema import COUNT, FIRST_REVISION, SCHEMA_VERSION, SCHEMAS, SWEPT, TABLES, TEXT
+from gradbench.record.schema import (
+    COUNT,
+    FIRST_REVISION,
+    SCHEMA_VERSION,
+    SCHEMAS,
+    SWEPT,
+    TABLES,
+    TEXT,
+    Column,
+    columns_of,
+    schema_of,
+)
 
 LOG = logging.getLogger(__name__)
 STATES = ("running", "complete", "interrupted")
@@ -37,8 +49,8 @@ STATES = ("running", "complete", "interrupted")
 class PairStore:
     """What one pair leaves in `parts/` while its sweep goes on."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, axes: Sequence[str] = ()):
+        self.folder, self.axes = folder, axes
         folder.mkdir(parents=True, exist_ok=True)
         self.parts = 0
 
@@ -46,7 +58,9 @@ class PairStore:
         """Add rows of SWEPT tables, by name, whose columns are numpy arrays."""
         for name, columns in new.items():
             if columns:
-                write_table(_table(name, columns, problem, optimizer), self._part(name, self.parts))
+                write_table(
+                    _table(columns_of(name, self.axes), columns, problem, optimizer), self._part(name, self.parts)
+                )
         self.parts += any(new.values())
 
     def _part(self, name: str, number: int) -> Path:
@@ -88,8 +102,8 @@ class PairStore:
 
     def read(self, name: str) -> pa.Table:
         """One of the tables, as far as it is written."""
-        parts = [read_table(part, name) for part in sorted(self.folder.glob(f"{name}*.parquet"))]
-        table = pa.concat_tables([SCHEMAS[name].empty_table(), *parts])
+        parts = [read_table(part, name, self.axes) for part in sorted(self.folder.glob(f"{name}*.parquet"))]
+        table = pa.concat_tables([schema_of(name, self.axes).empty_table(), *parts])
         order = [column for column in ("trial", "step", "split", "name") if column in table.column_names]
         return table.sort_by([(column, "ascending") for column in order]) if name in SWEPT else table
 
@@ -110,13 +124,16 @@ class PairStore:
         return (self.folder / "complete.json").is_file()
 
 
-def _table(name: str, columns: dict[str, np.ndarray], problem: str, optimizer: str) -> pa.Table:
+def _table(declared: Sequence[Column], columns: dict[str, np.ndarray], problem: str, optimizer: str) -> pa.Table:
     count = len(columns["trial"])
     arrays = []
-    for column in TABLES[name]:
+    for column in declared:
         if column.name in ("problem", "optimizer"):
             text = problem if column.name == "problem" else optimizer
             arrays.append(pa.repeat(text, count).cast(TEXT))
+            continue
+        if column.name not in columns:  # an axis of another optimizer
+            arrays.append(pa.nulls(count, column.kind))
             continue
         values = np.asarray(columns[column.name])
         if column.kind == TEXT:
@@ -126,7 +143,7 @@ def _table(name: str, columns: dict[str, np.ndarray], problem: str, optimizer: s
         else:
             unknown = np.isnan(values) if column.unknown_is_null else None
             arrays.append(pa.array(values.astype(np.float64), mask=unknown))
-    return pa.Table.from_arrays(arrays, schema=SCHEMAS[name])
+    return pa.Table.from_arrays(arrays, names=[column.name for column in declared])
 
 
 class RunWriter:
@@ -189,7 +206,12 @@ class RunWriter:
         write_json(self.info, self.path / "run.json")
 
     def pair(self, number: int) -> PairStore:
-        return PairStore(self.path / "parts" / f"{number:04d}")
+        return PairStore(self.path / "parts" / f"{number:04d}", self.axes)
+
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """The plan's axes, each a column of the trials."""
+        return SweepPlan.from_dict(self.info["plan"]).axis_names
 
     def waiting(self, pairs: int, should_stop: Callable[[], bool]) -> Generator[int]:
         """The pairs that are not complete, until a stop."""
@@ -214,13 +236,13 @@ class RunWriter:
         """Join the parts into the tables, the timings' rows as `add_roofline` returns them and a pair's trials as
         `judge(its number, trials)` does; only then is the run complete."""
         for name in _files(self.info):
-            tables = _by_pair(self.path, name)
+            tables = _by_pair(self.path, name, self.axes)
             if name == "trials":
                 tables = (judge(number, table) for number, table in enumerate(tables))
             if name == "timings":
                 rows = [row for table in tables for row in table.to_pylist()]
                 tables = [pa.Table.from_pylist(add_roofline(rows), schema=SCHEMAS[name])]
-            write_tables(tables, SCHEMAS[name], self.path / f"{name}.parquet")
+            write_tables(tables, schema_of(name, self.axes), self.path / f"{name}.parquet")
         self.info |= {"state": "complete", "ended": utc_now()}
         self.save_info()
         shutil.rmtree(self.path / "parts", ignore_errors=True)
@@ -235,18 +257,18 @@ def _files(info: dict[str, Any]) -> list[str]:
     return [name for name in TABLES if not absent.get(name)]
 
 
-def _by_pair(path: Path, name: str) -> Iterator[pa.Table]:
+def _by_pair(path: Path, name: str, axes: Sequence[str]) -> Iterator[pa.Table]:
     """What each pair has left of a table, in the order of the pairs."""
-    return (PairStore(folder).read(name) for folder in sorted(path.glob("parts/*")))
+    return (PairStore(folder, axes).read(name) for folder in sorted(path.glob("parts/*")))
 
 
-def read_table(path: Path, name: str) -> pa.Table:
-    """One table of a record with every column's type checked."""
+def read_table(path: Path, name: str, axes: Sequence[str] = ()) -> pa.Table:
+    """One table of a record, whose plan has these axes, with every column's type checked."""
     try:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RecordError(f"{path}: missing or damaged: {one_line(error)}") from error
-    for column in TABLES[name]:
+    for column in columns_of(name, axes):
         if column.name not in table.column_names and column.since != FIRST_REVISION:
             table = table.append_column(column.name, pa.nulls(len(table), column.kind))
         if column.name not in table.column_names:
@@ -256,7 +278,7 @@ def read_table(path: Path, name: str) -> pa.Table:
             raise RecordError(f"{path}: column {column.name!r} is {found}, should be {column.kind}")
         if not column.nullable and table[column.name].null_count:
             raise RecordError(f"{path}: column {column.name!r} has empty cells")
-    return table.select(SCHEMAS[name].names).replace_schema_metadata(None)
+    return table.select(schema_of(name, axes).names).replace_schema_metadata(None)
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -357,6 +379,8 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
         raise RecordError(f"{path / 'run.json'}: damaged plan: {error}") from error
     complete = info["state"] == "complete"
     if not complete:
-        parts = {name: [schema.empty_table(), *_by_pair(path, name)] for name, schema in SCHEMAS.items()}
+        axes = plan.axis_names
+        parts = {name: [schema_of(name, axes).empty_table(), *_by_pair(path, name, axes)] for name in TABLES}
         return Run(path, plan, info, **{name: pa.concat_tables(tables) for name, tables in parts.items()})
-    return Run(path, plan, info, **{name: read_table(path / f"{name}.parquet", name) for name in _files(info)})
+    tables = {name: read_table(path / f"{name}.parquet", name, plan.axis_names) for name in _files(info)}
+    return Run(path, plan, info, **tables)

@@ -125,6 +125,7 @@ def _pair(run: Run, name: str, pair: PairSummary, most_rates: int, values: int, 
         "run": name,
         "problem": pair.problem,
         "optimizer": pair.optimizer,
+        "at": pair.at,
         "winner": False,
         "good": pair.good and [short_rate(end) for end in pair.good],
         "limit": short(pair.stable_limit),
@@ -152,7 +153,7 @@ def _add_decay(
             row = rows[curve["rate"]]
             gaps = [gap if gap and gap > FLOOR else 0.0 for gap in curve["gaps"]]
             row["fitted"] = short(measured_rate(grid[: len(gaps)], gaps), 7)
-            rate = predicted_rate(pair.optimizer, row["learning_rate"], *curvature)
+            rate = predicted_rate(pair.at, row["learning_rate"], *curvature)
             # Of a loss that is no quadratic L is a bound, and what theory has diverge above its limit need not.
             if rate is not None and (rate <= 1 or row["verdict"] == "diverged"):
                 row["predicted"] = float(f"{rate**2:.8g}")  # 0.999998 and 1 are not the same

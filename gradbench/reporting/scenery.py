@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from gradbench.analysis.landscape import GRID, Landscape, landscape, valleys
-from gradbench.analysis.summary import PairSummary, representative_rates, summarise
+from gradbench.analysis.summary import PairSummary, at_settings, representative_rates, summarise
 from gradbench.inputs.problem import Problem
 from gradbench.inputs.sources import given_as_function, recorded_problem
 from gradbench.record.store import Run
@@ -74,7 +74,7 @@ def landscape_views(
             if problem is None:
                 found.setdefault(name, LandscapeView(missing=why))
             elif name not in chosen:
-                chosen[name] = run, problem, sorted(pairs, key=lambda pair: momentum_of(pair.optimizer) is None)
+                chosen[name] = run, problem, sorted(pairs, key=lambda pair: momentum_of(pair.at) is None)
     # Most of it is XLA's compiling, which threads share out.
     order = sorted(chosen.items(), key=lambda item: -item[1][0].info["problems"][item[0]]["parameters"])
     LOG.info("landscapes of %s", ", ".join(chosen))
@@ -113,11 +113,11 @@ def _view(name: str, run: Run, problem: Problem, pairs: list[PairSummary], paths
     size, stated = facts["parameters"], facts.get("curvature") is not None
     work = size * (facts.get("examples") or 1)
     most = int(min(paths, WORK // (work * run.plan.steps)))
-    theory = any(momentum_of(pair.optimizer) for pair in pairs)
+    theory = any(momentum_of(pair.at) for pair in pairs)
     local = measured_curvature(problem, None, "float32", 60, 1e-3).largest if theory and not stated else None
     if size < 2:
         return LandscapeView(None, [], local, "the problem has one parameter, and a landscape needs two")
-    first, *others = [(pair.optimizer, _path_rates(pair, most)) for pair in pairs]
+    first, *others = [(pair.at, _path_rates(pair, most)) for pair in pairs]
     seen = landscape(
         problem,
         *first,
@@ -126,9 +126,11 @@ def _view(name: str, run: Run, problem: Problem, pairs: list[PairSummary], paths
         grid=GRID if work <= CHEAP else COARSE,
         most_points=PATH_POINTS if paths else 200,
     )
-    rates = {pair.optimizer: (pair.rates[0].learning_rate, pair.rates[-1].learning_rate) for pair in pairs}
+    of = {pair.at: pair for pair in pairs}
     for path in seen.paths:
-        path["colour"] = rate_colour(path["learning_rate"], *rates[path["optimizer"]])
+        pair = of[path["optimizer"]]
+        ends = pair.rates[0].learning_rate, pair.rates[-1].learning_rate
+        path |= {"optimizer": pair.optimizer, "colour": rate_colour(path["learning_rate"], *ends)}
     return LandscapeView(seen, _ends(problem, run, pairs) if size == 2 and not stated else [], local)
 
 
@@ -144,17 +146,18 @@ def _ends(problem: Any, run: Run, pairs: list[PairSummary]) -> list[dict[str, An
     """landscape.valleys of the record's trials, where they end in more than one."""
     trials, lost = [], []
     for pair in pairs:
-        table = run.trials.filter((pc.field("problem") == pair.problem) & (pc.field("optimizer") == pair.optimizer))
+        table = at_settings(run.trials.filter(pc.field("problem") == pair.problem), pair)
         rates = [pair.rates[i].learning_rate for i in np.linspace(0, len(pair.rates) - 1, PATHS).round().astype(int)]
         table = table.filter(pc.field("learning_rate").isin(rates)).sort_by("seed").slice(0, VALLEY_TRIALS)
-        for row in table.select(["optimizer", "learning_rate", "seed", "verdict"]).to_pylist():
-            trial = row["optimizer"], row["learning_rate"], row["seed"]
+        for row in table.select(["learning_rate", "seed", "verdict"]).to_pylist():
+            trial = pair.at, row["learning_rate"], row["seed"]
             (lost if row["verdict"] == "diverged" else trials).append(trial)
     found = valleys(problem, run.plan, trials) if trials else []
     if len({row["valley"] for row in found}) < 2:
         return []
     gone = [dict(zip(("optimizer", "learning_rate", "seed"), trial)) | {"valley": None} for trial in lost]
-    return [*found, *gone]
+    names = {pair.at: pair.optimizer for pair in pairs}
+    return [row | {"optimizer": names[str(row["optimizer"])]} for row in (*found, *gone)]
 
 
 def add_local_limits(pairs: Sequence[dict[str, Any]], found: dict[str, LandscapeView]) -> None:
@@ -162,7 +165,7 @@ def add_local_limits(pairs: Sequence[dict[str, Any]], found: dict[str, Landscape
     for pair in pairs:
         view = found[pair["problem"]]
         if pair["limit"] is None and view.largest_at_start:
-            limit = stable_limit(pair["optimizer"], view.largest_at_start)
+            limit = stable_limit(pair["at"], view.largest_at_start)
             if limit is not None and limit > 0:
                 pair |= {"limit": short(limit), "limit_is": "stable at the start"}
 

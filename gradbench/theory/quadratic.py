@@ -12,7 +12,7 @@ import cmath
 import dataclasses
 
 from gradbench.errors import OptimizerError
-from gradbench.inputs.spec import SGD, parse_spec
+from gradbench.inputs.specs.spec import SGD, parse_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ def momentum_of(optimizer: str) -> Momentum | None:
     if spec.target not in SGD:
         return None
     settings = SGD[spec.target] | dict(spec.settings)
-    if settings.keys() - {"momentum", "nesterov"}:
+    if settings.keys() - {"momentum", "nesterov"} or isinstance(settings.get("momentum"), str):  # text: an axis
         return None
     return Momentum(settings.get("momentum") or 0.0, settings.get("nesterov", False))
 

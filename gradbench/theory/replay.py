@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from gradbench.inputs.optimizer import Optimizer, load_optimizer
+from gradbench.inputs.optimizer import Optimizer, Settings, load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast
 from gradbench.program.minibatch import batch_rows, take_rows
@@ -120,7 +120,7 @@ def replays(
         ends = np.cumsum([0, *counts])
         return [jax.tree.map(lambda leaf, i=i, j=j: leaf[i:j], tree) for i, j in pairwise(ends)]
 
-    def run(rates: list[jax.Array], seeds: jax.Array, drawn: Any, data: Data) -> jax.Array:
+    def run(settings: list[Settings], seeds: jax.Array, drawn: Any, data: Data) -> jax.Array:
         keys = jax.vmap(kinds[0].keys)(seeds)
 
         def batches(step: jax.Array) -> Data:
@@ -136,9 +136,9 @@ def replays(
             values, grads, model_state = gradient(params, model_state, batch, noise)
             seen = [batch] * len(kinds) if axis is None else parts(batch)
             return [
-                change(state, rate, own, value, grad, key)[0]._replace(model_state=after)
-                for change, state, rate, own, value, grad, key, after in zip(
-                    changes, states, rates, seen, parts(values), parts(grads), parts(noise), parts(model_state)
+                change(state, set_to, own, value, grad, key)[0]._replace(model_state=after)
+                for change, state, set_to, own, value, grad, key, after in zip(
+                    changes, states, settings, seen, parts(values), parts(grads), parts(noise), parts(model_state)
                 )
             ]
 
@@ -147,14 +147,14 @@ def replays(
             return states, jax.vmap(lambda params: ravel_pytree(params)[0])(together([s.params for s in states]))
 
         ends = jnp.stack([jnp.asarray([0, *wanted[:-1]], jnp.int32), jnp.asarray(wanted)], axis=1)
-        begin = [jax.vmap(kind.start)(*each) for kind, *each in zip(kinds, parts(drawn), rates)]
+        begin = [jax.vmap(kind.start)(*each) for kind, *each in zip(kinds, parts(drawn), settings)]
         return jax.lax.scan(until, begin, ends)[1]
 
     starts = _starts(problem, seeds.tolist())
     with numerics(plan.dtype, plan.precision):
         kind = jnp.promote_types(jnp.float32, plan.dtype)
-        rates = [jnp.asarray([rate for rate, _ in of], kind) for of in trials.values()]
-        kept = jax.jit(run)(rates, seeds, cast(starts, plan.dtype), cast(problem.data, plan.dtype))
+        settings = [{"learning_rate": jnp.asarray([rate for rate, _ in of], kind)} for of in trials.values()]
+        kept = jax.jit(run)(settings, seeds, cast(starts, plan.dtype), cast(problem.data, plan.dtype))
     flat = np.asarray(kept).swapaxes(0, 1)
     found = (losses or losses_at(problem, plan))(flat.reshape(-1, flat.shape[-1])).reshape(flat.shape[:2])
     return [Replay(wanted, *each) for each in zip(parts(flat), parts(found))]

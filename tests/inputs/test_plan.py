@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gradbench.errors import PlanError
-from gradbench.inputs.plan import SweepPlan, log_range, parse_rates, read_config
+from gradbench.inputs.plan import SweepPlan, read_config
+from gradbench.inputs.specs.rates import log_range, parse_rates
 
 
 def test_a_plan_survives_json_and_toml(tmp_path):

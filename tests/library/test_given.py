@@ -10,7 +10,7 @@ import pytest
 
 import gradbench
 from gradbench.errors import GradbenchError, OptimizerError, ProblemError, RecordError
-from gradbench.inputs.spec import load_file
+from gradbench.inputs.specs.spec import load_file
 from gradbench.library.given import optax_spec, take_optimizers, take_problems
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")

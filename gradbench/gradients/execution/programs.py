@@ -89,7 +89,7 @@ def _remat(loss: LossFunction, examples: int | None) -> Runner:
     return jax.jit(jax.value_and_grad(jax.checkpoint(loss)))
 
 
-def _keeps_gradient(learning_rate: Any, steps: int) -> optax.GradientTransformationExtraArgs:
+def _keeps_gradient(learning_rate: Any, steps: int, values: Any = None) -> optax.GradientTransformationExtraArgs:
     """An optimizer that does not move and whose state is the last gradient."""
 
     def update(updates, state, params=None, **extra):
@@ -118,9 +118,10 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
                 )
             made.append(program)
         program = made[0]
-        rates, none = program.rates(np.zeros(LANES)), program.place(np.zeros(LANES, np.int32))
-        state = program.begin(_lanes(params), rates)
-        state, rows = program.advance(state, rates, none.astype(jnp.uint32), none, program.laid_out(data))
+        settings = program.settings({"learning_rate": np.zeros(LANES)})
+        none = program.place(np.zeros(LANES, np.int32))
+        state = program.begin(_lanes(params), settings)
+        state, rows = program.advance(state, settings, none.astype(jnp.uint32), none, program.laid_out(data))
         return rows.loss[-1, 1], _lane(state.opt_state)
 
     return runner

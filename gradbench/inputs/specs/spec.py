@@ -50,7 +50,7 @@ def parse_spec(text: str, error: type[GradbenchError]) -> Spec:
             raise error(f"{text!r}: {item.strip()!r} is not key=value")
         if key in settings:
             raise error(f"{text!r}: {key} is given twice")
-        settings[key] = _value(value)
+        settings[key] = value_of(value)
     return Spec(text, target, settings)
 
 
@@ -74,7 +74,8 @@ def _split(text: str, whole: str, error: type[GradbenchError]) -> list[str]:
     return [*items, text[start:]] if text.strip() else []
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """A setting's value: a Python literal, true, false or none, or else the text itself."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
