@@ -80,7 +80,7 @@ def test_the_host_is_not_asked_between_steps(batch_size):
     with numerics("float32", "highest"):
         trial = Trial.of(load_problem("logistic_regression"), load_optimizer("adam"), plan)
         program = Program(trial, Block(1, 4, 7, 1 if batch_size is None else 5), jax.devices(DEVICE))
-        seeds, rates = np.zeros(4, np.uint32), program.rates(np.full(4, 0.01))
+        seeds, rates = np.zeros(4, np.uint32), program.settings({"learning_rate": np.full(4, 0.01)})
         arguments = rates, program.place(seeds), program.place(np.zeros(4, np.int32)), program.data
         compiled = program.advance.lower(program.start(seeds, rates), *arguments).compile()
         state = program.start(seeds, rates)

@@ -23,7 +23,7 @@ from gradbench.inputs.optimizer import Optimizer, load_optimizer, untraceable
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, check_batch, load_problem, shapes, warn_of_idle_leaves
 from gradbench.inputs.sources import difference, given_as_object, sources
-from gradbench.inputs.specs.axis import axes_of, expanded, without_axes
+from gradbench.inputs.specs.axis import axes_of, concrete, expanded, without_axes
 from gradbench.machine.devices import find_devices, memory
 from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block
@@ -203,8 +203,15 @@ def separated(
     specs: dict[str, Optimizer | None] = {}
     with numerics(plan.dtype, plan.precision):
         for spec in plan.optimizers:
-            optimizer = named.get(spec) or load_optimizer(spec)
-            apart = untraceable(optimizer, plan.steps, problem.loss, params, data)
+            optimizer, axes = named.get(spec) or load_optimizer(spec), plan.axes_of(spec)
+            first = {axis.name: axis.values[0] for axis in axes}
+            apart = untraceable(optimizer, first, plan.steps, problem.loss, params, data)
+            if not isinstance(plan.design, str):
+                if apart:
+                    raise PlanError(f"design: {apart[0]} of {spec!r} changes the program, so a list cannot vary it")
+                for setting in ({axis.name: value} for axis in axes for value in axis.values):
+                    one = concrete(spec, setting, OptimizerError)  # raises for a value that is out of range
+                    optimizer.called(one) if spec in named else load_optimizer(one)
             for one in expanded(spec, OptimizerError, lambda axis, apart=apart: axis.name in apart):
                 specs[one] = optimizer if spec in named else None
     plan = dataclasses.replace(plan, optimizers=tuple(specs))

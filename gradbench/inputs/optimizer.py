@@ -53,14 +53,15 @@ class Optimizer:
     """A spec that can be built for any learning rate, and for any values of its axes.
 
     `build(learning_rate, steps, values)` gives the optax transformation; `values` has one for each of `axes`, by their
-    names, and may be left out where there are none. The learning rate and the values may be traced scalars, so one
-    compiled program serves all of them. `steps` is the length that a schedule decays over. `from_spec` is whether
-    `spec` can be loaded, or only names `function`.
+    names, and may be left out where there are none; those of `whole` are whole numbers. The learning rate and the
+    values may be traced scalars, so one compiled program serves all of them. `steps` is the length that a schedule
+    decays over. `from_spec` is whether `spec` can be loaded, or only names `function`.
     """
 
     spec: str
     build: Callable[..., optax.GradientTransformationExtraArgs]
     axes: tuple[Axis, ...] = ()
+    whole: frozenset[str] = frozenset()
     from_spec: bool = True
     function: Callable[..., Any] | None = None
 
@@ -182,7 +183,8 @@ def _optimizer(text: str, spec: Spec, axes: tuple[Axis, ...], function: Callable
             raise OptimizerError(f"{text!r}: did not return an optax.GradientTransformation")
         return _without_empty_arrays(_with_what_it_takes(transformation))
 
-    return Optimizer(text, build, axes)
+    defaults = {name: p.default for name, p in own.items()} | {"warmup": 0}
+    return Optimizer(text, build, axes, frozenset(a.name for a in axes if type(defaults.get(a.name)) is int))
 
 
 def _with_what_it_takes(inner: Any) -> optax.GradientTransformationExtraArgs:
@@ -269,6 +271,7 @@ def _scheduled(
     end = end if end is not None else 0.01 if schedule == "exponential" else 0.0
 
     def shape(count: Any) -> Any:
+        count = jnp.asarray(count, jnp.result_type(float))  # a quotient of whole numbers would be float32
         done = jnp.clip((count - warmup) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)
         fall = {
             "constant": lambda: jnp.ones_like(done),
@@ -295,23 +298,35 @@ _EXTRA_ARGUMENTS: tuple[ExtraArguments, ...] = (
 
 def traced_settings(optimizer: Optimizer, dtype: Any = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what `build` takes of one trial: the learning rate and the axes' values, whole ones as int32."""
-    kinds = {"learning_rate": dtype} | {axis.name: jnp.int32 if axis.whole else dtype for axis in optimizer.axes}
+    whole = optimizer.whole
+    kinds = {"learning_rate": dtype} | {
+        axis.name: jnp.int32 if axis.name in whole else dtype for axis in optimizer.axes
+    }
     return {name: jax.ShapeDtypeStruct((), kind) for name, kind in kinds.items()}
 
 
 def untraceable(
-    optimizer: Optimizer, steps: int, loss: Callable[[Any, Any], jax.Array], params: Any, data: Any
+    optimizer: Optimizer,
+    values: Mapping[str, Any],
+    steps: int,
+    loss: Callable[[Any, Any], jax.Array],
+    params: Any,
+    data: Any,
 ) -> list[str]:
     """The names of the axes whose values an optimizer's code has to know: a program cannot be given them as an array.
-    Found by tracing it with one axis at a time."""
-    return [axis.name for axis in optimizer.axes if not _traces(_one_axis(optimizer, axis), steps, loss, params, data)]
+    Found by tracing it with one axis at a time, and `values` of the others."""
+    return [
+        axis.name
+        for axis in optimizer.axes
+        if not _traces(_one_axis(optimizer, axis, values), steps, loss, params, data)
+    ]
 
 
-def _one_axis(optimizer: Optimizer, axis: Axis) -> Optimizer:
-    others = {other.name: other.values[0] for other in optimizer.axes if other is not axis}
+def _one_axis(optimizer: Optimizer, axis: Axis, values: Mapping[str, Any]) -> Optimizer:
+    others = {other.name: values[other.name] for other in optimizer.axes if other is not axis}
 
-    def build(learning_rate: Any, steps: int, values: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
-        return optimizer.build(learning_rate, steps, others | dict(values))
+    def build(learning_rate: Any, steps: int, own: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
+        return optimizer.build(learning_rate, steps, others | dict(own))
 
     return replace(optimizer, axes=(axis,), build=build)
 

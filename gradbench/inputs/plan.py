@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import OptimizerError, PlanError, ProblemError, nearest, one_line
 from gradbench.inputs.built_in import without_groups
-from gradbench.inputs.specs.axis import Axis, axes_of, expanded, with_axis
+from gradbench.inputs.specs.axis import LISTED, Axis, axes_of, expanded, with_axis
 from gradbench.inputs.specs.designs import GRID, check_design, count, listed, points
 from gradbench.inputs.specs.rates import as_list, rate_range, rate_values, rates_as_kept
 from gradbench.inputs.specs.spec import parse_spec
@@ -208,9 +208,7 @@ class SweepPlan:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, field.metadata["check"](field.name, getattr(self, field.name)))
         self._take_axes()
-        if not isinstance(self.design, str):
-            rates = tuple(dict.fromkeys(float(row["learning_rate"]) for row in self.design))
-            object.__setattr__(self, "learning_rates", rates)
+        self._take_list()
         self._check_rates_fit()
         if self.target_loss is not None and len(self.problems) > 1:
             raise PlanError(f"target_loss: one loss is for one problem; this plan has {len(self.problems)}")
@@ -254,6 +252,24 @@ class SweepPlan:
                 raise PlanError(f"axes: {text}: the plan has no {target!r}{nearest(target, known)}")
         object.__setattr__(self, "axes", ())
 
+    def _take_list(self) -> None:
+        """Give every optimizer the axes of a list of points, and refuse others."""
+        if isinstance(self.design, str):
+            return
+        names, specs = listed(self.design), []
+        for spec in self.optimizers:
+            settings = parse_spec(spec, OptimizerError).settings
+            for name in names:
+                if settings.get(name, LISTED) != LISTED:
+                    raise PlanError(f"design: the list has {name}, which {spec!r} sets; give it once")
+                spec = spec if name in settings else with_axis(spec, name, LISTED, OptimizerError)
+            if others := [axis.name for axis in axes_of(spec, OptimizerError) if axis.name not in names]:
+                raise PlanError(f"design: the list has no {others[0]}, which is an axis of {spec!r}")
+            specs.append(spec)
+        object.__setattr__(self, "optimizers", tuple(specs))
+        rates = dict.fromkeys(float(row["learning_rate"]) for row in self.design)
+        object.__setattr__(self, "learning_rates", tuple(rates))
+
     @property
     def rates(self) -> list[float]:
         """The learning rates as numbers, in the order given."""
@@ -261,7 +277,8 @@ class SweepPlan:
 
     def axes_of(self, optimizer: str) -> tuple[Axis, ...]:
         """What varies of an optimizer of the plan beside its learning rate."""
-        return (*axes_of(optimizer, OptimizerError), *listed(self.design))
+        of_list = listed(self.design)
+        return tuple(of_list.get(axis.name, axis) for axis in axes_of(optimizer, OptimizerError))
 
     def points(self, optimizer: str) -> dict[str, np.ndarray]:
         """Setting -> its values at every point that is tried of an optimizer, float64 (N,), the learning rate last."""

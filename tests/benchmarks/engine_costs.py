@@ -64,7 +64,7 @@ class Pair:
             loaded = dataclasses.replace(loaded, loss=loss) if loss else loaded
             trial = Trial.of(loaded, load_optimizer("sgd"), self.plan)
         devices = find_devices(None)
-        self.program = Program(trial, choose_block(trial, devices, self.plan.trials_per_pair), devices)
+        self.program = Program(trial, choose_block(trial, devices, trial.trials), devices)
         self.chunks = 0
         self.sweep()  # compiles
 
@@ -84,7 +84,7 @@ class Pair:
     def bare(self) -> float:
         """Seconds of as many calls of the program, each waited for."""
         program, block = self.program, self.program.block
-        rates = program.rates(np.resize(np.repeat(self.plan.rates, self.plan.seeds), block.slots))
+        rates = program.settings({"learning_rate": np.resize(np.repeat(self.plan.rates, self.plan.seeds), block.slots)})
         seeds, first = (program.place(np.zeros(block.slots, kind)) for kind in (np.uint32, np.int32))
         with numerics("float32", "highest"):
             state = jax.block_until_ready(program.start(np.zeros(block.slots, np.uint32), rates))

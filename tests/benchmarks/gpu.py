@@ -106,7 +106,7 @@ def engine(problem: str | Problem, trials: int, steps: int, devices: list, block
     trial = trial_of(problem, trials, steps)
     chosen = block or choose_block(trial, devices, trials)
     program = Program(trial, chosen, devices)
-    seeds, rates = np.zeros(chosen.slots, np.uint32), program.rates(rates_of(chosen.slots))
+    seeds, rates = np.zeros(chosen.slots, np.uint32), program.settings({"learning_rate": rates_of(chosen.slots)})
     arguments = (rates, program.place(seeds), program.place(np.zeros(chosen.slots, np.int32)), program.data)
     return _timed(lambda: program.start(seeds, rates), program.advance, arguments), chosen.slots, chosen.steps
 
@@ -117,7 +117,7 @@ def loop(
     """A bare scan over the engine's step on one device, with a scan's and the compiler's options."""
     trial = trial_of(problem, trials, steps)
     program = Program(trial, Block(1, trials, steps, 1), [device])
-    rates = program.rates(rates_of(trials))
+    rates = program.settings({"learning_rate": rates_of(trials)})
 
     def advance(state: State, rates: jax.Array, data: Any) -> Any:
         step = jax.vmap(trial.step, in_axes=(0, 0, None))
@@ -250,7 +250,7 @@ def kernels(size: Size, device: Any, trials: int) -> list[Variant]:
 def xla_losses(problem: Problem, trials: int, rows: int, device: Any) -> np.ndarray:
     """(rows, trials) losses of the engine's own program."""
     program = Program(trial_of(problem, trials, rows), Block(1, trials, rows, 1), [device])
-    seeds, rates = np.zeros(trials, np.uint32), program.rates(rates_of(trials))
+    seeds, rates = np.zeros(trials, np.uint32), program.settings({"learning_rate": rates_of(trials)})
     with numerics("float32", "highest"):
         first = program.place(np.zeros(trials, np.int32))
         _, seen = program.advance(program.start(seeds, rates), rates, program.place(seeds), first, program.data)

@@ -53,7 +53,7 @@ def test_engine(benchmark, name, dtype, what):
     if what == "solo step":
         block = dataclasses.replace(solo_block(block), rows=1)
     program = Program(trial, block, devices)
-    rates, seeds = program.rates(np.full(block.slots, 1e-3)), np.zeros(block.slots, np.uint32)
+    rates, seeds = program.settings({"learning_rate": np.full(block.slots, 1e-3)}), np.zeros(block.slots, np.uint32)
     placed, first = program.place(seeds), program.place(np.zeros(block.slots, np.int32))
     benchmark.extra_info.update(trials=block.slots, steps=block.rows)
 

@@ -18,13 +18,14 @@ SCALES = (LINEAR, LOG, ONE_MINUS)
 NEAR_ONE = {"b1", "b2", "b3", "adam_b1", "adam_b2", "beta", "beta1", "beta2", "decay", "decay_rate", "momentum", "rho"}
 ORDERS_OF_MAGNITUDE = {"learning_rate", "weight_decay", "eps", "eps_root", "l2"}
 WHOLE = {"warmup"}
+LISTED = "*"  # the values are those of a list of points
 MAX_VALUES = 10_000
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting and its values, in the order they were given. Of a range, `scale` says how the values between its ends
-    are spaced, and where a design draws others."""
+    """A setting and its values, in the order they were given; none where a list of points has them. Of a range, `scale`
+    says how the values between its ends are spaced, and where a design draws others."""
 
     name: str
     values: tuple[Any, ...]
@@ -35,17 +36,12 @@ class Axis:
         """Whether all values are numbers, so that they may enter a program as an array."""
         return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
 
-    @property
-    def whole(self) -> bool:
-        """Whether all values are whole numbers."""
-        return all(type(value) is int for value in self.values)
-
     def at(self, share: float) -> Any:
         """The value at `share`, from 0 to 1, of the way from the first to the last value of a range; of values, that
         share of them."""
         if self.scale is None:
             return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
-        return between(self.values[0], self.values[-1], share, self.scale, self.whole)
+        return between(self.values[0], self.values[-1], share, self.scale, self.name in WHOLE)
 
 
 def scale_of(name: str) -> str:
@@ -69,7 +65,9 @@ def between(low: float, high: float, share: float, scale: str, whole: bool = Fal
 
 def read_axis(name: str, text: str, where: str, error: type[GradbenchError]) -> Axis | None:
     """The axis that a setting's text gives, `a|b|c`, or `low:high:count` with `:log`, `:linear` or `:one-minus` behind
-    it where the name's own scale is not meant; None where the text is one value."""
+    it where the name's own scale is not meant, or LISTED; None where the text is one value."""
+    if text == LISTED:
+        return Axis(name, ())
     if "|" in text:
         values = tuple(value_of(item.strip()) for item in text.split("|"))
         if any(item == "" for item in values):
@@ -165,6 +163,9 @@ def expanded(
 ) -> Iterator[str]:
     """The specs of every combination of the values of the `chosen` axes."""
     axes = list(filter(chosen, axes_of(text, error)))
+    if not axes:
+        yield text
+        return
     for values in itertools.product(*(axis.values for axis in axes)):
         yield concrete(text, {axis.name: value for axis, value in zip(axes, values)}, error)
 

@@ -73,12 +73,12 @@ def _rows(name: str, value: Any) -> Rows:
     )
 
 
-def listed(design: str | Rows) -> tuple[Axis, ...]:
+def listed(design: str | Rows) -> dict[str, Axis]:
     """The axes of a list: its columns but the learning rate, each with the values that it has."""
     if isinstance(design, str):
-        return ()
+        return {}
     names = [name for name in design[0] if name != "learning_rate"]
-    return tuple(Axis(name, tuple(dict.fromkeys(row[name] for row in design))) for name in names)
+    return {name: Axis(name, tuple(dict.fromkeys(row[name] for row in design))) for name in names}
 
 
 def count(design: str | Rows, rates: str | tuple[float, ...], axes: Sequence[Axis]) -> int:

@@ -36,8 +36,8 @@ def tolerances(case: Case) -> np.ndarray:
     flushes("float32")
 
     def last_loss(params, rate, data):
-        state = case.trial.start(params, rate)
-        _, rows = jax.lax.scan(lambda s, _: case.trial.step(s, rate, data), state, length=case.steps)
+        state = case.trial.start(params, {"learning_rate": rate})
+        _, rows = jax.lax.scan(lambda s, _: case.trial.step(s, {"learning_rate": rate}, data), state, length=case.steps)
         return rows.loss[-1]
 
     with numerics("float32", "highest"):

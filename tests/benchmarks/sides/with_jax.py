@@ -30,7 +30,7 @@ class Engine(Side):
         program, block, rates = self.program, self.program.block, self.case.rates
         losses, spent = [], 0.0
         for start in range(0, len(rates), block.slots):
-            chosen = program.rates(np.resize(rates[start : start + block.slots], block.slots))
+            chosen = program.settings({"learning_rate": np.resize(rates[start : start + block.slots], block.slots)})
             seeds = np.zeros(block.slots, np.uint32)
             with numerics("float32", "highest"):
                 state = jax.block_until_ready(program.start(seeds, chosen))
@@ -48,7 +48,9 @@ class Engine(Side):
         """A step's share of what the device's matrix products, memory and launches allow."""
         program, slots = self.program, self.program.block.slots
         starts = program.starts(np.zeros(slots, np.uint32))
-        row = time_program(program, self.compiled, "batched", np.resize(self.case.rates, slots), starts)
+        row = time_program(
+            program, self.compiled, "batched", {"learning_rate": np.resize(self.case.rates, slots)}, starts
+        )
         limits = measure_limits(tuple(program.devices), "float32", "highest")
         return limits.add_roofline([row])[0]["of_limit"]
 
