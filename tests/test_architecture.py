@@ -20,6 +20,7 @@ FOLDERS = (
     "record",
     "theory",
     "analysis",
+    "analysis.settings",
     "engine",
     "reporting",
     "gradients.rounding",

@@ -240,6 +240,7 @@ def summarise_tables(
         best = _best(points)
         settings = (best or min(points, key=lambda point: point.gap_median)).settings
         rates = [point for point in points if point.settings == settings]
+        good = good_stretch(rates, best, floors[problem], factor, equal_ends=against.kind != "target")
         curvature = facts.get(problem, {}).get("curvature")
         yield PairSummary(
             problem,
@@ -249,7 +250,7 @@ def summarise_tables(
             rates,
             best,
             _ties(points, best, floors[problem]),
-            _good(rates, best, floors[problem], factor, equal_ends=against.kind != "target"),
+            good and (good[0].learning_rate, good[1].learning_rate),
             _edge(rates),
             stable_limit(concrete(optimizer, settings, OptimizerError), curvature[1]) if curvature else None,
             diverged_share=float(np.mean(np.asarray(rows["verdict"]) == "diverged")),
@@ -340,9 +341,10 @@ def _ties(rates: list[RateSummary], best: RateSummary | None, floor: float) -> l
     return [] if best is None else [rate for rate in rates if rate is not best and result(rate) == result(best)]
 
 
-def _good(
+def good_stretch(
     rates: list[RateSummary], best: RateSummary | None, floor: float, factor: float, equal_ends: bool
-) -> tuple[float, float] | None:
+) -> tuple[RateSummary, RateSummary] | None:
+    """The ends of the good stretch (PairSummary.good) of points along one axis, one of them the best."""
     if best is None:
         return None
     gap = factor * max(best.gap_median, floor)
@@ -358,7 +360,7 @@ def _good(
         low -= 1
     while high + 1 < len(rates) and is_good(rates[high + 1]):
         high += 1
-    return rates[low].learning_rate, rates[high].learning_rate
+    return rates[low], rates[high]
 
 
 def _edge(rates: list[RateSummary]) -> tuple[float | None, float | None]:

@@ -58,7 +58,7 @@ def compare(
     summary
         One line per pair, not every learning rate.
     """
-    from gradbench.analysis.comparison import compare_text
+    from gradbench.analysis.settings.comparison import compare_text
     from gradbench.record.store import load_run
 
     runs = [load_run(name, results) for name in records or ("latest",)]

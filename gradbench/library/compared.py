@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from gradbench.analysis.comparison import RecordComparison
+from gradbench.analysis.settings.comparison import RecordComparison
 from gradbench.library import show
 from gradbench.record.store import Run
 from gradbench.tables import to_json

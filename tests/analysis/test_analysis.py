@@ -11,7 +11,7 @@ import pytest
 
 import gradbench
 from gradbench.analysis.answers import pair_sentence, run_table
-from gradbench.analysis.comparison import compare_text
+from gradbench.analysis.settings.comparison import compare_text
 from gradbench.analysis.summary import summarise, summarise_tables
 from gradbench.analysis.verdicts import Reference, reference, relative_gaps
 from gradbench.errors import GradbenchError

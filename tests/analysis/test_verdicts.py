@@ -15,7 +15,7 @@ import scipy.stats
 
 from gradbench import Problem
 from gradbench.analysis.answers import pair_sentence, rate_row, run_table
-from gradbench.analysis.comparison import compare_text
+from gradbench.analysis.settings.comparison import compare_text
 from gradbench.analysis.summary import summarise, summarise_all
 from gradbench.analysis.verdicts import Reference, judged, reference, verdicts
 from gradbench.engine import events as ev

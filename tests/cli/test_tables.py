@@ -18,8 +18,8 @@ from synthetic import make_judged_run, make_run
 
 from gradbench import tables
 from gradbench.analysis.answers import run_table
-from gradbench.analysis.comparison import compare_text
 from gradbench.analysis.regress import compare_runs, regress_text
+from gradbench.analysis.settings.comparison import compare_text
 from gradbench.cli import check
 from gradbench.errors import PlanError
 from gradbench.gradients.check import check_gradient

@@ -12,7 +12,7 @@ from conftest import StopAfter
 from synthetic import make_run
 
 import gradbench
-from gradbench.analysis.comparison import compare_text
+from gradbench.analysis.settings.comparison import compare_text
 from gradbench.engine import runner
 from gradbench.errors import RecordError
 from gradbench.inputs.sources import fingerprint, recorded_file, recorded_problem, sources

@@ -12,7 +12,7 @@ import pytest
 from synthetic import make_run
 
 import gradbench
-from gradbench.analysis.comparison import compare_text
+from gradbench.analysis.settings.comparison import compare_text
 from gradbench.errors import GradbenchError, PlanError
 from gradbench.gradients.formula import derivative as formula
 from gradbench.library import progress as drawn

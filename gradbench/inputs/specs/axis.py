@@ -43,6 +43,25 @@ class Axis:
             return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
         return between(self.values[0], self.values[-1], share, self.scale, self.name in WHOLE)
 
+    def beyond(self, end: str) -> str | None:
+        """A range that goes on from the "lowest" or "highest" value, as a spec has it: two decades of what is spaced
+        by its logarithm, else as far again. None where the values are no range, or none are left."""
+        if self.scale is None:
+            return None
+        low, high, count = self.values[0], self.values[-1], len(self.values)
+        up = end == "highest"
+        if self.scale == LINEAR:
+            start, stop = (high, high + (high - low)) if up else (low - (high - low), low)
+        elif self.scale == LOG:
+            start, stop = (high, high * 100) if up else (low / 100, low)
+        elif up:
+            start, stop = high, 1 - (1 - high) / 100
+        elif low > 0:
+            start, stop = 0.0, low
+        else:
+            return None
+        return f"{start:.12g}:{stop:.12g}:{count}" + (f":{self.scale}" if self.scale != scale_of(self.name) else "")
+
 
 def scale_of(name: str) -> str:
     """How a range of a setting of this name is spaced where it does not say."""

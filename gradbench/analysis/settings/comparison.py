@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gradbench.analysis.answers import (
@@ -21,6 +21,8 @@ from gradbench.analysis.answers import (
     with_notes,
 )
 from gradbench.analysis.metrics import ByMetric, chosen_metric, columns, metric_notes, metric_row
+from gradbench.analysis.settings.effects import Effects
+from gradbench.analysis.settings.tables import AXES, axis_notes, axis_rows, of_pairs
 from gradbench.analysis.summary import PairSummary, RateSummary, summarise_all
 from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.inputs.sources import recorded_file
@@ -112,11 +114,24 @@ class RecordComparison:
             rows = self.summaries() if summary_only else [row for rows in self.rates() for row in rows]
             return render(rows, (), "csv")
         blocks = [] if summary_only else [self._group(of, output_format) for of in self.groups]
+        for name, _, pair, found in self._with_axes():
+            title = f"{name * self.several} axes of {pair.problem} × {pair.optimizer}".strip()
+            blocks.append(render(axis_rows(pair, found), AXES, output_format, title))
         record = "" if self.several else f"{self.runs[0].id} ({self.runs[0].info['state']}): "
         title = f"{record}in the good range every seed is within {self.factor:g}× of the best"
         rows = self.summaries()
         blocks.append(render(rows, [*present(SUMMARY, rows), *columns(self.by)], output_format, title))
         return with_notes(blocks, self.notes, output_format)
+
+    def _with_axes(self) -> Iterator[tuple[str, Run, PairSummary, Effects]]:
+        """The entries whose optimizer has axes beside the learning rate, with what these say."""
+        for name, run, pair in (entry for of in self.groups for entry in of):
+            for _, found in of_pairs([pair]):
+                yield name, run, pair, found
+
+    def axes(self) -> list[dict[str, Any]]:
+        """A row per axis of every pair that has more than the learning rate."""
+        return [self._named(name, row) for name, _, pair, found in self._with_axes() for row in axis_rows(pair, found)]
 
     def _json(self, summary_only: bool) -> str:
         pairs = self.summaries()
@@ -125,7 +140,7 @@ class RecordComparison:
         records = [{"record": run.id, "state": run.info["state"]} for run in self.runs]
         named = {"records": [{"name": name} | record for name, record in zip(self.names, records)]}
         head = named if self.several else records[0]
-        return to_json(head | {"factor": self.factor, "notes": self.notes, "pairs": pairs})
+        return to_json(head | {"factor": self.factor, "notes": self.notes, "pairs": pairs, "axes": self.axes()})
 
     def _group(self, of: list[Entry], output_format: str) -> str:
         """The learning rates of one pair."""
@@ -182,6 +197,7 @@ def _record_notes(run: Run, pairs: Sequence[PairSummary], by: str | None, name: 
     problems = dict.fromkeys(pair.problem for pair in pairs)
     notes = [why for problem in problems if (why := recorded_file(run.info, problem))]
     notes += pair_notes(run, pairs, edges=True) + metric_notes(run, pairs, by)
+    notes += [note for pair, found in of_pairs(pairs) for note in axis_notes(run, pair, found)]
     return [f"{name}: {note}" if name else note for note in notes]
 
 

@@ -1,0 +1,104 @@
+"""How the best learning rate of a pair moves along another axis: a power law, its interval, and theory beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gradbench.analysis.profiles import by_seed
+from gradbench.analysis.summary import PairSummary, best_index
+from gradbench.analysis.verdicts import Reference
+from gradbench.inputs.specs.axis import NEAR_ONE
+
+RESAMPLES = 1000
+MIN_VALUES = 3  # of the axis at which some learning rate works
+# Exponents that theory has: learning_rate x weight_decay is what decays the weights of decoupled decay (Loshchilov and
+# Hutter, ICLR 2019); learning_rate / (1 - momentum) is the length of a run of equal steps (Polyak 1964).
+THEORY = {"weight_decay": (-1.0, "learning_rate × weight_decay stays"), "momentum": (1.0, "as 1 − momentum")}
+
+
+@dataclass(frozen=True)
+class Move:
+    """best learning rate ∝ of^exponent, where `of` is the axis, or one minus it where that is what is spaced; between
+    `low` and `high` with 95 %."""
+
+    axis: str
+    of: str
+    exponent: float
+    low: float
+    high: float
+    theory: tuple[float, str] | None
+
+    @property
+    def words(self) -> str:
+        """In one clause."""
+        moved = f"best learning rate ∝ {self.of}^{self.exponent:.2g} (95 %: {self.low:.2g} to {self.high:.2g})"
+        if self.low <= 0 <= self.high:
+            interval = f"exponent {self.low:.2g} to {self.high:.2g}"
+            moved = f"no move of the best learning rate along {self.axis} shown ({interval})"
+        return moved + (f"; theory {self.theory[0]:g}: {self.theory[1]}" if self.theory else "")
+
+
+def move(pair: PairSummary, trials: pa.Table, axis: str, seed: int = 0) -> Move | None:
+    """Fitted to the best learning rate at each value above 0 of the axis, the others at the pair's best values, from
+    all of the pair's `trials`. None where fewer than MIN_VALUES of them have one that works.
+
+    The interval is of two things: which seeds there were, drawn again with replacement, and where between two rates of
+    the grid the best lies, uniformly within half a step to each side.
+    """
+    others = {name: value for name, value in pair.settings.items() if name != axis}
+    for name, value in others.items():
+        trials = trials.filter(pc.field(name) == value)
+    found = []
+    for value in np.unique(trials[axis].to_numpy()):
+        place = 1 - value if axis in NEAR_ONE else value
+        if place > 0:
+            found.append((math.log(place), _Best(trials.filter(pc.field(axis) == value), pair.reference)))
+    found = [(place, best) for place, best in found if best.at(np.arange(best.seeds)) is not None]
+    if len(found) < MIN_VALUES:
+        return None
+    x, bests = np.array([place for place, _ in found]), [best for _, best in found]
+    rng, slopes = np.random.default_rng(seed), []
+    for _ in range(RESAMPLES):
+        take = rng.integers(min(best.seeds for best in bests), size=min(best.seeds for best in bests))
+        rates = [best.drawn(take, rng) for best in bests]
+        slopes.append(_slope(x, rates))
+    exponent = _slope(x, [best.drawn(np.arange(best.seeds), None) for best in bests])
+    low, high = np.percentile(slopes, [2.5, 97.5])
+    of = f"(1 − {axis})" if axis in NEAR_ONE else axis
+    return Move(axis, of, exponent, float(low), float(high), THEORY.get(axis))
+
+
+class _Best:
+    """The best learning rate at one value of the axis, of any of its seeds."""
+
+    def __init__(self, trials: pa.Table, to: Reference):
+        self.rates, self.steps, self.gaps = by_seed(trials, to)
+        self.seeds = self.gaps.shape[1]
+        log = np.log(self.rates)
+        self.half = float(np.median(np.diff(log))) / 2 if len(log) > 1 else 0.0
+        self.known: dict[bytes, int | None] = {}
+
+    def at(self, take: np.ndarray) -> int | None:
+        key = np.sort(take).tobytes()
+        if key not in self.known:
+            steps, gaps = self.steps[:, take], self.gaps[:, take]
+            middles = np.median(steps, axis=1), np.median(gaps, axis=1)
+            self.known[key] = best_index(steps.max(axis=1), *middles, gaps.max(axis=1)) if len(take) else None
+        return self.known[key]
+
+    def drawn(self, take: np.ndarray, rng: np.random.Generator | None) -> float:
+        """log of the best rate of these seeds, somewhere in its cell of the grid if `rng` says where."""
+        place = self.at(take)
+        rate = math.log(self.rates[place if place is not None else self.at(np.arange(self.seeds))])
+        return rate if rng is None else rate + rng.uniform(-self.half, self.half)
+
+
+def _slope(x: np.ndarray, y: Sequence[float]) -> float:
+    centred = x - x.mean()
+    return float(centred @ (np.asarray(y) - np.mean(y)) / (centred @ centred))

@@ -1,0 +1,92 @@
+"""The axes of a pair as a table and as notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from gradbench.analysis.settings.effects import Effects, at_an_end, effects
+from gradbench.analysis.settings.moves import Move, move
+from gradbench.analysis.summary import PairSummary, problem_trials
+from gradbench.errors import OptimizerError
+from gradbench.inputs.plan import command
+from gradbench.inputs.sources import given_as_object
+from gradbench.inputs.specs.axis import axes_of, concrete
+from gradbench.record.store import Run
+from gradbench.tables import GO_ON, Column, percent, span
+
+AXES = (
+    Column("axis", "axis", str),
+    Column("low", "tried", span, and_key="high", priority=3),
+    Column("values", "values", priority=4),
+    Column("best", "best"),
+    Column("good_low", "good range", span, 1, "the other axes at their best values", and_key="good_high"),
+    Column("explains", "explains", percent, 2, "share of the variance of log gap over all points"),
+)
+
+
+def axis_rows(pair: PairSummary, found: Effects) -> list[dict[str, Any]]:
+    """One row per axis, the learning rate first."""
+    return [
+        {
+            "problem": pair.problem,
+            "optimizer": pair.optimizer,
+            "axis": effect.name,
+            "low": min(effect.levels),
+            "high": max(effect.levels),
+            "values": len(effect.levels),
+            "best": effect.best,
+            "good_low": effect.good and effect.good[0],
+            "good_high": effect.good and effect.good[1],
+            "explains": effect.share,
+            "means": [
+                {"value": value, "mean_log_gap": mean, "lowest_log_gap": low}
+                for value, (mean, low) in effect.levels.items()
+            ],
+        }
+        for effect in found.axes
+    ]
+
+
+def moves(run: Run, pair: PairSummary) -> list[Move]:
+    """How the best learning rate moves along each other axis of a pair, where that can be told."""
+    trials = problem_trials(run, pair.problem, pair.reference).filter(pc.field("optimizer") == pair.optimizer)
+    found = (move(pair, trials, axis) for axis in pair.settings)
+    return [of for of in found if of is not None]
+
+
+def axis_notes(run: Run, pair: PairSummary, found: Effects) -> list[str]:
+    """What axes explain together, how the best learning rate moves, and an axis whose best is its first or last."""
+    name = f"{pair.problem} × {pair.optimizer}"
+    notes = [
+        f"{name}: {one} and {other} together explain {percent(share)} more than each alone"
+        for (one, other), share in found.interactions.items()
+    ]
+    notes += [f"{name}: {of.words}" for of in moves(run, pair)]
+    return notes + edge_notes(run, pair, found)
+
+
+def edge_notes(run: Run, pair: PairSummary, found: Effects | None = None) -> list[str]:
+    """An axis whose best value is its lowest or highest, with the command that goes on."""
+    notes = []
+    for effect in (found or effects(pair)).axes:
+        end = at_an_end(effect, pair.ties)
+        if end is None:
+            continue
+        what = f"{pair.problem} × {pair.optimizer}: the best {effect.name} is the {end} tried"
+        further = next(
+            (axis.beyond(end) for axis in axes_of(pair.optimizer, OptimizerError) if axis.name == effect.name), None
+        )
+        if further is None or given_as_object(run.info):
+            notes.append(what)
+            continue
+        optimizer = concrete(pair.optimizer, {effect.name: further}, OptimizerError)
+        notes.append(f"{what}{GO_ON}{command(run.plan, problems=(pair.problem,), optimizers=(optimizer,))}")
+    return notes
+
+
+def of_pairs(pairs: Sequence[PairSummary]) -> list[tuple[PairSummary, Effects]]:
+    """Those pairs that have axes beside the learning rate, with what they say."""
+    return [(pair, effects(pair)) for pair in pairs if pair.settings and len(pair.points) > 1]

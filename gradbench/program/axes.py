@@ -1,0 +1,45 @@
+"""Which axes of an optimizer one program serves, and which need a program for each value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from gradbench.errors import OptimizerError, PlanError
+from gradbench.inputs.optimizer import Optimizer, load_optimizer, untraceable
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import Problem, load_problem, shapes
+from gradbench.inputs.specs.axis import axes_of, concrete, expanded, without_axes
+from gradbench.program.trial import numerics
+
+
+def separated(
+    plan: SweepPlan, objects: Mapping[str, Problem], functions: Mapping[str, Optimizer]
+) -> tuple[SweepPlan, dict[str, Optimizer]]:
+    """The plan with an optimizer for each value of an axis that cannot be traced, since it changes the program; and
+    `functions` by the names that they have in it. Which can be is found by tracing."""
+    named = {}
+    for spec in plan.optimizers:
+        own = functions.get(spec) or functions.get(without_axes(spec))
+        if own is not None:
+            named[spec] = own if own.spec == spec else own.called(spec)
+    if not any(axes_of(spec, OptimizerError) for spec in plan.optimizers):
+        return plan, named
+    problem = load_problem(objects.get(plan.problems[0], plan.problems[0])).plain
+    params, data = shapes(problem, plan.dtype)
+    specs: dict[str, Optimizer | None] = {}
+    with numerics(plan.dtype, plan.precision):
+        for spec in plan.optimizers:
+            optimizer, axes = named.get(spec) or load_optimizer(spec), plan.axes_of(spec)
+            first = {axis.name: axis.values[0] for axis in axes}
+            apart = untraceable(optimizer, first, plan.steps, problem.loss, params, data)
+            if not isinstance(plan.design, str):
+                if apart:
+                    raise PlanError(f"design: {apart[0]} of {spec!r} changes the program, so a list cannot vary it")
+                for setting in ({axis.name: value} for axis in axes for value in axis.values):
+                    one = concrete(spec, setting, OptimizerError)  # raises for a value that is out of range
+                    optimizer.called(one) if spec in named else load_optimizer(one)
+            for one in expanded(spec, OptimizerError, lambda axis, apart=apart: axis.name in apart):
+                specs[one] = optimizer if spec in named else None
+    plan = dataclasses.replace(plan, optimizers=tuple(specs))
+    return plan, {spec: own.called(spec) if own.spec != spec else own for spec, own in specs.items() if own}
