@@ -11,36 +11,42 @@ import numpy as np
 import pyarrow as pa
 
 from gradbench.inputs.plan import SweepPlan
-from gradbench.record.schema import SCHEMAS, TARGET_COLUMNS, TARGETS
+from gradbench.record.schema import SCHEMAS, TARGET_COLUMNS, TARGETS, schema_of
 from gradbench.record.store import Run
 
 ENVIRONMENT = {"platform": "cpu", "device_kind": "a chip", "device_count": 1, "cpu_model": "a chip", "cpu_cores": 1}
 
 
 def make_run(
-    rates: Sequence[float] = (0.01, 0.1, 1.0),
+    rates: str | Sequence[float] = (0.01, 0.1, 1.0),
     seeds: int = 3,
     optimizers: Sequence[str] = ("sgd", "adam"),
     problems: Sequence[str] = ("quadratic_bowl",),
-    decay=lambda optimizer, rate: rate,  # the gap is exp(-decay × step); a negative decay diverges
+    decay=lambda optimizer, rate, **settings: rate,  # the gap is exp(-decay × step); a negative decay diverges
     step_seconds: Sequence[float] = tuple(1e-3 * (1 + 0.01 * k) for k in range(9)),
     steps: int = 100,
     identifier: str = "20260101T000000Z-abcdef",
     curve_steps: Sequence[int] = (0, 1, 10, 100),
+    design: str = "grid",
 ) -> Run:
-    """A record in which trial (optimizer, rate, seed) has the gap exp(-decay(optimizer, rate) (1 + seed/100) step)."""
+    """A record in which trial (optimizer, rate, seed) has the gap exp(-decay(optimizer, rate) (1 + seed/100) step);
+    decay gets the values of the optimizer's axes as well, by their names."""
     plan = SweepPlan(
         problems=tuple(problems),
         optimizers=tuple(optimizers),
-        learning_rates=tuple(rates),
+        learning_rates=rates if isinstance(rates, str) else tuple(rates),
         seeds=seeds,
         steps=steps,
+        design=design,
     )
     trials, curves, number = [], [], 0
     for problem, optimizer in plan.pairs:
-        for rate in plan.rates:
+        points = plan.points(optimizer)
+        for values in zip(*points.values()):
+            settings = dict(zip(points, map(float, values)))
+            rate = settings.pop("learning_rate")
             for seed in range(seeds):
-                speed = decay(optimizer, rate) * (1 + seed / 100)
+                speed = decay(optimizer, rate, **settings) * (1 + seed / 100)
                 final = math.exp(min(-speed * steps, 600))
 
                 def first(gap, speed=speed):
@@ -53,6 +59,7 @@ def make_run(
                 row |= {"steps_run": steps, "initial_loss": 1.0, "final_loss": final, "best_loss": min(final, 1.0)}
                 row |= {"best_step": steps, "final_grad_norm": final, "minimum": 0.0, "steps_to_target": hit}
                 row |= {"diverged_at": 7 if speed < 0 else None}
+                row |= settings
                 trials.append(row | {name: first(gap) for name, gap in zip(TARGET_COLUMNS, TARGETS)})
                 for step in curve_steps:
                     loss = math.exp(min(-speed * step, 600))
@@ -72,8 +79,8 @@ def make_run(
     info = {"id": identifier, "state": "complete", "plan": plan.to_dict(), "environment": ENVIRONMENT}
     info |= {"started": "2026-01-01T00:00:00Z", "ended": "2026-01-01T00:01:00Z", "problems": facts}
     tables = [
-        pa.Table.from_pylist(rows, schema=schema)
-        for rows, schema in zip((trials, curves, timings), (SCHEMAS[name] for name in ("trials", "curves", "timings")))
+        pa.Table.from_pylist(rows, schema=schema_of(name, plan.axis_names))
+        for name, rows in zip(("trials", "curves", "timings"), (trials, curves, timings))
     ]
     return Run(Path(identifier), plan, info, *tables)
 
