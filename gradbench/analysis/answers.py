@@ -249,6 +249,8 @@ def _tie_words(pair: PairSummary) -> str:
 def _beyond(run: Run, pair: PairSummary, edges: bool) -> tuple[str, dict[str, Any]] | None:
     """Why the answer may lie beyond what was tried, and the settings of a plan that would look there."""
     lowest = pair.rates[0].verdict
+    if len(pair.rates) == 1 and len(pair.points) > 1:  # drawn points, of which no two differ in the rate alone
+        return None
     if pair.open_end:
         return f"the best learning rate is the {pair.open_end} tried", {"learning_rates": pair.beyond(pair.open_end)}
     if pair.best is None and lowest in ("diverged", "overshoots") and math.isfinite(pair.initial_loss):

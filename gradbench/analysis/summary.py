@@ -344,9 +344,22 @@ def _ties(rates: list[RateSummary], best: RateSummary | None, floor: float) -> l
 def good_stretch(
     rates: list[RateSummary], best: RateSummary | None, floor: float, factor: float, equal_ends: bool
 ) -> tuple[RateSummary, RateSummary] | None:
-    """The ends of the good stretch (PairSummary.good) of points along one axis, one of them the best."""
+    """The ends of the unbroken stretch of good points around the best, of points along one axis."""
     if best is None:
         return None
+    good = good_points(rates, best, floor, factor, equal_ends)
+    low = high = rates.index(best)
+    while low > 0 and good[low - 1]:
+        low -= 1
+    while high + 1 < len(rates) and good[high + 1]:
+        high += 1
+    return rates[low], rates[high]
+
+
+def good_points(
+    points: Sequence[RateSummary], best: RateSummary, floor: float, factor: float, equal_ends: bool
+) -> list[bool]:
+    """Of each point, whether it is as good as PairSummary.good says."""
     gap = factor * max(best.gap_median, floor)
     progress = (1 - max(best.gap_median, floor)) / factor
 
@@ -355,12 +368,7 @@ def good_stretch(
             return rate.steps_worst <= factor * best.steps_to_target or (equal_ends and rate.gap_high <= floor)
         return rate.gap_high <= gap and 1 - rate.gap_high >= progress
 
-    low = high = rates.index(best)
-    while low > 0 and is_good(rates[low - 1]):
-        low -= 1
-    while high + 1 < len(rates) and is_good(rates[high + 1]):
-        high += 1
-    return rates[low], rates[high]
+    return list(map(is_good, points))
 
 
 def _edge(rates: list[RateSummary]) -> tuple[float | None, float | None]:

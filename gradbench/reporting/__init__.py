@@ -37,6 +37,9 @@ LOG = logging.getLogger(__name__)
 __all__ = ["FORMATS", "check_figure_format", "write_figures", "write_report"]
 
 
+SCRIPTS = ("metrics.js", "settings.js", "page.js")
+
+
 def write_report(
     runs: Sequence[Run],
     out: str | Path,
@@ -76,7 +79,7 @@ def write_report(
     data["charts"] = {name: charts.spec(chart, optimizers=optimizers) for name, chart in made.items()}
     data["charts"] |= {name: charts.spec(chart, optimizers=solvers) for name, (chart, _) in overall.items()}
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent / "web"
     template = Template((folder / "page.html").read_text(encoding="utf-8"))
     page = template.substitute(
         records=html.escape(records),
@@ -89,7 +92,7 @@ def write_report(
         environment="".join(_environment(run) for run in data["runs"]),
         data=text,
         bundle=bundle.result(),
-        script="".join((folder / name).read_text(encoding="utf-8") for name in ("metrics.js", "page.js")),
+        script="".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS),
     )
     _write(out, page.encode())
     return out

@@ -16,6 +16,7 @@ from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, pr
 from gradbench.analysis.verdicts import Reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
+from gradbench.reporting.heatmap import settings_map
 from gradbench.tables import GO_ON, number
 from gradbench.theory.quadratic import predicted_rate
 
@@ -133,6 +134,7 @@ def _pair(run: Run, name: str, pair: PairSummary, most_rates: int, values: int, 
         "gap_to": pair.reference.words,
         "step_s": short(pair.solo_step_s),
         "all_rates": len(pair.rates),
+        "map": settings_map(pair),
         "epoch": pair.epoch,
         "rates": rows,
         "grid": grid,

@@ -33,6 +33,8 @@ def figure_specs(runs: Sequence[Run], by: str | None = None) -> dict[str, dict[s
         for pair in pairs:
             stem = _stem("convergence", problem, pair["optimizer"], *([pair["run"]] if several else []))
             made[stem] = charts.spec(charts.convergence(**measured), curve_rows(pair))
+            if pair["map"]:
+                made[stem.replace("convergence", "settings", 1)] = pair["map"]
     for title, landscape in landscapes(found).items():
         made[_stem("landscape", title)] = landscape
     for problem, view in found.items():

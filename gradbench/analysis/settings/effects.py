@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradbench.analysis.summary import GOOD_FACTOR, PairSummary, RateSummary, good_stretch
+from gradbench.analysis.summary import GOOD_FACTOR, PairSummary, RateSummary, good_points, good_stretch
 
 INTERACTION = 0.1  # of the variance: what two axes explain together is named from here on
 MIN_PER_BIN = 5  # points of a design that is no grid, at each of an axis's values
@@ -30,7 +30,8 @@ class AxisEffect:
 
     best: its value at the pair's best point; None where none works.
     good: the ends of the unbroken stretch of its values around the best, the others staying at theirs, that are as good
-        (summary.PairSummary.good); None where none works.
+        (summary.PairSummary.good); of a design that is no grid from the lowest to the highest of all good points. None
+        where none works.
     share: of the variance of the response, 0 to 1; None where the response is the same everywhere.
     levels: value -> (mean of the response over the others, the lowest response), ascending; log10 of a gap.
     """
@@ -82,7 +83,7 @@ def effects(pair: PairSummary, factor: float = GOOD_FACTOR) -> Effects:
         AxisEffect(
             name,
             None if pair.best is None else value_of(pair.best, name),
-            _good(pair, name, factor),
+            _good(pair, name, factor, exact),
             share,
             _levels(y, of, place),
         )
@@ -125,11 +126,15 @@ def along(pair: PairSummary, axis: str, at: RateSummary) -> list[RateSummary]:
     return sorted(kept, key=lambda point: value_of(point, axis))
 
 
-def _good(pair: PairSummary, axis: str, factor: float) -> tuple[float, float] | None:
+def _good(pair: PairSummary, axis: str, factor: float, exact: bool) -> tuple[float, float] | None:
     if pair.best is None:
         return None
-    line = along(pair, axis, pair.best)
-    found = good_stretch(line, pair.best, pair.floor, factor, equal_ends=pair.reference.kind != "target")
+    judged = {"floor": pair.floor, "factor": factor, "equal_ends": pair.reference.kind != "target"}
+    if not exact:
+        good = good_points(pair.points, pair.best, **judged)
+        values = [value_of(point, axis) for point, fine in zip(pair.points, good) if fine or point is pair.best]
+        return min(values), max(values)
+    found = good_stretch(along(pair, axis, pair.best), pair.best, **judged)
     return found and (value_of(found[0], axis), value_of(found[1], axis))
 
 

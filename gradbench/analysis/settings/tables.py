@@ -22,7 +22,14 @@ AXES = (
     Column("low", "tried", span, and_key="high", priority=3),
     Column("values", "values", priority=4),
     Column("best", "best"),
-    Column("good_low", "good range", span, 1, "the other axes at their best values", and_key="good_high"),
+    Column(
+        "good_low",
+        "good range",
+        span,
+        1,
+        "with the other axes at their best; of drawn points, all good ones",
+        and_key="good_high",
+    ),
     Column("explains", "explains", percent, 2, "share of the variance of log gap over all points"),
 )
 
@@ -64,7 +71,7 @@ def axis_notes(run: Run, pair: PairSummary, found: Effects) -> list[str]:
         f"{name}: {one} and {other} together explain {percent(share)} more than each alone"
         for (one, other), share in found.interactions.items()
     ]
-    notes += [f"{name}: {of.words}" for of in moves(run, pair)]
+    notes += [f"{name}: {of.words}" for of in (moves(run, pair) if found.exact else [])]
     return notes + edge_notes(run, pair, found)
 
 

@@ -152,7 +152,7 @@ async function drawSharpness() {
 }
 
 async function drawPair() {
-  for (const each of [drawConvergence, drawLandscape, drawValleys, drawSharpness]) await each();
+  for (const each of [drawSettings, drawConvergence, drawLandscape, drawValleys, drawSharpness]) await each();
 }
 
 async function drawConvergence() {
