@@ -13,7 +13,7 @@ import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,30 @@ LOG = logging.getLogger(__name__)
 STATES = ("running", "complete", "interrupted")
 
 
+class UnitRows:
+    """What PairStore is to a pair, for some of its trials and in memory, to be sent elsewhere."""
+
+    keeps_checkpoints = False
+
+    def __init__(self) -> None:
+        self.tables = {name: SCHEMAS[name].empty_table() for name in SWEPT}
+
+    def append(self, new: dict[str, dict[str, np.ndarray]], problem: str, optimizer: str) -> None:
+        for name, columns in new.items():
+            if columns:
+                self.tables[name] = pa.concat_tables([self.tables[name], _table(name, columns, problem, optimizer)])
+
+    def restore(self) -> None:
+        """There is nothing to go on from."""
+
+    def checkpoint(self, arrays: dict[str, np.ndarray]) -> None:
+        """None is kept: what is lost is run again."""
+
+
 class PairStore:
     """What one pair leaves in `parts/` while its sweep goes on."""
+
+    keeps_checkpoints = True
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -77,6 +99,21 @@ class PairStore:
                 if int(part.stem.split("-")[1]) >= self.parts:
                     part.unlink()
         return arrays
+
+    def clear(self) -> None:
+        """Forget all rows and the checkpoint."""
+        (self.folder / "checkpoint.npz").unlink(missing_ok=True)
+        self.restore()
+
+    def add_unit(self, number: int, tables: dict[str, pa.Table]) -> None:
+        """Keep the rows of a unit of the pair's trials. The trials, which say that it is done, come last."""
+        for name in reversed(SWEPT):
+            if name == "trials" or len(tables[name]):
+                write_table(tables[name], self._part(name, number))
+
+    def units_done(self) -> set[int]:
+        """The numbers of the units whose rows are kept."""
+        return {int(part.stem.split("-")[1]) for part in self.folder.glob("trials-*.parquet")}
 
     def save(self, name: str, rows: list[dict[str, Any]]) -> None:
         """All of the pair's rows of `timings` or `sharpness`."""
@@ -190,14 +227,6 @@ class RunWriter:
 
     def pair(self, number: int) -> PairStore:
         return PairStore(self.path / "parts" / f"{number:04d}")
-
-    def waiting(self, pairs: int, should_stop: Callable[[], bool]) -> Generator[int]:
-        """The pairs that are not complete, until a stop."""
-        for number in range(pairs):
-            if not self.pair(number).complete:
-                if should_stop():
-                    return
-                yield number
 
     def complete(self, pairs: int) -> bool:
         return all(self.pair(number).complete for number in range(pairs))
