@@ -116,6 +116,7 @@ class Driver:
         self.answered: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
         self.failures: Counter[Unit] = Counter()
         self.given_up: dict[Unit, str] = {}
+        self.untimed = False  # and the user knows it
         self.done, self.began = 0, time.monotonic()
         self.costs: dict[str, tuple[int, float]] = {}  # trial-steps and seconds of each worker
 
@@ -222,7 +223,7 @@ class Driver:
         tables = PairTables(self.plan, store.read("trials"), store.read("timings"), facts)
         if not self.missing[number] or not store.has("timings"):
             self.watcher.pair_swept(number, problem, optimizer, tables)
-        modes = modes_of_pair(self.plan, number) if self.workers.alone() else ()
+        modes = self._modes(number)
         after = []
         if self.plan.sharpness and not store.has("sharpness"):
             rates = sharpness_rates(self.plan, problem, facts[problem]["target"], tables.trials)
@@ -233,6 +234,19 @@ class Driver:
             store.finish()
             self.watcher.pair_done(number, problem, optimizer, tables)
         yield from after
+
+    def _modes(self, number: int) -> tuple[str, ...]:
+        """What is timed of a pair, which a worker does that has its device to itself."""
+        modes = modes_of_pair(self.plan, number)
+        if not modes or self.workers.alone():
+            return modes
+        if not self.untimed:
+            text = (
+                "nothing is timed: workers may share the cores of a machine; local:1, a worker a machine or a GPU does"
+            )
+            warnings.warn(text, GradbenchWarning, stacklevel=2)
+        self.untimed = True
+        return ()
 
     def _halve(self, number: int) -> None:
         """A pair begins anew with half as many trials at a time: of other lanes its rows may differ in a last bit."""

@@ -13,7 +13,7 @@ from typing import Any
 from gradbench.analysis.regress import Comparison, compare_runs
 from gradbench.analysis.summary import GOOD_FACTOR
 from gradbench.engine import runner
-from gradbench.engine.runner import Watcher
+from gradbench.engine.driver import Watcher
 from gradbench.errors import GradbenchError
 from gradbench.inputs.optimizer import Optimizer
 from gradbench.inputs.plan import SweepPlan
@@ -60,7 +60,7 @@ def sweep(
     chosen, functions = take_optimizers(optimizers)
     values = {"problems": names, "optimizers": chosen, "learning_rates": learning_rates, **settings}
     plan = SweepPlan.from_dict(values)
-    by = {"executor": executor, "unit_timeout": unit_timeout}
+    by: dict[str, Any] = {"executor": executor, "unit_timeout": unit_timeout}
     return run_plan(plan, out=out, objects=objects, functions=functions, progress=progress, **by)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gradbench.errors import GradbenchError, GradbenchWarning, PlanError, RunError, nearest, one_line
+from gradbench.machine.cache import use_cache
 from gradbench.machine.devices import cores
 from gradbench.machine.environment import difference
 from gradbench.machine.workers import Workers, describe
@@ -102,14 +103,15 @@ def visible_gpus() -> list[str]:
 
 
 def _slurm(file: Path) -> Any:
-    """Jobs of one worker each. The file's `jobs` are how many, everything else dask_jobqueue.SLURMCluster's settings."""
+    """Jobs of one worker each."""
     cluster, jobs = slurm_cluster(file)
     cluster.scale(jobs=jobs)
     return cluster
 
 
 def slurm_cluster(file: Path) -> tuple[Any, int]:
-    """The cluster that a TOML file describes, before any job is submitted, and how many jobs there should be."""
+    """The cluster that a TOML file describes, before any job is submitted, and how many jobs there should be: the
+    file's `jobs`; everything else in it are settings of dask_jobqueue.SLURMCluster."""
     try:
         settings = tomllib.loads(file.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
@@ -216,6 +218,7 @@ def _same(value: Any) -> Any:
 
 def _describe(device: str | None, precision: str) -> dict[str, Any]:
     _take_share()
+    use_cache()
     return describe(device, precision)
 
 
