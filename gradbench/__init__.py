@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gradbench.library.verbs import resume as resume
     from gradbench.library.verbs import run_plan as run_plan
     from gradbench.library.verbs import sweep as sweep
+    from gradbench.machine.cluster import connect as connect
 
 _PUBLIC = {
     "GradbenchError": "errors",
@@ -37,6 +38,7 @@ _PUBLIC = {
     "load_optimizer": "inputs.optimizer",
     "load_problem": "inputs.problem",
     "compare": "library.verbs",
+    "connect": "machine.cluster",
     "load_run": "library.run",
     "log_range": "inputs.specs.rates",
     "regress": "library.verbs",

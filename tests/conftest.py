@@ -23,7 +23,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import quick
 
 import gradbench
-from gradbench.engine import runner
+from gradbench.engine import runner, units
 from gradbench.machine.devices import find_devices
 from gradbench.program import program, spread
 from gradbench.program.block import observation_stride
@@ -97,7 +97,8 @@ def small_blocks(monkeypatch) -> Callable[..., None]:
             count = min(devices, len(found))
             return Block(count, lanes, rows, observation_stride(trial.problem, trial.plan))
 
-        monkeypatch.setattr(runner, "choose_block", block)
+        for place in (runner, units):
+            monkeypatch.setattr(place, "choose_block", block)
 
     return force
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradbench.engine import runner, timing
+from gradbench.engine import driver, runner, timing, units
 from gradbench.engine.compiling import TIMED
 from gradbench.engine.roofline import Limits
 from gradbench.machine.internals import compiler_options
@@ -22,9 +22,14 @@ def measure_once(once: Callable[[int], float], steps: int) -> dict[str, Any]:
     return measure(lambda repeats: repeats * seconds, steps)
 
 
+def made_up_limits(devices: Any, *_: Any) -> Limits:
+    return Limits(len(devices), 1e12, ((1, 1e11),), 1e-7)
+
+
 SETTINGS = (
-    (runner, "TIMED", TIMED | {"full": TIMED["batched"]}),
-    (runner, "measure_limits", lambda devices, *_: Limits(len(devices), 1e12, ((1, 1e11),), 1e-7)),
+    (driver, "TIMED", TIMED | {"full": TIMED["batched"]}),
+    (runner, "measure_limits", made_up_limits),
+    (units, "measure_limits", made_up_limits),
     (timing, "measure", measure_once),
 )
 

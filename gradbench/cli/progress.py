@@ -14,10 +14,11 @@ from typing import Any
 from gradbench.analysis.answers import pair_sentence, step_words
 from gradbench.analysis.summary import epoch_steps, summarise_tables
 from gradbench.engine import pair as engine
-from gradbench.engine.runner import PairTables, Watcher
+from gradbench.engine.driver import PairTables, UnitProgress, Watcher
 from gradbench.failures import FORESEEN
 from gradbench.inputs.plan import SweepPlan
 from gradbench.library.activity import Activity
+from gradbench.library.progress import rates_words
 from gradbench.record.store import read_info
 
 
@@ -52,6 +53,14 @@ class TerminalWatcher(Watcher):
         )
         total = progress.total_steps
         self.activity.say(text, total=total, completed=total - progress.steps_left)
+
+    def units(self, progress: UnitProgress) -> None:
+        if not self.activity.shown:
+            return
+        waiting = progress.units - progress.done - progress.running - progress.failed
+        text = f"{progress.done} units done, {progress.running} running, {waiting} waiting"
+        text += f", {progress.failed} failed" if progress.failed else ""
+        self.activity.say(f"{text}{rates_words(progress)}", total=progress.units, completed=progress.done)
 
     def pair_swept(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
         self.activity.begin("")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +61,8 @@ def run(
     every: Annotated[bool, Parameter(name="--all")] = False,
     config: Path | None = None,
     resume: str | None = None,
+    cluster: str | None = None,
+    unit_timeout: float | None = None,
     out: Out = Path("results"),
     quiet: Quiet = False,
     output: Tables = TABLES,
@@ -80,6 +84,11 @@ def run(
         A TOML file with these settings, by their names here or in run.json; options given here win.
     resume
         Go on with an interrupted run: its folder, its id, or latest.
+    cluster
+        Where workers run it: a scheduler of Dask, tcp://host:8786 or tls://host:8786; local:4, so many processes here;
+        or slurm:FILE.toml. It changes no number; see docs/scale.md.
+    unit_timeout
+        Seconds after which a worker that is still at one unit of the work is taken to hang, and is ended.
     """
     from gradbench.library.activity import Activity
     from gradbench.tables import check_format
@@ -101,10 +110,13 @@ def run(
 
         use_cache()
         with watching(activity) as watcher, printing_to_stderr():
-            if resume is not None:
-                record = runner.resume(resume, results=out, watcher=watcher)
-            else:
-                record = runner.run_plan(_plan(config, given), out=out, watcher=watcher)
+            plan = None if resume is not None else _plan(config, given)
+            with _workers(cluster, unit_timeout, plan) as executor:
+                by: dict[str, Any] = {"watcher": watcher, "executor": executor, "unit_timeout": unit_timeout}
+                if plan is None:
+                    record = runner.resume(str(resume), results=out, **by)
+                else:
+                    record = runner.run_plan(plan, out=out, **by)
     from gradbench.analysis.answers import run_table
 
     complete = record.info["state"] == "complete"
@@ -114,6 +126,17 @@ def run(
         if complete and not quiet:
             note(f"record: {record.path}" + (" (complete: nothing was left to run)" if watcher.path is None else ""))
     return 0 if complete else INTERRUPTED
+
+
+def _workers(cluster: str | None, timeout: float | None, plan: SweepPlan | None) -> AbstractContextManager[Any]:
+    """What --cluster names, to be entered; without it nothing, since this process runs the plan."""
+    if timeout is not None and (cluster is None or not timeout > 0):
+        raise PlanError(f"--unit-timeout: {timeout:g}: need seconds above 0, of the units that --cluster's workers run")
+    if cluster is None:
+        return contextlib.nullcontext()
+    from gradbench.machine.cluster import connect
+
+    return connect(cluster, plan.device if plan else None)
 
 
 def _plan(config: Path | None, given: dict[str, Any]) -> SweepPlan:

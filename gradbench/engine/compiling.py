@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import platform
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,7 +22,7 @@ from gradbench.engine.timing import (
     time_evaluation,
     time_program,
 )
-from gradbench.machine.devices import cores
+from gradbench.machine.devices import cores, describe
 from gradbench.program.block import solo_block
 from gradbench.program.program import Block, Program, Trial
 
@@ -126,4 +127,5 @@ class Timings:
                 return time_program(self.solo, compiled, mode, middle, jax.tree.map(self.solo.place, alone))
             return time_program(program, compiled, mode, first, together)
 
-        return [row(mode) for mode in self.modes]
+        place = {"host": platform.node(), "device_kind": describe(program.devices[0])}
+        return [row(mode) | place for mode in self.modes]

@@ -25,7 +25,7 @@ from gradbench.inputs.problem import Problem
 from gradbench.machine.internals import compiler_options
 from gradbench.program.program import Block, Observation, Program, State, numerics
 from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, SWEPT, TARGET_COLUMNS
-from gradbench.record.store import PairStore
+from gradbench.record.store import PairStore, UnitRows
 
 CHECKPOINT_SECONDS = 5.0
 FEW_ROWS = 10**7  # of a pair's trials: fewer are gone through before code that is faster has paid for its compilation
@@ -134,11 +134,21 @@ def prepare_observing(program: Program) -> None:
 
 
 class PairSweep:
-    """The sweep of one (problem, optimizer) pair. `run()` goes on from a checkpoint if the store has one."""
+    """The sweep of one (problem, optimizer) pair, or of a range of its `trials`. `run()` goes on from a checkpoint if
+    the store has one."""
 
-    def __init__(self, program: Program, advance: Callable[..., Any], plan: SweepPlan, pair: int, store: PairStore):
+    def __init__(
+        self,
+        program: Program,
+        advance: Callable[..., Any],
+        plan: SweepPlan,
+        pair: int,
+        store: PairStore | UnitRows,
+        trials: range | None = None,
+    ):
         self.program, self.advance, self.plan, self.store = program, advance, plan, store
         self.trials, self.pair, self.before = program.trial.trials, pair, plan.first_trials[pair]
+        self.queue = range(self.trials) if trials is None else trials
         block, points = program.block, plan.points(program.trial.optimizer.spec)
         self.points = {name: np.repeat(values, plan.seeds) for name, values in points.items()}  # of every trial
         self.config, self.observe = observation_config(program), observe_of(program)
@@ -150,7 +160,7 @@ class PairSweep:
         slots = block.slots
         self.slot_trial = np.full(slots, -1, np.int64)
         self.first = np.zeros(slots, np.int32)
-        self.next_trial = 0
+        self.next_trial = self.queue.start
         self.trial_steps = 0
         self.state: State | None = None
         dtype = np.dtype(program.rate_dtype)
@@ -175,7 +185,7 @@ class PairSweep:
                 return False
             self._chunk()
             now = time.perf_counter()
-            if now - saved > CHECKPOINT_SECONDS:
+            if self.store.keeps_checkpoints and now - saved > CHECKPOINT_SECONDS:
                 self._checkpoint()
                 saved = time.perf_counter()
             on_chunk(self._progress(now - started))
@@ -184,15 +194,15 @@ class PairSweep:
 
     def _progress(self, seconds: float) -> Progress:
         running = self.slot_trial >= 0
-        waiting = self.trials - self.next_trial
+        waiting = self.queue.stop - self.next_trial
         left = int((self.plan.steps - self.first[running]).clip(0).sum()) + waiting * self.plan.steps
-        done = self.next_trial - int(running.sum())
-        total = self.trials * self.plan.steps
-        return Progress(done, int(running.sum()), self.trials, self.trial_steps, left, total, seconds)
+        done = self.next_trial - self.queue.start - int(running.sum())
+        total = len(self.queue) * self.plan.steps
+        return Progress(done, int(running.sum()), len(self.queue), self.trial_steps, left, total, seconds)
 
     def _fill(self) -> bool:
         """Give free slots to waiting trials; whether anything is left to run."""
-        free = np.flatnonzero(self.slot_trial < 0)[: self.trials - self.next_trial]
+        free = np.flatnonzero(self.slot_trial < 0)[: self.queue.stop - self.next_trial]
         if len(free):
             self.slot_trial[free] = np.arange(self.next_trial, self.next_trial + len(free))
             self.first[free] = 0

@@ -28,14 +28,26 @@ def sources(
     optimizer given as a function (those in `functions`, with `given`) and for one of optax by its name, which optax's
     version tells. A problem has `data_sha256` as well.
     """
+    return with_data(file_sources(plan, objects, functions), data_digests(plan, problems))
+
+
+def file_sources(plan: SweepPlan, objects: Container[str], functions: Container[str] = ()) -> dict[str, dict[str, Any]]:
+    """The same as far as it can be told without loading anything: without the data."""
     return {
-        "problems": {
-            name: (NOWHERE if name in objects else _problem_source(name))
-            | {"data_sha256": fingerprint(_data(problems[name]), plan.dtype)}
-            for name in plan.problems
-        },
+        "problems": {name: NOWHERE if name in objects else _problem_source(name) for name in plan.problems},
         "optimizers": {name: FUNCTION if name in functions else _optimizer_source(name) for name in plan.optimizers},
     }
+
+
+def data_digests(plan: SweepPlan, problems: Mapping[str, Problem]) -> dict[str, str]:
+    """The fingerprints of what a run reads of its problems, by name."""
+    return {name: fingerprint(_data(problems[name]), plan.dtype) for name in plan.problems}
+
+
+def with_data(found: dict[str, dict[str, Any]], digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """`file_sources` with the digests of the data: `sources`."""
+    problems = {name: source | {"data_sha256": digests[name]} for name, source in found["problems"].items()}
+    return found | {"problems": problems}
 
 
 def well_formed(value: Any) -> bool:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gradbench.engine import pair as engine
-from gradbench.engine.runner import PairTables, Watcher
+from gradbench.engine.driver import PairTables, UnitProgress, Watcher
 from gradbench.inputs.plan import SweepPlan
 from gradbench.record.store import read_info
+from gradbench.tables import span
 
 _REDRAW_S = 0.2
 
@@ -26,6 +27,14 @@ class Drawing(Protocol):
     def pair_done(self, text: str) -> None: ...
 
     def close(self) -> None: ...
+
+
+def rates_words(progress: UnitProgress) -> str:
+    """How fast the workers are that have answered; empty where none has."""
+    rates = progress.rates.values()
+    if not rates:
+        return ""
+    return f", {len(rates)} workers at {span(min(rates), max(rates))} trial-steps/s each"
 
 
 class Bar(Watcher):
@@ -46,6 +55,13 @@ class Bar(Watcher):
         if time.monotonic() - self._drawn > _REDRAW_S:
             share = 1 - progress.steps_left / max(progress.total_steps, 1)
             self._draw(share, f"{progress.done:,} of {progress.trials:,} trials done")
+
+    def units(self, progress: UnitProgress) -> None:
+        if time.monotonic() - self._drawn > _REDRAW_S:
+            self._drawn = time.monotonic()
+            left = f", about {progress.seconds_left:.0f} s left" if progress.seconds_left else ""
+            text = f"{progress.done:,} of {progress.units:,} units done{rates_words(progress)}{left}"
+            self._drawing.draw(progress.done / max(progress.units, 1), text)
 
     def pair_swept(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
         self._draw(1.0, "timing")

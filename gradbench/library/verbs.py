@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from gradbench.analysis.regress import Comparison, compare_runs
 from gradbench.analysis.summary import GOOD_FACTOR
 from gradbench.engine import runner
-from gradbench.engine.runner import Watcher
+from gradbench.engine.driver import Watcher
 from gradbench.errors import GradbenchError
 from gradbench.inputs.optimizer import Optimizer
 from gradbench.inputs.plan import SweepPlan
@@ -21,6 +22,7 @@ from gradbench.library.compared import RunComparison
 from gradbench.library.given import take_optimizers, take_problems
 from gradbench.library.progress import watching
 from gradbench.library.run import Run, load_run
+from gradbench.machine.workers import Workers
 from gradbench.record import store
 
 Record = store.Run | str | Path
@@ -34,6 +36,8 @@ def sweep(
     *,
     out: str | Path = "results",
     progress: bool | None = None,
+    executor: Executor | Workers | None = None,
+    unit_timeout: float | None = None,
     **settings: Any,
 ) -> Run:
     """Sweep learning rates and seeds over problems and optimizers, and record it under `out`.
@@ -44,6 +48,10 @@ def sweep(
         cannot be resumed in another.
     learning_rates: "low:high:count" (log-spaced), log_range's, or the values: a sequence, an array, or one number.
     progress: whether to draw it; if None, in a notebook and at a prompt only.
+    executor: whose workers run it, any of concurrent.futures, such as ProcessPoolExecutor with spawned processes or
+        Dask's client.get_executor(); or gradbench.connect("local:4"). The record is that of one process, but for the
+        timings, which workers leave out that share their cores. This process writes it.
+    unit_timeout: seconds after which a part of a pair that a worker runs is stopped, with that worker's process.
     settings: SweepPlan's other fields, such as seeds=3, steps=1000, dtype="float64".
 
     Raises a GradbenchError for bad input, RunError if the run itself fails.
@@ -52,7 +60,8 @@ def sweep(
     chosen, functions = take_optimizers(optimizers)
     values = {"problems": names, "optimizers": chosen, "learning_rates": learning_rates, **settings}
     plan = SweepPlan.from_dict(values)
-    return run_plan(plan, out=out, objects=objects, functions=functions, progress=progress)
+    by: dict[str, Any] = {"executor": executor, "unit_timeout": unit_timeout}
+    return run_plan(plan, out=out, objects=objects, functions=functions, progress=progress, **by)
 
 
 def run_plan(
@@ -63,11 +72,16 @@ def run_plan(
     objects: Mapping[str, Problem] | None = None,
     functions: Mapping[str, Optimizer] | None = None,
     progress: bool | None = None,
+    executor: Executor | Workers | None = None,
+    unit_timeout: float | None = None,
 ) -> Run:
     """Run a plan and return its record. By the plan's names: `objects` are problems given as objects, `functions`
-    optimizers given as functions. `watcher` is told of what happens, instead of drawing the `progress`."""
+    optimizers given as functions. `watcher` is told of what happens, instead of drawing the `progress`. `executor` and
+    `unit_timeout` are as of `sweep`."""
+    given: dict[str, Any] = {"objects": objects, "functions": functions}
+    given |= {"executor": executor, "unit_timeout": unit_timeout}
     with _watched(watcher, progress) as by:
-        record = runner.run_plan(plan, out=out, watcher=by, objects=objects, functions=functions)
+        record = runner.run_plan(plan, out=out, watcher=by, **given)
     return Run.of(record, objects)
 
 
@@ -77,15 +91,19 @@ def resume(
     results: str | Path = "results",
     watcher: Watcher | None = None,
     progress: bool | None = None,
+    executor: Executor | Workers | None = None,
+    unit_timeout: float | None = None,
 ) -> Run:
     """Go on with an interrupted or killed run; a complete one is returned as it is.
 
     Finished pairs are not rerun and the result is the uninterrupted run's, bit for bit. Raises RecordError where
     that cannot be: other versions, devices, problems, data or optimizers than the run began with, or a problem or
-    optimizer that was given as an object, which no other process has.
+    optimizer that was given as an object, which no other process has. `executor` and `unit_timeout` are as of `sweep`;
+    a run may begin with an executor and go on without, or with another one.
     """
     with _watched(watcher, progress) as by:
-        return Run.of(runner.resume(name, results=results, watcher=by))
+        run = runner.resume(name, results=results, watcher=by, executor=executor, unit_timeout=unit_timeout)
+        return Run.of(run)
 
 
 def _watched(watcher: Watcher | None, progress: bool | None) -> AbstractContextManager[Watcher]:

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,24 @@ def environment(devices: Sequence[jax.Device], precision: str) -> dict[str, Any]
         "precision": precision,
         "flags": {key: os.environ[key] for key in sorted(flags)},
     }
+
+
+def difference(began: Mapping[str, Any], now: Mapping[str, Any], strictly: bool = True) -> str | None:
+    """Which fact of the environment `now` forbids it to go on with what `began` elsewhere, in words; None if none does.
+
+    Unless `strictly`, gradbench's commit and the version of numpy, which older records were not held to, may differ.
+    """
+    facts = ["platform", "device_kind", "device_count", "precision", "flags"]
+    for fact in facts:
+        if fact in now and began.get(fact) != now[fact]:
+            return f"began with {fact} {began.get(fact)}, here it is {now[fact]}"
+    if strictly and began.get("git_commit") != now["git_commit"]:
+        return f"began with gradbench's commit {began.get('git_commit')}, here it is {now['git_commit']}"
+    for package in ("gradbench", "jax", "jaxlib", "optax", *(["numpy"] if strictly else [])):
+        before = began.get("versions", {}).get(package)
+        if before != now["versions"][package]:
+            return f"began with {package} {before}, here it is {now['versions'][package]}"
+    return None
 
 
 def _version(package: str) -> str | None:

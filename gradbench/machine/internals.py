@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,24 +29,6 @@ def _is_known(platform: str, name: str, value: bool | int) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
-
-
-class Job(NamedTuple):
-    """Several processes that jax.distributed made one: how many, this one's number, and the client of the coordination
-    service, which has key_value_set and blocking_key_value_get. Of a process alone there is no client."""
-
-    processes: int
-    number: int
-    client: Any
-
-
-def job() -> Job:
-    """Unlike jax.process_count() it does not start JAX."""
-    if not jax.distributed.is_initialized():
-        return Job(1, 0, None)
-    from jax._src.distributed import global_state
-
-    return Job(global_state.num_processes or 1, global_state.process_id or 0, global_state.client)
 
 
 _IDLE = re.compile(r"\s(parameter|constant|get-tuple-element|tuple|bitcast|while|after-all|partition-id)\(")

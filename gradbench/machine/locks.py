@@ -14,8 +14,8 @@ class NoLocks(Exception):
     """This system or file system has no locks; its text is the reason it gives."""
 
 
-def hold(file: IO[Any], shared: bool = False) -> bool:
-    """Take an open file for this process, without waiting, or `shared` with others that share it; whether it could.
+def hold(file: IO[Any]) -> bool:
+    """Take an open file for this process, without waiting; whether it could.
 
     False is only ever for another process that holds it. Raises NoLocks where there are none: a network file system
     without a lock service (ENOLCK), one that does not know them (ENOSYS, EOPNOTSUPP), Windows.
@@ -23,7 +23,7 @@ def hold(file: IO[Any], shared: bool = False) -> bool:
     if fcntl is None:
         raise NoLocks("this system has no flock")
     try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

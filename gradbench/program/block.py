@@ -21,6 +21,7 @@ from gradbench.program.xla.jaxprs import equations, nested, uncounted_flops
 # Of one chunk: long beside the host's work between two (about 1 ms) and beside the system's, which hands a large
 # program new memory at every call (a third of a transformer's step); a tick of a progress bar.
 CHUNK_SECONDS = 0.25
+UNIT_SECONDS = 120.0  # of a unit of work that is sent to a worker, as far as it can be told before it runs
 RETIRE_SECONDS = 0.025  # the same where trials wait: a finished one should leave its slot soon
 
 
@@ -48,6 +49,11 @@ class Work:
     flops: float
     uncounted: float
     bytes: float
+
+
+def _seconds(counted: Work, machine: Machine) -> float:
+    """What a machine of this kind would take for the work."""
+    return max(counted.flops / machine.flops, counted.bytes / machine.bytes)
 
 
 def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
@@ -85,7 +91,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     machine = CPU if devices[0].platform == "cpu" else ACCELERATOR
     step = work(problem, plan, batch=True)
     whole = step if plan.batch_size is None else work(problem, plan, batch=False)
-    seconds = max(step.flops / machine.flops, step.bytes / machine.bytes)  # of one trial's step
+    seconds = _seconds(step, machine)  # of one trial's step
     # XLA's arithmetic depends on the lanes, not on a trial's slot or its neighbours. So on a CPU the lanes are chosen
     # for its cores, however many devices are made of them: the same bits (tests/machine/test_devices.py).
     spread = min(len(devices) if machine is ACCELERATOR else cores(), trials)
@@ -117,6 +123,18 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     rows = max(1.0, min(rows, total_rows, machine.shared_bytes / (16 * lanes * spread)))
     chunks = math.ceil(total_rows / rows)
     return Block(count, lanes, math.ceil(total_rows / chunks), stride, kind.matrices and on_cpu and lanes > 1)
+
+
+def unit_trials(trial: Trial, block: Block, platform: str) -> int:
+    """How many of a pair's trials are a unit of work: whole blocks, one at least, that take about UNIT_SECONDS by the
+    counted work. Like the block it is the same wherever it is asked, on one kind of device."""
+    plan, problem = trial.plan, trial.compiled_for(platform).problem
+    machine = CPU if platform == "cpu" else ACCELERATOR
+    seconds = _seconds(work(problem, plan, batch=True), machine)
+    if plan.batch_size is not None:  # and the observation of all the data
+        seconds += _seconds(work(problem, plan, batch=False), machine) / block.stride
+    of_block = plan.steps * (machine.step_s + block.lanes * seconds)
+    return block.slots * max(1, round(UNIT_SECONDS / of_block))
 
 
 def observation_stride(problem: Problem, plan: SweepPlan) -> int:

@@ -97,7 +97,7 @@ METRICS = (
     Column("value", NUMBER, "", "there, of all the split's data; without the loss's randomness if it can be", since=4),
 )
 
-_LIMITS = 2
+_LIMITS, _PLACE = 2, 5
 TIMINGS = (
     _PROBLEM,
     Column("optimizer", TEXT, "", "the optimizer's spec; null where none is part of what is timed"),
@@ -126,6 +126,8 @@ TIMINGS = (
     Column("limit_s", NUMBER, "s", "the least seconds in which the devices could do a step", since=_LIMITS),
     Column("limit", TEXT, "", "what sets limit_s: flops, bytes or launches", since=_LIMITS),
     Column("of_limit", NUMBER, "", "limit_s / step_s_median", since=_LIMITS),
+    Column("host", TEXT, "", "the machine it was measured on", since=_PLACE),
+    Column("device_kind", TEXT, "", "the kind of its devices, such as NVIDIA H200, or the CPU's model", since=_PLACE),
 )
 
 SHARPNESS = (

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,8 +46,32 @@ LOG = logging.getLogger(__name__)
 STATES = ("running", "complete", "interrupted")
 
 
+class UnitRows:
+    """What PairStore is to a pair, for some of its trials and in memory, to be sent elsewhere."""
+
+    keeps_checkpoints = False
+
+    def __init__(self, axes: Sequence[str] = ()) -> None:
+        self.axes = axes
+        self.tables = {name: schema_of(name, axes).empty_table() for name in SWEPT}
+
+    def append(self, new: dict[str, dict[str, np.ndarray]], problem: str, optimizer: str) -> None:
+        for name, columns in new.items():
+            if columns:
+                table = _table(columns_of(name, self.axes), columns, problem, optimizer)
+                self.tables[name] = pa.concat_tables([self.tables[name], table])
+
+    def restore(self) -> None:
+        """There is nothing to go on from."""
+
+    def checkpoint(self, arrays: dict[str, np.ndarray]) -> None:
+        """None is kept: what is lost is run again."""
+
+
 class PairStore:
     """What one pair leaves in `parts/` while its sweep goes on."""
+
+    keeps_checkpoints = True
 
     def __init__(self, folder: Path, axes: Sequence[str] = ()):
         self.folder, self.axes = folder, axes
@@ -91,6 +115,21 @@ class PairStore:
                 if int(part.stem.split("-")[1]) >= self.parts:
                     part.unlink()
         return arrays
+
+    def clear(self) -> None:
+        """Forget all rows and the checkpoint."""
+        (self.folder / "checkpoint.npz").unlink(missing_ok=True)
+        self.restore()
+
+    def add_unit(self, number: int, tables: dict[str, pa.Table]) -> None:
+        """Keep the rows of a unit of the pair's trials. The trials, which say that it is done, come last."""
+        for name in reversed(SWEPT):
+            if name == "trials" or len(tables[name]):
+                write_table(tables[name], self._part(name, number))
+
+    def units_done(self) -> set[int]:
+        """The numbers of the units whose rows are kept."""
+        return {int(part.stem.split("-")[1]) for part in self.folder.glob("trials-*.parquet")}
 
     def save(self, name: str, rows: list[dict[str, Any]]) -> None:
         """All of the pair's rows of `timings` or `sharpness`."""
@@ -212,14 +251,6 @@ class RunWriter:
     def axes(self) -> tuple[str, ...]:
         """The plan's axes, each a column of the trials."""
         return SweepPlan.from_dict(self.info["plan"]).axis_names
-
-    def waiting(self, pairs: int, should_stop: Callable[[], bool]) -> Generator[int]:
-        """The pairs that are not complete, until a stop."""
-        for number in range(pairs):
-            if not self.pair(number).complete:
-                if should_stop():
-                    return
-                yield number
 
     def complete(self, pairs: int) -> bool:
         return all(self.pair(number).complete for number in range(pairs))

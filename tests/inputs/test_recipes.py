@@ -17,7 +17,7 @@ from quick import compile_little
 
 from gradbench.cli import main as cli
 from gradbench.datasets import load_table
-from gradbench.engine import runner
+from gradbench.engine import runner, units
 from gradbench.errors import GradbenchError
 from gradbench.inputs.problem import cast
 
@@ -60,7 +60,7 @@ def test_a_command_is_read_and_its_steps_lower_the_loss(folder, monkeypatch, com
 
     monkeypatch.setattr(runner, "run_plan", run_plan)
     assert cli.invoke(shlex.split(command)[1:]) == Stop.exit_code
-    for trial in runner._prepare(plans[0], {}, {})[0]:
+    for trial in units.prepare(plans[0], {}, {})[0]:
         losses = trained(trial.problem, trial.optimizer, 3e-3)
         assert np.isfinite(losses).all()
         assert losses[-1] < losses[0]

@@ -101,16 +101,6 @@ def test_resume_refuses_other_versions_and_another_commit(stopped, change, words
         gradbench.resume(path)
 
 
-def test_a_process_with_another_file_does_not_join_a_run(stopped):
-    path, _ = stopped
-    plan = gradbench.load_run(path).plan
-    trials, found_devices = runner._prepare(plan, {}, {})
-    found = sources(plan, {trial.problem.name: trial.problem for trial in trials}, {})
-    found["optimizers"]["./sgd.py:make"]["sha256"] = "0" * 64
-    with pytest.raises(RecordError, match=r"\./sgd\.py has changed since this run began"):
-        runner._join(path, trials, found_devices, found, runner.Watcher())
-
-
 def test_a_run_of_before_there_were_digests_resumes(stopped):
     path, folder = stopped
     info = json.loads((path / "run.json").read_text())

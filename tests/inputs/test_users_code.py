@@ -11,7 +11,7 @@ import pytest
 from conftest import time_little
 
 from gradbench.cli import main as cli
-from gradbench.engine import runner
+from gradbench.engine import units
 from gradbench.errors import GradbenchWarning, OptimizerError, ProblemError
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
@@ -132,7 +132,7 @@ def test_a_run_warns_of_idle_leaves_before_it_starts():
         lambda key: {"w": jnp.ones(2), "mean": jnp.zeros(2)}, lambda p, d: jnp.sum(p["w"] ** 2), name="norm"
     )
     with pytest.warns(GradbenchWarning, match=r"^norm: no gradient reaches params\['mean'\]") as caught:
-        runner._prepare(SweepPlan(problems=("norm",), optimizers=("sgd", "adam")), {"norm": problem}, {})
+        units.prepare(SweepPlan(problems=("norm",), optimizers=("sgd", "adam")), {"norm": problem}, {})
     assert len(caught) == 1
 
 
@@ -181,7 +181,7 @@ def test_a_loss_that_takes_no_minibatch_is_refused_with_its_line(mine):
     problem = Problem(lambda key: jnp.ones(3), loss, np.ones((10, 3)), examples=10, name="rigid")
     plan = SweepPlan(problems=("rigid",), optimizers=("sgd",), batch_size=4)
     with pytest.raises(ProblemError, match=r"rigid: on a minibatch of 4 of its 10 .* \(.*test_users_code.py:\d+\)$"):
-        runner._prepare(plan, {"rigid": problem}, {})
+        units.prepare(plan, {"rigid": problem}, {})
 
 
 @pytest.mark.parametrize(

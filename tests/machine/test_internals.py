@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import gradbench
-from gradbench.machine.internals import Job, compiler_options, job, kernels_per_row, setting
+from gradbench.machine.internals import compiler_options, kernels_per_row, setting
 from gradbench.program.xla import jaxprs
 
 
@@ -29,26 +26,6 @@ def test_only_options_that_the_compiler_knows_are_left():
     known = {"xla_backend_optimization_level": 1}
     assert compiler_options("cpu", **known, xla_no_such_option=True) == known
     assert jax.jit(jnp.negative, compiler_options=known)(1.0) == -1.0
-
-
-def test_a_process_alone_is_a_job_of_one():
-    assert job() == Job(1, 0, None)
-
-
-def test_a_job_is_known_before_jax_has_started():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    code = f"""
-import jax
-from gradbench.machine.internals import job
-jax.distributed.initialize({address!r}, num_processes=1, process_id=0)
-mine = job()
-mine.client.key_value_set("gradbench/test", "said")
-print(mine.processes, mine.number, mine.client.blocking_key_value_get("gradbench/test", 1000))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["1", "0", "said"]
 
 
 def test_kernels_are_those_of_a_loops_body_whatever_its_length():

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from gradbench.engine import processes
-from gradbench.errors import GradbenchWarning, RecordError
+from gradbench.errors import GradbenchWarning
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine import locks
 from gradbench.record import store as record
@@ -25,13 +24,10 @@ def refuse(monkeypatch, number: int) -> None:
     monkeypatch.setattr(locks.fcntl, "flock", flock)
 
 
-def test_a_file_is_held_by_one_and_shared_by_several(tmp_path):
+def test_a_file_is_held_by_one(tmp_path):
     with (tmp_path / "a").open("w") as one, (tmp_path / "a").open("r+") as other:  # flock knows them apart
         assert locks.hold(one)
         assert not locks.hold(other)
-        assert not locks.hold(other, shared=True)
-        assert locks.hold(one, shared=True)
-        assert locks.hold(other, shared=True)
 
 
 @pytest.mark.parametrize("number", REASONS)
@@ -41,15 +37,6 @@ def test_without_locks_a_run_goes_on_and_says_why(tmp_path, monkeypatch, number)
         writer = record.RunWriter.create(tmp_path, PLAN, {})
     with writer:
         assert record.read_info(writer.path)["state"] == "running"
-
-
-def test_without_locks_several_processes_cannot_share_a_run(tmp_path, monkeypatch):
-    refuse(monkeypatch, errno.ENOLCK)
-    shared = processes.Shared.__new__(processes.Shared)
-    shared.path, shared.held = tmp_path, []
-    shared.pair(0).folder.joinpath(".lock").touch()
-    with shared, pytest.raises(RecordError, match=r"cannot be locked \(No locks available\), so several processes"):
-        shared._take(0)
 
 
 def test_a_system_without_fcntl_runs_without_locks(tmp_path, monkeypatch):

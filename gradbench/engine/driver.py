@@ -1,0 +1,276 @@
+"""The process that keeps the record of a run whose units other processes run: it hands them out, stores what comes
+back, and hands out again what was lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gradbench.analysis.summary import representative_rates, summarise_tables
+from gradbench.engine.compiling import EVALUATIONS, TIMED
+from gradbench.engine.pair import Progress
+from gradbench.engine.units import Job, NoMemory, Paths, Result, Unit, run_unit
+from gradbench.errors import GradbenchWarning, RunError, one_line
+from gradbench.inputs.plan import SweepPlan
+from gradbench.machine.workers import Workers
+from gradbench.program.program import Block
+from gradbench.record.schema import SCHEMAS
+from gradbench.record.store import RunWriter
+
+ATTEMPTS = 3  # a unit that has failed as often is left out
+POLL_SECONDS = 0.2  # between two looks at whether to stop
+
+
+@dataclass(frozen=True)
+class PairTables:
+    """A finished pair's rows, and run.json's facts about the problems."""
+
+    plan: SweepPlan
+    trials: pa.Table
+    timings: pa.Table
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class UnitProgress:
+    """Where a run by units stands: units done, of how many known so far, given to workers, and given up; trial-steps
+    per second of each worker that has answered; seconds so far, and left at this pace (None before the first)."""
+
+    done: int
+    units: int
+    running: int
+    failed: int
+    rates: dict[str, float]
+    seconds: float
+    seconds_left: float | None
+
+
+class Watcher:
+    """What a caller may do while a plan runs; this one does nothing. The command line draws a progress bar."""
+
+    def started(self, path: Path) -> None: ...
+
+    def pair_started(self, number: int, problem: str, optimizer: str) -> None:
+        """Not of a run by units, several of whose pairs may run at once: see `units`."""
+
+    def chunk(self, progress: Progress) -> None: ...
+
+    def units(self, progress: UnitProgress) -> None: ...
+
+    def pair_swept(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
+        """The pair's answer is known; what it costs may not be timed yet: `tables.timings` is empty then."""
+
+    def pair_done(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None: ...
+
+    def should_stop(self) -> bool:
+        return False
+
+
+def modes_of_pair(plan: SweepPlan, number: int) -> tuple[str, ...]:
+    """What is timed of a pair; a problem's loss and gradient once, with its last optimizer."""
+    last = plan.pairs[number][1] == plan.optimizers[-1]
+    return tuple(mode for mode in TIMED[plan.timing] if last or mode not in EVALUATIONS)
+
+
+def sharpness_paths(plan: SweepPlan, problem: str, target: float | None, trials: pa.Table) -> Paths:
+    """The representative learning rates of a pair, whose rows are `trials`."""
+    [pair] = summarise_tables(plan, trials, SCHEMAS["timings"].empty_table(), {problem: {"target": target}})
+    return Paths(tuple(representative_rates(pair)), tuple(pair.settings.items()))
+
+
+def halved(name: str, block: Block) -> Block:
+    """A block of half the trials at a time, after a device had no memory for all of it; says so."""
+    lanes = block.lanes // 2
+    text = f"{name}: no memory for {block.lanes} trials at a time on a device; going on with {lanes}"
+    warnings.warn(text, GradbenchWarning, stacklevel=3)
+    return dataclasses.replace(block, lanes=lanes, relayout=block.relayout and lanes > 1)
+
+
+class Driver:
+    """Runs the units of a job that are missing in the record. `sizes` are the trials of a unit, by pair."""
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        job: Job,
+        sizes: list[int],
+        workers: Workers,
+        watcher: Watcher,
+        run: Callable[[Job, Unit], Result] = run_unit,
+    ):
+        self.writer, self.job, self.plan, self.sizes, self.run_one = writer, job, job.plan, sizes, run
+        self.workers, self.watcher, self.shared = workers, watcher, workers.share(job)
+        self.waiting: deque[Unit] = deque()
+        self.missing: list[set[Unit]] = [set() for _ in self.plan.pairs]  # of each pair, of its present stage
+        self.under_way: dict[Future[Result], tuple[Unit, Block]] = {}
+        self.answered: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
+        self.failures: Counter[Unit] = Counter()
+        self.given_up: dict[Unit, str] = {}
+        self.untimed = False  # and the user knows it
+        self.done, self.began = 0, time.monotonic()
+        self.costs: dict[str, tuple[int, float]] = {}  # trial-steps and seconds of each worker
+
+    def run(self) -> bool:
+        """Until every pair is complete, or until a stop (False).
+
+        Raises RunError, when all others are done, for units that failed ATTEMPTS times; and where no worker is left.
+        """
+        for number in range(len(self.plan.pairs)):
+            self._go_on(number)
+        try:
+            while self.waiting or self.under_way:
+                if self.watcher.should_stop():
+                    return False
+                while self.waiting and len(self.under_way) < self.workers.count():
+                    self._submit(self.waiting.popleft())
+                self._take_answers()
+                self.watcher.units(self._progress())
+        except BrokenExecutor as error:
+            raise RunError(f"the workers are gone: {one_line(error)}") from error
+        finally:
+            for future in self.under_way:
+                future.cancel()
+        if self.given_up:
+            unit, error = next(iter(self.given_up.items()))
+            more = f", and {len(self.given_up) - 1} more units" if len(self.given_up) > 1 else ""
+            raise RunError(f"{self._words(unit)} failed {ATTEMPTS} times{more}; all else is recorded: {error}")
+        return True
+
+    def _submit(self, unit: Unit) -> None:
+        future = self.workers.submit(self.run_one, self.shared, unit)
+        self.under_way[future] = unit, self.job.blocks[unit.pair]
+        future.add_done_callback(self.answered.put)
+
+    def _take_answers(self) -> None:
+        """Those that have come, or else the first that comes soon."""
+        try:
+            future = self.answered.get(timeout=POLL_SECONDS)
+            while True:
+                self._take(future)
+                future = self.answered.get_nowait()
+        except queue.Empty:
+            return
+
+    def _take(self, future: Future[Result]) -> None:
+        unit, block = self.under_way.pop(future)
+        if block != self.job.blocks[unit.pair] or unit not in self.missing[unit.pair]:
+            return  # of trials at a time as they no longer are, or a second answer
+        if future.cancelled():  # not by us: the workers lost it
+            self.waiting.appendleft(unit)
+            return
+        error = future.exception()
+        if error is None:
+            self._store(unit, future.result())
+        elif isinstance(error, BrokenExecutor):
+            raise error
+        elif isinstance(error, NoMemory) and block.lanes > 1 and not (unit.modes or unit.paths):
+            self._halve(unit.pair)
+        else:
+            self.failures[unit] += 1
+            if self.failures[unit] < ATTEMPTS:
+                self.waiting.append(unit)
+            else:
+                self.given_up[unit] = one_line(error)
+
+    def _store(self, unit: Unit, result: Result) -> None:
+        store = self.writer.pair(unit.pair)
+        if result.limits is not None and "limits" not in self.writer.info:
+            self.writer.info["limits"] = dataclasses.asdict(result.limits)
+            self.writer.save_info()
+        if unit.modes or unit.paths:
+            for name, table in result.tables.items():
+                store.save(name, table.to_pylist())
+        else:
+            store.add_unit(unit.part, result.tables)
+        steps, seconds = self.costs.get(result.worker, (0, 0.0))
+        self.costs[result.worker] = steps + result.trial_steps, seconds + result.seconds
+        self.done += 1
+        self.missing[unit.pair].discard(unit)
+        if not self.missing[unit.pair]:
+            self._go_on(unit.pair)
+
+    def _go_on(self, number: int) -> None:
+        """Begin what a pair needs next."""
+        units = list(self._needed(number))
+        self.missing[number] = set(units)
+        self.waiting.extend(units)
+
+    def _needed(self, number: int) -> Iterator[Unit]:
+        """The units of a pair's next stage that are missing: its sweep, and then what looks at a swept pair. Where
+        none is, the pair is complete."""
+        store, (problem, optimizer) = self.writer.pair(number), self.plan.pairs[number]
+        if store.complete:
+            return
+        if not store.swept:
+            done, size, trials = store.units_done(), self.sizes[number], self.plan.trials_of(optimizer)
+            units = [Unit(number, part, at, min(at + size, trials)) for part, at in enumerate(range(0, trials, size))]
+            missing = [unit for unit in units if unit.part not in done]
+            if missing:
+                yield from missing
+                return
+            store.end_sweep()
+        facts = self.writer.info["problems"]
+        tables = PairTables(self.plan, store.read("trials"), store.read("timings"), facts)
+        if not self.missing[number] or not store.has("timings"):
+            self.watcher.pair_swept(number, problem, optimizer, tables)
+        modes = self._modes(number)
+        after = []
+        if self.plan.sharpness and not store.has("sharpness"):
+            paths = sharpness_paths(self.plan, problem, facts[problem]["target"], tables.trials)
+            after.append(Unit(number, paths=paths))
+        if modes and not store.has("timings"):
+            after.append(Unit(number, modes=modes))
+        if not after:
+            store.finish()
+            self.watcher.pair_done(number, problem, optimizer, tables)
+        yield from after
+
+    def _modes(self, number: int) -> tuple[str, ...]:
+        """What is timed of a pair, which a worker does that has its device to itself."""
+        modes = modes_of_pair(self.plan, number)
+        if not modes or self.workers.alone():
+            return modes
+        if not self.untimed:
+            text = (
+                "nothing is timed: workers may share the cores of a machine; local:1, a worker a machine or a GPU does"
+            )
+            warnings.warn(text, GradbenchWarning, stacklevel=2)
+        self.untimed = True
+        return ()
+
+    def _halve(self, number: int) -> None:
+        """A pair begins anew with half as many trials at a time: of other lanes its rows may differ in a last bit."""
+        name = " × ".join(self.plan.pairs[number])
+        blocks = list(self.job.blocks)
+        blocks[number] = halved(name, blocks[number])
+        self.writer.info["blocks"][name] = dataclasses.asdict(blocks[number])
+        self.writer.save_info()
+        self.writer.pair(number).clear()
+        self.job = dataclasses.replace(self.job, blocks=tuple(blocks))
+        self.shared = self.workers.share(self.job)
+        self.waiting = deque(unit for unit in self.waiting if unit.pair != number)
+        self._go_on(number)
+
+    def _progress(self) -> UnitProgress:
+        left, seconds = len(self.waiting) + len(self.under_way), time.monotonic() - self.began
+        rates = {worker: steps / max(spent, 1e-9) for worker, (steps, spent) in self.costs.items()}
+        units, failed = self.done + left + len(self.given_up), len(self.given_up)
+        pace = seconds / self.done * left if self.done else None
+        return UnitProgress(self.done, units, len(self.under_way), failed, rates, seconds, pace)
+
+    def _words(self, unit: Unit) -> str:
+        name = " × ".join(self.plan.pairs[unit.pair])
+        what = (
+            "its timing" if unit.modes else "its sharpness" if unit.paths else f"trials {unit.first} to {unit.last - 1}"
+        )
+        return f"{name}, {what},"

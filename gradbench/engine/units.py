@@ -1,0 +1,280 @@
+"""A sweep as units of work, each a range of a pair's trials, and how any process runs one.
+
+`run_unit(job, unit)` depends on its arguments alone: the block is part of the job, and XLA's arithmetic depends on its
+lanes, not on a trial's slot or its neighbours. So a unit may be lost and run again elsewhere, and the rows of several
+workers are those of one process, bit for bit, on one kind of device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import hashlib
+import math
+import os
+import pickle
+import secrets
+import threading
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import pyarrow as pa
+
+from gradbench.engine.compiling import CompiledPair, Compiler, Timings
+from gradbench.engine.pair import PairSweep
+from gradbench.engine.roofline import Limits, measure_limits
+from gradbench.errors import GradbenchError, PlanError, RunError, error_text, one_line
+from gradbench.inputs.optimizer import Optimizer, load_optimizer
+from gradbench.inputs.parcel import Parcel
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import Problem, check_batch, load_problem, shapes, warn_of_idle_leaves
+from gradbench.inputs.sources import data_digests
+from gradbench.machine.devices import find_devices
+from gradbench.machine.environment import difference, environment
+from gradbench.machine.workers import name_of_worker
+from gradbench.program.block import choose_block, unit_trials
+from gradbench.program.program import Block, Trial, numerics
+from gradbench.record.schema import SCHEMAS
+from gradbench.record.store import UnitRows
+
+PAIRS_KEPT = 4  # programs of so many pairs stay compiled in a worker
+_PROCESS = secrets.token_hex(8)  # a forked one has it too, but not the number
+
+
+class Paths(NamedTuple):
+    """Of a pair, these learning rates at these values of its axes."""
+
+    rates: tuple[float, ...]
+    axes: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def settings(self) -> dict[str, float]:
+        return dict(self.axes)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a pair's work: its trials from `first` to before `last`, number `part` of such ranges; or, with
+    `modes`, its timings; or the sharpness along `paths`."""
+
+    pair: int
+    part: int = 0
+    first: int = 0
+    last: int = 0
+    modes: tuple[str, ...] = ()
+    paths: Paths | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the units of a run share. `blocks` and `began`, the environment and the digests of the data that the run
+    began with, are fixed before anything runs. A unit that takes longer than `timeout` seconds ends its process, unless
+    that is the one which made the job."""
+
+    plan: SweepPlan
+    parcel: Parcel
+    blocks: tuple[Block, ...]  # by pair
+    began: Mapping[str, Any]
+    data: Mapping[str, str]
+    timeout: float | None = None
+    maker: tuple[str, int] = dataclasses.field(default_factory=lambda: (_PROCESS, os.getpid()))
+    key: str = dataclasses.field(init=False)  # a worker keeps what it has loaded and compiled under this
+
+    def __post_init__(self) -> None:
+        content = pickle.dumps((self.plan, self.parcel, self.blocks))
+        object.__setattr__(self, "key", hashlib.sha256(content).hexdigest())
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a unit leaves: rows, by table; whether its pair's programs were `compiled` for it; and what it cost."""
+
+    tables: dict[str, pa.Table]
+    worker: str
+    seconds: float
+    trial_steps: int = 0
+    compiled: bool = False
+    limits: Limits | None = None
+
+
+class NoMemory(RunError):
+    """The device has no memory for as many trials at a time as a block has."""
+
+
+def pair_name(trial: Trial) -> str:
+    """A pair's, in run.json."""
+    return f"{trial.problem.name} × {trial.optimizer.spec}"
+
+
+def load_of_plan(plan: SweepPlan, name: str, objects: Mapping[str, Problem]) -> Problem:
+    """The plan's problem of this name, checked, with the target that the plan states."""
+    problem = load_problem(objects.get(name, name))
+    stated = problem.target if plan.target_loss is None else plan.target_loss
+    problem = dataclasses.replace(problem, name=name, target=stated)
+    if plan.batch_size is not None:
+        if problem.examples is None:
+            raise PlanError(f"batch_size: {name} states no examples=, so its data cannot be cut into minibatches")
+        if plan.batch_size > problem.examples:
+            raise PlanError(f"batch_size: {plan.batch_size} is more than the {problem.examples} examples of {name}")
+        check_batch(problem, plan.batch_size)
+    return problem
+
+
+def prepare(
+    plan: SweepPlan, objects: Mapping[str, Problem], functions: Mapping[str, Optimizer]
+) -> tuple[list[Trial], list[jax.Device]]:
+    """Everything the plan names, loaded and checked before anything is written: a trial of each pair, and the
+    devices."""
+    if taken := [name for name in plan.axis_names if name in SCHEMAS["trials"].names]:
+        raise PlanError(f"axes: {taken[0]} is a column of every record's trials; give the setting another name")
+    devices = find_devices(plan.device)
+    optimizers = [functions.get(name) or load_optimizer(name) for name in plan.optimizers]
+    trials = []
+    for name in plan.problems:
+        problem = load_of_plan(plan, name, objects)
+        warn_of_idle_leaves(problem)
+        with numerics(plan.dtype, plan.precision):
+            trials += [Trial.of(problem, optimizer, plan) for optimizer in optimizers]
+    return trials, devices
+
+
+def facts(problem: Problem) -> dict[str, Any]:
+    """What run.json keeps of a problem, so that its record can be read without its file."""
+    params, _ = shapes(problem.plain, "float32")
+    recorded = [f"{split}.{name}" for split, name in problem.objective.recorded]
+    return {
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        **{name: getattr(problem, name) for name in ("examples", "minimum", "target", "curvature")},
+        # What metrics.parquet has of a problem, and of which metrics more is better; nothing of one that has none.
+        **({"recorded": recorded, "maximise": list(problem.maximise)} if recorded else {}),
+    }
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What run.json has of a plan before it runs: facts and digests by problem, blocks and trials of a unit by pair."""
+
+    facts: dict[str, Any]
+    data: dict[str, str]
+    blocks: dict[str, dict[str, Any]]
+    units: dict[str, int]
+
+
+def survey(plan: SweepPlan, parcel: Parcel, blocks: Mapping[str, dict[str, Any]]) -> Survey:
+    """Everything loaded and checked, in a process that has the devices; `blocks` are those that are fixed already."""
+    trials, devices = prepare(plan, *parcel.open())
+    problems = {trial.problem.name: trial.problem for trial in trials}
+    chosen, units = {}, {}
+    for trial in trials:
+        name = pair_name(trial)
+        block = Block(**blocks[name]) if name in blocks else choose_block(trial, devices, trial.trials)
+        chosen[name] = dataclasses.asdict(block)
+        units[name] = unit_trials(trial, block, devices[0].platform)
+    described = {name: facts(problem) for name, problem in problems.items()}
+    return Survey(described, data_digests(plan, problems), chosen, units)
+
+
+def sharpness_rows(trial: Trial, paths: Paths) -> list[dict[str, Any]]:
+    """Rows of sharpness.parquet along these paths."""
+    from gradbench.theory.sharpness import sharpness_along  # only a plan that asks for it waits for SciPy
+
+    rows = sharpness_along(trial.problem, trial.optimizer.at(paths.settings), list(paths.rates), plan=trial.plan)
+    return [row | {"optimizer": trial.optimizer.spec} for row in rows]
+
+
+class _Loaded:
+    """A job in this process: its problems and optimizers, and the programs of the pairs that it met last."""
+
+    def __init__(self, job: Job):
+        self.job, self.devices = job, find_devices(job.plan.device)
+        here = environment(self.devices, job.plan.precision)
+        del here["device_count"]  # the block is the job's, and its arithmetic that of a device
+        if what := difference(job.began, here):
+            raise RunError(f"the run {what}; that worker is of no use to it")
+        self.objects, self.functions = job.parcel.open()
+        self.problems: dict[str, Problem] = {}
+        self.pairs: dict[int, CompiledPair] = {}
+        self.compiler, self.lock = Compiler(), threading.Lock()
+
+    def run(self, unit: Unit) -> Result:
+        began = time.perf_counter()
+        plan, (pair, compiled) = self.job.plan, self._pair(unit.pair)
+        swept, steps, limits = UnitRows(plan.axis_names), 0, None
+        tables = swept.tables
+        if unit.modes:
+            rows = Timings(pair, unit.modes).rows()
+            tables = {"timings": pa.Table.from_pylist(rows, schema=SCHEMAS["timings"])}
+            limits = measure_limits(tuple(self.devices), plan.dtype, plan.precision)
+        elif unit.paths:
+            rows = sharpness_rows(pair.program.trial, unit.paths)
+            tables = {"sharpness": pa.Table.from_pylist(rows, schema=SCHEMAS["sharpness"])}
+        else:
+            sweep = PairSweep(pair.program, pair.ready(), plan, unit.pair, swept, range(unit.first, unit.last))
+            with self.compiler.working():
+                sweep.run()
+            steps = sweep.trial_steps
+        return Result(tables, name_of_worker(), time.perf_counter() - began, steps, compiled, limits)
+
+    def _pair(self, number: int) -> tuple[CompiledPair, bool]:
+        """A pair's programs, and whether they had to be compiled."""
+        with self.lock:
+            if number in self.pairs:
+                self.pairs[number] = self.pairs.pop(number)  # the last one to go
+                return self.pairs[number], False
+            while len(self.pairs) >= PAIRS_KEPT:
+                del self.pairs[next(iter(self.pairs))]
+            block = self.job.blocks[number]
+            block = dataclasses.replace(block, devices=min(block.devices, len(self.devices)))
+            self.pairs[number] = CompiledPair(self.compiler, self._trial(number), block, self.devices, sweeps=True)
+            return self.pairs[number], True
+
+    def _trial(self, number: int) -> Trial:
+        plan, (problem, optimizer) = self.job.plan, self.job.plan.pairs[number]
+        if problem not in self.problems:
+            loaded = load_of_plan(plan, problem, self.objects)
+            one = dataclasses.replace(plan, problems=(problem,))
+            if data_digests(one, {problem: loaded})[problem] != self.job.data[problem]:
+                raise RunError(f"the data of {problem} on this worker are not those that the run began with")
+            self.problems[problem] = loaded
+        made = self.functions.get(optimizer) or load_optimizer(optimizer)
+        with numerics(plan.dtype, plan.precision):
+            return Trial.of(self.problems[problem], made, plan)
+
+
+_loaded: dict[str, _Loaded] = {}  # the last job's
+_lock = threading.Lock()
+
+
+def run_unit(job: Job, unit: Unit) -> Result:
+    """Run a unit here. The same on every device of one kind. Raises a GradbenchError that says where it failed."""
+    name = " × ".join(job.plan.pairs[unit.pair])
+    try:
+        with _watchdog(job):
+            with _lock:
+                if job.key not in _loaded:
+                    _loaded.clear()
+                    _loaded[job.key] = _Loaded(job)
+                loaded = _loaded[job.key]
+            return loaded.run(unit)
+    except Exception as error:
+        kind = NoMemory if "RESOURCE_EXHAUSTED" in str(error) else RunError
+        text = one_line(error) if isinstance(error, GradbenchError) else error_text(error)
+        raise kind(f"{name} on {name_of_worker()}: {text}") from None  # what a user's error holds may not be sent
+
+
+@contextlib.contextmanager
+def _watchdog(job: Job) -> Generator[None]:
+    """Ends this process, with what it hangs in on stderr, when the job's timeout is over: from a thread of C, which a
+    call that never returns cannot stop."""
+    ours = job.timeout is not None and job.maker != (_PROCESS, os.getpid())
+    if ours and job.timeout is not None:
+        faulthandler.dump_traceback_later(job.timeout, exit=True)
+    try:
+        yield
+    finally:
+        if ours:
+            faulthandler.cancel_dump_traceback_later()
