@@ -21,6 +21,7 @@ FOLDERS = (
     "theory",
     "analysis",
     "analysis.settings",
+    "search",
     "engine",
     "reporting",
     "gradients.rounding",

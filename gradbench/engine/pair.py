@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.analysis.verdicts import stated_reference, verdicts
+from gradbench.analysis.verdicts import floats, stated_reference, verdicts
 from gradbench.engine import events as ev
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
@@ -26,6 +26,9 @@ from gradbench.machine.internals import compiler_options
 from gradbench.program.program import Block, Observation, Program, State, numerics
 from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, SWEPT, TARGET_COLUMNS
 from gradbench.record.store import PairStore, UnitRows
+from gradbench.search.asked import scores
+from gradbench.search.halving import Rungs
+from gradbench.search.queue import Queue, Spending
 
 CHECKPOINT_SECONDS = 5.0
 FEW_ROWS = 10**7  # of a pair's trials: fewer are gone through before code that is faster has paid for its compilation
@@ -147,10 +150,10 @@ class PairSweep:
         trials: range | None = None,
     ):
         self.program, self.advance, self.plan, self.store = program, advance, plan, store
-        self.trials, self.pair, self.before = program.trial.trials, pair, plan.first_trials[pair]
-        self.queue = range(self.trials) if trials is None else trials
-        block, points = program.block, plan.points(program.trial.optimizer.spec)
-        self.points = {name: np.repeat(values, plan.seeds) for name, values in points.items()}  # of every trial
+        self.pair, self.before, block = pair, plan.first_trials[pair], program.block
+        self.queue, self.spending = Queue(plan, program.trial.optimizer.spec, trials), Spending(plan)
+        self.rungs = Rungs([at for at in plan.rungs if at >= block.steps], plan.eta) if plan.rungs else None
+        self.scores: dict[int, float] = {}  # of finished trials, for a search
         self.config, self.observe = observation_config(program), observe_of(program)
         self.reference = stated_reference(program.trial.problem.minimum, self.config.solved)
         self.wanted, self.kept_steps = wanted_rows(plan, block, curve_points(plan))
@@ -183,6 +186,8 @@ class PairSweep:
             if should_stop():
                 self._checkpoint()
                 return False
+            if self.spending.over(time.perf_counter() - started):
+                break  # what runs is given up
             self._chunk()
             now = time.perf_counter()
             if self.store.keeps_checkpoints and now - saved > CHECKPOINT_SECONDS:
@@ -202,7 +207,12 @@ class PairSweep:
 
     def _fill(self) -> bool:
         """Give free slots to waiting trials; whether anything is left to run."""
-        free = np.flatnonzero(self.slot_trial < 0)[: self.queue.stop - self.next_trial]
+        if self.next_trial == self.queue.stop and not (self.slot_trial >= 0).any():
+            self.queue.ask(self.scores)
+        running = self.slot_trial >= 0
+        steps_left = int((self.plan.steps - self.first[running]).clip(0).sum())
+        room = self.spending.room(self.next_trial - self.queue.start, self.trial_steps, steps_left)
+        free = np.flatnonzero(~running)[: min(self.queue.stop - self.next_trial, room)]
         if len(free):
             self.slot_trial[free] = np.arange(self.next_trial, self.next_trial + len(free))
             self.first[free] = 0
@@ -219,8 +229,8 @@ class PairSweep:
     def _place_slots(self) -> None:
         """Settings and seeds of the slots' trials, on the devices; an empty slot repeats a trial at rate 0."""
         trial = np.maximum(self.slot_trial, 0)
-        self.slot_seeds = (trial % self.plan.seeds).astype(np.uint32)
-        values = {name: of[trial] for name, of in self.points.items()}
+        self.slot_seeds = self.queue.seeds[trial].astype(np.uint32)
+        values = {name: of[trial] for name, of in self.queue.settings.items()}
         values["learning_rate"] = np.where(self.slot_trial < 0, 0.0, values["learning_rate"])
         self.settings = self.program.settings(values)
         self.seeds = self.program.place(self.slot_seeds)
@@ -243,9 +253,10 @@ class PairSweep:
         if self.recorded:
             trial, step, _, row, slot = self._kept(self.watched, running, steps_run)
             self._add_metrics(trial, step, np.asarray(metrics)[row, slot])
-        self.first += np.int32(block.steps)
+        before, self.first = self.first, self.first + np.int32(block.steps)
         complete = self.first - block.stride >= self.plan.steps
         done = running & (complete | (finished > 0 if self.plan.retire else False))
+        done |= self._left_at_rung(before, running & ~done)
         if done.any():
             self._finish(done, jax.device_get(self.events))
 
@@ -275,15 +286,31 @@ class PairSweep:
         self._add_points(trial[early], events.steps_run[early], events.final_loss[early], events.final_grad_norm[early])
         columns = {
             "trial": trial + self.before,
-            **{name: values[trial] for name, values in self.points.items()},
-            "seed": trial % self.plan.seeds,
+            **{name: values[trial] for name, values in self.queue.settings.items()},
+            "seed": self.queue.seeds[trial],
             "minimum": np.full(len(trial), self.config.minimum),
             **{name: getattr(events, name) for name in EVENT_COLUMNS},
             **dict(zip((*TARGET_COLUMNS, "steps_to_target"), events.hits.T, strict=True)),
             **ev.last_part(events, self.config),
         }
+        if self.queue.why is not None:
+            columns["tried"] = np.array(self.queue.why, object)[trial]
+            self.scores |= zip(trial.tolist(), self._scores(columns))
         self.new["trials"].append(columns | {"verdict": self._verdicts(columns)})
         self.slot_trial[done] = -1
+
+    def _scores(self, columns: Mapping[str, Any]) -> list[float]:
+        low = self.config.solved if np.isnan(self.config.minimum) else self.config.minimum
+        return scores(columns, low, self.plan.steps).tolist()
+
+    def _left_at_rung(self, before: np.ndarray, running: np.ndarray) -> np.ndarray:
+        """Whether each slot's trial leaves at a rung that this chunk crossed."""
+        if self.rungs is None:
+            return np.zeros(len(running), bool)
+        rung = np.where(running, self.rungs.crossed(before, self.first), -1)
+        if (rung < 0).all():
+            return np.zeros(len(running), bool)
+        return self.rungs.stopped(rung, np.asarray(jax.device_get(self.events.final_loss)))
 
     def _verdicts(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """One word per trial as far as it can be said before the other pairs are done."""
@@ -311,7 +338,7 @@ class PairSweep:
         self._flush()
         leaves = [_pack(leaf) for leaf in jax.tree.leaves((self.state, self.events))]
         arrays = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
-        arrays |= {"slot_trial": self.slot_trial, "first": self.first}
+        arrays |= {"slot_trial": self.slot_trial, "first": self.first} | (self.rungs.arrays() if self.rungs else {})
         arrays["counters"] = np.array([self.next_trial, self.trial_steps], np.int64)
         self.store.checkpoint(arrays)
 
@@ -321,6 +348,13 @@ class PairSweep:
             return
         self.slot_trial, self.first = arrays["slot_trial"], arrays["first"]
         self.next_trial, self.trial_steps = (int(n) for n in arrays["counters"])
+        if self.rungs:
+            self.rungs.restore(arrays)
+        assert isinstance(self.store, PairStore)
+        if self.queue.why is not None and (rows := self.store.read("trials")).num_rows:
+            columns = {name: floats(rows, name) for name in ("initial_loss", "final_loss", "steps_to_target")}
+            self.scores = dict(zip((rows["trial"].to_numpy() - self.before).tolist(), self._scores(columns)))
+        self.queue.replay(self.scores)
         self._place_slots()
         state = self.program.start(self.slot_seeds, self.settings)
         with self._numerics():

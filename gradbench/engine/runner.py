@@ -311,6 +311,6 @@ def _block(writer: RunWriter, trial: Trial, devices: list[jax.Device]) -> Block:
     """The pair's block: the one in run.json if the run began with it, else chosen now and stored."""
     name, blocks = pair_name(trial), writer.info["blocks"]
     if name not in blocks:
-        blocks[name] = dataclasses.asdict(choose_block(trial, devices, trial.trials))
+        blocks[name] = dataclasses.asdict(choose_block(trial, devices, trial.side_by_side))
         writer.save_info()
     return Block(**blocks[name])

@@ -171,7 +171,7 @@ def survey(plan: SweepPlan, parcel: Parcel, blocks: Mapping[str, dict[str, Any]]
     chosen, units = {}, {}
     for trial in trials:
         name = pair_name(trial)
-        block = Block(**blocks[name]) if name in blocks else choose_block(trial, devices, trial.trials)
+        block = Block(**blocks[name]) if name in blocks else choose_block(trial, devices, trial.side_by_side)
         chosen[name] = dataclasses.asdict(block)
         units[name] = unit_trials(trial, block, devices[0].platform)
     described = {name: facts(problem) for name, problem in problems.items()}

@@ -7,27 +7,36 @@ import itertools
 import math
 import shlex
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import OptimizerError, PlanError, ProblemError, nearest, one_line
 from gradbench.inputs.built_in import without_groups
+from gradbench.inputs.specs import checks
 from gradbench.inputs.specs.axis import LISTED, Axis, axes_of, expanded, with_axis
+from gradbench.inputs.specs.checks import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.specs.designs import GRID, check_design, count, listed, points
-from gradbench.inputs.specs.rates import as_list, rate_range, rate_values, rates_as_kept
+from gradbench.inputs.specs.rates import rate_range, rate_values, rates_as_kept
+from gradbench.inputs.specs.searches import (
+    ASKED,
+    HALVING,
+    OPTUNA,
+    OPTUNA_POINTS,
+    REFINE,
+    REFINE_POINTS,
+    RUNGS,
+    Budget,
+    Search,
+    read_budget,
+    read_search,
+)
 from gradbench.inputs.specs.spec import parse_spec
 
 if TYPE_CHECKING:
     import numpy as np
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-# Of matrix products, by what jax.default_matmul_precision calls it; None leaves it to the device.
-PRECISIONS = {"highest": "highest", "tf32": "tensorfloat32", "default": None}
-DEVICES = ("cpu", "gpu", "tpu")
-GPU_NAMES = {"cuda": "gpu", "rocm": "gpu"}  # JAX's names of its two kinds
 TIMINGS = ("full", "batched", "none")
 DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression", "mlp")
 DEFAULT_OPTIMIZERS = ("sgd", "momentum", "adam")
@@ -40,87 +49,10 @@ def _setting(default: Any, text: str, check: Callable[[str, Any], Any], flags: t
     return dataclasses.field(default=default, metadata={"text": text, "check": check, "flags": flags})
 
 
-def _specs(what: str, example: str) -> Callable[[str, Any], tuple[str, ...]]:
-    def check(name: str, value: Any) -> tuple[str, ...]:
-        value = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
-        if not value or not all(isinstance(item, str) and item.strip() for item in value):
-            raise PlanError(f"{name}: need at least one {what}, each a spec such as {example}")
-        if len(set(value)) < len(value):
-            raise PlanError(f"{name}: {next(v for v in value if value.count(v) > 1)!r} is named twice")
-        return value
-
-    return check
-
-
 def _problems(name: str, value: Any) -> tuple[str, ...]:
-    specs = _specs("problem", "mlp")
+    specs = checks.specs_of("problem", "mlp")
     named = without_groups(specs(name, value))
     return specs(name, [one for spec in named for one in expanded(spec, ProblemError)])
-
-
-def _is_no_number(axis: Axis) -> bool:
-    return not axis.numeric
-
-
-def _optimizers(name: str, value: Any) -> tuple[str, ...]:
-    """Axes that are no numbers are programs of their own: each of their values is an optimizer."""
-    specs = _specs("optimizer", "adam")
-    return specs(name, [one for spec in specs(name, value) for one in expanded(spec, OptimizerError, _is_no_number)])
-
-
-def _whole(low: int, high: int) -> Callable[[str, Any], int]:
-    def check(name: str, value: Any) -> int:
-        if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
-            raise PlanError(f"{name}: need a whole number from {low} to {high:,}, got {value!r}")
-        return int(value)  # of numpy too
-
-    return check
-
-
-def one_of(known: Collection[str]) -> Callable[[str, Any], str]:
-    def check(name: str, value: Any) -> str:
-        if value not in known:
-            raise PlanError(f"{name}: no {value!r}{nearest(str(value), known)} ({', '.join(known)})")
-        return value
-
-    return check
-
-
-def _device(name: str, value: Any) -> str:
-    return one_of(DEVICES)(name, GPU_NAMES.get(str(value), value))
-
-
-def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
-    return lambda name, value: None if value is None else check(name, value)
-
-
-def _switch(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise PlanError(f"{name}: need true or false, got {value!r}")
-    return value
-
-
-def _gap(name: str, value: Any) -> float:
-    if not isinstance(value, Real) or not 0 < value < 1:
-        raise PlanError(f"{name}: need a gap between 0 and 1, such as 1e-4, got {value!r}")
-    return float(value)
-
-
-def _loss(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PlanError(f"{name}: need a loss such as 0.35, got {value!r}")
-    return float(value)
-
-
-def _axes(name: str, value: Any) -> tuple[str, ...]:
-    """Axes by their texts, `adamw.b2=0.9:0.9999:4`, or a table of them by their names."""
-    if isinstance(value, Mapping):
-        value = [f"{key}={of if isinstance(of, str) else '|'.join(map(str, as_list(of)))}" for key, of in value.items()]
-    texts: tuple[Any, ...] = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
-    for text in texts:
-        if not isinstance(text, str) or not all(part.strip() for part in text.partition("=")):
-            raise PlanError(f"{name}: {text!r} should be NAME=VALUES, such as adamw.b2=0.9:0.9999:4 or b1=0.8|0.9")
-    return texts
 
 
 @dataclass(frozen=True)
@@ -142,7 +74,7 @@ class SweepPlan:
         DEFAULT_OPTIMIZERS,
         'An optimizer of optax or optax.contrib, such as "adam[b1=0.8]", or ./mine.py:make; repeat for more. A setting '
         'with several values, "adamw[weight_decay=1e-5:1e-1:5,b1=0.8|0.9]", is an axis of the sweep.',
-        _optimizers,
+        checks.optimizers,
         ("--optimizer", "-o"),
     )
     learning_rates: str | tuple[float, ...] = _setting(
@@ -155,7 +87,7 @@ class SweepPlan:
         (),
         "One more axis: adamw.b2=0.9:0.9999:4 (low:high:count, spaced by what the setting is: :log, :linear or "
         ":one-minus behind it says how), b1=0.8|0.9 of every optimizer, mlp.hidden=16|32; repeat for more.",
-        _axes,
+        checks.axis_texts,
         ("--axis",),
     )
     design: str | tuple[Mapping[str, float], ...] = _setting(
@@ -164,32 +96,44 @@ class SweepPlan:
         "row for each, of learning_rate and other settings.",
         check_design,
     )
-    seeds: int = _setting(3, "Trials of each learning rate, from seeds 0, 1, ...", _whole(1, 2**31 - 1))
-    steps: int = _setting(300, "Updates of a trial.", _whole(1, 2**30))
+    search: str | None = _setting(
+        None,
+        "Try some points only, of each pair: refine (a coarse grid, then finer around the best, to a factor of 1.1 or "
+        "refine:1.05), halving (of the design, only one in 3, or halving:4, goes on at each rung), or optuna (also "
+        "optuna:cmaes).",
+        checks.or_none(lambda name, text: checks.as_written(read_search, text)),
+    )
+    budget: str | None = _setting(
+        None,
+        "What the sweep of a pair may take: 60s, 1e6steps or 500trials; what is not run then is left out.",
+        checks.or_none(lambda name, text: checks.as_written(read_budget, text)),
+    )
+    seeds: int = _setting(3, "Trials of each learning rate, from seeds 0, 1, ...", checks.whole(1, 2**31 - 1))
+    steps: int = _setting(300, "Updates of a trial.", checks.whole(1, 2**30))
     batch_size: int | None = _setting(
-        None, "Rows of a minibatch; all the data if not given.", _or_none(_whole(1, 2**31 - 1))
+        None, "Rows of a minibatch; all the data if not given.", checks.or_none(checks.whole(1, 2**31 - 1))
     )
     dtype: str = _setting("float32", "float32, float64, bfloat16 or float16.", one_of(DTYPES))
     precision: str = _setting(
         "highest", "Precision of matrix products: highest, tf32 or default (the device's).", one_of(PRECISIONS)
     )
     device: str | None = _setting(
-        None, "cpu, gpu (also cuda or rocm) or tpu; JAX's choice if not given.", _or_none(_device)
+        None, "cpu, gpu (also cuda or rocm) or tpu; JAX's choice if not given.", checks.or_none(checks.device)
     )
     target: float = _setting(
         1e-4,
         "The loss gap, relative to the first, that counts as converged; a problem without a known minimum uses its own "
         "target instead.",
-        _gap,
+        checks.gap,
     )
     target_loss: float | None = _setting(
         None,
         "The loss that counts as converged, of the one problem of the plan, instead of the target.",
-        _or_none(_loss),
+        checks.or_none(checks.loss),
     )
-    record_points: int = _setting(200, "Maximum number of points kept of a trial's curve.", _whole(2, 10**6))
-    retire: bool = _setting(True, "Replace a finished trial by a waiting one at once.", _switch)
-    stop_at_target: bool = _setting(False, "A trial is finished when it reaches the target.", _switch)
+    record_points: int = _setting(200, "Maximum number of points kept of a trial's curve.", checks.whole(2, 10**6))
+    retire: bool = _setting(True, "Replace a finished trial by a waiting one at once.", checks.switch)
+    stop_at_target: bool = _setting(False, "A trial is finished when it reaches the target.", checks.switch)
     timing: str = _setting(
         "full",
         "What is timed of a pair after its sweep: full (one trial alone, the loss, its gradient, all trials together), "
@@ -201,7 +145,7 @@ class SweepPlan:
         "Also record the Hessian's top eigenvalue along the paths of up to four learning rates of each pair (too "
         "small, right, too large, diverging), at 8 points each. Costs those trials once more and at most 2,600 "
         "gradients.",
-        _switch,
+        checks.switch,
     )
 
     def __post_init__(self) -> None:
@@ -209,6 +153,7 @@ class SweepPlan:
             object.__setattr__(self, field.name, field.metadata["check"](field.name, getattr(self, field.name)))
         self._take_axes()
         self._take_list()
+        self._check_search()
         self._check_rates_fit()
         if self.target_loss is not None and len(self.problems) > 1:
             raise PlanError(f"target_loss: one loss is for one problem; this plan has {len(self.problems)}")
@@ -246,7 +191,8 @@ class SweepPlan:
                 named = named or (list(specs) if not target and field == "optimizers" else [])
                 found |= bool(named)
                 after = [with_axis(spec, setting, values, error) if spec in named else spec for spec in specs]
-                object.__setattr__(self, field, (_optimizers if field == "optimizers" else _problems)(field, after))
+                check = checks.optimizers if field == "optimizers" else _problems
+                object.__setattr__(self, field, check(field, after))
             if not found:
                 known = [parse_spec(spec, PlanError).target for spec in (*self.optimizers, *self.problems)]
                 raise PlanError(f"axes: {text}: the plan has no {target!r}{nearest(target, known)}")
@@ -270,6 +216,39 @@ class SweepPlan:
         rates = dict.fromkeys(float(row["learning_rate"]) for row in self.design)
         object.__setattr__(self, "learning_rates", tuple(rates))
 
+    def _check_search(self) -> None:
+        found = self.searching
+        if found is None:
+            return
+        if found.kind != HALVING and self.design != GRID:
+            raise PlanError(f"search: {found.kind} chooses its own points; give no design beside it")
+        scheduled = (parse_spec(spec, OptimizerError) for spec in self.optimizers)
+        if found.kind == HALVING and any(spec.settings.get("schedule", "constant") != "constant" for spec in scheduled):
+            raise PlanError("search: halving compares trials before a schedule has ended, so it is for constant rates")
+
+    @property
+    def searching(self) -> Search | None:
+        """The search, if there is one."""
+        return None if self.search is None else read_search(self.search)
+
+    @property
+    def allowed(self) -> Budget | None:
+        """The budget of a pair, if there is one."""
+        return None if self.budget is None else read_budget(self.budget)
+
+    @property
+    def eta(self) -> int:
+        """Of halving, how many come for each that goes on at a rung."""
+        return self.searching.argument if self.searching else 1
+
+    @property
+    def rungs(self) -> list[int]:
+        """The steps after which halving compares trials."""
+        found = self.searching
+        if found is None or found.kind != HALVING:
+            return []
+        return [at for k in range(RUNGS, 0, -1) if (at := self.steps // found.argument**k) > 0]
+
     @property
     def rates(self) -> list[float]:
         """The learning rates as numbers, in the order given."""
@@ -285,8 +264,22 @@ class SweepPlan:
         return points(self.design, self.learning_rates, self.axes_of(optimizer))
 
     def trials_of(self, optimizer: str) -> int:
-        """Trials of one (problem, optimizer) pair."""
+        """Trials of one (problem, optimizer) pair; of a search, at the most."""
+        found = self.searching
+        if found is not None and found.kind == REFINE:
+            return REFINE_POINTS * (1 + len(self.axes_of(optimizer))) + 3 * self.seeds
+        if found is not None and found.kind == OPTUNA:
+            budget = self.allowed
+            trials = budget.amount if budget and budget.unit == "trials" else OPTUNA_POINTS * self.seeds
+            return self.seeds * max(1, int(trials) // self.seeds)
         return self.seeds * count(self.design, self.learning_rates, self.axes_of(optimizer))
+
+    def side_by_side(self, optimizer: str) -> int:
+        """Trials of a pair that may be under way at once: a search asks for few at a time."""
+        trials, found = self.trials_of(optimizer), self.searching
+        if found is None or found.kind == HALVING:
+            return trials
+        return min(trials, ASKED if found.kind == REFINE else ASKED * self.seeds)
 
     @property
     def first_trials(self) -> list[int]:

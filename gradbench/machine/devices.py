@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 
 from gradbench.errors import PlanError, nearest, one_line
-from gradbench.inputs.plan import DEVICES as PLATFORMS
-from gradbench.inputs.plan import GPU_NAMES
+from gradbench.inputs.specs.checks import DEVICES as PLATFORMS
+from gradbench.inputs.specs.checks import GPU_NAMES
 from gradbench.machine.internals import setting
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux: what a container may use

@@ -120,6 +120,8 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     rows = CHUNK_SECONDS / row_s
     if needed > lanes and plan.retire:
         rows = min(rows, max(RETIRE_SECONDS / row_s, total_rows / 8))
+    if plan.rungs:  # trials are compared at the end of a chunk
+        return Block(count, lanes, max(1, plan.rungs[0] // stride), stride, kind.matrices and on_cpu and lanes > 1)
     rows = max(1.0, min(rows, total_rows, machine.shared_bytes / (16 * lanes * spread)))
     chunks = math.ceil(total_rows / rows)
     return Block(count, lanes, math.ceil(total_rows / chunks), stride, kind.matrices and on_cpu and lanes > 1)

@@ -113,6 +113,11 @@ class Trial:
         return self.plan.trials_of(self.optimizer.spec)
 
     @property
+    def side_by_side(self) -> int:
+        """How many of them may be under way at once."""
+        return self.plan.side_by_side(self.optimizer.spec)
+
+    @property
     def objective(self) -> Objective:
         return self.problem.objective
 

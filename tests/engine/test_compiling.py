@@ -9,7 +9,7 @@ import pytest
 
 import gradbench
 from gradbench.analysis.regress import compare_runs
-from gradbench.engine import compiling, pair, runner
+from gradbench.engine import compiling, driver, pair, runner
 from gradbench.errors import RunError
 from gradbench.inputs.plan import SweepPlan
 
@@ -74,7 +74,7 @@ def watched(tmp_path, watcher, **settings):
     [("none", {"batched"}), ("batched", {"batched"}), ("full", {"batched", "solo", "value", "value_and_grad"})],
 )
 def test_only_what_is_timed_is_compiled_each_once(compiled, sweep, monkeypatch, timing, programs):
-    monkeypatch.setattr(runner, "TIMED", FULL)
+    monkeypatch.setattr(driver, "TIMED", FULL)
     sweep("beale", ["sgd", "adam"], **PLAN, timing=timing)
     of_problem = {("sgd", mode) for mode in compiling.EVALUATIONS}  # timed once a problem, with its last optimizer
     assert len(compiled) == len(set(compiled))
@@ -101,7 +101,7 @@ def test_an_answer_does_not_wait_for_what_is_only_timed(sweep, tmp_path, monkeyp
             raise RuntimeError("the answer waits for the program of one trial")
         return compile_program(program)
 
-    monkeypatch.setattr(runner, "TIMED", FULL)
+    monkeypatch.setattr(driver, "TIMED", FULL)
     monkeypatch.setattr(compiling, "compile_program", compile_after_the_answer)
     run = watched(tmp_path, Answering(), optimizers=("sgd",))
     assert run.timings["mode"].to_pylist() == ["value", "value_and_grad", "solo", "batched"]

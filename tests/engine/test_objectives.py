@@ -18,7 +18,7 @@ from quick import compile_little
 from sklearn.metrics import accuracy_score, log_loss
 
 import gradbench
-from gradbench.engine import runner
+from gradbench.engine import driver, runner
 from gradbench.engine.compiling import TIMED
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import cast
@@ -165,7 +165,7 @@ def test_a_problem_that_records_no_metrics_leaves_no_file(sweep):
 
 
 def test_what_is_timed_does_without_keys_state_and_metrics(sweep, monkeypatch):
-    monkeypatch.setattr(runner, "TIMED", TIMED)
+    monkeypatch.setattr(driver, "TIMED", TIMED)
     run = sweep(PROBLEMS["all"], ["adam"], [0.01], seeds=1, steps=20)
     assert run.timings["mode"].to_pylist() == ["value", "value_and_grad", "solo", "batched"]
     assert min(run.timings["flops_per_step"].to_pylist()) > 0
