@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
+
 from gradbench.analysis.metrics import chosen_metric, columns, metric_notes, metric_row
+from gradbench.analysis.points import RateSummary
 from gradbench.analysis.profiles import best_rate_interval
-from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, summarise
+from gradbench.analysis.summary import PairSummary, pair_trials, summarise
 from gradbench.analysis.verdicts import Reference
 from gradbench.inputs.plan import command
 from gradbench.inputs.sources import given_as_object
@@ -222,6 +227,8 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
             notes.append(f"{stated} {number(to.loss)}: gaps are to that")
     for pair in pairs:
         name = f"{pair.problem} × {pair.optimizer}"
+        if run.plan.search or run.plan.budget:
+            notes += [f"{name}: {words}" for words in _tried(run, pair)]
         if pair.reference.kind != "best found" and pair.initial_loss <= pair.reference.loss:
             start = f"starts at {number(pair.initial_loss)}, no higher than {pair.reference.words}"
             notes.append(f"{name}: {start}, {number(pair.reference.loss)}: it is reached before the first step")
@@ -234,6 +241,20 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
             what, changed = beyond
             notes.append(f"{name}: {what}{GO_ON}{_go_on(run, pair, changed)}")
     return notes
+
+
+def _tried(run: Run, pair: PairSummary) -> Iterator[str]:
+    """How much of what could be tried was: of a search, and of a plan with a budget."""
+    plan = run.plan
+    trials = run.trials.filter((pc.field("problem") == pair.problem) & (pc.field("optimizer") == pair.optimizer))
+    if plan.search:
+        whole = dataclasses.replace(plan, search=None, budget=None).trials_of(pair.optimizer)
+        share = int(np.sum(trials["steps_run"])) / (whole * plan.steps)
+        points = f"{len(pair.points)} points tried in {trials.num_rows} trials"
+        yield f"{plan.search}: {points}, {percent(share)} of the trial-steps of all {whole}"
+    elif trials.num_rows < plan.trials_of(pair.optimizer):
+        missing = plan.trials_of(pair.optimizer) - trials.num_rows
+        yield f"the budget of {plan.budget} left out {missing} of {plan.trials_of(pair.optimizer)} trials"
 
 
 def _point_words(rate: RateSummary) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradbench.analysis.summary import PairSummary, best_index, pair_trials, summarise_all
+from gradbench.analysis.points import best_index
+from gradbench.analysis.summary import PairSummary, pair_trials, summarise_all
 from gradbench.analysis.verdicts import Reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.schema import TARGET_COLUMNS

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gradbench.analysis.points import RateSummary, best_point, edge_of, good_stretch, median_of, ties_of
 from gradbench.analysis.verdicts import (
     Reference,
     common,
@@ -34,31 +35,6 @@ from gradbench.theory.quadratic import stable_limit
 GOOD_FACTOR = 2.0
 _USED = ["trial", "problem", "optimizer", "learning_rate", "verdict", "initial_loss", "final_loss", "best_loss"]
 _USED += ["minimum", "steps_to_target", "smoothed_loss"]
-
-
-@dataclass(frozen=True)
-class RateSummary:
-    """One learning rate, and value of each axis, over its seeds. Gaps are to the pair's reference and relative to the
-    first gap (relative_gaps). A diverged trial's gap is infinite."""
-
-    learning_rate: float
-    seeds: int
-    verdicts: dict[str, int]  # most frequent first
-    gap_median: float
-    gap_low: float
-    gap_high: float
-    loss_median: float  # the final loss; not finite where most diverge
-    steps_to_target: float | None  # median over seeds; None where half of them or more never reach it
-    steps_worst: float  # of the slowest seed; infinite where one never reaches it
-    time_to_target_s: float | None  # median steps times the solo step time
-    settings: Mapping[str, float] = field(default_factory=dict)  # the values of the pair's axes
-
-    @property
-    def verdict(self) -> str:
-        """In one word where the seeds agree, else with counts."""
-        if len(self.verdicts) == 1:
-            return next(iter(self.verdicts))
-        return ", ".join(f"{count} {word}" for word, count in self.verdicts.items())
 
 
 @dataclass(frozen=True)
@@ -237,7 +213,7 @@ def summarise_tables(
         solo, batched = (times.get((problem, optimizer, mode)) for mode in ("solo", "batched"))
         solo_step_s = solo["step_s_median"] if solo else None
         points = _points(rows, [axis.name for axis in plan.axes_of(optimizer)], solo_step_s, against)
-        best = _best(points)
+        best = best_point(points)
         settings = (best or min(points, key=lambda point: point.gap_median)).settings
         rates = [point for point in points if point.settings == settings]
         good = good_stretch(rates, best, floors[problem], factor, equal_ends=against.kind != "target")
@@ -249,9 +225,9 @@ def summarise_tables(
             floors[problem],
             rates,
             best,
-            _ties(points, best, floors[problem]),
+            ties_of(points, best, floors[problem]),
             good and (good[0].learning_rate, good[1].learning_rate),
-            _edge(rates),
+            edge_of(rates),
             stable_limit(concrete(optimizer, settings, OptimizerError), curvature[1]) if curvature else None,
             diverged_share=float(np.mean(np.asarray(rows["verdict"]) == "diverged")),
             initial_loss=float(np.median(floats(rows, "initial_loss"))),
@@ -285,13 +261,13 @@ def _points(trials: pa.Table, axes: Sequence[str], solo_step_s: float | None, to
     summaries = []
     for start, end in zip(starts, [*starts[1:], len(order)]):
         *values, rate = columns[:, start].tolist()
-        middle = _median(steps[start:end])
+        middle = median_of(steps[start:end])
         summaries.append(
             RateSummary(
                 rate,
                 int(end - start),
                 dict(collections.Counter(verdicts[start:end].tolist()).most_common()),
-                _median(gaps[start:end]),
+                median_of(gaps[start:end]),
                 float(gaps[start:end].min()),
                 float(gaps[start:end].max()),
                 float(np.median(losses[start:end])),
@@ -304,80 +280,11 @@ def _points(trials: pa.Table, axes: Sequence[str], solo_step_s: float | None, to
     return summaries
 
 
-def _median(values: np.ndarray) -> float:
-    """The median, where the middle of two counts as the upper one if that is infinite."""
-    low, high = np.sort(values)[[(len(values) - 1) // 2, len(values) // 2]]
-    return float(high if math.isinf(high) else (low + high) / 2)
-
-
 def resolution(trials: pa.Table, to: Reference, dtype: str) -> float:
     """The relative gap under which a problem's trials are not told apart. Over a minimum, rounding alone; another
     reference is itself a trial's end or somebody's wish, so 1 % of the first gap."""
     floor = rounding_floor(trials, to, dtype)
     return floor if to.kind == "minimum" else max(floor, 0.01)
-
-
-def _best(rates: list[RateSummary]) -> RateSummary | None:
-    middle = [math.inf if rate.steps_to_target is None else rate.steps_to_target for rate in rates]
-    columns = ([rate.steps_worst for rate in rates], middle, [r.gap_median for r in rates], [r.gap_high for r in rates])
-    index = best_index(*map(np.array, columns))
-    return None if index is None else rates[index]
-
-
-def best_index(worst: np.ndarray, middle: np.ndarray, gap_middle: np.ndarray, gap_worst: np.ndarray) -> int | None:
-    """Which of R learning rates is best, by PairSummary.best's rule: of the slowest seed's steps to the target, the
-    median ones, the median and the worst gap, each (R,) and infinite for never. None where no learning rate works."""
-    for candidates in (np.isfinite(worst), np.isfinite(middle)):
-        if candidates.any():
-            return int(np.lexsort((gap_middle, np.where(candidates, middle, np.inf)))[0])
-    gaps = np.where(np.isfinite(gap_worst) & (gap_middle < 1), gap_middle, np.inf)
-    return int(np.argmin(gaps)) if np.isfinite(gaps).any() else None
-
-
-def _ties(rates: list[RateSummary], best: RateSummary | None, floor: float) -> list[RateSummary]:
-    def result(rate: RateSummary) -> tuple[float | None, float]:
-        return rate.steps_to_target, max(rate.gap_median, floor)
-
-    return [] if best is None else [rate for rate in rates if rate is not best and result(rate) == result(best)]
-
-
-def good_stretch(
-    rates: list[RateSummary], best: RateSummary | None, floor: float, factor: float, equal_ends: bool
-) -> tuple[RateSummary, RateSummary] | None:
-    """The ends of the unbroken stretch of good points around the best, of points along one axis."""
-    if best is None:
-        return None
-    good = good_points(rates, best, floor, factor, equal_ends)
-    low = high = rates.index(best)
-    while low > 0 and good[low - 1]:
-        low -= 1
-    while high + 1 < len(rates) and good[high + 1]:
-        high += 1
-    return rates[low], rates[high]
-
-
-def good_points(
-    points: Sequence[RateSummary], best: RateSummary, floor: float, factor: float, equal_ends: bool
-) -> list[bool]:
-    """Of each point, whether it is as good as PairSummary.good says."""
-    gap = factor * max(best.gap_median, floor)
-    progress = (1 - max(best.gap_median, floor)) / factor
-
-    def is_good(rate: RateSummary) -> bool:
-        if best.steps_to_target is not None:
-            return rate.steps_worst <= factor * best.steps_to_target or (equal_ends and rate.gap_high <= floor)
-        return rate.gap_high <= gap and 1 - rate.gap_high >= progress
-
-    return list(map(is_good, points))
-
-
-def _edge(rates: list[RateSummary]) -> tuple[float | None, float | None]:
-    below = None
-    for rate in rates:
-        if rate.verdicts.get("diverged", 0) * 2 > rate.seeds:
-            return below, rate.learning_rate
-        below = rate.learning_rate
-    return below, None
 
 
 def representative_rates(pair: PairSummary) -> dict[float, str]:

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from gradbench.analysis.answers import labels, pair_notes, pair_sentence
 from gradbench.analysis.metrics import HELD_OUT, ByMetric, metric_notes, recorded
+from gradbench.analysis.points import RateSummary
 from gradbench.analysis.profiles import measured_rate
-from gradbench.analysis.summary import PairSummary, RateSummary, pair_trials, problem_trials, summarise_all
+from gradbench.analysis.summary import PairSummary, pair_trials, problem_trials, summarise_all
 from gradbench.analysis.verdicts import Reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run

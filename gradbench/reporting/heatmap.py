@@ -9,8 +9,9 @@ from typing import Any
 
 import altair
 
+from gradbench.analysis.points import RateSummary
 from gradbench.analysis.settings.effects import RATE, effects, value_of
-from gradbench.analysis.summary import PairSummary, RateSummary
+from gradbench.analysis.summary import PairSummary
 from gradbench.reporting.charts import INK, spec
 from gradbench.tables import number
 

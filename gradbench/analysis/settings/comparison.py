@@ -21,9 +21,10 @@ from gradbench.analysis.answers import (
     with_notes,
 )
 from gradbench.analysis.metrics import ByMetric, chosen_metric, columns, metric_notes, metric_row
+from gradbench.analysis.points import RateSummary
 from gradbench.analysis.settings.effects import Effects
 from gradbench.analysis.settings.tables import AXES, axis_notes, axis_rows, of_pairs
-from gradbench.analysis.summary import PairSummary, RateSummary, summarise_all
+from gradbench.analysis.summary import PairSummary, summarise_all
 from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.inputs.sources import recorded_file
 from gradbench.record.store import Run

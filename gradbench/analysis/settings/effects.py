@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradbench.analysis.summary import GOOD_FACTOR, PairSummary, RateSummary, good_points, good_stretch
+from gradbench.analysis.points import RateSummary, good_points, good_stretch
+from gradbench.analysis.summary import GOOD_FACTOR, PairSummary
 
 INTERACTION = 0.1  # of the variance: what two axes explain together is named from here on
 MIN_PER_BIN = 5  # points of a design that is no grid, at each of an axis's values

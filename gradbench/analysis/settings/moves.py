@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gradbench.analysis.points import best_index
 from gradbench.analysis.profiles import by_seed
-from gradbench.analysis.summary import PairSummary, best_index
+from gradbench.analysis.summary import PairSummary
 from gradbench.analysis.verdicts import Reference
 from gradbench.inputs.specs.axis import NEAR_ONE
 
