@@ -1,5 +1,5 @@
-"""What axes cost: a grid of 9 learning rates × 5 weight decays × 3 betas beside 135 learning rates, in one program each,
-and beside 15 runs of 9 learning rates: `python tests/benchmarks/axes_cost.py`. Ratios in one run, medians of rounds."""
+"""What axes cost: a grid of 9 learning rates × 5 weight decays × 3 betas beside 135 learning rates, a program each, and
+beside 15 runs of 9 learning rates: `python tests/benchmarks/axes_cost.py`. Ratios in one run, medians of rounds."""
 
 from __future__ import annotations
 
