@@ -249,7 +249,7 @@ def _tried(run: Run, pair: PairSummary) -> Iterator[str]:
     trials = run.trials.filter((pc.field("problem") == pair.problem) & (pc.field("optimizer") == pair.optimizer))
     if plan.search:
         whole = dataclasses.replace(plan, search=None, budget=None).trials_of(pair.optimizer)
-        share = int(np.sum(trials["steps_run"])) / (whole * plan.steps)
+        share = int(np.sum(trials["steps_run"])) / (whole * plan.of(pair.optimizer).steps)
         points = f"{len(pair.points)} points tried in {trials.num_rows} trials"
         yield f"{plan.search}: {points}, {percent(share)} of the trial-steps of all {whole}"
     elif trials.num_rows < plan.trials_of(pair.optimizer):
@@ -287,7 +287,7 @@ def _beyond(run: Run, pair: PairSummary, edges: bool) -> tuple[str, dict[str, An
 def _go_on(run: Run, pair: PairSummary, changed: dict[str, Any]) -> str:
     if given_as_object(run.info):
         return ", ".join(f"{name}={to_json(value)}" for name, value in changed.items())
-    return command(run.plan, problems=(pair.problem,), optimizers=(pair.optimizer,), **changed)
+    return command(run.plan.of(pair.optimizer), problems=(pair.problem,), optimizers=(pair.optimizer,), **changed)
 
 
 def with_notes(blocks: Sequence[str], notes: Sequence[str], output_format: str) -> str:

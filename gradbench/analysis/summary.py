@@ -235,7 +235,7 @@ def summarise_tables(
             trial_steps_per_s=batched["trials"] / batched["step_s_median"] if batched else None,
             limit=batched["limit"] if batched else None,
             of_limit=batched["of_limit"] if batched else None,
-            epoch=epoch_steps(plan, facts.get(problem, {})),
+            epoch=epoch_steps(plan.of(optimizer), facts.get(problem, {})),
             points=points,
             settings=settings,
         )

@@ -59,7 +59,16 @@ TABLES = Output()
 
 def whole(_type: Any, tokens: Sequence[Token]) -> int:
     """A whole number, also as 1e3. Cyclopts itself would round 1.5."""
-    text = tokens[0].value
+    return _whole(tokens[0].value)
+
+
+def whole_or_several(_type: Any, tokens: Sequence[Token]) -> int | tuple[int, ...]:
+    """Whole numbers with commas."""
+    found = tuple(map(_whole, tokens[0].value.split(",")))
+    return found if len(found) > 1 else found[0]
+
+
+def _whole(text: str) -> int:
     try:
         return int(text) if not float(text).is_integer() or "e" not in text.lower() else int(float(text))
     except (ValueError, OverflowError):

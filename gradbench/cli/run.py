@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Tables, note, show, whole
+from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Tables, note, show, whole, whole_or_several
 from gradbench.errors import PlanError
 from gradbench.failures import printing_to_stderr
 from gradbench.inputs.plan import SweepPlan, read_config
+from gradbench.inputs.specs.axis import OF_PLAN
 
 
 def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[str, Any, Any]:
@@ -26,7 +27,8 @@ def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[str, Any, Any]:
     text = field.metadata["text"] + ("" if hidden else f" [default: {shown}]")
     parameter = Parameter(name=field.metadata["flags"] or flag, help=text)
     if int in kinds:
-        return field.name, Annotated[int | None, parameter, Parameter(converter=whole)], None
+        converter = whole_or_several if field.name in OF_PLAN else whole
+        return field.name, Annotated[int | None, parameter, Parameter(converter=converter)], None
     if kind is bool:
         negative = Parameter(negative=f"--no-{flag[2:]}" if field.default else "")
         return field.name, Annotated[bool | None, parameter, negative], None

@@ -282,7 +282,7 @@ class _Pairs:
 
     def _sweep(self, number: int, pair: CompiledPair) -> bool:
         store = self.writer.pair(number)
-        sweep = PairSweep(pair.program, pair.ready(), self.plan, number, store)
+        sweep = PairSweep(pair.program, pair.ready(), pair.program.trial.plan, number, store)
         with self.compiler.working():
             finished = sweep.run(self.watcher.chunk, self.watcher.should_stop)
         if finished:

@@ -114,14 +114,18 @@ def load_of_plan(plan: SweepPlan, name: str, objects: Mapping[str, Problem]) -> 
     """The plan's problem of this name, checked, with the target that the plan states."""
     problem = load_problem(objects.get(name, name))
     stated = problem.target if plan.target_loss is None else plan.target_loss
-    problem = dataclasses.replace(problem, name=name, target=stated)
-    if plan.batch_size is not None:
-        if problem.examples is None:
-            raise PlanError(f"batch_size: {name} states no examples=, so its data cannot be cut into minibatches")
-        if plan.batch_size > problem.examples:
-            raise PlanError(f"batch_size: {plan.batch_size} is more than the {problem.examples} examples of {name}")
-        check_batch(problem, plan.batch_size)
-    return problem
+    return dataclasses.replace(problem, name=name, target=stated)
+
+
+def check_batches(plan: SweepPlan, problem: Problem) -> None:
+    """PlanError where the problem's data cannot be cut into the plan's minibatches."""
+    if plan.batch_size is None:
+        return
+    if problem.examples is None:
+        raise PlanError(f"batch_size: {problem.name} states no examples=, so its data cannot be cut into minibatches")
+    if plan.batch_size > problem.examples:
+        raise PlanError(f"batch_size: {plan.batch_size} is more than the {problem.examples} examples of {problem.name}")
+    check_batch(problem, plan.batch_size)
 
 
 def prepare(
@@ -132,13 +136,15 @@ def prepare(
     if taken := [name for name in plan.axis_names if name in SCHEMAS["trials"].names]:
         raise PlanError(f"axes: {taken[0]} is a column of every record's trials; give the setting another name")
     devices = find_devices(plan.device)
-    optimizers = [functions.get(name) or load_optimizer(name) for name in plan.optimizers]
+    optimizers = [(functions.get(name) or load_optimizer(name), plan.of(name)) for name in plan.optimizers]
     trials = []
     for name in plan.problems:
         problem = load_of_plan(plan, name, objects)
         warn_of_idle_leaves(problem)
+        for own in {of.batch_size: of for _, of in optimizers}.values():
+            check_batches(own, problem)
         with numerics(plan.dtype, plan.precision):
-            trials += [Trial.of(problem, optimizer, plan) for optimizer in optimizers]
+            trials += [Trial.of(problem, optimizer, own) for optimizer, own in optimizers]
     return trials, devices
 
 
@@ -213,7 +219,8 @@ class _Loaded:
             rows = sharpness_rows(pair.program.trial, unit.paths)
             tables = {"sharpness": pa.Table.from_pylist(rows, schema=SCHEMAS["sharpness"])}
         else:
-            sweep = PairSweep(pair.program, pair.ready(), plan, unit.pair, swept, range(unit.first, unit.last))
+            own = pair.program.trial.plan
+            sweep = PairSweep(pair.program, pair.ready(), own, unit.pair, swept, range(unit.first, unit.last))
             with self.compiler.working():
                 sweep.run()
             steps = sweep.trial_steps
@@ -242,7 +249,7 @@ class _Loaded:
             self.problems[problem] = loaded
         made = self.functions.get(optimizer) or load_optimizer(optimizer)
         with numerics(plan.dtype, plan.precision):
-            return Trial.of(self.problems[problem], made, plan)
+            return Trial.of(self.problems[problem], made, plan.of(optimizer))
 
 
 _loaded: dict[str, _Loaded] = {}  # the last job's

@@ -18,7 +18,7 @@ import optax
 import optax.contrib
 
 from gradbench.errors import GradbenchError, OptimizerError, error_text, nearest
-from gradbench.inputs.specs.axis import Axis, concrete, split_axes
+from gradbench.inputs.specs.axis import OF_PLAN, Axis, concrete, split_axes
 from gradbench.inputs.specs.spec import SGD, Spec, check_settings, is_path, load_file, parse_spec
 
 ALIASES: dict[str, Callable[..., Any]] = {
@@ -156,7 +156,9 @@ def _optimizer(text: str, spec: Spec, axes: tuple[Axis, ...], function: Callable
     own = _parameters(function)
     scheduled = [name for name in _SCHEDULE_SETTINGS if name not in own]
     shape = {key: value for key, value in spec.settings.items() if key in scheduled}
-    settings = {key: value for key, value in spec.settings.items() if key not in scheduled}
+    if taken := [key for key in OF_PLAN if key in spec.settings and key in own]:
+        raise OptimizerError(f"{text!r}: {taken[0]} is the plan's; give the parameter of {spec.target} another name")
+    settings = {key: value for key, value in spec.settings.items() if key not in (*scheduled, *OF_PLAN)}
     for given in (settings, *_each_value(axis for axis in axes if axis.name not in scheduled)):
         check_settings(Spec(text, spec.target, given), function, OptimizerError, reserved=("learning_rate",))
     taken = {axis.name for axis in axes} | settings.keys() | {"learning_rate"}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gradbench.errors import OptimizerError, PlanError, ProblemError, nearest, one_line
 from gradbench.inputs.built_in import without_groups
 from gradbench.inputs.specs import checks
-from gradbench.inputs.specs.axis import LISTED, Axis, axes_of, expanded, with_axis
+from gradbench.inputs.specs.axis import LISTED, OF_PLAN, Axis, axes_of, expanded, with_axis
 from gradbench.inputs.specs.checks import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.specs.designs import GRID, check_design, count, listed, points
 from gradbench.inputs.specs.rates import rate_range, rate_values, rates_as_kept
@@ -109,9 +109,11 @@ class SweepPlan:
         checks.or_none(lambda name, text: checks.as_written(read_budget, text)),
     )
     seeds: int = _setting(3, "Trials of each learning rate, from seeds 0, 1, ...", checks.whole(1, 2**31 - 1))
-    steps: int = _setting(300, "Updates of a trial.", checks.whole(1, 2**30))
+    steps: int = _setting(300, "Updates of a trial, or several, 100,300.", checks.several(checks.whole(1, 2**30)))
     batch_size: int | None = _setting(
-        None, "Rows of a minibatch; all the data if not given.", checks.or_none(checks.whole(1, 2**31 - 1))
+        None,
+        "Rows of a minibatch, or several, 16,64,256; all the data if not given.",
+        checks.or_none(checks.several(checks.whole(1, 2**31 - 1))),
     )
     dtype: str = _setting("float32", "float32, float64, bfloat16 or float16.", one_of(DTYPES))
     precision: str = _setting(
@@ -151,6 +153,7 @@ class SweepPlan:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, field.metadata["check"](field.name, getattr(self, field.name)))
+        self._spread()
         self._take_axes()
         self._take_list()
         self._check_search()
@@ -174,6 +177,23 @@ class SweepPlan:
                 )
         if count > 1 and math.log(high / low) / (count - 1) < spacing:
             raise PlanError(f"learning rates {rates!r}: {count:,} of them are too many to tell apart in {kind}")
+
+    def _spread(self) -> None:
+        """Of several batch sizes or numbers of steps, an optimizer for each; the largest stands for the plan's own."""
+        for name in OF_PLAN:
+            values = getattr(self, name)
+            if isinstance(values, tuple):
+                specs = [with_axis(spec, name, values, OptimizerError) for spec in self.optimizers]
+                object.__setattr__(self, "optimizers", checks.optimizers("optimizers", specs))
+                object.__setattr__(self, name, max(values))
+
+    def of(self, optimizer: str) -> SweepPlan:
+        """The plan with the batch size and the steps that an optimizer's spec sets for its trials."""
+        if not any(name in optimizer for name in OF_PLAN):
+            return self
+        settings = parse_spec(optimizer, OptimizerError).settings
+        own = {name: settings[name] for name in OF_PLAN if name in settings}
+        return dataclasses.replace(self, **own) if own else self
 
     def _take_axes(self) -> None:
         """Put each of `axes` into the specs it belongs to."""

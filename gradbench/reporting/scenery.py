@@ -68,7 +68,10 @@ def landscape_views(
             pairs = [
                 pair
                 for pair in every
-                if pair.problem == name and built_in(pair.optimizer) and pair.optimizer not in lost
+                if pair.problem == name
+                and built_in(pair.optimizer)
+                and pair.optimizer not in lost
+                and run.plan.of(pair.optimizer) is run.plan
             ]
             problem, why = _drawable(runs, run, name, pairs, objects or {})
             if problem is None:

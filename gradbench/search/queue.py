@@ -26,6 +26,10 @@ class Queue:
             points = plan.points(optimizer)
             self.settings = {name: np.repeat(values, plan.seeds) for name, values in points.items()}
             self.seeds = np.tile(np.arange(plan.seeds), len(points["learning_rate"]))
+            if plan.rungs:  # in the order of a grid each wave of trials would be better than those before
+                order = np.random.default_rng(0).permutation(len(self.seeds))
+                self.settings = {name: values[order] for name, values in self.settings.items()}
+                self.seeds = self.seeds[order]
         else:
             first = next(self.search)
             self.settings, self.seeds, self.why = dict(first.settings), first.seeds, list(first.why)

@@ -3,7 +3,7 @@
 From the best point the neighbours along each axis are tried, a step to each side; the best of all is gone on from, and
 where none is better every step is halved (Kolda, Lewis and Torczon, Optimization by Direct Search, SIAM Review 45,
 2003, section 3). The learning rate may leave its range where the best lies at the end of it. One seed looks; in the
-end the best and its neighbours are run with all seeds.
+end the best and the better one beside it are run with all seeds.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def refine(plan: SweepPlan, optimizer: str, factor: float) -> Searching:
             new = _beside(along, best(), found)
     last = _confirmed(best(), found)
     if plan.seeds > 1:
-        yield asked(last, range(1, plan.seeds), "the best and its neighbours, with the other seeds")
+        yield asked(last, range(1, plan.seeds), "the best and its better neighbour, with the other seeds")
 
 
 def _beside(along: Sequence[Line], at: tuple[float, ...], found: dict[tuple[float, ...], float]) -> list:
@@ -117,7 +117,8 @@ def _finer(along: Sequence[Line]) -> bool:
 
 
 def _confirmed(at: tuple[float, ...], found: dict[tuple[float, ...], float]) -> list[tuple[float, ...]]:
-    """A point and the nearest that were tried to each side of its learning rate."""
+    """A point and the better one of the nearest that were tried to each side of its learning rate."""
     row = sorted(point for point in found if point[1:] == at[1:])
     place = row.index(at)
-    return row[max(place - 1, 0) : place + 2]
+    beside = row[max(place - 1, 0) : place] + row[place + 1 : place + 2]
+    return [at, *sorted(beside, key=lambda point: found[point])[:1]]

@@ -33,7 +33,9 @@ def momentum_of(optimizer: str) -> Momentum | None:
     if spec.target not in SGD:
         return None
     settings = SGD[spec.target] | dict(spec.settings)
-    if settings.keys() - {"momentum", "nesterov"} or isinstance(settings.get("momentum"), str):  # text: an axis
+    if settings.keys() - {"momentum", "nesterov", "steps"} or isinstance(
+        settings.get("momentum"), str
+    ):  # text: an axis
         return None
     return Momentum(settings.get("momentum") or 0.0, settings.get("nesterov", False))
 

@@ -12,10 +12,11 @@ from synthetic import make_run
 
 from gradbench.analysis.settings.comparison import RecordComparison, compare_text
 from gradbench.analysis.settings.effects import MAX_BINS, effects
-from gradbench.analysis.settings.tables import edge_notes, moves
+from gradbench.analysis.settings.tables import edge_notes, family_notes, moves
 from gradbench.analysis.summary import summarise
 from gradbench.errors import OptimizerError
 from gradbench.inputs.specs.axis import axes_of
+from gradbench.inputs.specs.spec import parse_spec
 
 RATES = (0.01, 0.1, 1.0)
 
@@ -103,6 +104,17 @@ def test_a_best_rate_that_stays_is_not_said_to_move():
     [move] = moves(run, pair)
     assert move.low <= 0 <= move.high
     assert "no move" in move.words
+
+
+def test_the_best_rate_is_followed_over_pairs_that_differ_in_one_number():
+    def decay(optimizer, rate):
+        batch = parse_spec(optimizer, OptimizerError).settings["batch_size"]
+        return 0.1 / (1 + (math.log(rate) - 0.5 * math.log(batch) + 3) ** 2)
+
+    run = make_run("1e-3:1e1:65", 2, [f"sgd[batch_size={size}]" for size in (8, 32, 128)], decay=decay)
+    [note] = family_notes(run, summarise(run))
+    assert note.startswith("quadratic_bowl × sgd: best learning rate ∝ batch_size^0.5")
+    assert "0.5 as the square root" in note
 
 
 def test_an_axis_whose_best_value_is_its_last_is_said_with_the_command_that_goes_on():

@@ -58,8 +58,8 @@ def test_halving_stops_the_worse_at_the_rungs_and_compiles_once(tmp_path, monkey
     assert len(programs) == 1
     assert len(taken) == 81
     assert taken.sum() < 81 * 270 / 3
-    # 1 / 27, 1 / 9, 1 / 3 of the steps: a third of those that reach each go on.
-    assert all(step in (9, 29, 89, 269) or abs(step - 270) <= 1 for step in at.tolist()), (at, count)
+    # At 1 / 9 and 1 / 3 of the steps a third of those that reach it go on; a rung's last row is a step before it.
+    assert set(at.tolist()) <= {29, 89, 270}, (at, count)
 
 
 def test_a_budget_ends_a_sweep_and_the_record_says_what_was_not_run(tmp_path):

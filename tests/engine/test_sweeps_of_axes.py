@@ -191,3 +191,15 @@ def test_an_axis_named_as_a_column_of_trials_is_refused(sweep):
 
     with pytest.raises(GradbenchError, match="seed is a column"):
         sweep("quadratic_bowl[dim=2]", {"mine": make}, [0.1], seeds=1, steps=2, axes={"seed": [0.0, 0.1]})
+
+
+def test_several_batch_sizes_and_steps_are_those_of_separate_runs(sweep):
+    settings = {"seeds": 2, "timing": "none"}
+    together = sweep("linear_regression", "sgd", [0.01, 0.1], batch_size=[32, 64], steps=[10, 25], **settings)
+    rows = together.trials.to_pylist()
+    for optimizer in together.plan.optimizers:
+        own = together.plan.of(optimizer)
+        apart = sweep("linear_regression", "sgd", [0.01, 0.1], batch_size=own.batch_size, steps=own.steps, **settings)
+        mine = [row for row in rows if row["optimizer"] == optimizer]
+        for row, alone in zip(mine, apart.trials.to_pylist(), strict=True):
+            assert row | {"trial": 0, "optimizer": ""} == alone | {"trial": 0, "optimizer": ""}

@@ -87,6 +87,25 @@ def test_a_list_of_points_comes_from_a_file_or_from_python(tmp_path):
         assert SweepPlan.from_dict(plan.to_dict()) == plan
 
 
+def test_several_batch_sizes_and_steps_are_an_optimizer_each():
+    plan = SweepPlan(optimizers=("sgd", "adam[b1=0.8|0.9]"), batch_size=(16, 64), steps=[100, 300])
+    assert plan.optimizers[:4] == tuple(f"sgd[batch_size={b},steps={n}]" for b in (16, 64) for n in (100, 300))
+    assert len(plan.optimizers) == 8
+    assert plan.axes_of(plan.optimizers[-1])[0].values == (0.8, 0.9)
+    own = plan.of("sgd[batch_size=16,steps=100]")
+    assert (own.batch_size, own.steps) == (16, 100)
+    assert SweepPlan.from_dict(plan.to_dict()) == plan
+    assert plan.of("sgd") is plan
+    assert SweepPlan(optimizers="sgd", axes=["sgd.batch_size=8|16"]).optimizers == (
+        "sgd[batch_size=8]",
+        "sgd[batch_size=16]",
+    )
+    with pytest.raises(PlanError, match="batch_size: need values, each once"):
+        SweepPlan(batch_size=(16, 16))
+    with pytest.raises(PlanError, match="steps: need a whole number"):
+        SweepPlan(steps=(0, 10))
+
+
 @pytest.mark.parametrize(
     ("optimizer", "words"),
     [

@@ -39,10 +39,10 @@ def test_refine_knows_the_best_rate_within_its_factor(lowest, factor):
     )
     best = points[int(np.argmin(told))]["learning_rate"]
     assert max(best / lowest, lowest / best) <= factor * (1 + 1e-5)  # values have six digits
-    # 6 of the coarse grid, at most 2 for each halving of half a decade and each move, and 3 with 2 more seeds.
-    assert len(points) <= 6 + 2 * math.ceil(math.log2(math.log(10) / 2 / math.log(factor))) + 8 + 6
-    assert seeds[-6:] == [1, 2] * 3
-    assert set(seeds[:-6]) == {0}
+    # 6 of the coarse grid, at most 2 for each halving of half a decade and each move, and 2 with 2 more seeds.
+    assert len(points) <= 6 + 2 * math.ceil(math.log2(math.log(10) / 2 / math.log(factor))) + 8 + 4
+    assert seeds[-4:] == [1, 2] * 2
+    assert set(seeds[:-4]) == {0}
 
 
 def test_refine_moves_along_every_axis_on_its_own_scale():

@@ -23,7 +23,7 @@ from gradbench.analysis.answers import (
 from gradbench.analysis.metrics import ByMetric, chosen_metric, columns, metric_notes, metric_row
 from gradbench.analysis.points import RateSummary
 from gradbench.analysis.settings.effects import Effects
-from gradbench.analysis.settings.tables import AXES, axis_notes, axis_rows, of_pairs
+from gradbench.analysis.settings.tables import AXES, axis_notes, axis_rows, family_notes, of_pairs
 from gradbench.analysis.summary import PairSummary, summarise_all
 from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.inputs.sources import recorded_file
@@ -199,6 +199,7 @@ def _record_notes(run: Run, pairs: Sequence[PairSummary], by: str | None, name: 
     notes = [why for problem in problems if (why := recorded_file(run.info, problem))]
     notes += pair_notes(run, pairs, edges=True) + metric_notes(run, pairs, by)
     notes += [note for pair, found in of_pairs(pairs) for note in axis_notes(run, pair, found)]
+    notes += family_notes(run, pairs)
     return [f"{name}: {note}" if name else note for note in notes]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,24 @@ from gradbench.analysis.points import best_index
 from gradbench.analysis.profiles import by_seed
 from gradbench.analysis.summary import PairSummary
 from gradbench.analysis.verdicts import Reference
-from gradbench.inputs.specs.axis import NEAR_ONE
+from gradbench.errors import GradbenchError
+from gradbench.inputs.specs.axis import NEAR_ONE, spec_text
+from gradbench.inputs.specs.spec import parse_spec
 
 RESAMPLES = 1000
 MIN_VALUES = 3  # of the axis at which some learning rate works
 # Exponents that theory has: learning_rate x weight_decay is what decays the weights of decoupled decay (Loshchilov and
 # Hutter, ICLR 2019); learning_rate / (1 - momentum) is the length of a run of equal steps (Polyak 1964).
-THEORY = {"weight_decay": (-1.0, "learning_rate × weight_decay stays"), "momentum": (1.0, "as 1 − momentum")}
+# Batches of independent examples allow longer steps, in proportion (Goyal et al., 2017) or as the square root
+# (Krizhevsky, 2014); in the maximal update parametrisation hidden layers' rates go as one over their width (Yang and
+# Hu, ICML 2021).
+THEORY = {
+    "weight_decay": (-1.0, "learning_rate × weight_decay stays"),
+    "momentum": (1.0, "as 1 − momentum"),
+    "batch_size": (1.0, "in proportion; 0.5 as the square root"),
+    "hidden": (-1.0, "one over the width"),
+    "width": (-1.0, "one over the width"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,34 +56,58 @@ class Move:
         return moved + (f"; theory {self.theory[0]:g}: {self.theory[1]}" if self.theory else "")
 
 
-def move(pair: PairSummary, trials: pa.Table, axis: str, seed: int = 0) -> Move | None:
-    """Fitted to the best learning rate at each value above 0 of the axis, the others at the pair's best values, from
-    all of the pair's `trials`. None where fewer than MIN_VALUES of them have one that works.
+def move(pair: PairSummary, trials: pa.Table, axis: str) -> Move | None:
+    """Along an axis of a pair, the others at the pair's best values, from all of its `trials`."""
+    others = {name: value for name, value in pair.settings.items() if name != axis}
+    for name, value in others.items():
+        trials = trials.filter(pc.field(name) == value)
+    values = np.unique(trials[axis].to_numpy()).tolist()
+    return fitted(axis, {value: (trials.filter(pc.field(axis) == value), pair.reference) for value in values})
+
+
+def fitted(axis: str, trials: Mapping[float, tuple[pa.Table, Reference]], seed: int = 0) -> Move | None:
+    """Fitted to the best learning rate at each value above 0 of the axis, from the trials there, whose gaps are to the
+    reference beside them. None where fewer than MIN_VALUES of them have one that works.
 
     The interval is of two things: which seeds there were, drawn again with replacement, and where between two rates of
     the grid the best lies, uniformly within half a step to each side.
     """
-    others = {name: value for name, value in pair.settings.items() if name != axis}
-    for name, value in others.items():
-        trials = trials.filter(pc.field(name) == value)
-    found = []
-    for value in np.unique(trials[axis].to_numpy()):
-        place = 1 - value if axis in NEAR_ONE else value
-        if place > 0:
-            found.append((math.log(place), _Best(trials.filter(pc.field(axis) == value), pair.reference)))
+    places = {value: 1 - value if axis in NEAR_ONE else value for value in trials}
+    found = [(math.log(place), _Best(*trials[value])) for value, place in places.items() if place > 0]
     found = [(place, best) for place, best in found if best.at(np.arange(best.seeds)) is not None]
     if len(found) < MIN_VALUES:
         return None
     x, bests = np.array([place for place, _ in found]), [best for _, best in found]
-    rng, slopes = np.random.default_rng(seed), []
+    rng, slopes, seeds = np.random.default_rng(seed), [], min(best.seeds for best in bests)
     for _ in range(RESAMPLES):
-        take = rng.integers(min(best.seeds for best in bests), size=min(best.seeds for best in bests))
-        rates = [best.drawn(take, rng) for best in bests]
-        slopes.append(_slope(x, rates))
+        take = rng.integers(seeds, size=seeds)
+        slopes.append(_slope(x, [best.drawn(take, rng) for best in bests]))
     exponent = _slope(x, [best.drawn(np.arange(best.seeds), None) for best in bests])
     low, high = np.percentile(slopes, [2.5, 97.5])
     of = f"(1 − {axis})" if axis in NEAR_ONE else axis
     return Move(axis, of, exponent, float(low), float(high), THEORY.get(axis))
+
+
+def families(pairs: Sequence[PairSummary]) -> Iterator[tuple[str, str, dict[float, PairSummary]]]:
+    """Pairs that differ in one number of one spec alone, as mlp[hidden=16] and mlp[hidden=32]: what they are, with the
+    number left out, the setting, and the pair at each of its values."""
+    found: dict[tuple[str, str], dict[float, PairSummary]] = {}
+    for pair in pairs:
+        for problem, optimizer, name, value in _without_one(pair):
+            found.setdefault((f"{problem} × {optimizer}", name), {})[value] = pair
+    for (what, name), family in found.items():
+        if len(family) >= MIN_VALUES:
+            yield what, name, dict(sorted(family.items()))
+
+
+def _without_one(pair: PairSummary) -> Iterator[tuple[str, str, str, float]]:
+    """(problem, optimizer, setting, value) for each number in either spec, left out of it."""
+    for which, text in enumerate((pair.problem, pair.optimizer)):
+        spec = parse_spec(text, GradbenchError)
+        for name, value in spec.settings.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                rest = spec_text(spec.target, {key: of for key, of in spec.settings.items() if key != name})
+                yield (rest, pair.optimizer, name, value) if which == 0 else (pair.problem, rest, name, value)
 
 
 class _Best:

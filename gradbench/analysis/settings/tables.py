@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from gradbench.analysis.settings.effects import Effects, at_an_end, effects
-from gradbench.analysis.settings.moves import Move, move
-from gradbench.analysis.summary import PairSummary, problem_trials
+from gradbench.analysis.settings.moves import Move, families, fitted, move
+from gradbench.analysis.summary import PairSummary, pair_trials, problem_trials
 from gradbench.errors import OptimizerError
 from gradbench.inputs.plan import command
 from gradbench.inputs.sources import given_as_object
@@ -62,6 +62,17 @@ def moves(run: Run, pair: PairSummary) -> list[Move]:
     trials = problem_trials(run, pair.problem, pair.reference).filter(pc.field("optimizer") == pair.optimizer)
     found = (move(pair, trials, axis) for axis in pair.settings)
     return [of for of in found if of is not None]
+
+
+def family_notes(run: Run, pairs: Sequence[PairSummary]) -> list[str]:
+    """How the best learning rate moves over pairs that differ in one number, such as a batch size or a width."""
+    notes = []
+    for what, name, family in families(pairs):
+        trials = {value: (pair_trials(run, pair), pair.reference) for value, pair in family.items()}
+        found = fitted(name, trials)
+        if found is not None:
+            notes.append(f"{what}: {found.words}")
+    return notes
 
 
 def axis_notes(run: Run, pair: PairSummary, found: Effects) -> list[str]:

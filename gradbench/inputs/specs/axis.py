@@ -18,6 +18,7 @@ SCALES = (LINEAR, LOG, ONE_MINUS)
 NEAR_ONE = {"b1", "b2", "b3", "adam_b1", "adam_b2", "beta", "beta1", "beta2", "decay", "decay_rate", "momentum", "rho"}
 ORDERS_OF_MAGNITUDE = {"learning_rate", "weight_decay", "eps", "eps_root", "l2"}
 WHOLE = {"warmup"}
+OF_PLAN = ("batch_size", "steps")  # settings of a plan that a spec may set for the trials of its optimizer
 LISTED = "*"  # the values are those of a list of points
 MAX_VALUES = 10_000
 
@@ -171,10 +172,10 @@ def _word(value: Any) -> str:
 
 
 def without_axes(text: str) -> str:
-    """A spec without its axes, as text."""
-    spec = parse_spec(text, GradbenchError)
-    fixed, axes = split_axes(spec, GradbenchError)
-    return spec_text(fixed.target, fixed.settings) if axes else text
+    """A spec without its axes and without what is the plan's, as text."""
+    fixed, axes = split_axes(parse_spec(text, GradbenchError), GradbenchError)
+    kept = {name: value for name, value in fixed.settings.items() if name not in OF_PLAN}
+    return spec_text(fixed.target, kept) if axes or len(kept) < len(fixed.settings) else text
 
 
 def expanded(

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from gradbench.errors import OptimizerError, PlanError, nearest
-from gradbench.inputs.specs.axis import Axis, expanded
+from gradbench.inputs.specs.axis import OF_PLAN, Axis, expanded
 from gradbench.inputs.specs.rates import as_list
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -30,14 +30,14 @@ def specs_of(what: str, example: str) -> Callable[[str, Any], tuple[str, ...]]:
     return check
 
 
-def _is_no_number(axis: Axis) -> bool:
-    return not axis.numeric
+def needs_a_program(axis: Axis) -> bool:
+    return not axis.numeric or axis.name in OF_PLAN
 
 
 def optimizers(name: str, value: Any) -> tuple[str, ...]:
     """Axes that are no numbers are programs of their own: each of their values is an optimizer."""
     specs = specs_of("optimizer", "adam")
-    return specs(name, [one for spec in specs(name, value) for one in expanded(spec, OptimizerError, _is_no_number)])
+    return specs(name, [one for spec in specs(name, value) for one in expanded(spec, OptimizerError, needs_a_program)])
 
 
 def whole(low: int, high: int) -> Callable[[str, Any], int]:
@@ -47,6 +47,19 @@ def whole(low: int, high: int) -> Callable[[str, Any], int]:
         return int(value)  # of numpy too
 
     return check
+
+
+def several(check: Callable[[str, Any], int]) -> Callable[[str, Any], int | tuple[int, ...]]:
+    """One value, or several that a plan spreads over its optimizers."""
+
+    def check_each(name: str, value: Any) -> int | tuple[int, ...]:
+        values = as_list(value)
+        if not values or len(set(values)) < len(values):
+            raise PlanError(f"{name}: need values, each once, got {value!r}")
+        found = tuple(check(name, each) for each in values)
+        return found if len(found) > 1 else found[0]
+
+    return check_each
 
 
 def one_of(known: Collection[str]) -> Callable[[str, Any], str]:

@@ -11,7 +11,7 @@ from gradbench.inputs.specs.spec import value_of
 REFINE, HALVING, OPTUNA = "refine", "halving", "optuna"
 FACTOR = 1.1  # to which refine knows the best learning rate
 ETA = 3  # of halving: one of so many goes on at a rung
-RUNGS = 3  # of halving at the most: the first at 1 / ETA^RUNGS of the steps
+RUNGS = 2  # of halving: the first at 1 / ETA^RUNGS of the steps; earlier than that the best are often not ahead yet
 SAMPLERS = ("tpe", "random", "cmaes", "gp", "qmc")
 OPTUNA_POINTS = 64
 ASKED = 8  # points that a search asks for at once, about
