@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gradbench.library.verbs import run_plan as run_plan
     from gradbench.library.verbs import sweep as sweep
     from gradbench.machine.cluster import connect as connect
+    from gradbench.search.suggest import suggest as suggest
 
 _PUBLIC = {
     "GradbenchError": "errors",
@@ -45,6 +46,7 @@ _PUBLIC = {
     "report": "library.verbs",
     "resume": "library.verbs",
     "run_plan": "library.verbs",
+    "suggest": "search.suggest",
     "sweep": "library.verbs",
     "assert_gradient": "gradients",
     "check_gradient": "gradients",

@@ -25,7 +25,7 @@ from gradbench.cli.app import (
 )
 from gradbench.cli.run import run
 from gradbench.errors import GradbenchError, PlanError
-from gradbench.failures import sentence, show_warning
+from gradbench.failures import printing_to_stderr, sentence, show_warning
 
 app.command(run)
 
@@ -220,6 +220,42 @@ def list_(*, output: Tables = TABLES) -> int:
     from gradbench.cli.inventory import list_text
 
     show(list_text(output.chosen))
+    return 0
+
+
+@app.command
+def suggest(
+    *problems: str,
+    optimizer: Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"])] = ("sgd", "adam"),
+    steps: Annotated[int, Parameter(converter=whole)] = 100,
+    batch_size: Annotated[int | None, Parameter(converter=whole)] = None,
+    output: Tables = TABLES,
+) -> int:
+    """A learning rate in seconds, from a range test and a short halving: where to begin a sweep.
+
+    Parameters
+    ----------
+    problems
+        Names with settings or files, as run takes them.
+    optimizer
+        An optimizer's spec; repeat for more.
+    steps
+        Steps after which rates are compared.
+    batch_size
+        Rows of a minibatch; all the data if not given.
+    """
+    from gradbench.tables import check_format, render
+
+    check_format(output.chosen)
+    if not problems:
+        raise PlanError("suggest: name a problem, such as gradbench suggest mlp -o adam")
+    from gradbench.machine.cache import use_cache
+    from gradbench.search.suggest import COLUMNS, suggest
+
+    use_cache()
+    with printing_to_stderr():
+        found = [suggest(problem, one, steps=steps, batch_size=batch_size) for problem in problems for one in optimizer]
+    show(render([one.row() for one in found], COLUMNS, output.chosen))
     return 0
 
 
