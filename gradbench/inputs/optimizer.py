@@ -41,8 +41,8 @@ _RANGES = (
     (("momentum",), lambda x: -1 < x < 1, "between -1 and 1"),
     (("eps", "eps_root", "adam_eps_root"), lambda x: 0 <= x < math.inf, "finite and at least 0"),
 )
-SCHEDULES = ("constant", "cosine", "linear", "exponential")
-_SCHEDULE_SETTINGS = ("schedule", "warmup", "end")
+SCHEDULES = ("constant", "cosine", "linear", "exponential", "wsd")
+_SCHEDULE_SETTINGS = ("schedule", "warmup", "end", "stable", "cooldown")
 
 
 Settings = Mapping[str, Any]  # of one trial: its learning rate and the values of its optimizer's axes, by name
@@ -185,7 +185,7 @@ def _optimizer(text: str, spec: Spec, axes: tuple[Axis, ...], function: Callable
             raise OptimizerError(f"{text!r}: did not return an optax.GradientTransformation")
         return _without_empty_arrays(_with_what_it_takes(transformation))
 
-    defaults = {name: p.default for name, p in own.items()} | {"warmup": 0}
+    defaults = {name: p.default for name, p in own.items()} | {"warmup": 0, "stable": 1}
     return Optimizer(text, build, axes, frozenset(a.name for a in axes if type(defaults.get(a.name)) is int))
 
 
@@ -263,14 +263,31 @@ def _check_schedule(text: str, shape: dict[str, Any]) -> None:
         raise OptimizerError(f"{text!r}: warmup={warmup} should be a number of steps, such as warmup=100")
     if not isinstance(end, int | float) or not 0 <= end <= 1 or (kind == "exponential" and end == 0 and "end" in shape):
         raise OptimizerError(f"{text!r}: end={end} should be the last learning rate as a share of the peak, 0 to 1")
+    if others := [name for name in ("stable", "cooldown") if name in shape and kind != "wsd"]:
+        raise OptimizerError(f"{text!r}: {others[0]} is a setting of schedule=wsd")
+    if "stable" in shape and (type(shape["stable"]) is not int or shape["stable"] < 1):
+        raise OptimizerError(f"{text!r}: stable={shape['stable']} should be a number of steps, such as stable=200")
+    cooldown = shape.get("cooldown", 1)
+    if not isinstance(cooldown, int | float) or not 0 < cooldown < math.inf:
+        raise OptimizerError(
+            f"{text!r}: cooldown={cooldown} should be a share of the steps before, such as cooldown=0.2"
+        )
 
 
 def _scheduled(
-    peak: Any, steps: int, schedule: str = "constant", warmup: Any = 0, end: Any = None
+    peak: Any,
+    steps: int,
+    schedule: str = "constant",
+    warmup: Any = 0,
+    end: Any = None,
+    stable: Any = None,
+    cooldown: Any = 0.2,
 ) -> Callable[[Any], Any]:
-    """`peak` times a shape of height 1: a linear rise over `warmup` steps, then a fall to `end` at the last step.
-    `warmup` and `end` may be traced."""
+    """`peak` times a shape of height 1: a linear rise over `warmup` steps, then a fall to `end` at the last step. Of wsd
+    (warm-up, stable, decay; Hu et al., MiniCPM, 2024) it is a linear fall after `stable` steps, which takes `cooldown`
+    times as many, by default so that it ends at the last step. All but `schedule` may be traced."""
     end = end if end is not None else 0.01 if schedule == "exponential" else 0.0
+    stable = steps / (1 + cooldown) if stable is None else stable
 
     def shape(count: Any) -> Any:
         count = jnp.asarray(count, jnp.result_type(float))  # a quotient of whole numbers would be float32
@@ -280,6 +297,7 @@ def _scheduled(
             "cosine": lambda: end + (1.0 - end) * (0.5 + 0.5 * jnp.cos(jnp.pi * done)),
             "linear": lambda: 1.0 + (end - 1.0) * done,
             "exponential": lambda: jnp.exp(jnp.log(end) * done),
+            "wsd": lambda: 1.0 + (end - 1.0) * jnp.clip((count - stable) / (cooldown * stable), 0.0, 1.0),
         }[schedule]()
         return jnp.where(count < warmup, count / jnp.maximum(warmup, 1), fall)
 

@@ -63,6 +63,9 @@ def test_schedules_rise_to_the_swept_learning_rate_and_fall():
     assert cosine[12] == pytest.approx(0.0, abs=1e-7)
     assert rate_of("sgd[schedule=linear,end=0.5]", 10)[10] == pytest.approx(0.25)
     assert rate_of("sgd[schedule=exponential,end=0.1]", 10)[10] == pytest.approx(0.05)
+    wsd = rate_of("sgd[schedule=wsd,warmup=2,stable=6,cooldown=0.5]", 12)
+    assert wsd == pytest.approx([0, 0.25, *[0.5] * 5, 0.5 * 2 / 3, 0.5 / 3, 0, 0, 0, 0], abs=1e-7)
+    assert rate_of("sgd[schedule=wsd,cooldown=0.25]", 10)[8:] == pytest.approx([0.5, 0.25, 0], abs=1e-7)
     assert rate_of("sgd[warmup=2]", 4) == pytest.approx([0.0, 0.25, 0.5, 0.5, 0.5])
 
 
