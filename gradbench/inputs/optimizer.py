@@ -283,9 +283,9 @@ def _scheduled(
     stable: Any = None,
     cooldown: Any = 0.2,
 ) -> Callable[[Any], Any]:
-    """`peak` times a shape of height 1: a linear rise over `warmup` steps, then a fall to `end` at the last step. Of wsd
-    (warm-up, stable, decay; Hu et al., MiniCPM, 2024) it is a linear fall after `stable` steps, which takes `cooldown`
-    times as many, by default so that it ends at the last step. All but `schedule` may be traced."""
+    """`peak` times a shape of height 1: a linear rise over `warmup` steps, then a fall to `end` at the last step. The
+    fall of wsd (warm-up, stable, decay; Hu et al., MiniCPM, 2024) is linear, begins after `stable` steps and takes
+    `cooldown` times as many, by default so that it ends at the last step. All but `schedule` may be traced."""
     end = end if end is not None else 0.01 if schedule == "exponential" else 0.0
     stable = steps / (1 + cooldown) if stable is None else stable
 
