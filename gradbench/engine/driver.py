@@ -138,13 +138,18 @@ class Driver:
         except BrokenExecutor as error:
             raise RunError(f"the workers are gone: {one_line(error)}") from error
         finally:
-            for future in self.under_way:
-                future.cancel()
+            self._leave()
         if self.given_up:
             unit, error = next(iter(self.given_up.items()))
             more = f", and {len(self.given_up) - 1} more units" if len(self.given_up) > 1 else ""
             raise RunError(f"{self._words(unit)} failed {ATTEMPTS} times{more}; all else is recorded: {error}")
         return True
+
+    def _leave(self) -> None:
+        """Nothing more is run; what is answered already is kept."""
+        for future in list(self.under_way):
+            if not future.cancel() and future.done() and future.exception() is None:
+                self._take(future)
 
     def _submit(self, unit: Unit) -> None:
         future = self.workers.submit(self.run_one, self.shared, unit)
