@@ -13,7 +13,7 @@ import time
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,7 @@ class Cluster(Workers):
         until = time.monotonic() + RECONNECT_SECONDS
         while self.client.status != "running":
             if self.client.status == "closed" or time.monotonic() > until:
-                raise RunError("the cluster's scheduler is gone")
+                raise BrokenExecutor("the cluster has no scheduler")
             time.sleep(LOOK_SECONDS / 10)
         self._lost = False
         self._register()

@@ -223,7 +223,7 @@ def test_a_scheduler_that_was_killed_leaves_what_is_recorded(sweep, cluster, alo
         monkeypatch.setattr(PairStore, "add_unit", add_unit)
         with dask("worker", there, "--no-nanny", "--no-dashboard", "--nthreads", "1"), connect(there) as workers:
             workers.client.wait_for_workers(1, timeout=60)
-            with pytest.raises(RunError, match="the cluster's scheduler is gone"):
+            with pytest.raises(RunError, match="the workers are gone: the cluster has no scheduler"):
                 sweep(**PLAN, executor=workers)
     kept = gradbench.load_run("latest", tmp_path / "results")
     assert kept.info["state"] == "interrupted"
