@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import sys
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from conftest import StopAfter
+from quick import child_environment
 
 import gradbench
 from gradbench.engine import runner, units
@@ -208,6 +210,35 @@ def test_a_device_of_another_kind_is_named():
     assert difference(here | {"device_kind": "NVIDIA H200"}, here).startswith(
         "began with device_kind NVIDIA H200, here"
     )
+
+
+HANGING = """
+import sys, time
+import gradbench
+from gradbench.engine.units import Job, Unit, run_unit
+from gradbench.inputs.parcel import Parcel
+from gradbench.inputs.plan import SweepPlan
+from gradbench.machine.workers import describe
+from gradbench.program.program import Block
+
+plan = SweepPlan(("./hang.py",), ("sgd",), [0.1], seeds=1)
+job = Job(plan, Parcel.of(plan, {}, {}), (Block(1, 1, 1, 1),), describe("cpu", "highest"), {}, 0.5, ("another", 0))
+run_unit(job, Unit(0, 0, 0, 1))
+"""
+
+
+def test_a_unit_that_hangs_ends_its_worker(tmp_path):
+    (tmp_path / "hang.py").write_text("import time\ndef problem():\n    time.sleep(60)\n")
+    command = [sys.executable, "-c", HANGING]
+    done = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1
+    assert "Timeout (0:00:00.500000)!" in done.stderr
+    assert "in problem" in done.stderr  # where it hangs
+
+
+def test_the_process_that_keeps_the_record_is_not_ended(sweep, alone, monkeypatch):
+    monkeypatch.setattr(units.faulthandler, "dump_traceback_later", None)
+    assert same(sweep(**PLAN, executor=Faulty(), unit_timeout=1e-9), alone)
 
 
 MINE = """
