@@ -17,15 +17,16 @@ from gradbench.errors import RunError, one_line
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Generator[Path]:
-    """A temporary name beside `path` that becomes `path`, on disk, if nothing goes wrong, and is removed otherwise."""
+def writing(path: Path, last: bool = True) -> Generator[Path]:
+    """A temporary name beside `path` that becomes `path`, on disk, if nothing goes wrong, and is removed otherwise.
+    Of several in one folder the names are on disk with the `last`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        if hasattr(os, "O_DIRECTORY"):  # Windows opens no folder
+        if last and hasattr(os, "O_DIRECTORY"):  # Windows opens no folder
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -37,13 +38,13 @@ def writing(path: Path) -> Generator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    write_tables([table], table.schema, path)
+def write_table(table: pa.Table, path: Path, last: bool = True) -> None:
+    write_tables([table], table.schema, path, last)
 
 
-def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
-    """One file of several tables, one after another, so that only one need be in memory."""
-    with writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, last: bool = True) -> None:
+    """One file of several tables, one after another, so that only one need be in memory. `last`: see `writing`."""
+    with writing(path, last) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table)
 

@@ -116,6 +116,7 @@ class Driver:
         self.answered: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
         self.failures: Counter[Unit] = Counter()
         self.given_up: dict[Unit, str] = {}
+        self.broken: BaseException | None = None  # why there are no workers any more
         self.untimed = False  # and the user knows it
         self.done, self.began = 0, time.monotonic()
         self.costs: dict[str, tuple[int, float]] = {}  # trial-steps and seconds of each worker
@@ -128,41 +129,55 @@ class Driver:
         for number in range(len(self.plan.pairs)):
             self._go_on(number)
         try:
-            while self.waiting or self.under_way:
+            while (self.waiting or self.under_way) and self.broken is None:
                 if self.watcher.should_stop():
                     return False
-                while self.waiting and len(self.under_way) < self.workers.count():
-                    self._submit(self.waiting.popleft())
-                self._take_answers()
+                self._hand_out()
+                answers = [(future, *self.under_way.pop(future)) for future in self._answers()]
+                if not self.workers.blocking:
+                    self._hand_out()  # before the answers are stored: no worker waits for the disk
+                for answer in answers:
+                    self._take(*answer)
                 self.watcher.units(self._progress())
-        except BrokenExecutor as error:
-            raise RunError(f"the workers are gone: {one_line(error)}") from error
         finally:
-            for future in self.under_way:
-                future.cancel()
+            self._leave()
+        if self.broken is not None:
+            raise RunError(f"the workers are gone: {one_line(self.broken)}") from self.broken
         if self.given_up:
             unit, error = next(iter(self.given_up.items()))
             more = f", and {len(self.given_up) - 1} more units" if len(self.given_up) > 1 else ""
             raise RunError(f"{self._words(unit)} failed {ATTEMPTS} times{more}; all else is recorded: {error}")
         return True
 
-    def _submit(self, unit: Unit) -> None:
-        future = self.workers.submit(self.run_one, self.shared, unit)
-        self.under_way[future] = unit, self.job.blocks[unit.pair]
-        future.add_done_callback(self.answered.put)
+    def _leave(self) -> None:
+        """Nothing more is run; what is answered already is kept."""
+        for future in list(self.under_way):
+            if not future.cancel() and future.done() and future.exception() is None:
+                self._take(future, *self.under_way.pop(future))
 
-    def _take_answers(self) -> None:
-        """Those that have come, or else the first that comes soon."""
+    def _hand_out(self) -> None:
+        """As many units as there are workers."""
+        while self.waiting and len(self.under_way) < self.workers.count():
+            unit = self.waiting.popleft()
+            try:
+                future = self.workers.submit(self.run_one, self.shared, unit)
+            except BrokenExecutor as error:
+                self.broken = error
+                return
+            self.under_way[future] = unit, self.job.blocks[unit.pair]
+            future.add_done_callback(self.answered.put)
+
+    def _answers(self) -> list[Future[Result]]:
+        """Those that have come, or else the first that comes soon, if one does."""
+        answers: list[Future[Result]] = []
         try:
-            future = self.answered.get(timeout=POLL_SECONDS)
+            answers.append(self.answered.get(timeout=POLL_SECONDS))
             while True:
-                self._take(future)
-                future = self.answered.get_nowait()
+                answers.append(self.answered.get_nowait())
         except queue.Empty:
-            return
+            return answers
 
-    def _take(self, future: Future[Result]) -> None:
-        unit, block = self.under_way.pop(future)
+    def _take(self, future: Future[Result], unit: Unit, block: Block) -> None:
         if block != self.job.blocks[unit.pair] or unit not in self.missing[unit.pair]:
             return  # of trials at a time as they no longer are, or a second answer
         if future.cancelled():  # not by us: the workers lost it
@@ -172,7 +187,7 @@ class Driver:
         if error is None:
             self._store(unit, future.result())
         elif isinstance(error, BrokenExecutor):
-            raise error
+            self.broken = error
         elif isinstance(error, NoMemory) and block.lanes > 1 and not (unit.modes or unit.paths):
             self._halve(unit.pair)
         else:

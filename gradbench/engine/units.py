@@ -85,7 +85,7 @@ class Job:
     key: str = dataclasses.field(init=False)  # a worker keeps what it has loaded and compiled under this
 
     def __post_init__(self) -> None:
-        content = pickle.dumps((self.plan, self.parcel, self.blocks))
+        content = pickle.dumps((self.plan, self.parcel, self.blocks, self.began, self.data))
         object.__setattr__(self, "key", hashlib.sha256(content).hexdigest())
 
 
@@ -179,7 +179,9 @@ def survey(plan: SweepPlan, parcel: Parcel, blocks: Mapping[str, dict[str, Any]]
         name = pair_name(trial)
         block = Block(**blocks[name]) if name in blocks else choose_block(trial, devices, trial.side_by_side)
         chosen[name] = dataclasses.asdict(block)
-        units[name] = unit_trials(trial, block, devices[0].platform)
+        # A search and a budget are of a whole pair.
+        whole = plan.search is not None or plan.budget is not None
+        units[name] = trial.trials if whole else unit_trials(trial, block, devices[0].platform)
     described = {name: facts(problem) for name, problem in problems.items()}
     return Survey(described, data_digests(plan, problems), chosen, units)
 
@@ -201,7 +203,6 @@ class _Loaded:
         del here["device_count"]  # the block is the job's, and its arithmetic that of a device
         if what := difference(job.began, here):
             raise RunError(f"the run {what}; that worker is of no use to it")
-        self.objects, self.functions = job.parcel.open()
         self.problems: dict[str, Problem] = {}
         self.pairs: dict[int, CompiledPair] = {}
         self.compiler, self.lock = Compiler(), threading.Lock()
@@ -241,13 +242,14 @@ class _Loaded:
 
     def _trial(self, number: int) -> Trial:
         plan, (problem, optimizer) = self.job.plan, self.job.plan.pairs[number]
+        objects, functions = self.job.parcel.open((problem, optimizer))
         if problem not in self.problems:
-            loaded = load_of_plan(plan, problem, self.objects)
+            loaded = load_of_plan(plan, problem, objects)
             one = dataclasses.replace(plan, problems=(problem,))
             if data_digests(one, {problem: loaded})[problem] != self.job.data[problem]:
                 raise RunError(f"the data of {problem} on this worker are not those that the run began with")
             self.problems[problem] = loaded
-        made = self.functions.get(optimizer) or load_optimizer(optimizer)
+        made = functions.get(optimizer) or load_optimizer(optimizer)
         with numerics(plan.dtype, plan.precision):
             return Trial.of(self.problems[problem], made, plan.of(optimizer))
 
@@ -257,8 +259,7 @@ _lock = threading.Lock()
 
 
 def run_unit(job: Job, unit: Unit) -> Result:
-    """Run a unit here. The same on every device of one kind. Raises a GradbenchError that says where it failed."""
-    name = " × ".join(job.plan.pairs[unit.pair])
+    """Run a unit here. The same on every device of one kind. Raises a RunError that says where it failed."""
     try:
         with _watchdog(job):
             with _lock:
@@ -270,7 +271,7 @@ def run_unit(job: Job, unit: Unit) -> Result:
     except Exception as error:
         kind = NoMemory if "RESOURCE_EXHAUSTED" in str(error) else RunError
         text = one_line(error) if isinstance(error, GradbenchError) else error_text(error)
-        raise kind(f"{name} on {name_of_worker()}: {text}") from None  # what a user's error holds may not be sent
+        raise kind(f"on {name_of_worker()}: {text}") from None  # what a user's error holds may not be sent
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,19 +41,24 @@ class Parcel:
             _pickled(objects, functions),
         )
 
-    def open(self) -> tuple[dict[str, Problem], dict[str, Optimizer]]:
-        """The problems and optimizers in it, loaded, by their names in the plan. Runs the code that is in it."""
+    def open(self, only: Container[str] | None = None) -> tuple[dict[str, Problem], dict[str, Optimizer]]:
+        """The problems and optimizers in it, or `only` those of these names in the plan, loaded, by their names. Runs
+        the code that is in it."""
         problems, optimizers = pickle.loads(self.pickled) if self.pickled else ({}, {})
         with tempfile.TemporaryDirectory(prefix="gradbench-") as folder:
             places = {path: Path(folder) / str(n) / Path(path).name for n, (path, _) in enumerate(self.files)}
             for path, content in self.files:
                 places[path].parent.mkdir()
                 places[path].write_bytes(content)
-            for name in self.problems:
+            for name in _chosen(self.problems, only):
                 problems[name] = replace(load_problem(_moved(name, places)), name=name)
-            for name in self.optimizers:
+            for name in _chosen(self.optimizers, only):
                 optimizers[name] = replace(load_optimizer(_moved(name, places)), spec=name)
         return problems, optimizers
+
+
+def _chosen(names: tuple[str, ...], only: Container[str] | None) -> list[str]:
+    return [name for name in names if only is None or name in only]
 
 
 def _paths(text: str, error: type[GradbenchError]) -> Iterator[str]:

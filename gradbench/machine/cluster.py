@@ -7,12 +7,13 @@ import importlib
 import itertools
 import logging
 import os
+import secrets
 import sys
 import time
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from gradbench.machine.environment import difference
 from gradbench.machine.workers import Workers, describe
 
 LOG = logging.getLogger(__name__)
-UNIT = "gradbench"  # the resource of Dask of which a worker has one, and a unit takes one
 CORES = "GRADBENCH_CORES"  # the cores that a worker of ours may use
 FORMS = "tcp://host:8786, tls://host:8786, local:4 or slurm:cluster.toml"
+# Of a scheduler of ours: the driver counts a unit's failures itself, a worker's death too.
+SCHEDULER = {"allowed_failures": 0, "dashboard": False, "dashboard_address": ":0"}
 LOOPBACK = ("127.", "localhost", "[::1]")
 RECONNECT_SECONDS = 60  # for a scheduler that is gone to be back
 LOOK_SECONDS = 1.0  # between two questions to the scheduler
@@ -78,7 +80,7 @@ def _local(count: int, device: str | None) -> Any:
         own = {CORES: ",".join(map(str, share))} | ({"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {})
         options = {"nthreads": 1, "env": own, "dashboard_address": None, "silence_logs": "ERROR"}
         workers[number] = {"cls": distributed.Nanny, "options": options}
-    scheduler = {"protocol": "tcp://", "host": "127.0.0.1", "port": 0, "dashboard": False, "allowed_failures": 0}
+    scheduler = SCHEDULER | {"protocol": "tcp://", "host": "127.0.0.1", "port": 0}
     return distributed.SpecCluster(
         workers=workers,
         scheduler={"cls": distributed.Scheduler, "options": scheduler},
@@ -121,7 +123,7 @@ def slurm_cluster(file: Path) -> tuple[Any, int]:
     jobs = settings.pop("jobs", None)
     if type(jobs) is not int or jobs < 1:
         raise PlanError(f"{file}: jobs is {jobs!r}; give the number of Slurm jobs, each a worker, such as jobs = 8")
-    own = {"processes": 1, "python": sys.executable, "scheduler_options": {"allowed_failures": 0, "dashboard": False}}
+    own = {"processes": 1, "python": sys.executable, "scheduler_options": dict(SCHEDULER)}
     try:
         return _module("dask_jobqueue").SLURMCluster(**own | settings), jobs
     except (TypeError, ValueError) as error:
@@ -134,10 +136,12 @@ class Cluster(Workers):
 
     def __init__(self, begin: Callable[[], Any]):
         self._begin, self._open = begin, ExitStack()
-        self._plugin: Any = None
-        self._shared: tuple[Any, Any] = (None, None)  # a value, and the future of Dask that stands for it
+        # Of Dask's resources the one that a unit takes, and of which a worker that fits has one; this driver's own.
+        self.unit = f"gradbench-{secrets.token_hex(4)}"
+        self._terms: tuple[Any, ...] = ()  # which workers fit: `admit`
+        self._shared: Any = None
         self._workers: dict[str, Any] = {}
-        self._looked = -LOOK_SECONDS
+        self._looked, self._lost = -LOOK_SECONDS, False
 
     def __enter__(self) -> Cluster:
         distributed = _module("distributed")
@@ -151,21 +155,30 @@ class Cluster(Workers):
                 raise PlanError(f"--cluster: no scheduler at {where}: {one_line(error)}") from error
             self.client = opening.enter_context(client)
             self._open = opening.pop_all()
-        self.executor = self.client.get_executor(pure=False, resources={UNIT: 1})
+        self.executor = self.client.get_executor(pure=False, resources={self.unit: 1})
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._terms and self.client.status == "running":
+            self.client.unregister_worker_plugin(self.unit)
+            self.client.run(_forget, self.unit)
         self._open.close()
 
     def describe(self, device: str | None, precision: str) -> dict[str, Any]:
-        LOG.info("waiting for a worker")
-        return self.client.submit(_describe, device, precision, pure=False).result()
+        """Of the workers that are there, what most are: the others will be refused."""
+        LOG.info("waiting for workers")
+        self.client.wait_for_workers(1)
+        answers = list(self.client.run(_describe, device, precision, on_error="return").values())
+        found = [answer for answer in answers if isinstance(answer, dict)]
+        if not found:
+            raise answers[0]
+        return max(found, key=found.count)
 
     def admit(self, began: Mapping[str, Any], device: str | None, precision: str) -> None:
         """Raises RunError where there are workers and none fits; warns of those that do not."""
-        self._platform, self._plugin = began["platform"], _admission(began, device, precision)
-        self.client.register_plugin(self._plugin, name=UNIT)
-        refused = {worker: why for worker, why in self.client.run(_refusal).items() if why}
+        self._terms = began, device, precision
+        self._register()
+        refused = {worker: why for worker, why in self.client.run(_refusal, self.unit).items() if why}
         self._looked = -LOOK_SECONDS
         text = "; ".join(f"{worker}: the run {why}" for worker, why in refused.items())
         if refused and not self.count():
@@ -179,41 +192,55 @@ class Cluster(Workers):
     def alone(self) -> bool:
         """On a CPU a machine's only worker is; an accelerator has one worker by rule."""
         fit = self._fit().values()
-        return self._platform != "cpu" or len({worker["host"] for worker in fit}) == len(fit)
+        return self._terms[0]["platform"] != "cpu" or len({worker["host"] for worker in fit}) == len(fit)
 
     def share(self, value: Any) -> Any:
-        """It is sent to each worker once. As a call of its own, which the scheduler repeats where it is lost."""
-        self._shared = value, self.client.submit(_same, value, pure=False, resources={UNIT: 1})
+        """It is sent to each worker once, also to those that come later."""
+        self._shared = value
+        self._register()
         return value
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        value, future = self._shared
-        if future is not None and future.status == "cancelled":  # the scheduler was gone, and what it knew
+        shared = [argument is self._shared for argument in arguments]
+        sent = [None if is_shared else argument for is_shared, argument in zip(shared, arguments)]
+        if self._lost or self.client.status != "running":
             self._return()
-            value, future = self._shared
-        return self.executor.submit(function, *(future if a is value else a for a in arguments))
+        future = self.executor.submit(_call, self.unit, function, sent, shared)
+        future.add_done_callback(self._look)
+        return future
+
+    def _look(self, future: Future[Any]) -> None:
+        """A call that nobody cancelled here was lost with the scheduler, and so was what that knew of this driver."""
+        self._lost = self._lost or future.cancelled()
+
+    def _register(self) -> None:
+        self.client.register_plugin(_admission(self.unit, *self._terms, self._shared), name=self.unit)
 
     def _return(self) -> None:
         """To a scheduler that is back."""
         until = time.monotonic() + RECONNECT_SECONDS
         while self.client.status != "running":
             if self.client.status == "closed" or time.monotonic() > until:
-                raise RunError("the cluster's scheduler is gone")
+                raise BrokenExecutor("the cluster has no scheduler")
             time.sleep(LOOK_SECONDS / 10)
-        self.client.register_plugin(self._plugin, name=UNIT)
-        self.share(self._shared[0])
+        self._lost = False
+        self._register()
 
     def _fit(self) -> dict[str, Any]:
         """The workers that may run units, by address, as the scheduler knows them."""
         if time.monotonic() - self._looked > LOOK_SECONDS and self.client.status == "running":
             self._looked = time.monotonic()
             known = self.client.scheduler_info(n_workers=-1)["workers"]
-            self._workers = {address: worker for address, worker in known.items() if worker["resources"].get(UNIT)}
+            self._workers = {address: worker for address, worker in known.items() if worker["resources"].get(self.unit)}
         return self._workers
 
 
-def _same(value: Any) -> Any:
-    return value
+_held: dict[str, Any] = {}  # in a worker: what drivers share with it
+
+
+def _call(unit: str, function: Callable[..., Any], sent: list[Any], shared: list[bool]) -> Any:
+    """The function, of what was sent, and of what the driver shares where that is asked for."""
+    return function(*(_held[unit] if is_shared else argument for is_shared, argument in zip(shared, sent)))
 
 
 def _describe(device: str | None, precision: str) -> dict[str, Any]:
@@ -222,15 +249,23 @@ def _describe(device: str | None, precision: str) -> dict[str, Any]:
     return describe(device, precision)
 
 
-def _admission(began: Mapping[str, Any], device: str | None, precision: str) -> Any:
-    """A plugin of Dask's workers that lets those run units which fit."""
+def _admission(*terms: Any) -> Any:
+    """A plugin of Dask's workers that lets those run units which fit. It is sent as it stands here, with what it calls
+    by name."""
 
     class Admission(_module("distributed").WorkerPlugin):
         async def setup(self, worker: Any) -> None:
-            worker.gradbench_refusal = why = await asyncio.to_thread(_misfit, began, device, precision)
-            await worker.set_resources(**{UNIT: 0 if why else 1})
+            await _join(worker, *terms)
 
     return Admission()
+
+
+async def _join(
+    worker: Any, unit: str, began: Mapping[str, Any], device: str | None, precision: str, shared: Any
+) -> None:
+    _held[unit] = shared
+    _refusals[unit] = why = await asyncio.to_thread(_misfit, began, device, precision)
+    await worker.set_resources(**{unit: 0 if why else 1})
 
 
 def _misfit(began: Mapping[str, Any], device: str | None, precision: str) -> str | None:
@@ -242,8 +277,16 @@ def _misfit(began: Mapping[str, Any], device: str | None, precision: str) -> str
     return difference(began, {name: value for name, value in here.items() if name != "device_count"})
 
 
-def _refusal(dask_worker: Any) -> str | None:
-    return dask_worker.gradbench_refusal
+_refusals: dict[str, str | None] = {}  # in a worker: why it may not run a driver's units, if it may not
+
+
+def _refusal(unit: str) -> str | None:
+    return _refusals[unit]
+
+
+def _forget(unit: str) -> None:
+    _held.pop(unit, None)
+    _refusals.pop(unit, None)
 
 
 def _take_share() -> None:

@@ -29,6 +29,8 @@ def name_of_worker() -> str:
 class Workers:
     """An executor as a sweep uses it. One that knows more of its workers says more."""
 
+    blocking = False  # whether submit() returns only when the call is done
+
     def __init__(self, executor: Executor):
         """Raises PlanError for what is none, and for forked processes, in which JAX would hang."""
         if not callable(getattr(executor, "submit", None)):
@@ -87,6 +89,8 @@ class Here(Executor):
 
 class Alone(Workers):
     """This process as the only worker."""
+
+    blocking = True
 
     def __init__(self) -> None:
         super().__init__(Here())

@@ -125,7 +125,7 @@ class PairStore:
         """Keep the rows of a unit of the pair's trials. The trials, which say that it is done, come last."""
         for name in reversed(SWEPT):
             if name == "trials" or len(tables[name]):
-                write_table(tables[name], self._part(name, number))
+                write_table(tables[name], self._part(name, number), last=name == "trials")
 
     def units_done(self) -> set[int]:
         """The numbers of the units whose rows are kept."""
