@@ -3,11 +3,12 @@
 With L letters, of which each has a small prime of its own as its base size:
 
 - every kind of input at the base sizes;
-- each letter alone at 0, 1, 2, 17, 127, 128 and 129, and all letters at 1 and at 2: 7L + 2 shapes, random inputs.
+- each letter alone at 0, 1, 128 and 129, all letters at 1, and 127, 17 and 2 going round the letters, random inputs:
+  5L + 1 shapes (8 of one letter).
 
-17 and 127 are primes, 129 is one more than a tile; no product of sizes is taken. Derivatives are judged at the base, at
-each letter's 1 and 129 and all at 2; values everywhere. A size outside a letter's own range is left out, and of a
-letter with sizes of its own each is taken.
+17 and 127 are primes, 129 is one more than a tile; no product of sizes is taken. Values are judged everywhere, VJP at
+the base and at each letter's 1 and 129, JVP at the base. A size outside a letter's own range is left out, and of a
+letter with sizes of its own the ends are taken too.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from gradbench.gradients.functions import arguments as spec
 from gradbench.gradients.rounding.formats import format_of
 
 BASES = (5, 3, 7, 11, 13)
-SIZES = (0, 1, 2, 17, 127, 128, 129)
-SMOOTH_SIZES = (1, 129)  # where derivatives are judged
+ALONE = {0: (), 1: ("vjp",), 128: (), 129: ("vjp",)}  # sizes of one letter, and the derivatives judged there
+ROUND = (127, 17, 2)
+BOTH = ("vjp", "jvp")
 SEEDS = 3
 LARGE = 32.0
 
@@ -41,7 +43,7 @@ class Case:
     seed: int
     arguments: tuple[Any, ...]
     edge: bool
-    smooth: bool
+    modes: tuple[str, ...]
 
     @property
     def label(self) -> str:
@@ -125,14 +127,14 @@ class Source:
     given: bool = False
     ranged: bool = False
 
-    def case(self, sizes: Mapping[str, int], kind: str, seed: int, smooth: bool) -> Case:
+    def case(self, sizes: Mapping[str, int], kind: str, seed: int, modes: tuple[str, ...] = BOTH) -> Case:
         generator = np.random.default_rng([seed, *sizes.values()])
         arguments = self.draw(sizes, generator)
         if kind == "random" and self.given:
             arguments = jax.tree.map(lambda x: _near(x, generator), arguments)
         elif kind not in NOT_EDGES:
             arguments = altered(kind, arguments, generator)
-        return Case(dict(sizes), kind, seed, arguments, kind not in NOT_EDGES, smooth)
+        return Case(dict(sizes), kind, seed, arguments, kind not in NOT_EDGES, modes)
 
     def base(self) -> dict[str, int]:
         def one(letter: str, prime: int) -> int:
@@ -145,33 +147,35 @@ class Source:
         """The base first, then its other inputs, then the other sizes from the smallest on."""
         base = self.base()
         if self.given:
-            yield self.case(base, "given", 0, True)
+            yield self.case(base, "given", 0)
         for seed in range(SEEDS):
-            yield self.case(base, "random", seed, True)
-        floats = sum(map(is_float_array, jax.tree.leaves(self.case(base, "random", 0, True).arguments)))
+            yield self.case(base, "random", seed)
+        floats = sum(map(is_float_array, jax.tree.leaves(self.case(base, "random", 0).arguments)))
         for kind in () if fast or self.ranged else KINDS[1:]:
             for each in [f"{kind}:{i}" for i in range(floats)] if kind in ONE_BY_ONE else [kind]:
-                yield self.case(base, each, 0, kind in SMOOTH_KINDS)
-        for sizes, smooth in sorted(self.shapes(fast), key=lambda pair: sum(pair[0].values())):
-            yield self.case(sizes, "random", 0, smooth)
+                yield self.case(base, each, 0, modes_of(kind))
+        for sizes, modes in sorted(self.shapes(fast), key=lambda pair: sum(pair[0].values())):
+            yield self.case(sizes, "random", 0, modes)
 
-    def shapes(self, fast: bool) -> list[tuple[dict[str, int], bool]]:
-        """Sizes beside the base, and whether derivatives are judged there."""
+    def shapes(self, fast: bool) -> list[tuple[dict[str, int], tuple[str, ...]]]:
+        """Sizes beside the base, and the derivatives that are judged there."""
         base, found = self.base(), {}
 
-        def add(sizes: dict[str, int], smooth: bool) -> None:
+        def add(sizes: dict[str, int], modes: tuple[str, ...] = ()) -> None:
             if self.allows(sizes) and sizes != base:
-                found.setdefault(tuple(sizes.items()), smooth)
+                found.setdefault(tuple(sizes.items()), modes)
 
         for letter in self.letters:
-            exact = self.allowed.get(letter)
-            ends = exact if isinstance(exact, tuple) else (exact[0], exact[-1]) if exact else ()
-            for size in SMOOTH_SIZES[1:] if fast else sorted({*SIZES, *ends}):
-                add(base | {letter: size}, size in SMOOTH_SIZES or size in ends)
-        if len(self.letters) > 1 and not fast:
-            add(dict.fromkeys(self.letters, 1), False)
-            add(dict.fromkeys(self.letters, 2), True)
-        return [(dict(key), smooth) for key, smooth in found.items()]
+            own = self.allowed.get(letter, ())
+            ends = dict.fromkeys(own if isinstance(own, tuple) else (own[0], own[-1]), ("vjp",)) if own else {}
+            for size, modes in ({129: ("vjp",)} if fast else ALONE | ends).items():
+                add(base | {letter: size}, modes)
+        if self.letters and not fast:
+            add(dict.fromkeys(self.letters, 1))
+            going = [*ROUND, *[1] * (len(self.letters) - len(ROUND))]
+            for turn in range(len(going)):
+                add({letter: going[(i + turn) % len(going)] for i, letter in enumerate(self.letters)})
+        return [(dict(key), modes) for key, modes in found.items()]
 
     def allows(self, sizes: Mapping[str, int]) -> bool:
         return all(size in self.allowed.get(letter, (size,)) for letter, size in sizes.items())
@@ -192,7 +196,12 @@ class Source:
             else:
                 choice = [*(f"{letter}=5" for letter in self.letters), *known]
                 raise PlanError(f"case: no {part!r}{nearest(part, choice)} ({', '.join(choice)}, and a seed)")
-        return self.case(sizes, kind, seed, kind.partition(":")[0] in (*SMOOTH_KINDS, "given"))
+        return self.case(sizes, kind, seed, modes_of(kind))
+
+
+def modes_of(kind: str) -> tuple[str, ...]:
+    """The derivatives that are judged at a kind of input."""
+    return BOTH if kind in (*SMOOTH_KINDS, *NOT_EDGES) else ()
 
 
 def _near(leaf: Any, generator: np.random.Generator) -> Any:

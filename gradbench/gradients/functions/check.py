@@ -112,7 +112,7 @@ class Check:
         for one in asked:
             source, used = self.source(one)
             LOG.info("%s in %s", self.names[0], used)
-            base = source.case(source.base(), "given" if source.given else "random", 0, True)
+            base = source.case(source.base(), "given" if source.given else "random", 0)
             layout = Layout.of(base.arguments, self._argument_names(len(base.arguments)))
             plain = self.reference or self._itself(base, layout, used)
             named = (self.names[0], self.names[1] or f"{self.names[0]} without its rules")

@@ -62,6 +62,11 @@ class FunctionRow:
         return min(seen, default=math.inf)
 
     @property
+    def coarse(self) -> bool:
+        """Whether it is INCONCLUSIVE only because rounding hides everything at its cases."""
+        return self.verdict == "INCONCLUSIVE" and all(f.coarse or f.edge for f in self.findings)
+
+    @property
     def undecided(self) -> list[Finding]:
         """Cases that were INCONCLUSIVE for themselves alone."""
         return [f for f in self.findings if f.verdict == "INCONCLUSIVE" and self.verdict != "INCONCLUSIVE"]
@@ -91,13 +96,11 @@ class FunctionReport:
 
     @property
     def verdict(self) -> str:
-        """The worst of all."""
-        return max((v for _, v in self._verdicts), key=CHECK_VERDICTS.index, default="INCONCLUSIVE")
-
-    @property
-    def _verdicts(self) -> list[tuple[str, str]]:
-        formula = [(test.name, test.verdict) for test in self.formula if test.name != "suspects"]
-        return [*formula, *((row.check, row.verdict) for row in self.rows)]
+        """The worst of all; a program at whose cases rounding hides everything counts only if it does so for all."""
+        passed = {row.check for row in self.rows if row.verdict == "PASS"}
+        verdicts = [test.verdict for test in self.formula if test.name != "suspects"]
+        verdicts += [row.verdict for row in self.rows if not (row.coarse and row.check in passed)]
+        return max(verdicts, key=CHECK_VERDICTS.index, default="INCONCLUSIVE")
 
     @property
     def passed(self) -> bool:
@@ -201,7 +204,9 @@ class FunctionReport:
         if row.verdict != "PASS":
             failed = sum(f.verdict == row.verdict for f in row.findings)
             lines = [f"{row.worst.reason} (at {row.worst.case}; {failed} of {len(row.findings)} cases)"]
-        if row.verdict == "FAIL":
+        worst = row.worst.worst
+        told = row.check != "value" and worst is not None and worst.path.startswith("value")
+        if row.verdict == "FAIL" and not (told and any(r.check == "value" and r.verdict == "FAIL" for r in self.rows)):
             lines += [*row.worst.evidence(), f"{REPRODUCE}{self.reproduce(row, row.worst)}"]
         undecided = [f for f in row.undecided if not f.coarse]
         reasons = list(dict.fromkeys(f"{f.case}: {f.reason}" for f in undecided))
