@@ -24,6 +24,7 @@ FOLDERS = (
     "gradients.rounding",
     "gradients.formula",
     "gradients.execution",
+    "gradients.functions",
     "gradients",
     "library",
     "cli",

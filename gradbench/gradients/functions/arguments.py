@@ -19,8 +19,18 @@ import numpy as np
 from gradbench.errors import PlanError, nearest
 
 DTYPE_NAMES = {
-    **{"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16", "f": "float"},
-    **{"i8": "int8", "i16": "int16", "i32": "int32", "i64": "int32", "u8": "uint8", "u32": "uint32", "bool": "bool"},
+    "f64": "float64",
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "f16": "float16",
+    "f": "float",
+    "i8": "int8",
+    "i16": "int16",
+    "i32": "int32",
+    "i64": "int32",
+    "u8": "uint8",
+    "u32": "uint32",
+    "bool": "bool",
 }
 _EXAMPLE = 'write --args "x: f32[n,d], idx: i32[n] in 0..n, axis = -1"'
 _ARRAY = re.compile(r"(\w+)\s*:\s*(\w+)\s*\[([^\]]*)\]\s*(?:in\s+(.+?)\.\.(.+))?$")
@@ -67,7 +77,9 @@ def parse(text: str) -> Arguments:
         if array := _ARRAY.match(part):
             name, kind, shape, low, high = array.groups()
             if kind not in DTYPE_NAMES and kind not in DTYPE_NAMES.values():
-                raise PlanError(f"args: {part}: no dtype {kind!r}{nearest(kind, DTYPE_NAMES)} ({', '.join(DTYPE_NAMES)})")
+                raise PlanError(
+                    f"args: {part}: no dtype {kind!r}{nearest(kind, DTYPE_NAMES)} ({', '.join(DTYPE_NAMES)})"
+                )
             entries = tuple(entry.strip() for entry in shape.split(",") if entry.strip())
             bounds = (low.strip(), high.strip()) if low else None
             item = Argument(name, DTYPE_NAMES.get(kind, kind), entries, bounds)
@@ -86,7 +98,9 @@ def parse(text: str) -> Arguments:
         for bound in item.bounds or ():
             unknown = [name for name in _names(bound) if name not in letters]
             if unknown:
-                raise PlanError(f"args: {item.name}: no shape has the letter {unknown[0]!r}{nearest(unknown[0], letters)}")
+                raise PlanError(
+                    f"args: {item.name}: no shape has the letter {unknown[0]!r}{nearest(unknown[0], letters)}"
+                )
     for letter in allowed:
         if letter not in letters:
             raise PlanError(f"args: no shape has the letter {letter!r}{nearest(letter, letters)}")
@@ -127,7 +141,7 @@ def _names(expression: str) -> list[str]:
 def size_of(expression: str, sizes: Mapping[str, int]) -> Any:
     """The number that an expression of letters stands for."""
     _names(expression)
-    return eval(compile(expression, "args", "eval"), {"__builtins__": {}}, dict(sizes))  # noqa: S307  names and numbers
+    return eval(compile(expression, "args", "eval"), {"__builtins__": {}}, dict(sizes))
 
 
 def draw(arguments: Arguments, sizes: Mapping[str, int], dtype: str, generator: np.random.Generator) -> tuple[Any, ...]:

@@ -28,7 +28,9 @@ from gradbench.machine.devices import devices_to_check
 
 LOG = logging.getLogger(__name__)
 # What the check cannot see into.
-OPAQUE = frozenset({"pallas_call", "pure_callback", "io_callback", "ffi_call", "custom_partitioning", "tpu_custom_call"})
+OPAQUE = frozenset(
+    {"pallas_call", "pure_callback", "io_callback", "ffi_call", "custom_partitioning", "tpu_custom_call"}
+)
 Inputs = str | Callable[[jax.Array], Any]
 
 
@@ -171,7 +173,9 @@ class Check:
         try:
             trace = oracle.trace(layout.flat(self.mine), *layout.split(base.arguments))
         except Exception as error:
-            text = f"{self.names[0]}: JAX cannot trace it ({error_text(error)}), so it needs a reference to be judged by"
+            text = (
+                f"{self.names[0]}: JAX cannot trace it ({error_text(error)}), so it needs a reference to be judged by"
+            )
             raise ProblemError(f"{text}: --against FILE.py:plain, reference=plain") from error
         hidden = sorted(OPAQUE & oracle.primitives(trace))
         if hidden:
@@ -186,16 +190,16 @@ class Check:
             return [], "it takes no float"
         flat = layout.flat(self.mine)
         generator = np.random.default_rng(3)
-        params = {
-            name: round_to(x, "float64") for name, x in zip(layout.names, floats)
-        }
+        params = {name: round_to(x, "float64") for name, x in zip(layout.names, floats)}
         try:
             with jax.enable_x64(True):
                 shapes = [o for o in jax.eval_shape(flat, [*params.values()], others) if programs.is_float(o)]
                 weights = [generator.standard_normal(o.shape) for o in shapes]
 
                 def loss(params: Any, data: Any) -> Any:
-                    outputs = [o for o in flat([params[name] for name in layout.names], data[0]) if programs.is_float(o)]
+                    outputs = [
+                        o for o in flat([params[name] for name in layout.names], data[0]) if programs.is_float(o)
+                    ]
                     return sum(jnp.sum(w * o) for w, o in zip(data[1], outputs))
 
                 problem = Problem(init=lambda key: params, loss=loss, data=(others, weights), name=self.names[0])

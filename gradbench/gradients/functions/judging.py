@@ -67,7 +67,9 @@ def compare(got: list[Any], part: Part, form: Format, underflow: float, finding:
             index = tuple(int(k) for k in np.argwhere(wrong)[0])
             text = f"{part.names[i]}{list(index) or ''} is {got[i][index]} instead of {expected[i][index]}"
             if spread.tie:
-                return dataclasses.replace(finding, verdict="INCONCLUSIVE", reason=f"rounding can turn a choice; {text}")
+                return dataclasses.replace(
+                    finding, verdict="INCONCLUSIVE", reason=f"rounding can turn a choice; {text}"
+                )
             return _fail(finding, text)
     floats = [i for i in range(len(expected)) if i not in whole]
     if not floats:

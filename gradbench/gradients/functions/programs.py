@@ -32,7 +32,9 @@ class Layout:
         paths = jax.tree_util.tree_leaves_with_path(arguments)
         arrays = [(path, leaf) for path, leaf in paths if is_array(leaf)]
         names = [
-            argument_names[path[0].idx] + jax.tree_util.keystr(path[1:]) for path, leaf in arrays if is_float_array(leaf)
+            argument_names[path[0].idx] + jax.tree_util.keystr(path[1:])
+            for path, leaf in arrays
+            if is_float_array(leaf)
         ]
         return cls(
             jax.tree.structure(arguments),

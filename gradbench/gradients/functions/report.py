@@ -10,11 +10,10 @@ from typing import Any
 from gradbench.analysis.verdicts import CHECK_VERDICTS
 from gradbench.gradients.formula.derivative import Test
 from gradbench.gradients.functions.judging import Finding
-from gradbench.gradients.report import REPRODUCE
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
 
-# What of a report's rows that were not judged is said, and not more.
-_SHOWN = 3
+REPRODUCE = "reproduce with: "  # a command or a call of Python follows
+_SHOWN = 3  # of what was not judged
 
 
 @dataclasses.dataclass
@@ -153,8 +152,10 @@ class FunctionReport:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, in numbers, strings, lists and dicts; what is not finite as a string."""
-        rows = [{**dataclasses.asdict(row), "verdict": row.verdict, "would_have_caught": row.resolves} for row in self.rows]
-        return _plain(
+        rows = [
+            {**dataclasses.asdict(row), "verdict": row.verdict, "would_have_caught": row.resolves} for row in self.rows
+        ]
+        return plain(
             {
                 "function": self.name,
                 "against": self.against,
@@ -189,7 +190,9 @@ class FunctionReport:
                 head = f"{'check':16} {'program':18} {'verdict':13}"
                 lines.append(f"    {head} {'error (bands)':>13}  {'would have caught':>17}  cases")
             sees = "" if math.isinf(row.resolves) else f"{row.resolves:.1e}"
-            text = f"{row.check:16} {row.program:18} {row.verdict:13} {row.off:13.3g}  {sees:>17}  {len(row.findings):5}"
+            text = (
+                f"{row.check:16} {row.program:18} {row.verdict:13} {row.off:13.3g}  {sees:>17}  {len(row.findings):5}"
+            )
             lines.append(f"    {text}")
             lines += [f"      {line}" for line in self._reasons(row)]
         for name, why in list(self.skipped.items())[:_SHOWN]:
@@ -210,7 +213,9 @@ class FunctionReport:
             lines += [*row.worst.evidence(), f"{REPRODUCE}{self.reproduce(row, row.worst)}"]
         undecided = [f for f in row.undecided if not f.coarse]
         reasons = list(dict.fromkeys(f"{f.case}: {f.reason}" for f in undecided))
-        lines += [f"undecided at {reasons[0]}" + (f" ({len(reasons)} such)" if len(reasons) > 1 else "")] if reasons else []
+        lines += (
+            [f"undecided at {reasons[0]}" + (f" ({len(reasons)} such)" if len(reasons) > 1 else "")] if reasons else []
+        )
         return lines
 
     def __repr__(self) -> str:
@@ -218,11 +223,12 @@ class FunctionReport:
         return f"FunctionReport {self.name}{against}: {self.verdict}, {self.cases} cases, {self.seconds:.1f} s"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Numbers, strings, lists and dicts; what is not finite as a string."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -293,7 +293,9 @@ class Session:
 
     def _passing(self, worst: Finding, letter: str, case: Case) -> list[int]:
         """Sizes of a letter at which the same program passes, with the other letters as they are in `case`."""
-        same = [f for f in self.findings if (f.check, f.program) == (worst.check, worst.program) and f.verdict == "PASS"]
+        same = [
+            f for f in self.findings if (f.check, f.program) == (worst.check, worst.program) and f.verdict == "PASS"
+        ]
         sizes = [dict(self.source.one(f.case).sizes) for f in same]
         return [s[letter] for s in sizes if {**s, letter: 0} == {**case.sizes, letter: 0}]
 
