@@ -1,4 +1,4 @@
-"""What a function is called with: shapes by letters, `x: f32[n,d], w: f32[d,k], idx: i32[n] in 0..n`, drawn at any size.
+"""What a function is called with: shapes by letters, `x: f32[n,d], idx: i32[n] in 0..n`, drawn at any size.
 
 Of an item `name: dtype[shape]`, `in low..high` is its range: of whole numbers without `high`, as Python's range; of
 floats the interval they are drawn in. `name = literal` is passed as it is. `n in 8..256` keeps a letter's sizes inside
@@ -94,14 +94,8 @@ def parse(text: str) -> Arguments:
             raise PlanError(f"args: cannot read {part!r}; {_EXAMPLE}")
     written = [entry for item in items for entry in item.shape]
     letters = list(dict.fromkeys(name for entry in written for name in _names(entry)))
-    for item in items:
-        for bound in item.bounds or ():
-            unknown = [name for name in _names(bound) if name not in letters]
-            if unknown:
-                raise PlanError(
-                    f"args: {item.name}: no shape has the letter {unknown[0]!r}{nearest(unknown[0], letters)}"
-                )
-    for letter in allowed:
+    bounds = [bound for item in items for bound in item.bounds or ()]
+    for letter in [*allowed, *(name for bound in bounds for name in _names(bound))]:
         if letter not in letters:
             raise PlanError(f"args: no shape has the letter {letter!r}{nearest(letter, letters)}")
     if not any(item.shape or item.dtype for item in items):

@@ -95,7 +95,8 @@ def altered(kind: str, arguments: tuple[Any, ...], generator: np.random.Generato
     def one(leaf: Any) -> Any:
         nonlocal place
         if not is_float_array(leaf):
-            return np.full_like(leaf, leaf.flat[0]) if kind == "equal" and np.size(leaf) else leaf
+            same = kind == "equal" and isinstance(leaf, np.ndarray) and leaf.size
+            return np.full_like(leaf, leaf.flat[0]) if same else leaf
         place += 1
         if only and place != int(only):
             return leaf

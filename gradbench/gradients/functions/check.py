@@ -15,9 +15,9 @@ import numpy as np
 from gradbench.errors import GradbenchError, PlanError, ProblemError, error_text
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
+from gradbench.gradients.formula.noise import sample
 from gradbench.gradients.functions import programs
-from gradbench.gradients.functions.cases import Source, from_letters, is_float_array
-from gradbench.gradients.functions.noise import sample
+from gradbench.gradients.functions.cases import Case, Source, from_letters, is_float_array
 from gradbench.gradients.functions.programs import Layout
 from gradbench.gradients.functions.report import FunctionReport, FunctionRow
 from gradbench.gradients.functions.session import Session
@@ -116,9 +116,10 @@ class Check:
             LOG.info("%s in %s", self.names[0], used)
             base = source.case(source.base(), "given" if source.given else "random", 0)
             layout = Layout.of(base.arguments, self._argument_names(len(base.arguments)))
-            plain = self.reference or self._itself(base, layout, used)
+            mine = layout.flat(self.mine)
+            plain = layout.flat(self.reference) if self.reference else self._itself(base, layout)
             named = (self.names[0], self.names[1] or f"{self.names[0]} without its rules")
-            session = Session(self.mine, plain, source, layout, used, precision, target, named)
+            session = Session(mine, plain, source, layout, used, precision, target, named)
             session.run(iter([source.one(case)]) if case else source.cases(fast))
             report.rows += _rows(session, shrink=case is None)
             report.cases = len({f.case for f in session.findings})
@@ -145,8 +146,7 @@ class Check:
         used = dtype or min(own, key=lambda d: (format_of(d).digits, DTYPES.index(d)), default="float32")
 
         def draw(sizes: Any, generator: np.random.Generator) -> tuple[Any, ...]:
-            inputs = self.inputs
-            drawn = given if inputs is None else _listed(inputs, int(generator.integers(2**31)))
+            drawn = _listed(self.inputs, int(generator.integers(2**31))) if callable(self.inputs) else given
             chosen = drawn[sizes.get("case", 0)]
             return jax.tree.map(lambda x: _cast(x, dtype, used), chosen)
 
@@ -168,7 +168,7 @@ class Check:
         against = f", reference={self.names[1]}" if self.reference else ""
         return f"gradbench.check_function({self.names[0]}, {given}{against}"
 
-    def _itself(self, base: Any, layout: Layout, dtype: str) -> Callable[..., Any]:
+    def _itself(self, base: Case, layout: Layout) -> programs.Flat:
         """The function without its custom rules. Raises ProblemError where it is opaque."""
         try:
             trace = oracle.trace(layout.flat(self.mine), *layout.split(base.arguments))
@@ -181,9 +181,9 @@ class Check:
         if hidden:
             text = f"{self.names[0]}: nothing is known of what {', '.join(hidden)} should compute"
             raise ProblemError(f"{text}; give a reference: --against FILE.py:plain, reference=plain")
-        return programs.without_rules(self.mine)
+        return programs.without_rules(layout.flat(self.mine))
 
-    def _formula(self, base: Any, layout: Layout, fast: bool) -> tuple[list[formula.Test], str]:
+    def _formula(self, base: Case, layout: Layout, fast: bool) -> tuple[list[formula.Test], str]:
         """Tests of the derivative of <w, mine>, w random, in float64; or none and why."""
         floats, others = layout.split(base.arguments)
         if not floats:

@@ -14,9 +14,9 @@ from gradbench.errors import ProblemError, error_text
 from gradbench.gradients.execution.execution import compare_centre
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.formula.derivative import KINKED
+from gradbench.gradients.formula.noise import sample
 from gradbench.gradients.functions import programs
-from gradbench.gradients.functions.cases import Case
-from gradbench.gradients.functions.noise import sample
+from gradbench.gradients.functions.cases import BOTH, Case
 from gradbench.gradients.rounding.band import SAMPLES, Spread
 from gradbench.gradients.rounding.formats import precision_context, round_to, x64_context
 
@@ -72,15 +72,14 @@ class Reference:
             raise ProblemError(f"{name}: it returns {', '.join(kinds)}; give real and imaginary parts apart")
         if not any(programs.is_float(o) for o in outputs):
             raise ProblemError(f"{name}: it returns no float ({', '.join(kinds) or 'nothing'}), so nothing can be off")
+        trace = self._trace(flat, split, ())[0]
+        self.kinked = not KINKED.isdisjoint(oracle.primitives(trace))
         self.modes: tuple[str, ...] = ()
         with x64_context(dtype), precision_context(precision):
-            for mode in ("vjp", "jvp") if split[0] else ():
-                floating = [o for o in outputs if programs.is_float(o)]
-                seeds = floating if mode == "vjp" else split[0]
+            for mode in BOTH if split[0] else ():
                 with contextlib.suppress(Exception):
-                    jax.eval_shape(programs.BUILD[mode](flat), *_shapes((split[0], (split[1], seeds))))
+                    programs.differentiate(flat, mode, trace, *_shapes(split))
                     self.modes += (mode,)
-        self.kinked = not KINKED.isdisjoint(oracle.primitives(self._trace(flat, split, ())[0]))
 
     def outputs(self, floats: list[Any], others: list[Any]) -> list[jax.ShapeDtypeStruct]:
         """The shapes and dtypes it returns in the dtype under test. Raises what it raises."""
@@ -88,7 +87,8 @@ class Reference:
             return jax.eval_shape(self.flat, *map(_shapes, (floats, others)))
 
     def at(self, case: Case, layout: programs.Layout, device: jax.Device, worst_case: bool = False) -> Expected:
-        """With `worst_case` the spread of sums and loops is that of `Interpreter`'s. Raises what tracing or interpreting the reference raises."""
+        """With `worst_case` sums and loops are spread as `Interpreter` says. Raises what tracing or interpreting the
+        reference raises."""
         floats, others = layout.split(case.arguments)
         outputs = self.outputs(floats, others)
         kinds = [programs.is_float(o) for o in outputs]

@@ -43,10 +43,12 @@ class Finding:
     def evidence(self) -> list[str]:
         """The worst entries."""
         leaf = self.worst
+        if leaf is None:
+            return []
         return [
             f"{leaf.path}{entry['index'] or ''}: got {entry['got']:.9g}, expected {entry['expected']:.9g}, "
             f"off by {entry['bands']:.3g} bands"
-            for entry in (leaf.worst if leaf else [])
+            for entry in leaf.worst
         ]
 
 
@@ -77,7 +79,7 @@ def compare(got: list[Any], part: Part, form: Format, underflow: float, finding:
     got = [np.asarray(got[i]).astype(np.float64) for i in floats]
     expected, names = [expected[i] for i in floats], [part.names[i] for i in floats]
     undefined = [np.isnan(e) for e in expected]
-    for g, e, nan, name in zip(got, expected, undefined, names):
+    for g, nan, name in zip(got, undefined, names):
         if (lost := nan & ~np.isnan(g)).any():
             index = tuple(int(k) for k in np.argwhere(lost)[0])
             return _fail(finding, f"{name}{list(index) or ''} is {g[index]:.6g} where the reference is NaN")

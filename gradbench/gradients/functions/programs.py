@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.gradients.functions.cases import is_float_array
-from gradbench.program.xla.jaxprs import bind, called, evaluate, open_jaxpr, with_bodies
+from gradbench.program.xla.jaxprs import CALLS, bind, called, equations, evaluate, open_jaxpr, with_bodies
 
 # Of (floats, rest) -> flat arrays.
 Flat = Callable[[list[Any], Any], list[Any]]
@@ -103,6 +103,14 @@ def _float_outputs(flat: Flat, floats: list[Any], others: list[Any]) -> list[Any
 BUILD: dict[str, Callable[[Flat], Flat]] = {"value": value, "vjp": vjp, "jvp": jvp}
 
 
+def differentiate(flat: Flat, mode: str, trace: Any, floats: list[Any], others: list[Any]) -> None:
+    """Traces a derivative of `flat`, whose jaxpr is `trace`, and raises what that raises."""
+    if mode == "jvp" and any(e.primitive.name.startswith("custom_vjp_call") for e in equations(trace)):
+        raise TypeError("a custom_vjp has no forward derivative")  # JAX would say so only where it compiles it
+    seeds = floats if mode == "jvp" else [o for o in jax.eval_shape(flat, floats, others) if is_float(o)]
+    jax.eval_shape(BUILD[mode](flat), floats, (others, seeds))
+
+
 def whole(flat: Flat, modes: tuple[str, ...]) -> Flat:
     """(floats, (others, cotangents, tangents)) -> all outputs, the cotangents of `floats` and the tangents of the float
     outputs, of what is asked for: what is expected of every program, in one trace."""
@@ -135,21 +143,21 @@ def remat(flat: Flat) -> Flat:
     return lambda floats, others: jax.checkpoint(flat)(floats, others)
 
 
-def without_rules(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with every custom rule of differentiation taken out, at any depth: what JAX differentiates then is
-    what the function computes."""
+def without_rules(flat: Flat) -> Flat:
+    """`flat` with every custom_vjp and custom_jvp taken out, at any depth: what JAX differentiates then is what the
+    function computes. A linear solve stays: its inside may stop gradients."""
 
     def strip(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
         return evaluate(jaxpr, consts, arguments, step)
 
     def step(equation: Any, ins: list[Any]) -> list[Any]:
-        if call := called(equation, ins):
+        call = called(equation, ins)
+        if call and equation.primitive.name in CALLS:
             return strip(*call)
         params = with_bodies(equation, lambda closed, given: strip(*open_jaxpr(closed), given))
         return list(bind(equation, ins, params))
 
-    def stripped(*arguments: Any) -> Any:
-        trace, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        return jax.tree.unflatten(jax.tree.structure(shape), strip(*open_jaxpr(trace), jax.tree.leaves(arguments)))
+    def stripped(floats: list[Any], others: Any) -> list[Any]:
+        return strip(*open_jaxpr(jax.make_jaxpr(flat)(floats, others)), jax.tree.leaves((floats, others)))
 
     return stripped

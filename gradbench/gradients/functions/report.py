@@ -202,14 +202,23 @@ class FunctionReport:
         lines += [f"  note: {text}" for text in dict.fromkeys(self.notes)]
         return "\n".join(lines)
 
+    @property
+    def _shown(self) -> dict[str, FunctionRow]:
+        """By check the failure whose numbers are printed: the smallest. A wrong value beside a derivative is told
+        already."""
+        shown: dict[str, FunctionRow] = {}
+        for row in sorted((row for row in self.rows if row.verdict == "FAIL"), key=lambda row: row.worst.total):
+            told = row.check != "value" and row.worst.worst is not None and row.worst.worst.path.startswith("value")
+            if not told:
+                shown.setdefault(row.check, row)
+        return shown
+
     def _reasons(self, row: FunctionRow) -> list[str]:
         lines = []
         if row.verdict != "PASS":
             failed = sum(f.verdict == row.verdict for f in row.findings)
             lines = [f"{row.worst.reason} (at {row.worst.case}; {failed} of {len(row.findings)} cases)"]
-        worst = row.worst.worst
-        told = row.check != "value" and worst is not None and worst.path.startswith("value")
-        if row.verdict == "FAIL" and not (told and any(r.check == "value" and r.verdict == "FAIL" for r in self.rows)):
+        if row.verdict == "FAIL" and row is self._shown.get(row.check):
             lines += [*row.worst.evidence(), f"{REPRODUCE}{self.reproduce(row, row.worst)}"]
         undecided = [f for f in row.undecided if not f.coarse]
         reasons = list(dict.fromkeys(f"{f.case}: {f.reason}" for f in undecided))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from gradbench.gradients.functions import programs
 from gradbench.gradients.functions.cases import Case, Source
 from gradbench.gradients.functions.expected import Expected, Part, Reference, described
 from gradbench.gradients.functions.judging import Finding, compare
-from gradbench.gradients.functions.programs import Layout
+from gradbench.gradients.functions.programs import Flat, Layout
 from gradbench.gradients.rounding.band import quantile
 from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context, x64_context
 from gradbench.program.xla.jaxprs import equations
@@ -26,15 +26,15 @@ Answer = list[np.ndarray]
 
 
 class Session:
-    """`mine` against `reference`, both functions of the cases' arguments, named in `names`.
+    """`mine` against `reference`, both of the layout's (float arrays, other arrays), named in `names`.
 
     Raises ProblemError where the reference cannot be called, or `mine` cannot at the first case.
     """
 
     def __init__(
         self,
-        mine: Callable[..., Any],
-        reference: Callable[..., Any],
+        mine: Flat,
+        reference: Flat,
         source: Source,
         layout: Layout,
         dtype: str,
@@ -48,7 +48,7 @@ class Session:
         self.findings: list[Finding] = []
         self.skipped: dict[str, str] = {}
         self.notes: list[str] = []
-        self.mine, self._plain = layout.flat(mine), layout.flat(reference)
+        self.mine, self._plain = mine, reference
         self._runners: dict[Any, Callable[..., Any]] = {}
         base = source.case(source.base(), "given" if source.given else "random", 0)
         self.reference = Reference(names[1], self._plain, layout, base, dtype, precision)
@@ -68,14 +68,16 @@ class Session:
             if first is None:
                 first = expected, answer or []
                 self._every_program(expected)
-            elif len(lanes) == 1:  # an answer that is kept for another input, or a state, shows when called again
+            elif (
+                len(lanes) == 1 and first[1]
+            ):  # an answer that is kept for another input, or a state, shows when called again
                 self._again(*first)
             self.derivatives(expected)
             if not case.edge and dict(case.sizes) == self.source.base():
                 lanes.append(expected)
-        if len(lanes) > 1 and self.traced is not None:
+        if lanes and self.traced is not None:
             for check in self.checks[:2]:
-                self._vmap(check, lanes)
+                self._vmap(check, lanes if len(lanes) > 1 else lanes * 2)
 
     def _trace(self, base: Case) -> Any:
         """The jaxpr of `mine`, or None where JAX cannot trace it: it is then called as it is."""
@@ -90,17 +92,16 @@ class Session:
         """Whether `mine` has this derivative. A rule of its own that raises is a fault."""
         if self.traced is None:
             return False
-        floats, others = self._place(base)
         try:
             with self._context():
-                outputs = [o for o in jax.eval_shape(self.mine, floats, others) if programs.is_float(o)]
-                seeds = floats if mode == "jvp" else outputs
-                jax.eval_shape(programs.BUILD[mode](self.mine), floats, (others, seeds))
+                programs.differentiate(self.mine, mode, self.traced, *self._place(base))
         except Exception as error:
             text = error_text(error)
             if any(e.primitive.name.startswith(f"custom_{mode}_call") for e in equations(self.traced)):
                 finding = self._finding(mode, "jit", base)
-                self.findings.append(dataclasses.replace(finding, verdict="FAIL", reason=f"its rule raises {text}"))
+                self.findings.append(
+                    dataclasses.replace(finding, verdict="FAIL", reason=f"its rule raises {text}", off=np.inf)
+                )
             else:
                 self.skipped[mode] = f"{self.names[0]} has none: {text}"
             return False
@@ -171,13 +172,16 @@ class Session:
         try:
             answers = [self._call(check, how, expected, only) for _ in range(repeats)]
         except _Changed as error:
-            self.findings.append(dataclasses.replace(finding, verdict="FAIL", reason=str(error), off=np.inf))
+            self._fail(finding, str(error))
             return None
         except Exception as error:
             if must_run:
                 where = f"at {described(case.arguments)}"
                 raise ProblemError(f"{self.names[0]} raised {error_text(error)}; {where}") from error
             reason = f"it raises {error_text(error)}"
+            if 0 in case.sizes.values():  # loudly, so nobody gets a wrong number
+                self.skipped[case.label] = reason
+                return None
             self.findings.append(dataclasses.replace(finding, verdict="INCONCLUSIVE", reason=reason))
             return None
         distinct = {b"".join(x.tobytes() for x in leaves): leaves for leaves in answers}
@@ -218,12 +222,16 @@ class Session:
         return split if getattr(self, "traced", True) is None else jax.device_put(split, self.device)
 
     @contextlib.contextmanager
-    def _context(self) -> Iterator[None]:
-        with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self.device):
+    def _context(self) -> Generator[None]:
+        device = jax.default_device(self.device)
+        with x64_context(self.dtype), precision_context(self.precision), device, np.errstate(all="ignore"):
             yield
 
     def _finding(self, check: str, how: str, case: Case) -> Finding:
         return Finding(check, how, case.label, "", edge=case.edge, total=case.total)
+
+    def _fail(self, finding: Finding, reason: str) -> None:
+        self.findings.append(dataclasses.replace(finding, verdict="FAIL", reason=reason, off=np.inf))
 
     def _compare(self, finding: Finding, got: Answer, part: Part) -> Finding:
         return compare(got, part, self.form, self.underflow, finding)

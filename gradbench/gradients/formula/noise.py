@@ -159,7 +159,7 @@ class _Samples(Interpreter):
                 return carry, flags
             carry, raised = self.turn(*body, [*ins[tests : tests + bodies], *carry], "a while loop")
             flags = flags.add(raised)
-        return carry, flags._replace(tie=np.ones((), bool))
+        return carry, flags._replace(tie=flags.tie | True)
 
     def branch(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         index, branches = ins[0], params["branches"]
