@@ -3,11 +3,11 @@
 With L letters, of which each has a small prime of its own as its base size:
 
 - every kind of input at the base sizes;
-- each letter alone at 0, 1, 128 and 129, all letters at 1, and 127, 17 and 2 going round the letters, random inputs:
-  5L + 1 shapes (8 of one letter).
+- each letter alone at 0, 1, 128 and 129, all letters at 2, and 127, 17 and 2 going round the letters, random inputs:
+  4L + 4 shapes, 5L + 1 of more than three letters.
 
 17 and 127 are primes, 129 is one more than a tile; no product of sizes is taken. Values are judged everywhere, VJP at
-the base and at each letter's 1 and 129, JVP at the base. A size outside a letter's own range is left out, and of a
+the base, at each letter's 1 and 129 and at all 2, JVP at the base. A size outside a letter's own range is left out, and of a
 letter with sizes of its own the ends are taken too.
 """
 
@@ -172,7 +172,7 @@ class Source:
             for size, modes in ({129: ("vjp",)} if fast else ALONE | ends).items():
                 add(base | {letter: size}, modes)
         if self.letters and not fast:
-            add(dict.fromkeys(self.letters, 1))
+            add(dict.fromkeys(self.letters, 2), ("vjp",))
             going = [*ROUND, *[1] * (len(self.letters) - len(ROUND))]
             for turn in range(len(going)):
                 add({letter: going[(i + turn) % len(going)] for i, letter in enumerate(self.letters)})
