@@ -7,8 +7,8 @@ With L letters, of which each has a small prime of its own as its base size:
   4L + 4 shapes, 5L + 1 of more than three letters.
 
 17 and 127 are primes, 129 is one more than a tile; no product of sizes is taken. Values are judged everywhere, VJP at
-the base, at each letter's 1 and 129 and at all 2, JVP at the base. A size outside a letter's own range is left out, and of a
-letter with sizes of its own the ends are taken too.
+the base, at each letter's 1 and 129 and at all 2, JVP at the base. A size outside a letter's own range is left out, and
+of a letter with sizes of its own the ends are taken too.
 """
 
 from __future__ import annotations

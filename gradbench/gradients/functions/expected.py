@@ -14,11 +14,13 @@ from gradbench.errors import ProblemError, error_text
 from gradbench.gradients.execution.execution import compare_centre
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.formula.derivative import KINKED
-from gradbench.gradients.formula.noise import sample
+from gradbench.gradients.formula.noise import Sampled, sample
 from gradbench.gradients.functions import programs
 from gradbench.gradients.functions.cases import BOTH, Case
-from gradbench.gradients.rounding.band import SAMPLES, Spread
+from gradbench.gradients.rounding.band import SAMPLES, Band, Spread
 from gradbench.gradients.rounding.formats import precision_context, round_to, x64_context
+
+_MANY = 2**16  # numbers in a call, from which NumPy's samples take longer than compiling them
 
 
 @dataclasses.dataclass
@@ -99,7 +101,7 @@ class Reference:
         function, given = programs.whole(self.flat, modes), (floats, (others, cotangents, tangents))
         trace, exact = self._trace(function, given, modes)
         expected = oracle.reference.run(exact, jax.tree.leaves(given))
-        sampled = sample(trace, jax.tree.leaves(given), self.dtype, self.precision, device, worst_case)
+        sampled = self._sample(function, trace, given, device, worst_case)
         count, backs = len(outputs), len(floats) if "vjp" in modes else 0
         own = ["value" if len(outputs) == 1 else f"value[{i}]" for i in range(count)]
         floating = [i for i, kind in enumerate(kinds) if kind]
@@ -120,14 +122,26 @@ class Reference:
         if not case.edge:
             numbers = [i for i, e in enumerate(expected) if e.dtype.kind == "f"]
             doubt = compare_centre(some(sampled.spread, numbers), [expected[i] for i in numbers], self.dtype)
-        adjoint = 0.0
-        if len(modes) == 2:
+        adjoint = math.inf
+        if len(modes) == 2 and sampled.deviations:
             along, back = sampled.deviations[count + backs :], sampled.deviations[count : count + backs]
             gap = np.zeros(SAMPLES)
             for deviation, weight in (*zip(along, cotangents), *zip(back, (-t for t in tangents))):
                 gap += deviation.reshape(SAMPLES, -1) @ weight.astype(np.float64).reshape(-1)
             adjoint = math.sqrt(float(np.mean(gap**2)))
         return Expected(case, cotangents, tangents, parts, doubt, adjoint)
+
+    def _sample(self, function: Any, trace: Any, given: Any, device: jax.Device, worst_case: bool) -> Sampled:
+        """By NumPy, or where there are many numbers by a compiled sampler, which keeps no deviations."""
+        leaves = jax.tree.leaves(given)
+        if sum(x.size for x in leaves) <= _MANY:
+            return sample(trace, leaves, self.dtype, self.precision, device, worst_case)
+
+        def numbers(floats: Any, rest: Any) -> list[Any]:
+            return [x.astype("int32") if x.dtype == bool else x for x in function(floats, rest)]
+
+        band = Band(numbers, *given, self.dtype, self.precision, device, worst_case=worst_case)
+        return Sampled(band.sample(*given), [])
 
     def _trace(self, function: Any, given: Any, modes: tuple[str, ...]) -> tuple[Any, Any]:
         """The jaxprs in the dtype under test and in float64."""
