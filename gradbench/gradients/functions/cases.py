@@ -52,7 +52,12 @@ class Case:
 
     @property
     def total(self) -> int:
+        """How many numbers the arguments have."""
         return sum(np.size(x) for x in jax.tree.leaves(self.arguments))
+
+    @property
+    def is_empty(self) -> bool:
+        return any(np.size(x) == 0 for x in jax.tree.leaves(self.arguments))
 
 
 def _float_kinds() -> dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]]:

@@ -35,11 +35,6 @@ class Finding:
     total: int = 0  # numbers in the arguments
     worst: LeafFinding | None = None
 
-    @property
-    def kind(self) -> str:
-        """The kind of input, without sizes and seed."""
-        return self.case.split(",")[-2].partition(":")[0]
-
     def evidence(self) -> list[str]:
         """The worst entries."""
         leaf = self.worst

@@ -41,18 +41,17 @@ class FunctionRow:
 
     @property
     def worst(self) -> Finding:
-        same = [f for f in self.findings if f.verdict == self.verdict] or self.findings
         if self.verdict == "FAIL":
-            return min(same, key=lambda f: (f.total, f.edge, -f.off))
-        return max(same, key=lambda f: f.off)
+            return min(self._decisive, key=lambda f: (f.total, f.edge, -f.off))
+        return max(self._decisive, key=lambda f: f.off)
 
     @property
     def off(self) -> float:
-        return max(f.off for f in self.findings if f.verdict == self.verdict) if self._same else self.worst.off
+        return max(f.off for f in self._decisive)
 
     @property
-    def _same(self) -> list[Finding]:
-        return [f for f in self.findings if f.verdict == self.verdict]
+    def _decisive(self) -> list[Finding]:
+        return [f for f in self.findings if f.verdict == self.verdict] or self.findings
 
     @property
     def resolves(self) -> float:

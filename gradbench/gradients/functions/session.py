@@ -68,9 +68,7 @@ class Session:
             if first is None:
                 first = expected, answer or []
                 self._every_program(expected)
-            elif (
-                len(lanes) == 1 and first[1]
-            ):  # an answer that is kept for another input, or a state, shows when called again
+            elif len(lanes) == 1 and first[1]:  # after another input a kept answer, or a state, shows
                 self._again(*first)
             self.derivatives(expected)
             if not case.edge and dict(case.sizes) == self.source.base():
@@ -98,10 +96,7 @@ class Session:
         except Exception as error:
             text = error_text(error)
             if any(e.primitive.name.startswith(f"custom_{mode}_call") for e in equations(self.traced)):
-                finding = self._finding(mode, "jit", base)
-                self.findings.append(
-                    dataclasses.replace(finding, verdict="FAIL", reason=f"its rule raises {text}", off=np.inf)
-                )
+                self._fail(self._finding(mode, "jit", base), f"its rule raises {text}")
             else:
                 self.skipped[mode] = f"{self.names[0]} has none: {text}"
             return False
@@ -145,11 +140,9 @@ class Session:
             verdict = "PASS" if gap <= allowed else "INCONCLUSIVE" if expected.doubt else "FAIL"
             reason = "" if verdict == "PASS" else f"<w, Jv> = {sum(one):.9g}, <J^T w, v> = {sum(other):.9g}"
             resolves = 2 * allowed / size if size else 0.0
-            self.findings.append(
-                dataclasses.replace(
-                    finding, verdict=verdict, reason=reason, off=gap / allowed if gap else 0.0, resolves=resolves
-                )
-            )
+            off = gap / allowed if gap else 0.0
+            found = dataclasses.replace(finding, verdict=verdict, reason=reason, off=off, resolves=resolves)
+            self.findings.append(found)
 
     def _again(self, expected: Expected, before: Answer) -> None:
         after = self._call("value", self.how, expected)
@@ -179,7 +172,7 @@ class Session:
                 where = f"at {described(case.arguments)}"
                 raise ProblemError(f"{self.names[0]} raised {error_text(error)}; {where}") from error
             reason = f"it raises {error_text(error)}"
-            if 0 in case.sizes.values():  # loudly, so nobody gets a wrong number
+            if case.is_empty:  # refused loudly, so nobody gets a wrong number
                 self.skipped[case.label] = reason
                 return None
             self.findings.append(dataclasses.replace(finding, verdict="INCONCLUSIVE", reason=reason))
@@ -301,9 +294,8 @@ class Session:
 
     def _passing(self, worst: Finding, letter: str, case: Case) -> list[int]:
         """Sizes of a letter at which the same program passes, with the other letters as they are in `case`."""
-        same = [
-            f for f in self.findings if (f.check, f.program) == (worst.check, worst.program) and f.verdict == "PASS"
-        ]
+        like = (worst.check, worst.program, "PASS")
+        same = [f for f in self.findings if (f.check, f.program, f.verdict) == like]
         sizes = [dict(self.source.one(f.case).sizes) for f in same]
         return [s[letter] for s in sizes if {**s, letter: 0} == {**case.sizes, letter: 0}]
 
