@@ -173,10 +173,8 @@ class Check:
         try:
             trace = oracle.trace(layout.flat(self.mine), *layout.split(base.arguments))
         except Exception as error:
-            text = (
-                f"{self.names[0]}: JAX cannot trace it ({error_text(error)}), so it needs a reference to be judged by"
-            )
-            raise ProblemError(f"{text}: --against FILE.py:plain, reference=plain") from error
+            text = f"{self.names[0]}: JAX cannot trace it ({error_text(error)})"
+            raise ProblemError(f"{text}; give a reference: --against FILE.py:plain, reference=plain") from error
         hidden = sorted(OPAQUE & oracle.primitives(trace))
         if hidden:
             text = f"{self.names[0]}: nothing is known of what {', '.join(hidden)} should compute"

@@ -164,15 +164,19 @@ def test_a_nan_goes_where_the_references_does():
 
 
 def test_what_the_reference_loses_too_is_no_fault():
-    """exp overflows in float32 and not in float64; the reference in float32 gives NaN as well."""
+    """The squares overflow in float32 and not in float64: of the reference they give infinity as well."""
 
-    def naive(x):
-        return jnp.exp(x) / jnp.sum(jnp.exp(x), axis=-1, keepdims=True)
+    def size(x):
+        return jnp.sqrt(jnp.mean(x * x, axis=-1))
 
-    report = check(naive, naive, case="overflow,0")
-    assert report.verdict != "FAIL"
+    def scaled(x):
+        return size(x * 2.0**-64) * 2.0**64
+
+    report = check(size, size, case="overflow,0")
+    assert report.verdict == "INCONCLUSIVE"
     assert "the reference itself, run in float32" in str(report)
-    assert row(check(naive, plain, case="inf:0,0"), "value").verdict == "FAIL"
+    assert check(scaled, size, case="overflow,0").verdict == "PASS"
+    assert check(size, scaled, case="overflow,0").verdict == "FAIL"
 
 
 def test_another_derivative_at_a_kink_is_undecided_and_off_it_a_fault():
@@ -224,8 +228,9 @@ def test_cases_of_a_function():
 
 def test_a_large_call_is_judged_by_a_compiled_band(monkeypatch):
     monkeypatch.setattr(expected, "_MANY", 10)
-    assert check(written_out, case="random,0").verdict == "PASS"
-    assert row(check(lambda x: 0.999 * plain(x), case="random,0"), "value").verdict == "FAIL"
+    report = check(lambda x: x * 0.3, lambda x: x / 3, case="random,0")
+    assert row(report, "value").verdict == "FAIL"
+    assert row(report, "value").off > 1e5
 
 
 def test_the_report_says_everything_in_json():
