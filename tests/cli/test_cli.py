@@ -62,7 +62,7 @@ def test_neither_import_nor_help_loads_jax():
 
 
 def test_the_public_names():
-    names = "GradbenchError Problem Run SweepPlan __version__ assert_gradient check_gradient compare load_optimizer"
+    names = "GradbenchError Problem Run SweepPlan __version__ assert_function assert_gradient check_function check_gradient compare load_optimizer"
     names += " load_problem load_run log_range regress report resume run_plan sweep"
     assert sorted(gradbench.__all__) == names.split()
     for name in gradbench.__all__:
