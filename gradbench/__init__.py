@@ -13,7 +13,9 @@ from gradbench.version import __version__
 if TYPE_CHECKING:
     from gradbench import datasets as datasets
     from gradbench.errors import GradbenchError as GradbenchError
+    from gradbench.gradients import assert_function as assert_function
     from gradbench.gradients import assert_gradient as assert_gradient
+    from gradbench.gradients import check_function as check_function
     from gradbench.gradients import check_gradient as check_gradient
     from gradbench.inputs.optimizer import load_optimizer as load_optimizer
     from gradbench.inputs.plan import SweepPlan as SweepPlan
@@ -48,7 +50,9 @@ _PUBLIC = {
     "run_plan": "library.verbs",
     "suggest": "search.suggest",
     "sweep": "library.verbs",
+    "assert_function": "gradients",
     "assert_gradient": "gradients",
+    "check_function": "gradients",
     "check_gradient": "gradients",
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -27,6 +27,7 @@ FOLDERS = (
     "gradients.rounding",
     "gradients.formula",
     "gradients.execution",
+    "gradients.functions",
     "gradients",
     "library",
     "cli",

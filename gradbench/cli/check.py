@@ -17,7 +17,7 @@ from gradbench.errors import PlanError
 from gradbench.failures import printing_to_stderr
 from gradbench.gradients import self_test as planted
 from gradbench.gradients.check import check_gradient
-from gradbench.gradients.report import REPRODUCE, CheckReport
+from gradbench.gradients.functions.report import REPRODUCE
 from gradbench.inputs.built_in import without_groups
 from gradbench.inputs.plan import DEFAULT_PROBLEMS, DTYPES
 from gradbench.inputs.problem import load_problem
@@ -75,11 +75,11 @@ def run_check(
         reports.append(report)
         if output_format in FOR_PEOPLE:
             with activity.paused():
-                show(_wrapped(report, output_format))
+                print_report(report, output_format)
     rows = [line for report in reports for line in report.table()]
     if output_format not in FOR_PEOPLE:
-        show(_render(rows, output_format, [report.to_json() for report in reports]))
-    _write(out, {"kind": "check", "checks": [report.to_json() for report in reports]}, note)
+        print_rows(rows, output_format, [report.to_json() for report in reports])
+    write_record(out, {"kind": "check", "checks": [report.to_json() for report in reports]}, note)
     return exit_code(reports, strict)
 
 
@@ -88,7 +88,17 @@ def _named(problem: Any) -> Sequence[Any]:
     return without_groups([problem]) if isinstance(problem, str) else [problem]
 
 
-def exit_code(reports: Sequence[CheckReport], strict: bool = False) -> int:
+def print_report(report: Any, output_format: str) -> None:
+    """For people: whole lines where they fit."""
+    show(_wrapped(report, output_format))
+
+
+def print_rows(rows: list[dict[str, Any]], output_format: str, document: Any) -> None:
+    """For programs: rows as csv or markdown, `document` as json."""
+    show(_render(rows, output_format, document))
+
+
+def exit_code(reports: Sequence[Any], strict: bool = False) -> int:
     """1 if any report FAILs (or is INCONCLUSIVE, with `strict`), else 0."""
     wrong = {"FAIL", "INCONCLUSIVE"} if strict else {"FAIL"}
     return int(any(report.verdict in wrong for report in reports))
@@ -100,8 +110,8 @@ def _run_self_test(dtypes, device, fast, output_format, out, note, activity) -> 
     document = {"kind": "self-test", "rates": result.rates(), "findings": result.table()}
     people = output_format in FOR_PEOPLE
     with activity.paused():
-        show(_wrapped(result, output_format) if people else _render(result.table(), output_format, document))
-    _write(out, document, note)
+        print_report(result, output_format) if people else print_rows(result.table(), output_format, document)
+    write_record(out, document, note)
     return int(not result.passed)
 
 
@@ -131,7 +141,7 @@ def _wrapped(report: Any, output_format: str) -> str:
     return "\n".join(lines)
 
 
-def _write(out: str | Path | None, document: dict[str, Any], note: Callable[[str], None]) -> None:
+def write_record(out: str | Path | None, document: dict[str, Any], note: Callable[[str], None]) -> None:
     """Written whole or not at all, under a name of its own."""
     if out is None:
         return

@@ -161,19 +161,22 @@ def check(
     fast: bool = False,
     strict: bool = False,
     self_test: bool = False,
+    against: str | None = None,
+    args: str | None = None,
+    case: str | None = None,
     seed: Annotated[int, Parameter(converter=whole)] = 0,
     out: Out = Path("results"),
     quiet: Quiet = False,
     output: Tables = TABLES,
 ) -> int:
-    """Is the gradient that this device computes right? Exit 1 on a wrong one.
+    """Is the gradient that this device computes right? Is a function, a rule or a kernel? Exit 1 on a wrong one.
 
     With no problem: quadratic_bowl, linear_regression, logistic_regression and mlp.
 
     Parameters
     ----------
     problems
-        Names with settings, groups, such as @networks, or files; see gradbench list.
+        Names with settings, groups, such as @networks, or files; see gradbench list. Or a function, ./kernel.py:mine.
     dtype
         float32 (if not given), float64, bfloat16 or float16; repeat for more. A self-test takes all four.
     precision
@@ -188,6 +191,12 @@ def check(
         Exit 1 also where the answer is INCONCLUSIVE.
     self_test
         Plant faults, and print which are caught and which right gradients are accused.
+    against
+        Of a function: the reference that says what is right, ./kernel.py:plain. Its own rules are tested without one.
+    args
+        Of a function: its arrays, as "x: f32[n,d], idx: i32[n] in 0..n"; else cases(key) in its file gives them.
+    case
+        Of a function: only this case, as a report names it.
     seed
         Of the points, directions and noise.
     """
@@ -196,7 +205,24 @@ def check(
     with Activity(quiet) as activity:
         activity.say("starting JAX")
         from gradbench.cli.check import run_check
+        from gradbench.cli.check_function import is_function, run_check_function
 
+        if against or args or case or any(map(is_function, problems)):
+            return run_check_function(
+                problems,
+                against=against,
+                args=args,
+                case=case,
+                dtypes=dtype,
+                precision=precision,
+                device=device,
+                fast=fast,
+                strict=strict,
+                output_format=output.chosen,
+                out=out,
+                note=(lambda text: None) if quiet else note,
+                activity=activity,
+            )
         return run_check(
             problems,
             dtypes=dtype or (() if self_test else ("float32",)),

@@ -12,11 +12,11 @@ from gradbench.analysis.verdicts import CHECK_VERDICTS
 from gradbench.gradients.execution.execution import Row
 from gradbench.gradients.execution.judge import LeafFinding
 from gradbench.gradients.formula.derivative import Test
+from gradbench.gradients.functions.report import REPRODUCE, plain
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
 from gradbench.inputs.problem import idle_text
 from gradbench.tables import Column, html_table
 
-REPRODUCE = "reproduce with: "  # a command or a call of Python follows
 SHOWN = (
     Column("program", "test or program", str),
     Column("dtype", "dtype", str),
@@ -149,7 +149,7 @@ class CheckReport:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, in numbers, strings, lists and dicts; what is not finite as a string."""
-        return _plain(
+        return plain(
             {
                 "problem": self.problem,
                 "verdict": self.verdict,
@@ -242,13 +242,3 @@ def _worst(verdicts: list[str]) -> str:
 
 def _badness(leaf: LeafFinding) -> float:
     return math.inf if leaf.fault else leaf.off
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

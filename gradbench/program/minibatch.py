@@ -20,8 +20,8 @@ from gradbench.inputs.problem import Data
 
 def mix(x: jax.Array) -> jax.Array:
     """The finaliser of MurmurHash3: a bijection of uint32 in which every input bit moves every output bit."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 

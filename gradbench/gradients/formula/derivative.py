@@ -29,7 +29,7 @@ COARSEST = 0.5
 # where a custom rule of the loss holds a while loop.
 NEGLIGIBLE, NEGLIGIBLE_ITERATED = 2.0**-24, 2.0**-12
 # Primitives whose slope may jump, or may become infinite, at a point.
-_KINKED = names(
+KINKED = names(
     "abs max min sign clamp select_n cond while sort top_k argmax argmin reduce_max reduce_min cummax cummin floor "
     "ceil round rem sqrt rsqrt cbrt pow eq ne lt le gt ge scatter_max scatter_min scatter-max scatter-min "
     "pure_callback select_and_scatter_add select_and_gather_add reduce_window_max reduce_window_min"
@@ -59,7 +59,7 @@ class Loss:
         self.leaves = [np.asarray(x).astype(np.float64) for x in jax.tree.leaves(point.params)]
         self._data = jax.tree.leaves(point.data)
         self.rules = custom_rules(self.trace)
-        self.smooth = _KINKED.isdisjoint(oracle.primitives(self.trace))
+        self.smooth = KINKED.isdisjoint(oracle.primitives(self.trace))
         self.iterates = any(rule.iterates for rule in self.rules)
         self.value = self.at(0.0, [None] * len(self.leaves))
         # Without a band a thousand roundings are assumed.

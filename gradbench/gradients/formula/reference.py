@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -26,9 +26,16 @@ def run(trace: Any, arguments: list[Any]) -> list[np.ndarray]:
 
     Raises what a primitive raises when it cannot be run.
     """
+    with context(trace):
+        return [np.asarray(x) for x in _run(*open_jaxpr(trace), arguments)]
+
+
+@contextlib.contextmanager
+def context(trace: Any) -> Generator[None]:
+    """Where a trace is run with NumPy: float64, the CPU for what JAX does of it, no warnings."""
     cpu, threads = jax.default_device(jax.devices("cpu")[0]), _threads(trace)
     with jax.enable_x64(True), cpu, np.errstate(all="ignore"), threads:
-        return [np.asarray(x) for x in _run(*open_jaxpr(trace), arguments)]
+        yield
 
 
 _SMALL_PRODUCT = 2**24  # multiplications: milliseconds on one core
@@ -50,7 +57,7 @@ def _blas() -> threadpoolctl.ThreadpoolController:
 
 def _run(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
     known, given = [_wide(c) for c in consts], [_wide(x) for x in arguments]
-    return evaluate(jaxpr, known, given, _equation, lambda value, _: _wide(value))
+    return evaluate(jaxpr, known, given, equation_of, lambda value, _: _wide(value))
 
 
 def _wide(x: Any) -> Any:
@@ -60,7 +67,8 @@ def _wide(x: Any) -> Any:
     return array.astype(wide(array.dtype), copy=False)
 
 
-def _equation(equation: Any, ins: list[Any]) -> list[Any]:
+def equation_of(equation: Any, ins: list[Any]) -> list[Any]:
+    """The results of one equation, float64, of NumPy's arrays."""
     name, params = equation.primitive.name, equation.params
     if not equation.outvars:  # jax.debug.print
         return []
@@ -73,15 +81,18 @@ def _equation(equation: Any, ins: list[Any]) -> list[Any]:
         return ins
     if name == "split":
         return np.split(ins[0], np.cumsum(params["sizes"])[:-1], params["axis"])
-    plain = all(getattr(x, "dtype", None) in (np.float64, np.int32, np.int64, np.uint32, np.bool_) for x in ins)
-    if plain and name in _ANY:
-        return [np.asarray(_ANY[name](params, *ins))]
-    if ins and all(getattr(x, "dtype", None) == np.float64 for x in ins) and name in _FLOAT:
-        return [np.asarray(_FLOAT[name](params, *ins))]
+    if is_known(equation, ins):
+        return [np.asarray(_NUMPY[name](params, *ins))]
     results, _ = Interpreter(None, jax.devices("cpu")[0], lambda dtype: False).primitive(
         equation, name, params, [Pair(x, x) for x in ins]
     )
     return [_wide(p.exact) for p in results]
+
+
+def is_known(equation: Any, ins: list[Any]) -> bool:
+    """Whether NumPy does it, of these operands."""
+    name, dtypes = equation.primitive.name, {getattr(x, "dtype", None) for x in ins}
+    return (name in _ANY and dtypes <= _PLAIN) or (name in _FLOAT and dtypes == {np.dtype(np.float64)})
 
 
 def _scan(params: dict[str, Any], ins: list[Any]) -> list[Any]:
@@ -167,6 +178,7 @@ def _cumulative(function: Callable) -> Callable:
     return run
 
 
+_PLAIN = set(map(np.dtype, (np.float64, np.int32, np.int64, np.uint32, np.bool_)))
 _CONTROL = {"scan": _scan, "while": _while, "cond": _cond}
 _IDENTITIES = {"copy", "copy_p", "stop_gradient", "name", "optimization_barrier", "pvary", "reduce_precision"}
 
@@ -216,3 +228,4 @@ _FLOAT |= {
         "rsqrt": lambda x: 1.0 / np.sqrt(x), "logistic": _logistic, "is_finite": np.isfinite,
     }.items()
 }  # fmt: skip
+_NUMPY = _ANY | _FLOAT

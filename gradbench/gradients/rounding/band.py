@@ -91,15 +91,8 @@ class Band:
         self._jaxpr, self._consts = open_jaxpr(trace)
         self._consts = [np.asarray(c) if _is_plain(c) else c for c in self._consts]
         self._precision = precision
-        unit = format_of(dtype).unit
-        # Deviations of 2^-40 stand 12 bits above the rounding of the interpretation itself (2^-53).
-        # Formats narrower than the program's own (mixed precision) may not be moved so far that a function bends: by
-        # 2^-6 of a value at the most, and 4 units of float64 are still seen.
-        coarsest = max([unit, *_units(trace)])
-        self.mixed = coarsest > unit
-        self.scale = max(1.0, min(2.0**-40 / unit, max(4.0, 2.0**-6 / coarsest)))
-        # The reference is a float64 computation with rounding of its own, in proportion of the units.
-        self.reference_share = 1.0 + format_of(jnp.float64).unit / unit
+        self.scale, self.mixed = noise_scale(trace, dtype)
+        self.reference_share = reference_share(dtype)
         self.size = sum(math.prod(v.aval.shape) for v in self._jaxpr.outvars)
         self.unknown: set[str] = set()
         self.stagnating: set[str] = set()
@@ -174,6 +167,23 @@ class Band:
             unknown=tuple(sorted(self.unknown)),
             stagnating=tuple(sorted(self.stagnating)),
         )
+
+
+def noise_scale(trace: Any, dtype: str) -> tuple[float, bool]:
+    """How many times too large the noise is drawn, and whether a format narrower than `dtype` is in the trace.
+
+    Deviations of 2^-40 stand 12 bits above the rounding of the interpretation itself (2^-53). Formats narrower than the
+    program's own (mixed precision) may not be moved so far that a function bends: by 2^-6 of a value at the most, and 4
+    units of float64 are still seen.
+    """
+    unit = format_of(dtype).unit
+    coarsest = max([unit, *_units(trace)])
+    return max(1.0, min(2.0**-40 / unit, max(4.0, 2.0**-6 / coarsest))), coarsest > unit
+
+
+def reference_share(dtype: str) -> float:
+    """The reference is a float64 computation with rounding of its own, in proportion of the units."""
+    return 1.0 + format_of(jnp.float64).unit / format_of(dtype).unit
 
 
 def _units(trace: Any) -> list[float]:

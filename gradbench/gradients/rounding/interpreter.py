@@ -12,11 +12,11 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from gradbench.gradients.rounding import primitives as rounding
+from gradbench.gradients.rounding.arrays import holds, jnp
 from gradbench.gradients.rounding.formats import INPUT_UNIT, Format, format_of, input_class
 from gradbench.gradients.rounding.pairs import (
     Flags,
@@ -161,8 +161,7 @@ class Interpreter:
                 operands = [x.astype(d) if is_float(x) else x for x, d in zip(operands, dtypes)]
             elif name == "reduce_precision":
                 return operands[0]
-            results = bind(equation, operands, params if as_traced else wide_params)
-            results = [x.astype(wide(x.dtype)) if is_float_array(x) else x for x in results]
+            results = self.results(equation, operands, params if as_traced else wide_params)
             return results if equation.primitive.multiple_results else results[0]
 
         exact = results_of([p.exact for p in ins])
@@ -191,12 +190,17 @@ class Interpreter:
                 n = self.shared(equation, ins, e, self.add(n, e, amplitude), form)
                 if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(e):
                     # One correctly rounded operation on numbers as they are: exact where its result is in the format.
-                    held = lax.reduce_precision(e, exponent_bits=11, mantissa_bits=form.digits - 1) == e
+                    held = holds(form.digits, e)
                     for pair in ins:
-                        held &= pair.exact == pair.noisy
+                        held = held & (pair.exact == pair.noisy)
                     n = jnp.where(held, e, n)
             results.append(Pair(e, n))
         return results, flags
+
+    def results(self, equation: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
+        """What the primitive itself gives, floats wide."""
+        results = bind(equation, operands, params)
+        return [x.astype(wide(x.dtype)) if is_float_array(x) else x for x in results]
 
     def shared(self, equation: Any, ins: list[Pair], exact: Any, noisy: Any, form: Format) -> Any:
         """`noisy` with the roundings that many entries share, by the rules of `primitives`."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradbench.gradients.rounding import primitives as rounding
+from gradbench.gradients.rounding.arrays import jnp
 from gradbench.gradients.rounding.formats import Format
 
 # A decision (x > 0) is taken at 4 times its sampled deviation: the largest of 32 normal deviations exceeds 1.5 sigma

@@ -39,9 +39,8 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
+from gradbench.gradients.rounding.arrays import jnp, of_words, words
 from gradbench.program.minibatch import mix
 
 
@@ -168,7 +167,7 @@ def _mean_square_of_partial_sums(name: str, bind: Any, params: dict[str, Any], o
     edges = [round(i * size / PARTIAL_SUMS) for i in range(PARTIAL_SUMS + 1)]
     running, squares = 0.0, 0.0
     for start, stop in itertools.pairwise(edges):
-        part = [lax.slice_in_dim(x, start, stop, axis=axis) for x, axis in zip(operands, axes)]
+        part = [x[(slice(None),) * axis + (slice(start, stop),)] for x, axis in zip(operands, axes)]
         running = running + bind(part)
         squares = squares + jnp.abs(running) ** 2
     return squares / PARTIAL_SUMS
@@ -180,13 +179,12 @@ def signs(value: jax.Array, seed: jax.Array, salt: int) -> jax.Array:
     Rounding is a function of the operands, so a batch of equal rows errs coherently; noise drawn entry by entry would
     miss it. `value` is float64, `seed` a uint32 scalar; the mixing is the 32-bit finaliser of MurmurHash3.
     """
-    words = lax.bitcast_convert_type(value, jnp.uint32)
-    folded = words[..., 0] ^ (words[..., 1] * jnp.uint32(0x9E3779B9))
+    low, high = words(value)[..., 0], words(value)[..., 1]
+    folded = low ^ (high * jnp.uint32(0x9E3779B9))
     mixed = mix(folded ^ mix(seed * jnp.uint32(0x85EBCA77) + jnp.uint32(salt)))
     return mixed.astype(jnp.float64) * 2.0**-31 - 1.0
 
 
 def leading(value: jax.Array) -> jax.Array:
     """The magnitude of a float64 or complex128 value, cut to its exponent and first four bits; float64."""
-    words = lax.bitcast_convert_type(jnp.abs(value), jnp.uint32)
-    return lax.bitcast_convert_type(words * jnp.array([0, 1], jnp.uint32) & jnp.uint32(0xFFFF0000), jnp.float64)
+    return of_words(words(jnp.abs(value)) * jnp.array([0, 1], jnp.uint32) & jnp.uint32(0xFFFF0000))

@@ -1,0 +1,252 @@
+"""check_function and assert_function: a function of arrays against a reference, or against itself."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.errors import GradbenchError, PlanError, ProblemError, error_text
+from gradbench.gradients.formula import derivative as formula
+from gradbench.gradients.formula import oracle
+from gradbench.gradients.formula.noise import sample
+from gradbench.gradients.functions import programs
+from gradbench.gradients.functions.cases import Case, Source, from_letters, is_float_array
+from gradbench.gradients.functions.programs import Layout
+from gradbench.gradients.functions.report import FunctionReport, FunctionRow
+from gradbench.gradients.functions.session import Session
+from gradbench.gradients.rounding.formats import format_of, round_to
+from gradbench.inputs.plan import DTYPES, PRECISIONS, one_of
+from gradbench.inputs.problem import Problem
+from gradbench.machine.devices import devices_to_check
+
+LOG = logging.getLogger(__name__)
+# What the check cannot see into.
+OPAQUE = frozenset(
+    {"pallas_call", "pure_callback", "io_callback", "ffi_call", "custom_partitioning", "tpu_custom_call"}
+)
+Inputs = str | Callable[[jax.Array], Any]
+
+
+def check_function(
+    mine: Callable[..., Any],
+    *arguments: Any,
+    reference: Callable[..., Any] | None = None,
+    inputs: Inputs | None = None,
+    dtype: str | Sequence[str] | None = None,
+    precision: str = "highest",
+    device: str | None = None,
+    fast: bool = False,
+    case: str | None = None,
+) -> FunctionReport:
+    """Judge the values, VJP and JVP of `mine`, over sizes and inputs that hide faults, within what rounding allows.
+
+    Args:
+        mine: a function of pytrees of arrays that returns one. It may be opaque (a Pallas kernel, an FFI call, a
+            callback, a function of NumPy's arrays); what cannot be differentiated is judged by its values.
+        arguments: what it is called with, and near which it is called: arrays and, passed as they are, anything else.
+            Floats are taken in the dtype under test.
+        reference: a function of the same arguments, written with jax.numpy, that says what is right. Where it is None
+            `mine` is judged against itself: its custom rules taken out and differentiated natively, by differences in
+            float64, and every program against float64.
+        inputs: instead of arguments, shapes by letters, "x: f32[n,d], idx: i32[n] in 0..n" (see
+            `functions.arguments`), or a function `cases(key)` that returns a tuple of arguments, or a list of tuples.
+        dtype: one or more of float64, float32, bfloat16, float16. Where it is None that of the arguments.
+        precision: highest, tf32 or default; how float32 matrix products may be computed.
+        device: None for JAX's default device, "cpu", "gpu" or "tpu".
+        fast: the base sizes and one past a tile; no special inputs.
+        case: only this one, as a report names it: "n=129,d=3,random,0".
+
+    Returns a FunctionReport; nothing is printed. Raises ProblemError for functions and arguments that do not go
+    together and PlanError for a bad choice.
+    """
+    return Check(mine, arguments, reference, inputs).run(dtype, precision, device, fast, case)
+
+
+def assert_function(mine: Callable[..., Any], *arguments: Any, strict: bool = False, **options: Any) -> None:
+    """Raise AssertionError with the report's text if `check_function(mine, *arguments, **options)` finds a fault.
+
+    With `strict` an INCONCLUSIVE verdict raises too.
+    """
+    report = check_function(mine, *arguments, **options)
+    if report.verdict == "FAIL" or (strict and report.verdict != "PASS"):
+        raise AssertionError(f"\n{report}")
+
+
+class Check:
+    """The functions and their inputs; `names` are those that are printed, and `command` what shows a finding again."""
+
+    def __init__(
+        self,
+        mine: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        reference: Callable[..., Any] | None,
+        inputs: Inputs | None,
+        names: tuple[str, str] | None = None,
+        command: str = "",
+    ):
+        if not callable(mine) or not (reference is None or callable(reference)):
+            raise ProblemError(f"{mine if not callable(mine) else reference!r}: not a function")
+        if bool(arguments) == (inputs is not None):
+            raise PlanError(
+                "give arguments, or inputs: shapes by letters such as 'x: f32[n,d], w: f32[d,k]', or cases(key)"
+            )
+        self.mine, self.arguments, self.reference, self.inputs = mine, arguments, reference, inputs
+        self.names = names or (_name(mine), "" if reference is None else _name(reference))
+        self.command, self.call = command, not command
+
+    def run(
+        self, dtype: str | Sequence[str] | None, precision: str, device: str | None, fast: bool, case: str | None
+    ) -> FunctionReport:
+        """See `check_function`."""
+        started = time.perf_counter()
+        asked = [dtype] if dtype is None or isinstance(dtype, str) else list(dtype)
+        asked = [None if d is None else one_of(DTYPES)("dtype", d) for d in asked]
+        one_of(PRECISIONS)("precision", precision)
+        target = devices_to_check(device)[0]
+        report = FunctionReport(*self.names, [], [], {}, [], 0, 0.0, self.command or self._call(), self.call)
+        for one in asked:
+            source, used = self.source(one)
+            LOG.info("%s in %s", self.names[0], used)
+            base = source.case(source.base(), "given" if source.given else "random", 0)
+            layout = Layout.of(base.arguments, self._argument_names(len(base.arguments)))
+            mine = layout.flat(self.mine)
+            plain = layout.flat(self.reference) if self.reference else self._itself(base, layout)
+            named = (self.names[0], self.names[1] or f"{self.names[0]} without its rules")
+            session = Session(mine, plain, source, layout, used, precision, target, named)
+            session.run(iter([source.one(case)]) if case else source.cases(fast))
+            report.rows += _rows(session, shrink=case is None)
+            report.cases = len({f.case for f in session.findings})
+            report.skipped |= session.skipped
+            report.notes += session.notes
+            if self.reference is None and not report.formula:
+                report.formula, why = self._formula(base, layout, fast)
+                report.skipped |= {"formula": why} if why else {}
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def source(self, dtype: str | None) -> tuple[Source, str]:
+        """Where cases come from, and the dtype under test."""
+        if isinstance(self.inputs, str):
+            return from_letters(self.inputs, dtype)
+        if self.inputs is None:
+            given, letters = [self.arguments], ()
+        else:
+            given, letters = _listed(self.inputs, 0), ("case",) * (len(_listed(self.inputs, 0)) > 1)
+        for leaf in jax.tree.leaves(given):
+            if programs.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+                raise ProblemError(f"{self.names[0]}: an argument is complex; give its real and imaginary parts apart")
+        own = [str(x.dtype) for x in jax.tree.leaves(given) if is_float_array(x)]
+        used = dtype or min(own, key=lambda d: (format_of(d).digits, DTYPES.index(d)), default="float32")
+
+        def draw(sizes: Any, generator: np.random.Generator) -> tuple[Any, ...]:
+            drawn = _listed(self.inputs, int(generator.integers(2**31))) if callable(self.inputs) else given
+            chosen = drawn[sizes.get("case", 0)]
+            return jax.tree.map(lambda x: _cast(x, dtype, used), chosen)
+
+        allowed = {"case": tuple(range(len(given)))} if letters else {}
+        return Source(draw, letters, allowed, given=self.inputs is None), used
+
+    def _argument_names(self, count: int) -> tuple[str, ...]:
+        try:
+            names = [name for name, p in inspect.signature(self.mine).parameters.items() if p.kind != p.VAR_POSITIONAL]
+        except (TypeError, ValueError):  # Python cannot tell that of some built-in ones
+            names = []
+        return tuple([*names, *(f"argument{i}" for i in range(len(names), count))][:count])
+
+    def _call(self) -> str:
+        if self.inputs is None:
+            given = ", ".join(self._argument_names(len(self.arguments)))
+        else:
+            given = f"inputs={self.inputs!r}" if isinstance(self.inputs, str) else f"inputs={_name(self.inputs)}"
+        against = f", reference={self.names[1]}" if self.reference else ""
+        return f"gradbench.check_function({self.names[0]}, {given}{against}"
+
+    def _itself(self, base: Case, layout: Layout) -> programs.Flat:
+        """The function without its custom rules. Raises ProblemError where it is opaque."""
+        try:
+            trace = oracle.trace(layout.flat(self.mine), *layout.split(base.arguments))
+        except Exception as error:
+            text = f"{self.names[0]}: JAX cannot trace it ({error_text(error)})"
+            raise ProblemError(f"{text}; give a reference: --against FILE.py:plain, reference=plain") from error
+        hidden = sorted(OPAQUE & oracle.primitives(trace))
+        if hidden:
+            text = f"{self.names[0]}: nothing is known of what {', '.join(hidden)} should compute"
+            raise ProblemError(f"{text}; give a reference: --against FILE.py:plain, reference=plain")
+        return programs.without_rules(layout.flat(self.mine))
+
+    def _formula(self, base: Case, layout: Layout, fast: bool) -> tuple[list[formula.Test], str]:
+        """Tests of the derivative of <w, mine>, w random, in float64; or none and why."""
+        floats, others = layout.split(base.arguments)
+        if not floats:
+            return [], "it takes no float"
+        flat = layout.flat(self.mine)
+        generator = np.random.default_rng(3)
+        params = {name: round_to(x, "float64") for name, x in zip(layout.names, floats)}
+        try:
+            with jax.enable_x64(True):
+                shapes = [o for o in jax.eval_shape(flat, [*params.values()], others) if programs.is_float(o)]
+                weights = [generator.standard_normal(o.shape) for o in shapes]
+
+                def loss(params: Any, data: Any) -> Any:
+                    outputs = [
+                        o for o in flat([params[name] for name in layout.names], data[0]) if programs.is_float(o)
+                    ]
+                    return sum(jnp.sum(w * o) for w, o in zip(data[1], outputs))
+
+                problem = Problem(init=lambda key: params, loss=loss, data=(others, weights), name=self.names[0])
+                point = oracle.Point("base", params, problem.data, None, "float64")
+                trace = oracle.trace(jax.value_and_grad(loss), point.params, point.data)
+            given = jax.tree.leaves((point.params, point.data))
+            spread = sample(trace, given, "float64", "highest", jax.devices("cpu")[0]).spread
+            return formula.check(problem, point, spread, 1.0, fast)[0], ""
+        except Exception as error:
+            return [], f"its derivative cannot be run in float64: {error_text(error)}"
+
+
+def _rows(session: Session, shrink: bool) -> list[FunctionRow]:
+    """The session's findings by check and program; of a failure the sizes are made as small as they can be."""
+    kinds = list(dict.fromkeys((f.check, f.program) for f in session.findings))
+    where = f"{session.device.platform}:{session.device.id}"
+
+    def row(check: str, program: str) -> FunctionRow:
+        found = [f for f in session.findings if (f.check, f.program) == (check, program)]
+        return FunctionRow(check, program, session.dtype, session.precision, where, found)
+
+    for kind in kinds if shrink else ():
+        first = row(*kind)
+        if first.verdict == "FAIL" and not first.worst.edge:
+            session.shrink(first.worst)
+    return sorted((row(*kind) for kind in kinds), key=lambda r: programs.CHECKS.index(r.check.split()[0]))
+
+
+def _listed(inputs: Callable[[jax.Array], Any], seed: int) -> list[tuple[Any, ...]]:
+    """What cases(key) gives, as a list of tuples of arguments."""
+    try:
+        made = inputs(jax.random.key(seed))
+    except GradbenchError:
+        raise
+    except Exception as error:
+        raise ProblemError(f"{_name(inputs)}(key) raised {error_text(error)}") from error
+    listed = made if isinstance(made, list) else [made]
+    return [one if isinstance(one, tuple) else (one,) for one in listed]
+
+
+def _cast(leaf: Any, dtype: str | None, used: str) -> Any:
+    """A NumPy array in the dtype under test; of float64's, which JAX would not keep, too where none was asked for."""
+    if not programs.is_array(leaf):
+        return leaf
+    array = np.asarray(leaf)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return round_to(array, dtype or (used if array.dtype == np.float64 else str(array.dtype)))
+    return array.astype(np.int32) if array.dtype == np.int64 else array
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__).replace("<lambda>", "f")

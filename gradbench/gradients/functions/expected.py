@@ -1,0 +1,183 @@
+"""What is expected of a function at a case: the reference in float64, and how far rounding may take each number."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradbench.errors import ProblemError, error_text
+from gradbench.gradients.execution.execution import compare_centre
+from gradbench.gradients.formula import oracle
+from gradbench.gradients.formula.derivative import KINKED
+from gradbench.gradients.formula.noise import Sampled, sample
+from gradbench.gradients.functions import programs
+from gradbench.gradients.functions.cases import BOTH, Case
+from gradbench.gradients.rounding.band import SAMPLES, Band, Spread
+from gradbench.gradients.rounding.formats import precision_context, round_to, x64_context
+
+_MANY = 2**16  # numbers in a call, from which NumPy's samples take longer than compiling them
+
+
+@dataclasses.dataclass
+class Part:
+    """One check's numbers at a case: what is expected, flat in float64 (whole numbers and truth values as they are),
+    the spread of each, and their names."""
+
+    expected: list[np.ndarray]
+    spread: Spread
+    names: list[str]
+
+    def some(self, places: list[int]) -> Part:
+        return Part([self.expected[i] for i in places], some(self.spread, places), [self.names[i] for i in places])
+
+
+@dataclasses.dataclass
+class Expected:
+    """Of a case: the parts by check, a doubt if any, and how far rounding may take <w, Jv> from <J^T w, v>, one
+    standard deviation."""
+
+    case: Case
+    cotangents: list[np.ndarray]
+    tangents: list[np.ndarray]
+    parts: dict[str, Part]
+    doubt: str
+    adjoint: float
+
+
+class Reference:
+    """The reference in one dtype, traced once for each shape.
+
+    Args:
+        flat: of (float arrays, other arrays). base: the case that tells which of vjp and jvp it has, `modes`.
+
+    Raises ProblemError where it cannot be called at `base`.
+    """
+
+    def __init__(self, name: str, flat: programs.Flat, layout: programs.Layout, base: Case, dtype: str, precision: str):
+        self.flat, self.names, self.dtype, self.precision = flat, layout.names, dtype, precision
+        self._traces: dict[Any, Any] = {}
+        self._cpu = jax.devices("cpu")[0]
+        split = layout.split(base.arguments)
+        try:
+            outputs = self.outputs(*split)
+        except Exception as error:
+            hint = "; a reference is written with jax.numpy" if "Tracer" in type(error).__name__ else ""
+            at = f" at {described(base.arguments)}"
+            raise ProblemError(f"{name}: the reference raised {error_text(error)}{at}{hint}") from error
+        kinds = sorted({str(o.dtype) for o in outputs})
+        if any("complex" in kind for kind in kinds):
+            raise ProblemError(f"{name}: it returns {', '.join(kinds)}; give real and imaginary parts apart")
+        if not any(programs.is_float(o) for o in outputs):
+            raise ProblemError(f"{name}: it returns no float ({', '.join(kinds) or 'nothing'}), so nothing can be off")
+        trace = self._trace(flat, split, ())[0]
+        self.kinked = not KINKED.isdisjoint(oracle.primitives(trace))
+        self.modes: tuple[str, ...] = ()
+        with x64_context(dtype), precision_context(precision):
+            for mode in BOTH if split[0] else ():
+                with contextlib.suppress(Exception):
+                    programs.differentiate(flat, mode, trace, *_shapes(split))
+                    self.modes += (mode,)
+
+    def outputs(self, floats: list[Any], others: list[Any]) -> list[jax.ShapeDtypeStruct]:
+        """The shapes and dtypes it returns in the dtype under test. Raises what it raises."""
+        with x64_context(self.dtype), precision_context(self.precision):
+            return jax.eval_shape(self.flat, *map(_shapes, (floats, others)))
+
+    def at(self, case: Case, layout: programs.Layout, device: jax.Device, worst_case: bool = False) -> Expected:
+        """With `worst_case` sums and loops are spread as `Interpreter` says. Raises what tracing or interpreting the
+        reference raises."""
+        floats, others = layout.split(case.arguments)
+        outputs = self.outputs(floats, others)
+        kinds = [programs.is_float(o) for o in outputs]
+        generator = np.random.default_rng([case.seed, 1])
+        cotangents = self._cotangents([o for o, k in zip(outputs, kinds) if k], case.seed, generator)
+        tangents = [round_to(generator.standard_normal(x.shape), str(x.dtype)) for x in floats]
+        modes = tuple(mode for mode in self.modes if mode in case.modes)
+        function, given = programs.whole(self.flat, modes), (floats, (others, cotangents, tangents))
+        trace, exact = self._trace(function, given, modes)
+        expected = oracle.reference.run(exact, jax.tree.leaves(given))
+        sampled = self._sample(function, trace, given, device, worst_case)
+        count, backs = len(outputs), len(floats) if "vjp" in modes else 0
+        own = ["value" if len(outputs) == 1 else f"value[{i}]" for i in range(count)]
+        floating = [i for i, kind in enumerate(kinds) if kind]
+        places = {
+            "value": (list(range(count)), own),
+            "vjp": ([*floating, *range(count, count + backs)], [own[i] for i in floating] + list(self.names)),
+            "jvp": (
+                [*floating, *range(count + backs, len(expected))],
+                [own[i] for i in floating] + [f"tangent of {own[i]}" for i in floating],
+            ),
+        }
+        parts = {
+            check: Part([expected[i] for i in where], some(sampled.spread, where), names)
+            for check, (where, names) in places.items()
+            if check in ("value", *modes)
+        }
+        doubt = ""
+        if not case.edge:
+            numbers = [i for i, e in enumerate(expected) if e.dtype.kind == "f"]
+            doubt = compare_centre(some(sampled.spread, numbers), [expected[i] for i in numbers], self.dtype)
+        adjoint = math.inf
+        if len(modes) == 2 and sampled.deviations:
+            along, back = sampled.deviations[count + backs :], sampled.deviations[count : count + backs]
+            gap = np.zeros(SAMPLES)
+            for deviation, weight in (*zip(along, cotangents), *zip(back, (-t for t in tangents))):
+                gap += deviation.reshape(SAMPLES, -1) @ weight.astype(np.float64).reshape(-1)
+            adjoint = math.sqrt(float(np.mean(gap**2)))
+        return Expected(case, cotangents, tangents, parts, doubt, adjoint)
+
+    def _sample(self, function: Any, trace: Any, given: Any, device: jax.Device, worst_case: bool) -> Sampled:
+        """By NumPy, or where there are many numbers by a compiled sampler, which keeps no deviations."""
+        leaves = jax.tree.leaves(given)
+        if sum(x.size for x in leaves) <= _MANY:
+            return sample(trace, leaves, self.dtype, self.precision, device, worst_case)
+
+        def numbers(floats: Any, rest: Any) -> list[Any]:
+            return [x.astype("int32") if x.dtype == bool else x for x in function(floats, rest)]
+
+        band = Band(numbers, *given, self.dtype, self.precision, device, worst_case=worst_case)
+        return Sampled(band.sample(*given), [])
+
+    def _trace(self, function: Any, given: Any, modes: tuple[str, ...]) -> tuple[Any, Any]:
+        """The jaxprs in the dtype under test and in float64."""
+        key = (modes, *((x.shape, str(x.dtype)) for x in jax.tree.leaves(given)))
+        if key not in self._traces:
+            with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self._cpu):
+                own = jax.make_jaxpr(function)(*_shapes(given))
+            drawn = oracle.trace(function, *given)
+            self._traces[key] = own, drawn
+        return self._traces[key]
+
+    def _cotangents(self, outputs: list[Any], seed: int, generator: np.random.Generator) -> list[np.ndarray]:
+        """Random ones; of odd seeds 1 at a single entry of one output."""
+        if seed % 2 == 0 or not any(o.size for o in outputs):
+            return [round_to(generator.standard_normal(o.shape), str(o.dtype)) for o in outputs]
+        made = [np.zeros(o.shape, o.dtype) for o in outputs]
+        chosen = made[int(generator.choice([i for i, o in enumerate(outputs) if o.size]))]
+        chosen.reshape(-1)[generator.integers(chosen.size)] = 1
+        return made
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
+
+
+def some(spread: Spread, places: list[int]) -> Spread:
+    """The spread of some of its leaves."""
+
+    def of(column: list[Any]) -> list[Any]:
+        return [column[i] for i in places]
+
+    changed = {key: of(getattr(spread, key)) for key in ("exact", "sigma", "norm", "along")}
+    return dataclasses.replace(spread, **changed)
+
+
+def described(arguments: Any) -> str:
+    """The arrays of a call in a few words: their dtypes and shapes."""
+    arrays = [x for x in jax.tree.leaves(arguments) if programs.is_array(x)]
+    return ", ".join(f"{x.dtype}{list(np.shape(x))}" for x in arrays)

@@ -1,0 +1,163 @@
+"""What is computed of a function, and the ways to compute it: its values, its VJP, its JVP; eager, jit, vmap, remat."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradbench.gradients.functions.cases import is_float_array
+from gradbench.program.xla.jaxprs import CALLS, bind, called, equations, evaluate, open_jaxpr, with_bodies
+
+# Of (floats, rest) -> flat arrays.
+Flat = Callable[[list[Any], Any], list[Any]]
+CHECKS = ("value", "vjp", "jvp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a function's arguments are made of float arrays, other arrays and what is passed as it is."""
+
+    tree: Any
+    leaves: tuple[Any, ...]  # None in the place of an array
+    floats: tuple[bool, ...]  # of the arrays
+    names: tuple[str, ...]  # of the float arrays
+
+    @classmethod
+    def of(cls, arguments: tuple[Any, ...], argument_names: tuple[str, ...]) -> Layout:
+        paths = jax.tree_util.tree_leaves_with_path(arguments)
+        arrays = [(path, leaf) for path, leaf in paths if is_array(leaf)]
+        names = [
+            argument_names[path[0].idx] + jax.tree_util.keystr(path[1:])
+            for path, leaf in arrays
+            if is_float_array(leaf)
+        ]
+        return cls(
+            jax.tree.structure(arguments),
+            tuple(None if is_array(leaf) else leaf for _, leaf in paths),
+            tuple(is_float_array(leaf) for _, leaf in arrays),
+            tuple(names),
+        )
+
+    def split(self, arguments: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
+        """(float arrays, other arrays)."""
+        arrays = [leaf for leaf in jax.tree.leaves(arguments) if is_array(leaf)]
+        return (
+            [a for a, is_float in zip(arrays, self.floats) if is_float],
+            [a for a, is_float in zip(arrays, self.floats) if not is_float],
+        )
+
+    def join(self, floats: list[Any], others: list[Any]) -> tuple[Any, ...]:
+        one, other = iter(floats), iter(others)
+        arrays = iter([next(one) if is_float else next(other) for is_float in self.floats])
+        return jax.tree.unflatten(self.tree, [next(arrays) if leaf is None else leaf for leaf in self.leaves])
+
+    def flat(self, function: Callable[..., Any]) -> Flat:
+        """`function` of (float arrays, other arrays), with its outputs' leaves."""
+        return lambda floats, others: jax.tree.leaves(function(*self.join(floats, others)))
+
+
+def is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def is_float(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def value(flat: Flat) -> Flat:
+    return flat
+
+
+def vjp(flat: Flat) -> Flat:
+    """(floats, (others, cotangents)) -> the float outputs, as the rule reports them, and the cotangents of `floats`."""
+
+    def run(floats: list[Any], rest: Any) -> list[Any]:
+        others, cotangents = rest
+        outputs, pull = jax.vjp(lambda x: _float_outputs(flat, x, others), floats)
+        (back,) = pull([c.astype(o.dtype) for c, o in zip(cotangents, outputs, strict=True)])
+        return [*outputs, *back]
+
+    return run
+
+
+def jvp(flat: Flat) -> Flat:
+    """(floats, (others, tangents)) -> the float outputs and their tangents."""
+
+    def run(floats: list[Any], rest: Any) -> list[Any]:
+        others, tangents = rest
+        outputs, along = jax.jvp(lambda x: _float_outputs(flat, x, others), (floats,), (tangents,))
+        return [*outputs, *along]
+
+    return run
+
+
+def _float_outputs(flat: Flat, floats: list[Any], others: list[Any]) -> list[Any]:
+    return [x for x in flat(floats, others) if is_float(x)]
+
+
+BUILD: dict[str, Callable[[Flat], Flat]] = {"value": value, "vjp": vjp, "jvp": jvp}
+
+
+def differentiate(flat: Flat, mode: str, trace: Any, floats: list[Any], others: list[Any]) -> None:
+    """Traces a derivative of `flat`, whose jaxpr is `trace`, and raises what that raises."""
+    if mode == "jvp" and any(e.primitive.name.startswith("custom_vjp_call") for e in equations(trace)):
+        raise TypeError("a custom_vjp has no forward derivative")  # JAX would say so only where it compiles it
+    seeds = floats if mode == "jvp" else [o for o in jax.eval_shape(flat, floats, others) if is_float(o)]
+    jax.eval_shape(BUILD[mode](flat), floats, (others, seeds))
+
+
+def whole(flat: Flat, modes: tuple[str, ...]) -> Flat:
+    """(floats, (others, cotangents, tangents)) -> all outputs, the cotangents of `floats` and the tangents of the float
+    outputs, of what is asked for: what is expected of every program, in one trace."""
+
+    def run(floats: list[Any], rest: Any) -> list[Any]:
+        others, cotangents, tangents = rest
+        outputs = flat(floats, others)
+        count = sum(map(is_float, outputs))
+        back = vjp(flat)(floats, (others, cotangents))[count:] if "vjp" in modes else []
+        along = jvp(flat)(floats, (others, tangents))[count:] if "jvp" in modes else []
+        return [*outputs, *back, *along]
+
+    return run
+
+
+def part_of(flat: Flat, number: int) -> Flat:
+    """The VJP to one float argument alone: the others are not perturbed."""
+
+    def run(floats: list[Any], rest: Any) -> list[Any]:
+        def of_one(own: list[Any], others: Any) -> list[Any]:
+            return flat([*floats[:number], *own, *floats[number + 1 :]], others)
+
+        return vjp(of_one)([floats[number]], rest)
+
+    return run
+
+
+def remat(flat: Flat) -> Flat:
+    """`flat` whose values are computed once more for its derivative."""
+    return lambda floats, others: jax.checkpoint(flat)(floats, others)
+
+
+def without_rules(flat: Flat) -> Flat:
+    """`flat` with every custom_vjp and custom_jvp taken out, at any depth: what JAX differentiates then is what the
+    function computes. A linear solve stays: its inside may stop gradients."""
+
+    def strip(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
+        return evaluate(jaxpr, consts, arguments, step)
+
+    def step(equation: Any, ins: list[Any]) -> list[Any]:
+        call = called(equation, ins)
+        if call and equation.primitive.name in CALLS:
+            return strip(*call)
+        params = with_bodies(equation, lambda closed, given: strip(*open_jaxpr(closed), given))
+        return list(bind(equation, ins, params))
+
+    def stripped(floats: list[Any], others: Any) -> list[Any]:
+        return strip(*open_jaxpr(jax.make_jaxpr(flat)(floats, others)), jax.tree.leaves((floats, others)))
+
+    return stripped

@@ -1,0 +1,64 @@
+"""The spread that NumPy samples is the one that a compiled sampler does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import f as fisher
+
+from gradbench.gradients.formula import noise
+from gradbench.gradients.rounding.band import SAMPLES, Band
+from gradbench.gradients.rounding.formats import round_to, x64_context
+
+X = np.random.default_rng(0).standard_normal((4, 5))
+
+
+def scanned(x, w):
+    def step(carry, row):
+        carry = jnp.tanh(0.3 * carry + row)
+        return carry, carry * w
+
+    return jax.lax.scan(step, jnp.zeros(x.shape[1], x.dtype), x)
+
+
+def looped(x, w):
+    return jax.lax.while_loop(lambda s: s[1] < 4, lambda s: (jnp.sin(s[0]) + w, s[1] + 1), (x, 0))[0]
+
+
+FUNCTIONS = {
+    "softmax": lambda x, w: jax.nn.softmax(x * w, axis=-1),
+    "product": lambda x, w: jnp.dot(x, x.T) / (1 + jnp.sum(w * w)),
+    "erf": lambda x, w: jax.scipy.special.erf(x) @ w,
+    "scatter": lambda x, w: jnp.zeros((3, 5), x.dtype).at[jnp.array([0, 2, 2, 0])].add(x * w),
+    "scan": scanned,
+    "while": looped,
+    "cond": lambda x, w: jax.lax.cond(jnp.sum(x) > 0, lambda: x / w, lambda: x * w),
+    "sort": lambda x, w: jnp.sort(x * w, axis=-1),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_numpy_and_the_compiled_sampler_agree(name, dtype):
+    given = (round_to(X, dtype), round_to(X[0], dtype))
+    cpu = jax.devices("cpu")[0]
+    with x64_context(dtype):
+        trace = jax.make_jaxpr(FUNCTIONS[name])(*given)
+    found = noise.sample(trace, list(given), dtype, "highest", cpu).spread
+    wanted = Band(FUNCTIONS[name], *given, dtype, "highest", cpu).sample(*given)
+    # Two estimates of one variance, each from as many samples at least; 1e-7 on either side.
+    low, high = np.sqrt(fisher.ppf([1e-7, 1 - 1e-7], SAMPLES, SAMPLES))
+    for got, exact, one, other in zip(found.exact, wanted.exact, found.norm, wanted.norm):
+        np.testing.assert_allclose(got, exact, rtol=1e-12, atol=1e-14)
+        assert one == other == 0 or low < one / other < high
+    for got, other in zip(found.sigma, wanted.sigma):
+        assert ((got > 0) == (other > 0)).all()
+    assert (found.tie, found.overflow, found.unknown) == (wanted.tie, wanted.overflow, wanted.unknown)
+    assert found.stagnating == wanted.stagnating
+
+
+def test_where_nothing_rounds_there_is_no_spread():
+    trace = jax.make_jaxpr(lambda x: (x.T * 0.5, jnp.argmax(x), x > 0))(X.astype(np.float32))
+    found = noise.sample(trace, [X.astype(np.float32)], "float32", "highest", jax.devices("cpu")[0])
+    assert not any(sigma[1:].any() for sigma in found.spread.sigma if sigma.ndim)
+    assert [d.shape for d in found.deviations] == [(SAMPLES, 5, 4), (SAMPLES,), (SAMPLES, 4, 5)]
