@@ -116,6 +116,7 @@ class Driver:
         self.answered: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
         self.failures: Counter[Unit] = Counter()
         self.given_up: dict[Unit, str] = {}
+        self.told: set[int] = set()  # pairs whose answer the watcher has
         self.broken: BaseException | None = None  # why there are no workers any more
         self.untimed = False  # and the user knows it
         self.done, self.began = 0, time.monotonic()
@@ -236,7 +237,8 @@ class Driver:
             store.end_sweep()
         facts = self.writer.info["problems"]
         tables = PairTables(self.plan, store.read("trials"), store.read("timings"), facts)
-        if not self.missing[number] or not store.has("timings"):
+        if number not in self.told:
+            self.told.add(number)
             self.watcher.pair_swept(number, problem, optimizer, tables)
         modes = self._modes(number)
         after = []
