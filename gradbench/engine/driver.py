@@ -189,7 +189,7 @@ class Driver:
             self._store(unit, future.result())
         elif isinstance(error, BrokenExecutor):
             self.broken = error
-        elif isinstance(error, NoMemory) and block.lanes > 1 and not (unit.modes or unit.rates):
+        elif isinstance(error, NoMemory) and block.lanes > 1 and unit.kind == "trials":
             self._halve(unit.pair)
         else:
             self.failures[unit] += 1
@@ -203,11 +203,10 @@ class Driver:
         if result.limits is not None and "limits" not in self.writer.info:
             self.writer.info["limits"] = dataclasses.asdict(result.limits)
             self.writer.save_info()
-        if unit.modes or unit.rates:
-            for name, table in result.tables.items():
-                store.save(name, table.to_pylist())
-        else:
+        if unit.kind == "trials":
             store.add_unit(unit.part, result.tables)
+        else:
+            store.save(unit.kind, result.tables[unit.kind].to_pylist())
         steps, seconds = self.costs.get(result.worker, (0, 0.0))
         self.costs[result.worker] = steps + result.trial_steps, seconds + result.seconds
         self.done += 1
@@ -244,9 +243,9 @@ class Driver:
         after = []
         if self.plan.sharpness and not store.has("sharpness"):
             rates = sharpness_rates(self.plan, problem, facts[problem]["target"], tables.trials)
-            after.append(Unit(number, rates=rates))
+            after.append(Unit(number, rates=rates, kind="sharpness"))
         if modes and not store.has("timings"):
-            after.append(Unit(number, modes=modes))
+            after.append(Unit(number, modes=modes, kind="timings"))
         if not after:
             store.finish()
             self.watcher.pair_done(number, problem, optimizer, tables)
@@ -270,9 +269,9 @@ class Driver:
         name = " × ".join(self.plan.pairs[number])
         blocks = list(self.job.blocks)
         blocks[number] = halved(name, blocks[number])
+        self.writer.pair(number).clear()
         self.writer.info["blocks"][name] = dataclasses.asdict(blocks[number])
         self.writer.save_info()
-        self.writer.pair(number).clear()
         self.job = dataclasses.replace(self.job, blocks=tuple(blocks))
         self.shared = self.workers.share(self.job)
         self.waiting = deque(unit for unit in self.waiting if unit.pair != number)
@@ -286,8 +285,5 @@ class Driver:
         return UnitProgress(self.done, units, len(self.under_way), failed, rates, seconds, pace)
 
     def _words(self, unit: Unit) -> str:
-        name = " × ".join(self.plan.pairs[unit.pair])
-        what = (
-            "its timing" if unit.modes else "its sharpness" if unit.rates else f"trials {unit.first} to {unit.last - 1}"
-        )
-        return f"{name}, {what},"
+        what = f"trials {unit.first} to {unit.last - 1}" if unit.kind == "trials" else unit.kind
+        return f"{' × '.join(self.plan.pairs[unit.pair])}, {what},"

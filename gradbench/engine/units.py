@@ -47,8 +47,8 @@ _PROCESS = secrets.token_hex(8)  # a forked one has it too, but not the number
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of a pair's work: its trials from `first` to before `last`, number `part` of such ranges; or, with
-    `modes`, its timings; or, with `rates`, the sharpness along the paths of these learning rates."""
+    """A part of a pair's work, by `kind`: "trials" from `first` to before `last`, number `part` of such ranges;
+    "timings" in these `modes`; or "sharpness" along the paths of these learning `rates`."""
 
     pair: int
     part: int = 0
@@ -56,6 +56,7 @@ class Unit:
     last: int = 0
     modes: tuple[str, ...] = ()
     rates: tuple[float, ...] = ()
+    kind: str = "trials"
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,11 @@ class _Loaded:
         plan, (pair, compiled) = self.job.plan, self._pair(unit.pair)
         swept, steps, limits = UnitRows(), 0, None
         tables = swept.tables
-        if unit.modes:
+        if unit.kind == "timings":
             rows = Timings(pair, unit.modes).rows()
             tables = {"timings": pa.Table.from_pylist(rows, schema=SCHEMAS["timings"])}
             limits = measure_limits(tuple(self.devices), plan.dtype, plan.precision)
-        elif unit.rates:
+        elif unit.kind == "sharpness":
             rows = sharpness_rows(pair.program.trial, unit.rates)
             tables = {"sharpness": pa.Table.from_pylist(rows, schema=SCHEMAS["sharpness"])}
         else:
