@@ -145,9 +145,11 @@ class Driver:
         if self.broken is not None:
             raise RunError(f"the workers are gone: {one_line(self.broken)}") from self.broken
         if self.given_up:
-            unit, error = next(iter(self.given_up.items()))
+            unit = min(self.given_up, key=lambda unit: (unit.pair, unit.part))
             more = f", and {len(self.given_up) - 1} more units" if len(self.given_up) > 1 else ""
-            raise RunError(f"{self._words(unit)} failed {ATTEMPTS} times{more}; all else is recorded: {error}")
+            raise RunError(
+                f"{self._words(unit)} failed {ATTEMPTS} times{more}; all else is recorded: {self.given_up[unit]}"
+            )
         return True
 
     def _leave(self) -> None:
