@@ -116,6 +116,7 @@ class Driver:
         self.answered: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
         self.failures: Counter[Unit] = Counter()
         self.given_up: dict[Unit, str] = {}
+        self.told: set[int] = set()  # pairs whose answer the watcher has
         self.broken: BaseException | None = None  # why there are no workers any more
         self.untimed = False  # and the user knows it
         self.done, self.began = 0, time.monotonic()
@@ -144,9 +145,11 @@ class Driver:
         if self.broken is not None:
             raise RunError(f"the workers are gone: {one_line(self.broken)}") from self.broken
         if self.given_up:
-            unit, error = next(iter(self.given_up.items()))
+            unit = min(self.given_up, key=lambda unit: (unit.pair, unit.part))
             more = f", and {len(self.given_up) - 1} more units" if len(self.given_up) > 1 else ""
-            raise RunError(f"{self._words(unit)} failed {ATTEMPTS} times{more}; all else is recorded: {error}")
+            raise RunError(
+                f"{self._words(unit)} failed {ATTEMPTS} times{more}; all else is recorded: {self.given_up[unit]}"
+            )
         return True
 
     def _leave(self) -> None:
@@ -188,7 +191,7 @@ class Driver:
             self._store(unit, future.result())
         elif isinstance(error, BrokenExecutor):
             self.broken = error
-        elif isinstance(error, NoMemory) and block.lanes > 1 and not (unit.modes or unit.paths):
+        elif isinstance(error, NoMemory) and block.lanes > 1 and unit.kind == "trials":
             self._halve(unit.pair)
         else:
             self.failures[unit] += 1
@@ -202,11 +205,10 @@ class Driver:
         if result.limits is not None and "limits" not in self.writer.info:
             self.writer.info["limits"] = dataclasses.asdict(result.limits)
             self.writer.save_info()
-        if unit.modes or unit.paths:
-            for name, table in result.tables.items():
-                store.save(name, table.to_pylist())
-        else:
+        if unit.kind == "trials":
             store.add_unit(unit.part, result.tables)
+        else:
+            store.save(unit.kind, result.tables[unit.kind].to_pylist())
         steps, seconds = self.costs.get(result.worker, (0, 0.0))
         self.costs[result.worker] = steps + result.trial_steps, seconds + result.seconds
         self.done += 1
@@ -236,15 +238,16 @@ class Driver:
             store.end_sweep()
         facts = self.writer.info["problems"]
         tables = PairTables(self.plan, store.read("trials"), store.read("timings"), facts)
-        if not self.missing[number] or not store.has("timings"):
+        if number not in self.told:
+            self.told.add(number)
             self.watcher.pair_swept(number, problem, optimizer, tables)
         modes = self._modes(number)
         after = []
         if self.plan.sharpness and not store.has("sharpness"):
             paths = sharpness_paths(self.plan, problem, facts[problem]["target"], tables.trials)
-            after.append(Unit(number, paths=paths))
+            after.append(Unit(number, paths=paths, kind="sharpness"))
         if modes and not store.has("timings"):
-            after.append(Unit(number, modes=modes))
+            after.append(Unit(number, modes=modes, kind="timings"))
         if not after:
             store.finish()
             self.watcher.pair_done(number, problem, optimizer, tables)
@@ -268,9 +271,9 @@ class Driver:
         name = " × ".join(self.plan.pairs[number])
         blocks = list(self.job.blocks)
         blocks[number] = halved(name, blocks[number])
+        self.writer.pair(number).clear()
         self.writer.info["blocks"][name] = dataclasses.asdict(blocks[number])
         self.writer.save_info()
-        self.writer.pair(number).clear()
         self.job = dataclasses.replace(self.job, blocks=tuple(blocks))
         self.shared = self.workers.share(self.job)
         self.waiting = deque(unit for unit in self.waiting if unit.pair != number)
@@ -284,8 +287,5 @@ class Driver:
         return UnitProgress(self.done, units, len(self.under_way), failed, rates, seconds, pace)
 
     def _words(self, unit: Unit) -> str:
-        name = " × ".join(self.plan.pairs[unit.pair])
-        what = (
-            "its timing" if unit.modes else "its sharpness" if unit.paths else f"trials {unit.first} to {unit.last - 1}"
-        )
-        return f"{name}, {what},"
+        what = f"trials {unit.first} to {unit.last - 1}" if unit.kind == "trials" else unit.kind
+        return f"{' × '.join(self.plan.pairs[unit.pair])}, {what},"

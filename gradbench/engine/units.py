@@ -58,8 +58,8 @@ class Paths(NamedTuple):
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of a pair's work: its trials from `first` to before `last`, number `part` of such ranges; or, with
-    `modes`, its timings; or the sharpness along `paths`."""
+    """A part of a pair's work, by `kind`: "trials" from `first` to before `last`, number `part` of such ranges;
+    "timings" in these `modes`; or "sharpness" along `paths`."""
 
     pair: int
     part: int = 0
@@ -67,6 +67,7 @@ class Unit:
     last: int = 0
     modes: tuple[str, ...] = ()
     paths: Paths | None = None
+    kind: str = "trials"
 
 
 @dataclass(frozen=True)
@@ -212,11 +213,12 @@ class _Loaded:
         plan, (pair, compiled) = self.job.plan, self._pair(unit.pair)
         swept, steps, limits = UnitRows(plan.axis_names), 0, None
         tables = swept.tables
-        if unit.modes:
+        if unit.kind == "timings":
             rows = Timings(pair, unit.modes).rows()
             tables = {"timings": pa.Table.from_pylist(rows, schema=SCHEMAS["timings"])}
             limits = measure_limits(tuple(self.devices), plan.dtype, plan.precision)
-        elif unit.paths:
+        elif unit.kind == "sharpness":
+            assert unit.paths is not None
             rows = sharpness_rows(pair.program.trial, unit.paths)
             tables = {"sharpness": pa.Table.from_pylist(rows, schema=SCHEMAS["sharpness"])}
         else:

@@ -230,8 +230,9 @@ class Cluster(Workers):
         """The workers that may run units, by address, as the scheduler knows them."""
         if time.monotonic() - self._looked > LOOK_SECONDS and self.client.status == "running":
             self._looked = time.monotonic()
-            known = self.client.scheduler_info(n_workers=-1)["workers"]
-            self._workers = {address: worker for address, worker in known.items() if worker["resources"].get(self.unit)}
+            with suppress(OSError):  # the scheduler is gone, perhaps to be back
+                known = self.client.scheduler_info(n_workers=-1)["workers"].items()
+                self._workers = {address: worker for address, worker in known if worker["resources"].get(self.unit)}
         return self._workers
 
 

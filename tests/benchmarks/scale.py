@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +76,7 @@ def serve(threads: int, pipe: Any) -> None:
     import distributed
 
     settings = {"processes": False, "n_workers": threads, "threads_per_worker": 1, "protocol": "tcp://"}
+    settings |= {"memory_limit": 0}  # each thread would take the process's memory for its own
     with distributed.LocalCluster(**settings, dashboard_address=":0", silence_logs="ERROR") as cluster:
         own = time.process_time()
         pipe.send(cluster.scheduler.address)
@@ -108,7 +108,7 @@ def main() -> None:
             with connect("local:1", "cpu") as workers:
                 found = driven(workers, 2, 100, 0.0, folder)
             found["ms_per_unit"] = 1000 * found["seconds"] / 200
-        print({name: round(value, 3) for name, value in found.items()}, Path(folder).name and "")
+        print({name: round(value, 3) for name, value in found.items()})
 
 
 if __name__ == "__main__":

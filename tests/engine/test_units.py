@@ -22,7 +22,7 @@ from gradbench.inputs.parcel import Parcel
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import load_problem
 from gradbench.machine.environment import difference, environment
-from gradbench.machine.workers import Alone, Here
+from gradbench.machine.workers import Alone, Here, name_of_worker
 from gradbench.program import block
 from gradbench.program.block import unit_trials
 from gradbench.program.program import Block
@@ -172,6 +172,27 @@ def test_a_block_without_memory_is_halved_and_its_pair_begins_anew(sweep):
         run = sweep(**PLAN, executor=Faulty(fault))
     assert [of["lanes"] for of in run.info["blocks"].values()] == [1, 3]
     assert run.trials["trial"].to_pylist() == list(range(28))
+
+
+def test_a_watcher_is_told_of_each_pair_once_and_of_the_units(tmp_path):
+    told, last = [], []
+
+    class Listening(runner.Watcher):
+        def pair_swept(self, number, problem, optimizer, tables):
+            told.append(("swept", number, tables.trials.num_rows))
+
+        def pair_done(self, number, problem, optimizer, tables):
+            told.append(("done", number, tables.trials.num_rows))
+
+        def units(self, progress):
+            last[:] = [progress]
+
+    plan = SweepPlan.from_dict(PLAN | {"problems": ["beale"], "sharpness": True})
+    runner.run_plan(plan, out=tmp_path, watcher=Listening(), executor=Alone())
+    assert told == [("swept", 0, 14), ("done", 0, 14)]
+    [progress] = last
+    assert (progress.done, progress.units, progress.running, progress.failed) == (6, 6, 0, 0)  # 5 and the sharpness
+    assert list(progress.rates) == [name_of_worker()]
 
 
 def test_timings_come_from_a_worker_that_is_alone_and_say_where(sweep):
