@@ -160,15 +160,16 @@ class Driver:
 
     def _hand_out(self) -> None:
         """As many units as there are workers."""
-        while self.waiting and len(self.under_way) < self.workers.count():
-            unit = self.waiting.popleft()
-            try:
+        try:
+            # Asked even where nothing waits: what is under way may never answer.
+            while len(self.under_way) < self.workers.count() and self.waiting:
+                unit = self.waiting[0]
                 future = self.workers.submit(self.run_one, self.shared, unit)
-            except BrokenExecutor as error:
-                self.broken = error
-                return
-            self.under_way[future] = unit, self.job.blocks[unit.pair]
-            future.add_done_callback(self.answered.put)
+                self.waiting.popleft()
+                self.under_way[future] = unit, self.job.blocks[unit.pair]
+                future.add_done_callback(self.answered.put)
+        except BrokenExecutor as error:
+            self.broken = error
 
     def _answers(self) -> list[Future[Result]]:
         """Those that have come, or else the first that comes soon, if one does."""

@@ -141,7 +141,7 @@ class Cluster(Workers):
         self._terms: tuple[Any, ...] = ()  # which workers fit: `admit`
         self._shared: Any = None
         self._workers: dict[str, Any] = {}
-        self._looked, self._lost = -LOOK_SECONDS, False
+        self._looked, self._seen, self._lost = -LOOK_SECONDS, time.monotonic(), False
 
     def __enter__(self) -> Cluster:
         distributed = _module("distributed")
@@ -179,7 +179,7 @@ class Cluster(Workers):
         self._terms = began, device, precision
         self._register()
         refused = {worker: why for worker, why in self.client.run(_refusal, self.unit).items() if why}
-        self._looked = -LOOK_SECONDS
+        self._looked, self._seen = -LOOK_SECONDS, time.monotonic()
         text = "; ".join(f"{worker}: the run {why}" for worker, why in refused.items())
         if refused and not self.count():
             raise RunError(f"no worker can run this: {text}")
@@ -187,6 +187,12 @@ class Cluster(Workers):
             warnings.warn(f"workers that cannot run this are left out: {text}", GradbenchWarning, stacklevel=2)
 
     def count(self) -> int:
+        """Raises BrokenExecutor where the scheduler has been gone for RECONNECT_SECONDS."""
+        now = time.monotonic()
+        if self.client.status == "running":
+            self._seen = now
+        elif self.client.status == "closed" or now - self._seen > RECONNECT_SECONDS:
+            raise BrokenExecutor("the cluster has no scheduler")
         return len(self._fit())
 
     def alone(self) -> bool:
