@@ -28,6 +28,7 @@ from gradbench.files import utc_now, write_json, write_table, write_tables, writ
 from gradbench.inputs import sources
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.locks import NoLocks, hold
+from gradbench.record import manifest
 from gradbench.record.schema import COUNT, FIRST_REVISION, SCHEMA_VERSION, SCHEMAS, SWEPT, TABLES, TEXT
 
 LOG = logging.getLogger(__name__)
@@ -223,6 +224,7 @@ class RunWriter:
             write_tables(tables, SCHEMAS[name], self.path / f"{name}.parquet")
         self.info |= {"state": "complete", "ended": utc_now()}
         self.save_info()
+        manifest.close(self.path, ["run.json", *(f"{name}.parquet" for name in _files(self.info))])
         shutil.rmtree(self.path / "parts", ignore_errors=True)
         self._lock.close()  # Windows removes no open file
         (self.path / ".lock").unlink(missing_ok=True)
