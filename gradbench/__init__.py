@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gradbench.library.verbs import resume as resume
     from gradbench.library.verbs import run_plan as run_plan
     from gradbench.library.verbs import sweep as sweep
+    from gradbench.library.verbs import verify as verify
 
 _PUBLIC = {
     "GradbenchError": "errors",
@@ -44,6 +45,7 @@ _PUBLIC = {
     "resume": "library.verbs",
     "run_plan": "library.verbs",
     "sweep": "library.verbs",
+    "verify": "library.verbs",
     "assert_gradient": "gradients",
     "check_gradient": "gradients",
 }

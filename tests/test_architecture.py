@@ -20,6 +20,7 @@ FOLDERS = (
     "theory",
     "analysis",
     "engine",
+    "archive",
     "reporting",
     "gradients.rounding",
     "gradients.formula",

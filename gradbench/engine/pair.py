@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -134,11 +134,21 @@ def prepare_observing(program: Program) -> None:
 
 
 class PairSweep:
-    """The sweep of one (problem, optimizer) pair. `run()` goes on from a checkpoint if the store has one."""
+    """The sweep of one (problem, optimizer) pair, or of those of its trials in `queue`, by their numbers in the pair.
+    `run()` goes on from a checkpoint if the store has one."""
 
-    def __init__(self, program: Program, advance: Callable[..., Any], plan: SweepPlan, pair: int, store: PairStore):
+    def __init__(
+        self,
+        program: Program,
+        advance: Callable[..., Any],
+        plan: SweepPlan,
+        pair: int,
+        store: PairStore,
+        queue: Sequence[int] | np.ndarray | None = None,
+    ):
         self.program, self.advance, self.plan, self.store = program, advance, plan, store
         self.trials, self.pair = plan.trials_per_pair, pair
+        self.queue = np.arange(self.trials) if queue is None else np.asarray(queue)
         block = program.block
         self.all_rates = np.repeat(np.asarray(plan.rates), plan.seeds)
         self.config, self.observe = observation_config(program), observe_of(program)
@@ -184,17 +194,17 @@ class PairSweep:
 
     def _progress(self, seconds: float) -> Progress:
         running = self.slot_trial >= 0
-        waiting = self.trials - self.next_trial
+        waiting = len(self.queue) - self.next_trial
         left = int((self.plan.steps - self.first[running]).clip(0).sum()) + waiting * self.plan.steps
         done = self.next_trial - int(running.sum())
-        total = self.trials * self.plan.steps
-        return Progress(done, int(running.sum()), self.trials, self.trial_steps, left, total, seconds)
+        total = len(self.queue) * self.plan.steps
+        return Progress(done, int(running.sum()), len(self.queue), self.trial_steps, left, total, seconds)
 
     def _fill(self) -> bool:
         """Give free slots to waiting trials; whether anything is left to run."""
-        free = np.flatnonzero(self.slot_trial < 0)[: self.trials - self.next_trial]
+        free = np.flatnonzero(self.slot_trial < 0)[: len(self.queue) - self.next_trial]
         if len(free):
-            self.slot_trial[free] = np.arange(self.next_trial, self.next_trial + len(free))
+            self.slot_trial[free] = self.queue[self.next_trial : self.next_trial + len(free)]
             self.first[free] = 0
             self.next_trial += len(free)
             fresh = np.zeros(len(self.slot_trial), bool)

@@ -167,19 +167,25 @@ def _prepare(
     optimizers = {name: functions.get(name) or load_optimizer(name) for name in plan.optimizers}
     trials = []
     for name in plan.problems:
-        problem = load_problem(objects.get(name, name))
-        stated = problem.target if plan.target_loss is None else plan.target_loss
-        problem = dataclasses.replace(problem, name=name, target=stated)
-        warn_of_idle_leaves(problem)
-        if plan.batch_size is not None:
-            if problem.examples is None:
-                raise PlanError(f"batch_size: {name} states no examples=, so its data cannot be cut into minibatches")
-            if plan.batch_size > problem.examples:
-                raise PlanError(f"batch_size: {plan.batch_size} is more than the {problem.examples} examples of {name}")
-            check_batch(problem, plan.batch_size)
+        problem = planned_problem(plan, name, objects.get(name, name))
         with numerics(plan.dtype, plan.precision):
             trials += [Trial.of(problem, optimizer, plan) for optimizer in optimizers.values()]
     return trials, devices
+
+
+def planned_problem(plan: SweepPlan, name: str, given: str | Problem) -> Problem:
+    """The problem that a plan calls `name`, loaded from its spec or given, with the plan's target."""
+    problem = load_problem(given)
+    stated = problem.target if plan.target_loss is None else plan.target_loss
+    problem = dataclasses.replace(problem, name=name, target=stated)
+    warn_of_idle_leaves(problem)
+    if plan.batch_size is not None:
+        if problem.examples is None:
+            raise PlanError(f"batch_size: {name} states no examples=, so its data cannot be cut into minibatches")
+        if plan.batch_size > problem.examples:
+            raise PlanError(f"batch_size: {plan.batch_size} is more than the {problem.examples} examples of {name}")
+        check_batch(problem, plan.batch_size)
+    return problem
 
 
 def _facts(problem: Problem) -> dict[str, Any]:

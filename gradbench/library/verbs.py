@@ -11,6 +11,7 @@ from typing import Any
 
 from gradbench.analysis.regress import Comparison, compare_runs
 from gradbench.analysis.summary import GOOD_FACTOR
+from gradbench.archive.verify import Verification, verify_run
 from gradbench.engine import runner
 from gradbench.engine.runner import Watcher
 from gradbench.errors import GradbenchError
@@ -137,6 +138,24 @@ def report(
     records = _records(runs, results)
     objects = records[0].objects if len(records) == 1 else {}
     return write_report(records, out, checks, objects, by)
+
+
+def verify(
+    run: Record,
+    sample: int = 20,
+    *,
+    seed: int | None = None,
+    own_files: bool = False,
+    results: str | Path = "results",
+) -> Verification:
+    """Whether a record holds: `.holds`, `.rows`, `.faults`, `.notes`, `.chance(changed trials)`; str() is a table.
+
+    It is held against its manifest, its plan and itself, and `sample` of its trials are run again, drawn by `seed` (a
+    new one if None). Problems and optimizers in files that the record names are run only with `own_files`. Raises
+    GradbenchError where nothing can be replayed.
+    """
+    record = _record(run, results)
+    return verify_run(record, sample, seed, own_files, record.objects)
 
 
 def _records(runs: Sequence[Record], results: str | Path) -> list[Run]:
