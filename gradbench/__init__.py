@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from gradbench.library.run import Run as Run
     from gradbench.library.run import load_run as load_run
     from gradbench.library.verbs import compare as compare
+    from gradbench.library.verbs import races as races
     from gradbench.library.verbs import regress as regress
     from gradbench.library.verbs import report as report
     from gradbench.library.verbs import resume as resume
     from gradbench.library.verbs import run_plan as run_plan
     from gradbench.library.verbs import sweep as sweep
+    from gradbench.library.verbs import tunability as tunability
     from gradbench.library.verbs import verify as verify
 
 _PUBLIC = {
@@ -40,11 +42,13 @@ _PUBLIC = {
     "compare": "library.verbs",
     "load_run": "library.run",
     "log_range": "inputs.plan",
+    "races": "library.verbs",
     "regress": "library.verbs",
     "report": "library.verbs",
     "resume": "library.verbs",
     "run_plan": "library.verbs",
     "sweep": "library.verbs",
+    "tunability": "library.verbs",
     "verify": "library.verbs",
     "assert_gradient": "gradients",
     "check_gradient": "gradients",

@@ -19,6 +19,7 @@ FOLDERS = (
     "record",
     "theory",
     "analysis",
+    "analysis.races",
     "engine",
     "archive",
     "reporting",

@@ -9,6 +9,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from gradbench.analysis.races.races import Races
+from gradbench.analysis.races.races import races as race
+from gradbench.analysis.races.tunability import Tunability
+from gradbench.analysis.races.tunability import tunability as tune
 from gradbench.analysis.regress import Comparison, compare_runs
 from gradbench.analysis.summary import GOOD_FACTOR
 from gradbench.archive.verify import Verification, verify_run
@@ -138,6 +142,29 @@ def report(
     records = _records(runs, results)
     objects = records[0].objects if len(records) == 1 else {}
     return write_report(records, out, checks, objects, by)
+
+
+def races(
+    *runs: Record,
+    problems: Sequence[str] = (),
+    optimizers: Sequence[str] = (),
+    results: str | Path = "results",
+) -> Races:
+    """Every two optimizers, of one record or of several with one target: how much sooner one reaches the target, with
+    its 95 % interval, and whether that is more than chance: `.rows`, `.sentences`, `.notes`; str() is a table. Each is
+    judged at a learning rate that was chosen on other seeds (docs/statistics.md)."""
+    return race(_records(runs, results), _names(problems), _names(optimizers))
+
+
+def tunability(
+    *runs: Record,
+    problems: Sequence[str] = (),
+    optimizers: Sequence[str] = (),
+    results: str | Path = "results",
+) -> Tunability:
+    """What each optimizer is expected to reach after so many random trials of tuning, `.curves`, and what it loses at
+    half and twice its best learning rate, `.robustness`; str() is both tables."""
+    return tune(_records(runs, results), _names(problems), _names(optimizers))
 
 
 def verify(
