@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gradbench.library.run import Run as Run
     from gradbench.library.run import load_run as load_run
     from gradbench.library.verbs import compare as compare
+    from gradbench.library.verbs import export as export
+    from gradbench.library.verbs import history as history
     from gradbench.library.verbs import races as races
     from gradbench.library.verbs import regress as regress
     from gradbench.library.verbs import report as report
@@ -42,6 +44,8 @@ _PUBLIC = {
     "compare": "library.verbs",
     "load_run": "library.run",
     "log_range": "inputs.plan",
+    "export": "library.verbs",
+    "history": "library.verbs",
     "races": "library.verbs",
     "regress": "library.verbs",
     "report": "library.verbs",

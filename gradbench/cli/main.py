@@ -23,13 +23,15 @@ from gradbench.cli.app import (
     show,
     whole,
 )
-from gradbench.cli.archive import verify
+from gradbench.cli.archive import export, history, verify
 from gradbench.cli.run import run
 from gradbench.errors import GradbenchError, PlanError
 from gradbench.failures import sentence, show_warning
 
 app.command(run)
 app.command(verify)
+app.command(export)
+app.command(history)
 
 
 @app.command

@@ -15,6 +15,9 @@ from gradbench.analysis.races.tunability import Tunability
 from gradbench.analysis.races.tunability import tunability as tune
 from gradbench.analysis.regress import Comparison, compare_runs
 from gradbench.analysis.summary import GOOD_FACTOR
+from gradbench.archive.export import export as write_export
+from gradbench.archive.history import History, load_runs
+from gradbench.archive.history import history as follow
 from gradbench.archive.verify import Verification, verify_run
 from gradbench.engine import runner
 from gradbench.engine.runner import Watcher
@@ -183,6 +186,25 @@ def verify(
     """
     record = _record(run, results)
     return verify_run(record, sample, seed, own_files, record.objects)
+
+
+def export(
+    run: Record,
+    to: str,
+    into: str | Path | None = None,
+    *,
+    best: bool = False,
+    results: str | Path = "results",
+) -> Path:
+    """Write a record for another tool, "csv", "tensorboard", "wandb" (offline) or "mlflow", into a new folder, by
+    default exports/<id>-<tool>; its path. `best`: only the trials at each pair's best learning rate."""
+    return write_export(_record(run, results), to, into, best)[0]
+
+
+def history(results: str | Path = "results") -> History:
+    """Steps to the target and step times over all records of a folder, and where they changed: `.rows`, `.points`,
+    `.notes`; str() is a table."""
+    return follow(*load_runs(results))
 
 
 def _records(runs: Sequence[Record], results: str | Path) -> list[Run]:

@@ -62,8 +62,9 @@ def test_neither_import_nor_help_loads_jax():
 
 
 def test_the_public_names():
-    names = "GradbenchError Problem Run SweepPlan __version__ assert_gradient check_gradient compare load_optimizer"
-    names += " load_problem load_run log_range races regress report resume run_plan sweep tunability verify"
+    names = "GradbenchError Problem Run SweepPlan __version__ assert_gradient check_gradient compare export"
+    names += " history load_optimizer load_problem load_run log_range races regress report resume run_plan sweep"
+    names += " tunability verify"
     assert sorted(gradbench.__all__) == names.split()
     for name in gradbench.__all__:
         assert getattr(gradbench, name) is not None
