@@ -2,12 +2,12 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
 from synthetic import make_judged_run, make_run
 
-from gradbench.archive import export as module
 from gradbench.archive.export import export
 from gradbench.errors import GradbenchError, PlanError
 
@@ -48,10 +48,7 @@ def test_nothing_is_overwritten_and_unknown_tools_are_refused(tmp_path):
 
 
 def test_a_tool_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
-    def missing(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(module.importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(GradbenchError, match=r"wandb is not installed \(pip install wandb\)"):
         export(make_run(), "wandb", tmp_path / "out")
 

@@ -83,7 +83,7 @@ def test_the_fewest_changed_trials_that_are_found_for_sure_enough():
 
 
 @pytest.fixture
-def elsewhere(monkeypatch):
+def elsewhere(monkeypatch, compiled_quickly):
     """Here is another place than the record's: its program has one trial at a time."""
     real, block = module.environment, module.recorded_block
     monkeypatch.setattr(module, "environment", lambda *given: real(*given) | {"device_kind": "another"})
