@@ -110,7 +110,7 @@ class Judge:
     def words(self, before: Cells, here: Cells) -> str:
         """The first cells outside the bound, with both values; how many differ, where none is."""
         if not self.outside:
-            return f"{len(self.unlike)} numbers, by no more than rounding"
+            return f"{len(self.unlike)} number{'s' * (len(self.unlike) != 1)}, by no more than rounding"
         shown = self.outside[:SHOWN]
         said = [f"{cell} is {_word(before.get(cell))}, here {_word(here.get(cell))}" for cell in shown]
         return "; ".join(said) + (f"; and {len(self.outside) - SHOWN} more" if len(self.outside) > SHOWN else "")

@@ -186,7 +186,7 @@ def _as_folder(name: str) -> str:
 
 Writer = Callable[[Run, np.ndarray, Path], None]
 TOOLS: dict[str, tuple[Writer, str]] = {  # by name: what writes, and the command that shows it
-    "csv": (_csv, "ls {}"),
+    "csv": (_csv, "head {}/trials.csv"),
     "tensorboard": (_tensorboard, "tensorboard --logdir {}"),
     "wandb": (_wandb, "wandb sync {}/wandb/offline-run-*"),
     "mlflow": (_mlflow, "mlflow ui --backend-store-uri sqlite:///{}/mlflow.db"),

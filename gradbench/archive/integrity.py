@@ -66,11 +66,16 @@ def _same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _curves(run: Run) -> Iterator[str]:
     """A trial's row and its curve have the same ends and the same best, and the curve every step that is kept."""
-    trials, curves = run.trials.sort_by("trial"), run.curves.sort_by([("trial", "ascending"), ("step", "ascending")])
-    number, owner, step = (of.to_numpy() for of in (trials["trial"], curves["trial"], curves["step"]))
+    trials = run.trials.sort_by("trial")
+    number = trials["trial"].to_numpy()
+    if run.info["state"] == "complete":  # else some trials have begun a curve and have no row yet
+        strangers = np.setdiff1d(run.curves["trial"].to_numpy(), number)
+        yield from _named("the curve is of no trial of the record", strangers)
+    curves = run.curves.filter(pc.field("trial").isin(trials["trial"].combine_chunks()))
+    curves = curves.sort_by([("trial", "ascending"), ("step", "ascending")])
+    owner, step = curves["trial"].to_numpy(), curves["step"].to_numpy()
     loss, norm = floats(curves, "loss"), floats(curves, "grad_norm")
     first, end = (np.searchsorted(owner, number, side) for side in ("left", "right"))
-    yield from _named("the curve is of no trial of the record", np.setdiff1d(owner, number))
     whole = end > first
     yield from _named("no curve", number[~whole])
     trials, number, first, last = trials.filter(pa.array(whole)), number[whole], first[whole], end[whole] - 1

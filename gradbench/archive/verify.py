@@ -52,7 +52,7 @@ class Verification:
     notes: list[str]
     trials: int
     seed: int
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # when, where, and the manifest's digest
 
     @property
     def replayed(self) -> int:
@@ -80,8 +80,9 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        found = {"holds": self.holds, "trials": self.trials, "replayed": self.replayed}
-        return {"record": self.record} | found | self.facts | dataclasses.asdict(self)
+        kept = {of.name: getattr(self, of.name) for of in dataclasses.fields(self) if of.name != "facts"}
+        found = {"holds": self.holds, "replayed": self.replayed, "least_found": self.least_found}
+        return {**found, **self.facts, **kept}
 
     def __str__(self) -> str:
         return verify_text(self, "table")

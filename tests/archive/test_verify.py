@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import time_little
+from conftest import StopAfter, time_little
 from tampering import TAMPERED, change, close, timing
 
 import gradbench
@@ -163,6 +163,18 @@ def test_a_problem_given_as_an_object_is_verified_by_its_own_process(sweep):
     assert gradbench.verify(run).holds
     with pytest.raises(GradbenchError, match="was given as an object"):
         gradbench.verify(run.path)
+
+
+def test_an_interrupted_run_holds_as_far_as_it_came(tmp_path, small_blocks):
+    small_blocks(lanes=1, rows=8)
+    plan = gradbench.SweepPlan(["himmelblau"], ["sgd"], [1e-4, 1e-3, 1e-2], seeds=2, steps=30, timing="none")
+    run = gradbench.run_plan(plan, out=tmp_path, watcher=StopAfter(8))
+    assert run.info["state"] == "interrupted"
+    assert 0 < run.trials.num_rows < 6
+    found = gradbench.verify(run)
+    assert found.holds
+    assert found.faults == []
+    assert "the run is interrupted" in found.notes[0]
 
 
 def test_bad_input_is_one_line(honest):

@@ -47,8 +47,8 @@ COLUMNS = (
     ),
     Column("seeds", "seeds", priority=6),
     Column("won", "problems", str, 2, "on which the first is ahead"),
-    Column("unreached_faster", "not reached", percent, 7, "share of runs, which count as the steps of a trial"),
-    Column("unreached_slower", "nor by the other", percent, 7),
+    Column("unreached_faster", "unreached", percent, 7, "share of runs, which count as the steps of a trial"),
+    Column("unreached_slower", "by the other", percent, 7),
 )
 
 
