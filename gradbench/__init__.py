@@ -25,11 +25,16 @@ if TYPE_CHECKING:
     from gradbench.library.run import Run as Run
     from gradbench.library.run import load_run as load_run
     from gradbench.library.verbs import compare as compare
+    from gradbench.library.verbs import export as export
+    from gradbench.library.verbs import history as history
+    from gradbench.library.verbs import races as races
     from gradbench.library.verbs import regress as regress
     from gradbench.library.verbs import report as report
     from gradbench.library.verbs import resume as resume
     from gradbench.library.verbs import run_plan as run_plan
     from gradbench.library.verbs import sweep as sweep
+    from gradbench.library.verbs import tunability as tunability
+    from gradbench.library.verbs import verify as verify
     from gradbench.machine.cluster import connect as connect
     from gradbench.search.suggest import suggest as suggest
 
@@ -44,6 +49,9 @@ _PUBLIC = {
     "connect": "machine.cluster",
     "load_run": "library.run",
     "log_range": "inputs.specs.rates",
+    "export": "library.verbs",
+    "history": "library.verbs",
+    "races": "library.verbs",
     "regress": "library.verbs",
     "report": "library.verbs",
     "resume": "library.verbs",
@@ -51,6 +59,8 @@ _PUBLIC = {
     "suggest": "search.suggest",
     "sweep": "library.verbs",
     "assert_function": "gradients",
+    "tunability": "library.verbs",
+    "verify": "library.verbs",
     "assert_gradient": "gradients",
     "check_function": "gradients",
     "check_gradient": "gradients",

@@ -23,11 +23,15 @@ from gradbench.cli.app import (
     show,
     whole,
 )
+from gradbench.cli.archive import export, history, verify
 from gradbench.cli.run import run
 from gradbench.errors import GradbenchError, PlanError
 from gradbench.failures import printing_to_stderr, sentence, show_warning
 
 app.command(run)
+app.command(verify)
+app.command(export)
+app.command(history)
 
 
 @app.command
@@ -38,6 +42,8 @@ def compare(
     factor: float = 2.0,
     by: str | None = None,
     summary: bool = False,
+    races: bool = False,
+    tunability: bool = False,
     results: Results = Path("results"),
     output: Tables = TABLES,
 ) -> int:
@@ -57,11 +63,21 @@ def compare(
         The metric to judge by beside the loss, such as holdout.accuracy. [default: holdout.loss, where there is one]
     summary
         One line per pair, not every learning rate.
+    races
+        Instead: every two optimizers, how much sooner one reaches the target, and whether that is more than chance.
+    tunability
+        Instead: what each optimizer reaches after so many trials of tuning, and what it loses at half and twice its
+        best learning rate.
     """
     from gradbench.analysis.settings.comparison import compare_text
     from gradbench.record.store import load_run
 
     runs = [load_run(name, results) for name in records or ("latest",)]
+    if races or tunability:
+        from gradbench.analysis.races.text import chosen_text
+
+        show(chosen_text(runs, output.chosen, races, tunability, problem, optimizer))
+        return 0
     show(compare_text(runs, output.chosen, factor, problem, optimizer, summary, by))
     return 0
 

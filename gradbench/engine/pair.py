@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 
 from gradbench.analysis.verdicts import floats, stated_reference, verdicts
 from gradbench.engine import events as ev
@@ -24,8 +25,8 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
 from gradbench.machine.internals import compiler_options
 from gradbench.program.program import Block, Observation, Program, State, numerics
+from gradbench.record.parts import PairStore, UnitRows
 from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, SWEPT, TARGET_COLUMNS
-from gradbench.record.store import PairStore, UnitRows
 from gradbench.search.asked import scores
 from gradbench.search.halving import Rungs
 from gradbench.search.queue import Queue, Spending
@@ -137,8 +138,8 @@ def prepare_observing(program: Program) -> None:
 
 
 class PairSweep:
-    """The sweep of one (problem, optimizer) pair, or of a range of its `trials`. `run()` goes on from a checkpoint if
-    the store has one."""
+    """The sweep of one (problem, optimizer) pair, or of those of its `trials`, by their numbers in the pair. `run()`
+    goes on from a checkpoint if the store has one."""
 
     def __init__(
         self,
@@ -147,11 +148,17 @@ class PairSweep:
         plan: SweepPlan,
         pair: int,
         store: PairStore | UnitRows,
-        trials: range | None = None,
+        trials: Sequence[int] | np.ndarray | None = None,
+        recorded: pa.Table | None = None,
     ):
+        """`recorded` are the pair's trials in a record, whose settings are run again instead of the plan's."""
         self.program, self.advance, self.plan, self.store = program, advance, plan, store
         self.pair, self.before, block = pair, plan.first_trials[pair], program.block
-        self.queue, self.spending = Queue(plan, program.trial.optimizer.spec, trials), Spending(plan)
+        if recorded is None:
+            self.queue = Queue(plan, program.trial.optimizer.spec, trials)
+        else:
+            self.queue = Queue.recorded(plan, program.trial.optimizer.spec, recorded, self.before, trials)
+        self.spending = Spending(plan if recorded is None else SweepPlan())
         self.rungs = Rungs([at for at in plan.rungs if at >= block.steps], plan.eta) if plan.rungs else None
         self.scores: dict[int, float] = {}  # of finished trials, for a search
         self.config, self.observe = observation_config(program), observe_of(program)
@@ -163,7 +170,7 @@ class PairSweep:
         slots = block.slots
         self.slot_trial = np.full(slots, -1, np.int64)
         self.first = np.zeros(slots, np.int32)
-        self.next_trial = self.queue.start
+        self.next_trial = 0  # its place in the queue
         self.trial_steps = 0
         self.state: State | None = None
         dtype = np.dtype(program.rate_dtype)
@@ -199,22 +206,22 @@ class PairSweep:
 
     def _progress(self, seconds: float) -> Progress:
         running = self.slot_trial >= 0
-        waiting = self.queue.stop - self.next_trial
+        waiting = len(self.queue) - self.next_trial
         left = int((self.plan.steps - self.first[running]).clip(0).sum()) + waiting * self.plan.steps
-        done = self.next_trial - self.queue.start - int(running.sum())
+        done = self.next_trial - int(running.sum())
         total = len(self.queue) * self.plan.steps
         return Progress(done, int(running.sum()), len(self.queue), self.trial_steps, left, total, seconds)
 
     def _fill(self) -> bool:
         """Give free slots to waiting trials; whether anything is left to run."""
-        if self.next_trial == self.queue.stop and not (self.slot_trial >= 0).any():
+        if self.next_trial == len(self.queue) and not (self.slot_trial >= 0).any():
             self.queue.ask(self.scores)
         running = self.slot_trial >= 0
         steps_left = int((self.plan.steps - self.first[running]).clip(0).sum())
-        room = self.spending.room(self.next_trial - self.queue.start, self.trial_steps, steps_left)
-        free = np.flatnonzero(~running)[: min(self.queue.stop - self.next_trial, room)]
+        room = self.spending.room(self.next_trial, self.trial_steps, steps_left)
+        free = np.flatnonzero(~running)[: min(len(self.queue) - self.next_trial, room)]
         if len(free):
-            self.slot_trial[free] = np.arange(self.next_trial, self.next_trial + len(free))
+            self.slot_trial[free] = self.queue.order[self.next_trial : self.next_trial + len(free)]
             self.first[free] = 0
             self.next_trial += len(free)
             fresh = np.zeros(len(self.slot_trial), bool)

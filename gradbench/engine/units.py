@@ -38,8 +38,8 @@ from gradbench.machine.environment import difference, environment
 from gradbench.machine.workers import name_of_worker
 from gradbench.program.block import choose_block, unit_trials
 from gradbench.program.program import Block, Trial, numerics
+from gradbench.record.parts import UnitRows
 from gradbench.record.schema import SCHEMAS
-from gradbench.record.store import UnitRows
 
 PAIRS_KEPT = 4  # programs of so many pairs stay compiled in a worker
 _PROCESS = secrets.token_hex(8)  # a forked one has it too, but not the number

@@ -307,6 +307,12 @@ class SweepPlan:
         counts = [self.trials_of(optimizer) for _, optimizer in self.pairs]
         return list(itertools.accumulate(counts, initial=0))[:-1]
 
+    def pair_of(self, trials: np.ndarray) -> np.ndarray:
+        """Which pair each of these trials is of, by their numbers in the record."""
+        import numpy as np
+
+        return np.searchsorted(np.array(self.first_trials), trials, side="right") - 1
+
     @property
     def axis_names(self) -> tuple[str, ...]:
         """The settings that any optimizer's axes vary in one program, each a column of the trials."""

@@ -10,8 +10,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from gradbench.analysis.races.races import Races
+from gradbench.analysis.races.races import races as race
+from gradbench.analysis.races.tunability import Tunability
+from gradbench.analysis.races.tunability import tunability as tune
 from gradbench.analysis.regress import Comparison, compare_runs
 from gradbench.analysis.summary import GOOD_FACTOR
+from gradbench.archive.export import export as write_export
+from gradbench.archive.history import History, load_runs
+from gradbench.archive.history import history as follow
+from gradbench.archive.verify import Verification, verify_run
 from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
 from gradbench.errors import GradbenchError
@@ -155,6 +163,66 @@ def report(
     records = _records(runs, results)
     objects = records[0].objects if len(records) == 1 else {}
     return write_report(records, out, checks, objects, by)
+
+
+def races(
+    *runs: Record,
+    problems: Sequence[str] = (),
+    optimizers: Sequence[str] = (),
+    results: str | Path = "results",
+) -> Races:
+    """Every two optimizers, of one record or of several with one target: how much sooner one reaches the target, with
+    its 95 % interval, and whether that is more than chance: `.rows`, `.sentences`, `.notes`; str() is a table. Each is
+    judged at a learning rate that was chosen on other seeds (docs/statistics.md)."""
+    return race(_records(runs, results), _names(problems), _names(optimizers))
+
+
+def tunability(
+    *runs: Record,
+    problems: Sequence[str] = (),
+    optimizers: Sequence[str] = (),
+    results: str | Path = "results",
+) -> Tunability:
+    """What each optimizer is expected to reach after so many random trials of tuning, `.curves`, and what it loses at
+    half and twice its best learning rate, `.robustness`; str() is both tables."""
+    return tune(_records(runs, results), _names(problems), _names(optimizers))
+
+
+def verify(
+    run: Record,
+    sample: int = 20,
+    *,
+    seed: int | None = None,
+    own_files: bool = False,
+    results: str | Path = "results",
+) -> Verification:
+    """Whether a record holds: `.holds`, `.rows`, `.faults`, `.notes`, `.chance(changed trials)`; str() is a table.
+
+    It is held against its manifest, its plan and itself, and `sample` of its trials are run again, drawn by `seed` (a
+    new one if None). Problems and optimizers in files that the record names are run only with `own_files`. Raises
+    GradbenchError where nothing can be replayed.
+    """
+    record = _record(run, results)
+    return verify_run(record, sample, seed, own_files, record.objects)
+
+
+def export(
+    run: Record,
+    to: str,
+    into: str | Path | None = None,
+    *,
+    best: bool = False,
+    results: str | Path = "results",
+) -> Path:
+    """Write a record for another tool, "csv", "tensorboard", "wandb" (offline) or "mlflow", into a new folder, by
+    default exports/<id>-<tool>; its path. `best`: only the trials at each pair's best learning rate."""
+    return write_export(_record(run, results), to, into, best)[0]
+
+
+def history(results: str | Path = "results") -> History:
+    """Steps to the target and step times over all records of a folder, and where they changed: `.rows`, `.points`,
+    `.notes`; str() is a table."""
+    return follow(*load_runs(results))
 
 
 def _records(runs: Sequence[Record], results: str | Path) -> list[Run]:

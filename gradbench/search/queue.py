@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs.searches import HALVING, REFINE
@@ -15,50 +17,78 @@ from gradbench.search.refine import refine
 
 
 class Queue:
-    """`settings` by name and `seeds` of every trial known so far, each (N,), and `why` each was asked for, where a
-    search did. Trials from `start` to before `stop` are this queue's."""
+    """`settings` by name and `seeds` of every trial of the pair known so far, each (N,), and `why` each was asked for,
+    where a search did. `order` are the numbers of the trials that are run, one after another."""
 
-    def __init__(self, plan: SweepPlan, optimizer: str, part: range | None = None):
+    def __init__(self, plan: SweepPlan, optimizer: str, part: Sequence[int] | np.ndarray | None = None):
         self.plan, self.search = plan, _search(plan, optimizer)
         self.why: list[str] | None = None
         self.asked = 0  # the first trial of what the search asked for last
         if self.search is None:
-            points = plan.points(optimizer)
-            self.settings = {name: np.repeat(values, plan.seeds) for name, values in points.items()}
-            self.seeds = np.tile(np.arange(plan.seeds), len(points["learning_rate"]))
-            if plan.rungs:  # in the order of a grid each wave of trials would be better than those before
-                order = np.random.default_rng(0).permutation(len(self.seeds))
-                self.settings = {name: values[order] for name, values in self.settings.items()}
-                self.seeds = self.seeds[order]
+            self.settings, self.seeds = designed(plan, optimizer)
         else:
             first = next(self.search)
             self.settings, self.seeds, self.why = dict(first.settings), first.seeds, list(first.why)
-        part = range(len(self.seeds)) if part is None or self.search else part
-        self.start, self.stop = part.start, part.stop
+            part = None  # what it asks for is known only as it goes on
+        self.order = np.arange(len(self.seeds)) if part is None else np.asarray(part, np.int64)
+
+    @classmethod
+    def recorded(
+        cls,
+        plan: SweepPlan,
+        optimizer: str,
+        trials: pa.Table,
+        before: int,
+        part: Sequence[int] | np.ndarray | None = None,
+    ) -> Queue:
+        """Of the pair's trials in a record, the first of which has the number `before` there."""
+        queue = cls(dataclasses.replace(plan, search=None, budget=None), optimizer, part)
+        numbers = trials["trial"].to_numpy() - before
+        size = int(numbers.max()) + 1
+        names = list(queue.settings)
+        queue.settings = {name: np.zeros(size) for name in names}
+        queue.seeds = np.zeros(size, np.int64)
+        for name in names:
+            queue.settings[name][numbers] = trials[name].to_numpy()
+        queue.seeds[numbers] = trials["seed"].to_numpy()
+        queue.order = numbers if part is None else queue.order
+        return queue
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.order)
 
     def ask(self, scores: Mapping[int, float]) -> bool:
         """Take in what the search asks for, where the scores of all that it asked for last are known: whether there is
         more."""
-        if self.search is None or not all(trial in scores for trial in range(self.asked, self.stop)):
+        known = len(self.seeds)
+        if self.search is None or not all(trial in scores for trial in range(self.asked, known)):
             return False
         try:
-            more: Asked = self.search.send(np.array([scores[trial] for trial in range(self.asked, self.stop)]))
+            more: Asked = self.search.send(np.array([scores[trial] for trial in range(self.asked, known)]))
         except StopIteration:
             return False
         assert self.why is not None
-        self.asked = self.stop
+        self.asked = known
         self.settings = {name: np.append(of, more.settings[name]) for name, of in self.settings.items()}
         self.seeds, self.why = np.append(self.seeds, more.seeds), [*self.why, *more.why]
-        self.stop = len(self.seeds)
+        self.order = np.arange(len(self.seeds))
         return True
 
     def replay(self, scores: Mapping[int, float]) -> None:
         """Ask again for all that was asked for before an interruption."""
         while self.ask(scores):
             pass
+
+
+def designed(plan: SweepPlan, optimizer: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The settings by name and the seeds of all trials of a pair of a design, each (N,)."""
+    points = plan.points(optimizer)
+    settings = {name: np.repeat(values, plan.seeds) for name, values in points.items()}
+    seeds = np.tile(np.arange(plan.seeds), len(points["learning_rate"]))
+    if not plan.rungs:
+        return settings, seeds
+    order = np.random.default_rng(0).permutation(len(seeds))  # else each wave would be better than those before
+    return {name: values[order] for name, values in settings.items()}, seeds[order]
 
 
 def _search(plan: SweepPlan, optimizer: str) -> Searching | None:

@@ -17,7 +17,7 @@ from gradbench.inputs.problem import load_problem
 from gradbench.machine.devices import find_devices
 from gradbench.program.block import choose_block
 from gradbench.program.program import Program, Trial, numerics
-from gradbench.record.store import PairStore
+from gradbench.record.parts import PairStore
 
 GRID = "adamw[weight_decay=1e-5:1e-1:5,b1=0.8|0.9|0.95]"
 

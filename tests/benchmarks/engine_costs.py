@@ -33,7 +33,8 @@ from gradbench.machine.devices import find_devices
 from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block
 from gradbench.program.program import Program, Trial, numerics
-from gradbench.record.store import PairStore, write_json
+from gradbench.record.parts import PairStore
+from gradbench.record.store import write_json
 from gradbench.tables import FORMATS, Column, render
 
 # Steps of a trial, and the learning rates: stable ones, so that a bare call and a sweep do the same steps.

@@ -23,8 +23,8 @@ from gradbench.machine import cluster as module
 from gradbench.machine.cluster import Cluster, connect, shares, slurm_cluster
 from gradbench.machine.devices import cores
 from gradbench.program import block
+from gradbench.record.parts import PairStore
 from gradbench.record.schema import SWEPT
-from gradbench.record.store import PairStore
 
 pytest.importorskip("distributed")
 
@@ -192,7 +192,7 @@ from gradbench.machine.cluster import connect
 from gradbench.machine.devices import cores
 from gradbench.program import block
 from gradbench.program.program import Block
-from gradbench.record.store import PairStore
+from gradbench.record.parts import PairStore
 
 block.UNIT_SECONDS = 0.0
 units.choose_block = lambda *_: Block(1, 3, 16, 1)

@@ -45,7 +45,7 @@ from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import load_problem
 from gradbench.program.program import Block, Program, Trial, numerics
-from gradbench.record.store import PairStore
+from gradbench.record.parts import PairStore
 
 devices = find_devices("cpu")
 assert len(devices) == int(sys.argv[1])

@@ -47,6 +47,7 @@ def test_a_record_has_every_table_with_its_schema(sweep):
     assert info["environment"]["versions"]["jax"]
     assert sorted(p.name for p in run.path.iterdir()) == [
         "curves.parquet",
+        "manifest.json",
         "metrics.parquet",
         "run.json",
         "sharpness.parquet",

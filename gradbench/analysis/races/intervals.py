@@ -1,0 +1,86 @@
+"""Means over seeds with their intervals, and the correction for many comparisons.
+
+Sources: Welch, The generalization of Student's problem when several different population variances are involved,
+Biometrika 34 (1947), and Satterthwaite, Biometrics Bulletin 2 (1946), for means over strata of unequal variance; Holm,
+A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979); Efron and Stein,
+The jackknife estimate of variance, Annals of Statistics 9 (1981).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+CONFIDENCE = 0.95
+POWER = 0.8  # with which the least difference that could have been seen would have been
+
+
+class Estimate(NamedTuple):
+    """A mean, the standard error of it, and its degrees of freedom. One without randomness has the error 0; one of too
+    few values for an error has NaN."""
+
+    value: float
+    error: float
+    freedom: float
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """Student's; both ends NaN where the error is unknown."""
+        half = self._quantile((1 + confidence) / 2) * self.error
+        return self.value - half, self.value + half
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, that the mean is 0; 1 where the error is unknown."""
+        if math.isnan(self.error):
+            return 1.0
+        if self.error == 0:
+            return float(self.value == 0)
+        return float(2 * scipy.stats.t.sf(abs(self.value) / self.error, self.freedom))
+
+    @property
+    def detectable(self) -> float:
+        """The least mean that a test at 5 % sees with a probability of 80 %; NaN where the error is unknown."""
+        return (self._quantile((1 + CONFIDENCE) / 2) + self._quantile(POWER)) * self.error
+
+    def _quantile(self, of: float) -> float:
+        return 0.0 if self.error == 0 else float(scipy.stats.t.ppf(of, self.freedom))
+
+
+def mean_of_strata(strata: Sequence[np.ndarray]) -> Estimate:
+    """The mean of the strata's means, each stratum (S,) a sample of its own variance; NaN as error with one value in
+    one of them."""
+    counts = np.array([len(of) for of in strata])
+    value = float(np.mean([np.mean(of) for of in strata]))
+    if counts.min() < 2:
+        return Estimate(value, math.nan, math.nan)
+    variances = np.array([np.var(of, ddof=1) for of in strata]) / counts
+    total = variances.sum()
+    if total == 0:
+        return Estimate(value, 0.0, math.inf)
+    freedom = total**2 / np.sum(variances**2 / (counts - 1))
+    return Estimate(value, math.sqrt(total) / len(strata), float(freedom))
+
+
+def jackknife(count: int, estimate: Callable[[np.ndarray], float]) -> Estimate:
+    """`estimate(indices)` of `count` units, with the error that leaving each of them out in turn gives."""
+    every = np.arange(count)
+    value = estimate(every)
+    if count < 3:
+        return Estimate(value, math.nan, math.nan)
+    without = np.array([estimate(np.delete(every, unit)) for unit in every])
+    error = math.sqrt((count - 1) / count * float(np.sum((without - without.mean()) ** 2)))
+    return Estimate(value, error, math.inf if error == 0 else count - 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted so that one false claim among all has the probability of one p-value alone."""
+    order = np.argsort(p_values)
+    adjusted, highest = [1.0] * len(order), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted

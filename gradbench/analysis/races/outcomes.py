@@ -1,0 +1,136 @@
+"""What a record says of an optimizer on a problem, by setting and seed, and which setting is chosen without the seed
+that it is judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gradbench.analysis.points import best_index
+from gradbench.analysis.summary import common_references, problem_trials, references, resolution
+from gradbench.analysis.verdicts import floats, relative_gaps
+from gradbench.errors import GradbenchError
+from gradbench.record.schema import SCHEMAS
+from gradbench.record.store import Run
+
+GROUPS = 5  # of the seeds; a seed is judged at the setting that is best on the others of its group
+SAME = ("steps", "batch_size", "dtype", "precision", "target", "target_loss")
+
+
+class Held(NamedTuple):
+    """Each seed of a pair at the setting chosen without it: the settings' numbers, the seeds' groups, log steps and log
+    gaps, whether the target was reached, all (S,)."""
+
+    setting: np.ndarray
+    group: np.ndarray
+    steps: np.ndarray
+    gaps: np.ndarray
+    reached: np.ndarray
+
+    @property
+    def units(self) -> np.ndarray:
+        """What of the seeds is independent, (S,): groups; or each seed, where all have chosen the same setting."""
+        return np.arange(len(self.group)) if np.ptp(self.setting) == 0 else self.group
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """An optimizer on a problem: arrays (settings R, seeds S) over the seeds that every setting has.
+
+    log_steps: of the first step that reaches the target, cut off at the steps of a trial where it is not reached, so
+        that a ratio says at least how much sooner. Means of such are restricted means (Royston and Parmar, BMC Medical
+        Research Methodology 13, 2013).
+    log_gaps: of the gap at the end, cut off at 1, where a trial began, and below at what is told apart.
+    """
+
+    problem: str
+    optimizer: str
+    rates: np.ndarray  # (R,)
+    alone: bool  # whether the learning rate is all that the settings differ in
+    seeds: np.ndarray  # (S,)
+    steps: np.ndarray
+    gaps: np.ndarray
+    log_steps: np.ndarray
+    log_gaps: np.ndarray
+
+    @classmethod
+    def of(cls, trials: pa.Table, problem: str, optimizer: str, gaps: np.ndarray, cut: int, floor: float) -> Outcomes:
+        """`gaps` are the trials' relative gaps at the end, `cut` the steps of a trial."""
+        axes = ["learning_rate", *(name for name in trials.column_names if _is_axis(trials, name))]
+        values = np.stack([trials[name].to_numpy(zero_copy_only=False).astype(float) for name in axes])
+        settings, row = np.unique(values, axis=1, return_inverse=True)
+        seeds, column = np.unique(trials["seed"].to_numpy(), return_inverse=True)
+        taken = floats(trials, "steps_to_target")
+        table = np.full((2, settings.shape[1], len(seeds)), np.nan)
+        table[:, row.ravel(), column] = np.where(np.isnan(taken) | np.isinf(gaps), np.inf, taken), gaps
+        whole = ~np.isnan(table).any(axis=(0, 1))
+        steps, ends = table[:, :, whole]
+        logs = np.log(np.clip(steps, 1, cut)), np.log(np.clip(ends, floor, 1))
+        return cls(problem, optimizer, settings[0], len(axes) == 1, seeds[whole], steps, ends, *logs)
+
+    def best(self, seeds: np.ndarray) -> int:
+        """The setting that is best on these seeds, by PairSummary.best's rule; the first where none works."""
+        steps, gaps = self.steps[:, seeds], self.gaps[:, seeds]
+        middles = np.median(steps, axis=1), np.median(gaps, axis=1)
+        return best_index(steps.max(axis=1), *middles, gaps.max(axis=1)) or 0
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Which group each seed is in, (S,): GROUPS of them, or as many as two seeds each make."""
+        count = max(1, min(GROUPS, len(self.seeds) // 2))
+        return np.arange(len(self.seeds)) * count // len(self.seeds)
+
+    def held_out(self) -> Held:
+        """Every seed at the setting that is best on the other seeds of its group; of one seed, on itself.
+
+        So groups share nothing, and the spread between them has in it how much the choice of a setting varies. Were a
+        seed judged at what is best on all the others, all would share that choice and intervals would be too short
+        (Bengio and Grandvalet, No unbiased estimator of the variance of K-fold cross-validation, JMLR 5, 2004).
+        """
+        groups, place = self.groups, np.arange(len(self.seeds))
+        others = [np.flatnonzero((groups == groups[seed]) & (place != seed)) for seed in place]
+        chosen = np.array([self.best(of if len(of) else place) for of in others])
+        at = chosen, place
+        return Held(chosen, groups, self.log_steps[at], self.log_gaps[at], np.isfinite(self.steps[at]))
+
+
+def _is_axis(trials: pa.Table, name: str) -> bool:
+    """Whether a column is an axis of the trials' optimizer: those of others are null here."""
+    return name not in SCHEMAS["trials"].names and trials[name].null_count == 0
+
+
+def outcomes(runs: Sequence[Run], problems: Sequence[str] = ()) -> dict[str, dict[str, Outcomes]]:
+    """By optimizer and problem, of one record or of several that share their target; of these problems, or of all.
+
+    An optimizer of several records has the record's place in its name. Raises GradbenchError where records cannot be
+    compared, or no trial has finished.
+    """
+    for run in runs[1:]:
+        for key in SAME:
+            a, b = (getattr(of.plan, key) for of in (runs[0], run))
+            if a != b:
+                raise GradbenchError(f"{runs[0].id} and {run.id} do not compare: {key} is {a} and {b}")
+    to = common_references(runs)
+    found: dict[str, dict[str, Outcomes]] = {}
+    for place, run in enumerate(runs, 1):
+        for problem in references(run):
+            if problems and problem not in problems:
+                continue
+            trials = problem_trials(run, problem, to[problem])
+            floor = resolution(trials, to[problem], run.plan.dtype)
+            for optimizer in run.plan.optimizers:
+                rows = trials.filter(pc.field("optimizer") == optimizer)
+                if len(rows):
+                    name = optimizer if len(runs) == 1 else f"{optimizer} (run {place})"
+                    gaps = relative_gaps(rows, to[problem])
+                    of = Outcomes.of(rows, problem, name, gaps, run.plan.steps, floor)
+                    if len(of.seeds):
+                        found.setdefault(name, {})[problem] = of
+    if not found:
+        raise GradbenchError(f"{', '.join(run.id for run in runs)}: no trial has finished yet")
+    return found

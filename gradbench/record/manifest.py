@@ -1,0 +1,42 @@
+"""The manifest that closes a record: a digest of each of its files, so that one that is changed afterwards is found.
+
+It shows that files were changed, not who changed them: whoever changes a record can write a manifest too. Its own
+digest, published elsewhere, tells that; and a replay finds numbers that no trial gives (gradbench verify).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from gradbench.errors import RecordError, one_line
+from gradbench.files import write_json
+from gradbench.inputs.sources import digest
+
+NAME = "manifest.json"
+
+
+def close(path: Path, files: Iterable[str]) -> None:
+    """Write the manifest of the files of a record in the folder `path`."""
+    write_json({"sha256": {name: digest(path / name) for name in sorted(files)}}, path / NAME)
+
+
+def changed_files(path: Path) -> list[str] | None:
+    """What of a record's files is not as its manifest has it, a sentence for each; None for a record without one, of
+    before there were any. Raises RecordError for a manifest that cannot be read."""
+    file = path / NAME
+    if not file.is_file():
+        return None
+    try:
+        expected = json.loads(file.read_text(encoding="utf-8"))["sha256"]
+        found = {name: digest(path / name) if (path / name).is_file() else None for name in expected}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RecordError(f"{file}: damaged: {one_line(error)}") from error
+    changed = [name for name, of in expected.items() if found[name] != of]
+    return [f"{name} is {'changed' if found[name] else 'missing'} since the record was closed" for name in changed]
+
+
+def record_digest(path: Path) -> str | None:
+    """The sha256 of the manifest, which stands for the whole record; None where there is none."""
+    return digest(path / NAME) if (path / NAME).is_file() else None

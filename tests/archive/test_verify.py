@@ -1,0 +1,193 @@
+"""A record that was changed is found out; one that was not holds, here to the bit and elsewhere within the bound."""
+
+import dataclasses
+import math
+import shutil
+
+import numpy as np
+import pytest
+from conftest import StopAfter, time_little
+from tampering import TAMPERED, change, close, timing
+
+import gradbench
+from gradbench.archive import verify as module
+from gradbench.archive.again import Pair, longest_sum
+from gradbench.archive.verify import Verification, drawn_trials
+from gradbench.errors import GradbenchError, PlanError
+from gradbench.machine.devices import find_devices
+from gradbench.record import manifest
+
+ALL = 1000  # a sample of every trial
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """18 trials: 2 optimizers, 3 learning rates (the last diverges with sgd), 3 seeds whose minibatches differ."""
+    with pytest.MonkeyPatch.context() as patch:
+        time_little(patch)
+        settings = {"seeds": 3, "steps": 60, "batch_size": 64, "out": tmp_path_factory.mktemp("results")}
+        return gradbench.sweep("linear_regression", ["sgd", "adam"], [0.01, 0.1, 30.0], **settings)
+
+
+@pytest.fixture
+def copy(honest, tmp_path):
+    shutil.copytree(honest.path, tmp_path / honest.id)
+    return tmp_path / honest.id
+
+
+def test_an_honest_record_holds_to_the_bit(honest):
+    found = gradbench.verify(honest, sample=ALL)
+    assert found.holds
+    assert found.faults == []
+    assert [row["result"] for row in found.rows] == ["bit for bit"] * 18
+    assert found.facts["record_sha256"] == manifest.record_digest(honest.path)
+
+
+@pytest.mark.parametrize("tamper", TAMPERED, ids=lambda tamper: tamper.__name__)
+def test_a_change_is_found_even_under_a_new_manifest(copy, tamper):
+    tamper(copy)
+    close(copy)
+    found = gradbench.verify(copy, sample=ALL)
+    assert not found.holds
+    said = "; ".join([*found.faults, *(row["result"] for row in found.rows)])
+    assert TAMPERED[tamper] in said
+
+
+def test_a_change_under_the_old_manifest_is_found_without_a_replay(copy):
+    timing(copy)
+    found = gradbench.verify(copy, sample=1)
+    assert "timings.parquet is changed since the record was closed" in found.faults
+
+
+def test_a_record_without_a_manifest_says_so_and_holds(copy):
+    (copy / manifest.NAME).unlink()
+    found = gradbench.verify(copy, sample=1)
+    assert found.holds
+    assert any("no manifest" in note for note in found.notes)
+
+
+def test_the_stated_probability_is_how_often_a_sample_has_a_changed_trial():
+    trials, changed, sample, draws = 90, 8, 20, 4000
+    rows = [{"result": "bit for bit"}] * sample
+    found = Verification("a", rows, [], [], trials, 0)
+    hits = sum(bool((drawn_trials(np.arange(trials), sample, seed) < changed).any()) for seed in range(draws))
+    stated = found.chance(changed)
+    assert stated == pytest.approx(1 - math.comb(trials - changed, sample) / math.comb(trials, sample))
+    assert abs(hits / draws - stated) < 4 * math.sqrt(stated * (1 - stated) / draws)
+
+
+def test_the_fewest_changed_trials_that_are_found_for_sure_enough():
+    found = Verification("a", [{"result": "bit for bit"}] * 20, [], [], 900, 0)
+    assert found.chance(found.least_found) >= 0.95 > found.chance(found.least_found - 1)
+    assert dataclasses.replace(found, trials=20).least_found == 1
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, compiled_quickly):
+    """Here is another place than the record's: its program has one trial at a time."""
+    real, block = module.environment, module.recorded_block
+    monkeypatch.setattr(module, "environment", lambda *given: real(*given) | {"device_kind": "another"})
+    again = "gradbench.archive.again.recorded_block"
+    monkeypatch.setattr(again, lambda *given: dataclasses.replace(block(*given), lanes=1, relayout=False))
+
+
+@pytest.mark.parametrize("problem", ["logistic_regression", "mlp[hidden=8]"])
+def test_elsewhere_a_record_holds_within_the_bound_and_a_thousandth_is_found(sweep, elsewhere, problem):
+    run = sweep(problem, ["sgd"], [0.03, 0.3, 3.0], seeds=1, steps=40, timing="none")
+    found = gradbench.verify(run, sample=ALL)
+    results = [row["result"] for row in found.rows]
+    assert found.holds
+    assert "within the bound" in results  # the other program does round otherwise
+
+    predictable = next(row["trial"] for row in found.rows if row["horizon"] is None)
+
+    def edit(rows):
+        next(row for row in rows if row["trial"] == predictable and row["step"] == 20)["loss"] *= 1.001
+
+    change(run.path, "curves", edit)
+    close(run.path)
+    found = gradbench.verify(run.path, sample=ALL)
+    assert [row["trial"] for row in found.rows if row["result"] == "differs"] == [predictable]
+
+
+LOGISTIC_MAP = '''
+import jax.numpy as jnp
+from gradbench import Problem
+
+def problem():
+    """A gradient step at rate 1 takes x to 4 x (1 - x), the logistic map, whose Lyapunov exponent is log 2."""
+    return Problem(
+        init=lambda key: jnp.float32(0.3), loss=lambda x, data: x**2 / 2 - 2 * x**2 + 4 * x**3 / 3 + 1, data=()
+    )
+'''
+
+
+def test_the_horizon_is_where_theory_has_it(tmp_path, sweep, elsewhere, monkeypatch):
+    """Errors of 2^-23 double at every step: at step n they are 2^(n - 23), and as large as the loss after 20 to 30."""
+    (tmp_path / "chaos.py").write_text(LOGISTIC_MAP)
+    monkeypatch.chdir(tmp_path)
+    run = sweep("./chaos.py", ["sgd"], [1.0], seeds=1, steps=100, timing="none")
+    pair = Pair.of(run, 0, find_devices("cpu"))
+    twins = pair.shaken([0])["curves"].to_pylist()
+    here = {row["step"]: row["loss"] for row in pair.replay([0])["curves"].to_pylist()}
+    apart = {step: np.std([row["loss"] - here[step] for row in twins if row["step"] == step]) for step in here}
+    early, late = (np.mean([math.log2(apart[step]) for step in steps]) for steps in (range(4, 8), range(14, 18)))
+    assert (late - early) / 10 == pytest.approx(1.0, abs=0.25)
+
+    def edit(rows):
+        for row in rows:
+            row["loss"] += 1e-6 * (row["step"] == 40)
+
+    change(run.path, "curves", edit)
+    close(run.path)
+    [row] = gradbench.verify(run.path, own_files=True).rows
+    assert row["result"] in ("within the bound", "bit for bit")
+    assert 12 <= row["horizon"] <= 30
+
+
+def test_files_that_a_record_names_are_not_run_unasked(tmp_path, sweep, monkeypatch):
+    (tmp_path / "chaos.py").write_text(LOGISTIC_MAP)
+    monkeypatch.chdir(tmp_path)
+    run = sweep("./chaos.py", ["sgd"], [0.1], seeds=1, steps=5, timing="none")
+    (tmp_path / "ran").unlink(missing_ok=True)
+    with pytest.raises(GradbenchError, match=r"\./chaos.py: a record's own files are run with --own-files only"):
+        gradbench.verify(run.path)
+    assert gradbench.verify(run.path, own_files=True).holds
+    (tmp_path / "chaos.py").write_text(LOGISTIC_MAP + "\nraise SystemError('run')\n")
+    found = gradbench.verify(run.path, own_files=True)
+    assert found.faults == ["./chaos.py here is not the file of this run"]
+
+
+def test_a_problem_given_as_an_object_is_verified_by_its_own_process(sweep):
+    run = sweep(gradbench.load_problem("himmelblau"), ["sgd"], [1e-3], seeds=2, steps=5, timing="none")
+    assert gradbench.verify(run).holds
+    with pytest.raises(GradbenchError, match="was given as an object"):
+        gradbench.verify(run.path)
+
+
+def test_an_interrupted_run_holds_as_far_as_it_came(tmp_path, small_blocks):
+    small_blocks(lanes=1, rows=8)
+    plan = gradbench.SweepPlan(["himmelblau"], ["sgd"], [1e-4, 1e-3, 1e-2], seeds=2, steps=30, timing="none")
+    run = gradbench.run_plan(plan, out=tmp_path, watcher=StopAfter(8))
+    assert run.info["state"] == "interrupted"
+    assert 0 < run.trials.num_rows < 6
+    found = gradbench.verify(run)
+    assert found.holds
+    assert found.faults == []
+    assert "the run is interrupted" in found.notes[0]
+
+
+def test_bad_input_is_one_line(honest):
+    with pytest.raises(PlanError, match="sample: need at least 1"):
+        gradbench.verify(honest, sample=0)
+
+
+def test_the_longest_sum_is_that_of_the_products_and_the_mean():
+    import jax
+    import jax.numpy as jnp
+
+    def loss(w, x):
+        return jnp.mean((x @ w) ** 2)
+
+    traced = jax.make_jaxpr(loss)(jnp.ones(7), jnp.ones((11, 7)))
+    assert longest_sum(traced) == 11

@@ -1,0 +1,38 @@
+"""Races and sweeps whose truth is known, drawn at random: what the statistics are held to."""
+
+import math
+
+import numpy as np
+
+from gradbench.analysis.races.outcomes import Outcomes
+
+RATES = np.geomspace(1e-3, 1, 7)
+BUDGET = 300
+
+
+def outcome(rng, problem, optimizer, seeds, speed=1.0, spread=0.3, shared=None, curvature=0.3, level=4.0):
+    """An optimizer that takes exp(level + noise) / speed steps at its best learning rate, the fifth of seven, and more
+    by a parabola beside it; the last diverges. Seeds have skewed noise of their own and share `shared` (S,); runs of
+    over BUDGET steps do not reach the target."""
+    distance = np.arange(len(RATES))[:, None] - 4
+    noise = spread * (rng.gamma(4, 0.5, (len(RATES), seeds)) - 2)  # mean 0, standard deviation `spread`, skewed
+    log_steps = level + curvature * distance**2 + noise - math.log(speed)
+    log_steps += 0 if shared is None else shared
+    steps = np.exp(log_steps)
+    steps = np.where((steps > BUDGET) | (distance == 2), np.inf, steps)
+    gaps = np.where(distance == 2, np.inf, np.exp(-BUDGET * np.exp(-log_steps)))
+    logs = np.log(np.clip(steps, 1, BUDGET)), np.log(np.clip(gaps, 1e-7, 1))
+    return Outcomes(problem, optimizer, RATES, True, np.arange(seeds), steps, gaps, *logs)
+
+
+def race(rng, seeds, problems, speeds, **settings):
+    """Optimizers a, b, ... of these speeds on some problems of differing difficulty: name -> problem -> Outcomes."""
+    names = [chr(ord("a") + k) for k in range(len(speeds))]
+    found = {name: {} for name in names}
+    for number in range(problems):
+        shared = 0.3 * rng.standard_normal(seeds)
+        level = 3 + 2 * number / max(problems - 1, 1)
+        for name, speed in zip(names, speeds):
+            made = outcome(rng, f"p{number}", name, seeds, speed, shared=shared, level=level, **settings)
+            found[name][f"p{number}"] = made
+    return found
