@@ -288,7 +288,7 @@ def test_records_are_found_by_path_id_and_latest(record):
 
 
 def test_a_full_disk_leaves_no_half_written_table(tmp_path, monkeypatch):
-    from gradbench.record import store as module
+    from gradbench import files as module
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")

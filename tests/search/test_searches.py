@@ -110,11 +110,11 @@ def test_optuna_is_asked_for_points_in_the_ranges_and_answers_alike(sampler):
 def test_a_queue_goes_on_where_the_scores_of_all_it_asked_for_are_known():
     plan = SweepPlan(optimizers="sgd", learning_rates="1e-2:1:5", search="refine", seeds=1)
     queue, other = Queue(plan, "sgd"), Queue(plan, "sgd")
-    coarse = queue.stop
+    coarse = len(queue)
     assert not queue.ask(dict.fromkeys(range(coarse - 1), 1.0))
     known = {trial: abs(math.log(rate / 0.3)) for trial, rate in enumerate(queue.settings["learning_rate"])}
     assert queue.ask(known)
-    assert queue.stop > coarse
+    assert len(queue) > coarse
     other.replay(known)
     np.testing.assert_array_equal(other.settings["learning_rate"], queue.settings["learning_rate"])
     assert queue.why[:coarse] == ["coarse grid"] * coarse
