@@ -51,6 +51,7 @@ class Verification:
     faults: list[str]
     notes: list[str]
     trials: int
+    replayable: int  # of them, those of pairs that were not left out: what the sample speaks for
     seed: int
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # when, where, and the manifest's digest
 
@@ -63,8 +64,9 @@ class Verification:
         return not self.faults and all(row["result"] != DIFFERS for row in self.rows)
 
     def chance(self, changed: int) -> float:
-        """The probability that the trials replayed have one of so many `changed` ones among them (hypergeometric)."""
-        return 1 - float(scipy.stats.hypergeom.pmf(0, self.trials, min(changed, self.trials), self.replayed))
+        """The probability that the trials replayed have one of so many `changed` ones, of those that can be replayed,
+        among them (hypergeometric)."""
+        return 1 - float(scipy.stats.hypergeom.pmf(0, self.replayable, min(changed, self.replayable), self.replayed))
 
     @property
     def least_found(self) -> int | None:
@@ -72,7 +74,7 @@ class Verification:
         replayed."""
         if not self.replayed:
             return None
-        low, high = 1, self.trials
+        low, high = 1, self.replayable
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if self.chance(middle) >= SURE else (middle + 1, high)
@@ -109,7 +111,8 @@ def verify_run(
         raise GradbenchError(f"{run.id}: no trial has finished yet, so there is nothing to verify")
     seed = secrets.randbits(32) if seed is None else seed
     say("comparing the record with itself")
-    faults, notes = integrity.faults(run), _record_notes(run)
+    objects = objects or {}
+    faults, notes = [*integrity.faults(run), *_other_files(run, objects)], _record_notes(run)
     devices, elsewhere = _devices(run)
     notes += [f"replayed elsewhere: {', '.join(elsewhere)}"] if elsewhere else []
     present = np.unique(run.trials["trial"].to_numpy())
@@ -120,7 +123,7 @@ def verify_run(
     for pair in np.unique(of_pair).tolist():
         chosen = drawn[of_pair == pair]
         say(f"{' × '.join(run.plan.pairs[pair])}: {len(chosen)} trials again")
-        loaded, why, wrong = _loaded(run, pair, devices, own_files, objects or {})
+        loaded, why, wrong = _loaded(run, pair, devices, own_files, objects)
         faults += [wrong] if wrong and wrong not in faults else []
         if loaded is None:
             rows += [_row(run, trial, LEFT_OUT, what=why or wrong) for trial in chosen]
@@ -129,12 +132,21 @@ def verify_run(
             rows += _replayed(loaded, chosen, len(drawn), bool(elsewhere))
     if not faults and all(row["result"] == LEFT_OUT for row in rows):
         raise GradbenchError(f"{run.id}: no drawn trial can be replayed here: {'; '.join(notes)}")
+    closed = {row["trial"] // run.plan.trials_per_pair for row in rows if row["result"] == LEFT_OUT}
+    open_to = int((~np.isin(present // run.plan.trials_per_pair, list(closed))).sum())
     facts = {
         "at": utc_now(),
         "record_sha256": record_digest(run.path),
         "place": environment(devices, run.plan.precision),
     }
-    return Verification(run.id, rows, faults, notes, len(present), seed, facts)
+    return Verification(run.id, rows, faults, notes, len(present), open_to, seed, facts)
+
+
+def _other_files(run: Run, objects: Mapping[str, Problem]) -> list[str]:
+    """The problems, drawn or not, whose files here are not the recorded ones."""
+    recorded = (run.info.get("sources") or {"problems": {}})["problems"]
+    of_files = [name for name, source in recorded.items() if source["sha256"] and name not in objects]
+    return [why for name in of_files if (why := recorded_file(run.info, name))]
 
 
 def _record_notes(run: Run) -> list[str]:
@@ -262,7 +274,9 @@ def _answer(found: Verification) -> str:
         return f"{head} {drawn}"
     odds = f"a changed trial would be found with a probability of {100 * found.chance(1):.3g} %"
     if least > 1:
-        odds += f", one of {least:,} changed ones ({100 * least / found.trials:.3g} %) with 95 %"
+        odds += f", one of {least:,} changed ones ({100 * least / found.replayable:.3g} %) with 95 %"
+    if found.replayable < found.trials:
+        odds += f"; of the {found.trials - found.replayable:,} trials left out nothing is said"
     return f"{head} {drawn}; {odds}"
 
 

@@ -69,7 +69,7 @@ def test_a_record_without_a_manifest_says_so_and_holds(copy):
 def test_the_stated_probability_is_how_often_a_sample_has_a_changed_trial():
     trials, changed, sample, draws = 90, 8, 20, 4000
     rows = [{"result": "bit for bit"}] * sample
-    found = Verification("a", rows, [], [], trials, 0)
+    found = Verification("a", rows, [], [], trials, trials, 0)
     hits = sum(bool((drawn_trials(np.arange(trials), sample, seed) < changed).any()) for seed in range(draws))
     stated = found.chance(changed)
     assert stated == pytest.approx(1 - math.comb(trials - changed, sample) / math.comb(trials, sample))
@@ -77,9 +77,9 @@ def test_the_stated_probability_is_how_often_a_sample_has_a_changed_trial():
 
 
 def test_the_fewest_changed_trials_that_are_found_for_sure_enough():
-    found = Verification("a", [{"result": "bit for bit"}] * 20, [], [], 900, 0)
+    found = Verification("a", [{"result": "bit for bit"}] * 20, [], [], 900, 900, 0)
     assert found.chance(found.least_found) >= 0.95 > found.chance(found.least_found - 1)
-    assert dataclasses.replace(found, trials=20).least_found == 1
+    assert dataclasses.replace(found, replayable=20).least_found == 1
 
 
 @pytest.fixture
@@ -155,6 +155,23 @@ def test_files_that_a_record_names_are_not_run_unasked(tmp_path, sweep, monkeypa
     assert gradbench.verify(run.path, own_files=True).holds
     (tmp_path / "chaos.py").write_text(LOGISTIC_MAP + "\nraise SystemError('run')\n")
     found = gradbench.verify(run.path, own_files=True)
+    assert found.faults == ["./chaos.py here is not the file of this run"]
+
+
+def test_another_problem_file_is_found_whatever_is_drawn_and_left_out_trials_are_not_spoken_for(
+    tmp_path, sweep, monkeypatch
+):
+    (tmp_path / "chaos.py").write_text(LOGISTIC_MAP)
+    monkeypatch.chdir(tmp_path)
+    run = sweep(["./chaos.py", "himmelblau"], ["sgd"], [1e-3], seeds=20, steps=5, timing="none")
+    found = gradbench.verify(run, sample=30)
+    assert found.holds
+    assert (found.trials, found.replayable) == (40, 20)
+    assert found.chance(1) == pytest.approx(found.replayed / 20)
+    assert "of the 20 trials left out nothing is said" in str(found)
+    (tmp_path / "chaos.py").write_text(LOGISTIC_MAP + "# another")
+    himmelblau = next(seed for seed in range(99) if drawn_trials(np.arange(40), 1, seed)[0] >= 20)
+    found = gradbench.verify(run, sample=1, seed=himmelblau)
     assert found.faults == ["./chaos.py here is not the file of this run"]
 
 

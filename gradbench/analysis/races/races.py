@@ -87,9 +87,8 @@ def _race(a: str, b: str, by_problem: dict[str, tuple[dict, dict]]) -> tuple[dic
     reached = {problem: of for problem, of in pairs.items() if of[:, :, 2].any()}
     note = ""
     if reached and len(reached) < len(pairs):
-        note = (
-            f"{a} and {b}: neither reaches the target on {', '.join(pairs.keys() - reached.keys())}, which is left out"
-        )
+        others = ", ".join(problem for problem in pairs if problem not in reached)
+        note = f"{a} and {b}: neither reaches the target on {others}, which is left out"
     what, used = (STEPS, reached) if reached else (GAP, pairs)
     column = 0 if reached else 1
     differences = {problem: of[:, 1, column] - of[:, 0, column] for problem, of in used.items()}
@@ -99,13 +98,12 @@ def _race(a: str, b: str, by_problem: dict[str, tuple[dict, dict]]) -> tuple[dic
         a, b, unreached = b, a, unreached[::-1]
         estimate = estimate._replace(value=-estimate.value)
         differences = {problem: -of for problem, of in differences.items()}
-    counts = sorted({len(of) for of in used.values()})
     return {
         "faster": a,
         "slower": b,
         "what": what,
         **_ratios(estimate),
-        "seeds": counts[0],
+        "seeds": min(map(len, used.values())),
         "problems": len(used),
         "ahead": sum(bool(of.mean() > 0) for of in differences.values()),
         "unreached_faster": float(unreached[0]),
@@ -141,15 +139,20 @@ def _choice(found: dict[str, dict[str, Outcomes]]) -> str:
     return f"{chosen}; intervals are over seeds, on these problems"
 
 
+def _factor(value: float) -> str:
+    """Two digits, and no exponent below a million."""
+    return f"{value:.2g}" if value < 100 or value >= 1e6 else f"{value:.0f}"
+
+
 def sentence(row: dict[str, Any]) -> str:
     """What a row says."""
-    ratio = f"{row['ratio']:.2g}×"
+    ratio = f"{_factor(row['ratio'])}×"
     where = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}, {row['ahead']} of {row['problems']} problems"
-    interval = "" if row["low"] is None else f"95 %: {row['low']:.2g} to {row['high']:.2g}, "
+    interval = "" if row["low"] is None else f"95 %: {_factor(row['low'])} to {_factor(row['high'])}, "
     if row["decided"]:
         least = "at least " if row["what"] == STEPS and row["unreached_slower"] > row["unreached_faster"] else ""
         what = f"reaches the target {least}{ratio} sooner than" if row["what"] == STEPS else f"ends {ratio} lower than"
         but = "" if 2 * row["ahead"] > row["problems"] else ", though on no more than half of the problems"
         return f"{row['faster']} {what} {row['slower']}{but} ({interval}{where})"
-    seen = "" if row["detectable"] is None else f"; {row['detectable']:.2g}× would have been seen"
+    seen = "" if row["detectable"] is None else f"; {_factor(row['detectable'])}× would have been seen"
     return f"{row['faster']} and {row['slower']}: no difference shown ({ratio}, {interval}{where}{seen})"
