@@ -166,10 +166,13 @@ class Cluster(Workers):
                 self.client.run(_forget, self.unit, wait=False)
         self._open.close()
 
-    def describe(self, device: str | None, precision: str) -> dict[str, Any]:
-        """Of the workers that are there, what most are: the others will be refused."""
+    def _check_entered(self) -> None:
         if not hasattr(self, "client"):
             raise PlanError("executor: not begun yet; write: with gradbench.connect(...) as workers")
+
+    def describe(self, device: str | None, precision: str) -> dict[str, Any]:
+        """Of the workers that are there, what most are: the others will be refused."""
+        self._check_entered()
         LOG.info("waiting for workers")
         self.client.wait_for_workers(1)
         answers = list(self.client.run(_describe, device, precision, on_error="return").values())
@@ -180,6 +183,7 @@ class Cluster(Workers):
 
     def admit(self, began: Mapping[str, Any], device: str | None, precision: str) -> None:
         """Raises RunError where there are workers and none fits; warns of those that do not."""
+        self._check_entered()
         self._terms = began, device, precision
         self._register()
         refused = {worker: why for worker, why in self.client.run(_refusal, self.unit).items() if why}
