@@ -26,7 +26,7 @@ from gradbench.inputs.sources import difference as changed
 from gradbench.inputs.sources import file_sources, given_as_object, sources, with_data
 from gradbench.machine.devices import memory
 from gradbench.machine.environment import difference, environment
-from gradbench.machine.workers import Alone, Workers, describe
+from gradbench.machine.workers import Alone, Workers, describe, of_one_device
 from gradbench.program.axes import separated
 from gradbench.program.block import choose_block
 from gradbench.program.program import Block, Trial
@@ -169,7 +169,7 @@ class _Others:
         there = info["environment"] if info else self.workers.describe(plan.device, plan.precision)
         here = describe("cpu", plan.precision) if there["platform"] == "cpu" else None
         # Of the same CPU, this process's cores decide how wide a block is, as they do without workers.
-        alike = here is not None and difference(there, _of_one_device(here)) is None
+        alike = here is not None and difference(there, of_one_device(here)) is None
         self.environment = here if here and alike and not info else there
         self.workers.admit(self.environment, plan.device, plan.precision)
         arguments = plan, self.parcel, info["blocks"] if info else {}
@@ -192,11 +192,6 @@ class _Others:
     def limits(self, writer: RunWriter) -> Limits | None:
         """Those that a worker which timed has measured."""
         return Limits(**writer.info["limits"]) if "limits" in writer.info else None
-
-
-def _of_one_device(environment: dict[str, Any]) -> dict[str, Any]:
-    """For what does not depend on how many there are."""
-    return {name: value for name, value in environment.items() if name != "device_count"}
 
 
 class _Here:

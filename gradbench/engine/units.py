@@ -34,8 +34,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, check_batch, load_problem, shapes, warn_of_idle_leaves
 from gradbench.inputs.sources import data_digests
 from gradbench.machine.devices import find_devices
-from gradbench.machine.environment import difference, environment
-from gradbench.machine.workers import name_of_worker
+from gradbench.machine.workers import misfit, name_of_worker
 from gradbench.program.block import choose_block, unit_trials
 from gradbench.program.program import Block, Trial, numerics
 from gradbench.record.parts import UnitRows
@@ -200,9 +199,7 @@ class _Loaded:
 
     def __init__(self, job: Job):
         self.job, self.devices = job, find_devices(job.plan.device)
-        here = environment(self.devices, job.plan.precision)
-        del here["device_count"]  # the block is the job's, and its arithmetic that of a device
-        if what := difference(job.began, here):
+        if what := misfit(job.began, job.plan.device, job.plan.precision):
             raise RunError(f"the run {what}; that worker is of no use to it")
         self.problems: dict[str, Problem] = {}
         self.pairs: dict[int, CompiledPair] = {}

@@ -8,7 +8,6 @@ import itertools
 import logging
 import os
 import secrets
-import sys
 import time
 import tomllib
 import warnings
@@ -18,18 +17,17 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from gradbench.errors import GradbenchError, GradbenchWarning, PlanError, RunError, nearest, one_line
+from gradbench.errors import GradbenchWarning, PlanError, RunError, nearest, one_line
 from gradbench.machine.cache import use_cache
 from gradbench.machine.devices import cores
-from gradbench.machine.environment import difference
-from gradbench.machine.workers import Workers, describe
+from gradbench.machine.workers import Workers, describe, misfit
 
 LOG = logging.getLogger(__name__)
 CORES = "GRADBENCH_CORES"  # the cores that a worker of ours may use
 FORMS = "tcp://host:8786, tls://host:8786, local:4 or slurm:cluster.toml"
 # Of a scheduler of ours: the driver counts a unit's failures itself, a worker's death too.
 SCHEDULER = {"allowed_failures": 0, "dashboard": False, "dashboard_address": ":0"}
-LOOPBACK = ("127.", "localhost", "[::1]")
+LOOPBACK = ("localhost", "[::1]")
 RECONNECT_SECONDS = 60  # for a scheduler that is gone to be back
 LOOK_SECONDS = 1.0  # between two questions to the scheduler
 
@@ -47,14 +45,15 @@ def connect(address: str, device: str | None = None) -> Cluster:
         return Cluster(lambda: _slurm(Path(rest)))
     if not colon or not rest.startswith("//"):
         raise PlanError(f"--cluster: no {address!r}{nearest(scheme, ['local', 'slurm', 'tcp', 'tls'])} ({FORMS})")
-    if scheme != "tls" and not rest[2:].startswith(LOOPBACK):
-        warnings.warn(
-            f"{address}: Dask's {scheme} is neither encrypted nor authenticated, so whoever reaches this port can run "
-            "code on every machine of the cluster; use tls:// with certificates (docs/scale.md)",
-            GradbenchWarning,
-            stacklevel=2,
-        )
+    host = rest[2:].rpartition(":")[0]
+    if scheme != "tls" and not host.startswith("127.") and host not in LOOPBACK:
+        _warn_of_plain(address, "use tls:// with certificates")
     return Cluster(lambda: address)
+
+
+def _warn_of_plain(what: str, instead: str) -> None:
+    text = "neither encrypted nor authenticated, so whoever reaches its ports can run code on every machine"
+    warnings.warn(f"{what}: {text} of the cluster; {instead} (docs/scale.md)", GradbenchWarning, stacklevel=3)
 
 
 def _own_cores() -> list[int]:
@@ -123,7 +122,9 @@ def slurm_cluster(file: Path) -> tuple[Any, int]:
     jobs = settings.pop("jobs", None)
     if type(jobs) is not int or jobs < 1:
         raise PlanError(f"{file}: jobs is {jobs!r}; give the number of Slurm jobs, each a worker, such as jobs = 8")
-    own = {"processes": 1, "python": sys.executable, "scheduler_options": dict(SCHEDULER)}
+    if not settings.get("security") and not str(settings.get("protocol")).startswith("tls"):
+        _warn_of_plain(str(file), "set security = true")
+    own = {"processes": 1, "scheduler_options": dict(SCHEDULER)}
     try:
         return _module("dask_jobqueue").SLURMCluster(**own | settings), jobs
     except (TypeError, ValueError) as error:
@@ -160,12 +161,18 @@ class Cluster(Workers):
 
     def __exit__(self, *_: object) -> None:
         if self._terms and self.client.status == "running":
-            self.client.unregister_worker_plugin(self.unit)
-            self.client.run(_forget, self.unit)
+            with suppress(OSError):
+                self.client.unregister_worker_plugin(self.unit)
+                self.client.run(_forget, self.unit, wait=False)
         self._open.close()
+
+    def _check_entered(self) -> None:
+        if not hasattr(self, "client"):
+            raise PlanError("executor: not begun yet; write: with gradbench.connect(...) as workers")
 
     def describe(self, device: str | None, precision: str) -> dict[str, Any]:
         """Of the workers that are there, what most are: the others will be refused."""
+        self._check_entered()
         LOG.info("waiting for workers")
         self.client.wait_for_workers(1)
         answers = list(self.client.run(_describe, device, precision, on_error="return").values())
@@ -176,6 +183,7 @@ class Cluster(Workers):
 
     def admit(self, began: Mapping[str, Any], device: str | None, precision: str) -> None:
         """Raises RunError where there are workers and none fits; warns of those that do not."""
+        self._check_entered()
         self._terms = began, device, precision
         self._register()
         refused = {worker: why for worker, why in self.client.run(_refusal, self.unit).items() if why}
@@ -276,12 +284,9 @@ async def _join(
 
 
 def _misfit(began: Mapping[str, Any], device: str | None, precision: str) -> str | None:
-    """Why this process may not go on with what `began`; None if it may."""
-    try:
-        here = _describe(device, precision)
-    except GradbenchError as error:
-        return one_line(error)
-    return difference(began, {name: value for name, value in here.items() if name != "device_count"})
+    _take_share()
+    use_cache()
+    return misfit(began, device, precision)
 
 
 _refusals: dict[str, str | None] = {}  # in a worker: why it may not run a driver's units, if it may not
@@ -291,7 +296,7 @@ def _refusal(unit: str) -> str | None:
     return _refusals[unit]
 
 
-def _forget(unit: str) -> None:
+async def _forget(unit: str) -> None:
     _held.pop(unit, None)
     _refusals.pop(unit, None)
 

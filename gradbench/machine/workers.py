@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any
 
-from gradbench.errors import PlanError
+from gradbench.errors import GradbenchError, PlanError, RecordError, one_line
 from gradbench.machine.devices import find_devices
-from gradbench.machine.environment import environment
+from gradbench.machine.environment import difference, environment
 
 IN_FLIGHT = 64  # units given to an executor that does not say how many workers it has
 
@@ -19,6 +19,21 @@ IN_FLIGHT = 64  # units given to an executor that does not say how many workers 
 def describe(device: str | None, precision: str) -> dict[str, Any]:
     """`environment` of the process that calls it. Starts JAX."""
     return environment(find_devices(device), precision)
+
+
+def misfit(began: Mapping[str, Any], device: str | None, precision: str) -> str | None:
+    """Why this process may not run units of what `began`, in words; None if it may. How many devices there are does not
+    matter to a unit."""
+    try:
+        here = describe(device, precision)
+    except GradbenchError as error:
+        return one_line(error)
+    return difference(began, of_one_device(here))
+
+
+def of_one_device(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment without how many devices there are."""
+    return {name: value for name, value in environment.items() if name != "device_count"}
 
 
 def name_of_worker() -> str:
@@ -100,3 +115,8 @@ class Alone(Workers):
 
     def alone(self) -> bool:
         return True
+
+    def admit(self, began: Mapping[str, Any], device: str | None, precision: str) -> None:
+        """Raises RecordError where this process may not go on with it."""
+        if what := misfit(began, device, precision):
+            raise RecordError(f"the run {what}; it cannot go on here")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import signal
+import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -248,30 +247,47 @@ def test_a_worker_of_another_kind_is_refused_by_name(cluster, alone):
             cluster.admit(here | {"versions": here["versions"] | {"jax": "0.0.1"}}, "cpu", "highest")
 
 
-def test_a_scheduler_that_was_killed_leaves_what_is_recorded(sweep, cluster, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RECONNECT_SECONDS", 2)
-    file, add, added = tmp_path / "scheduler.json", PairStore.add_unit, []
-    with dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)) as it:
-        until = time.monotonic() + 60
-        while not file.exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        there = json.loads(file.read_text())["address"]
+@contextlib.contextmanager
+def scheduler_and_worker(port: int):
+    with (
+        dask("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard") as scheduler,
+        dask("worker", f"tcp://127.0.0.1:{port}", "--no-nanny", "--no-dashboard", "--nthreads", "1"),
+    ):
+        yield scheduler
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_scheduler_that_is_killed_loses_no_row(sweep, cluster, alone, tmp_path, monkeypatch, comes_back):
+    """If it comes back the run goes on, if not a resume does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    add, added = PairStore.add_unit, []
+    with contextlib.ExitStack() as processes:
+        scheduler = processes.enter_context(scheduler_and_worker(port))
 
         def add_unit(self, number, tables):
             add(self, number, tables)
             added.append(number)
             if len(added) == 2:
-                it.kill()
+                scheduler.kill()
+                scheduler.wait()
+                if comes_back:
+                    processes.enter_context(scheduler_and_worker(port))
 
         monkeypatch.setattr(PairStore, "add_unit", add_unit)
-        with dask("worker", there, "--no-nanny", "--no-dashboard", "--nthreads", "1"), connect(there) as workers:
-            workers.client.wait_for_workers(1, timeout=60)
-            with pytest.raises(RunError, match="the workers are gone: the cluster has no scheduler"):
-                sweep(**PLAN, executor=workers)
-    kept = gradbench.load_run("latest", tmp_path / "results")
-    assert kept.info["state"] == "interrupted"
-    assert kept.trials.num_rows >= 6
-    assert same(gradbench.resume(kept.path, executor=cluster), alone)
+        with connect(f"tcp://127.0.0.1:{port}") as workers:
+            if comes_back:
+                run = sweep(**PLAN, executor=workers)
+            else:
+                monkeypatch.setattr(module, "RECONNECT_SECONDS", 1)
+                with pytest.raises(RunError, match="the workers are gone: the cluster has no scheduler"):
+                    sweep(**PLAN, executor=workers)
+                kept = gradbench.load_run("latest", tmp_path / "results")
+                assert kept.info["state"] == "interrupted"
+                assert kept.trials.num_rows >= 6
+                run = gradbench.resume(kept.path, executor=cluster)
+    assert same(run, alone)
 
 
 def test_only_loopback_and_tls_go_without_a_warning(recwarn):
@@ -288,6 +304,11 @@ def test_what_is_no_cluster_is_refused_in_one_line(text):
         connect(text)
 
 
+def test_a_cluster_that_was_not_entered_says_how(sweep):
+    with pytest.raises(PlanError, match=r"not begun yet; write: with gradbench\.connect"):
+        sweep(**PLAN, executor=connect("local:1"))
+
+
 def test_workers_share_the_cores():
     assert shares([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3, 4]]
     assert shares([4, 6], 2) == [[4], [6]]
@@ -301,14 +322,13 @@ def test_the_job_script_of_slurm_is_that_of_dask_jobqueue(tmp_path):
         'jobs = 8\nqueue = "gpu"\ncores = 4\nmemory = "32GB"\nwalltime = "02:00:00"\n'
         'job_extra_directives = ["--gres=gpu:1"]\njob_script_prologue = ["module load cuda"]\n'
     )
-    made, jobs = slurm_cluster(file)
+    with pytest.warns(GradbenchWarning, match="cluster.toml: neither encrypted.*set security = true"):
+        made, jobs = slurm_cluster(file)
     settings = {"queue": "gpu", "cores": 4, "memory": "32GB", "walltime": "02:00:00", "processes": 1}
     settings |= {"job_extra_directives": ["--gres=gpu:1"], "job_script_prologue": ["module load cuda"]}
     with (
         made,
-        jobqueue.SLURMCluster(
-            **settings, python=sys.executable, scheduler_options={"dashboard_address": ":0"}
-        ) as expected,
+        jobqueue.SLURMCluster(**settings, scheduler_options={"dashboard_address": ":0"}) as expected,
     ):
         port = "tcp://HOST"
         mine, theirs = (of.job_script().replace(of.scheduler_address, port) for of in (made, expected))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from quick import child_environment
 import gradbench
 from gradbench.engine import runner, units
 from gradbench.engine.units import Job, NoMemory, Unit, run_unit
-from gradbench.errors import GradbenchWarning, PlanError, ProblemError, RunError
+from gradbench.errors import GradbenchWarning, PlanError, ProblemError, RecordError, RunError
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.parcel import Parcel
 from gradbench.inputs.plan import SweepPlan
@@ -215,6 +216,15 @@ def test_a_worker_of_another_version_refuses_by_name(sweep, alone):
     blocks = tuple(Block(**of) for of in alone.info["blocks"].values())
     with pytest.raises(RunError, match=r"on .*: the run began with jax 0\.0\.1, here it is"):
         run_unit(Job(made, Parcel.of(made, {}, {}), blocks, began, {}), Unit(0, 0, 0, 3))
+
+
+def test_this_process_does_not_go_on_with_units_of_another_version(tmp_path):
+    stopped = runner.run_plan(SweepPlan.from_dict(PLAN), out=tmp_path, watcher=StopAfter(1), executor=Alone())
+    info = json.loads((stopped.path / "run.json").read_text())
+    info["environment"]["versions"]["optax"] = "0.0.1"
+    (stopped.path / "run.json").write_text(json.dumps(info))
+    with pytest.raises(RecordError, match=r"the run began with optax 0\.0\.1, here it is .*; it cannot go on here"):
+        gradbench.resume(stopped.path)
 
 
 def test_other_data_on_a_worker_are_refused(alone):
