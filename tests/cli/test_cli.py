@@ -63,7 +63,9 @@ def test_neither_import_nor_help_loads_jax():
 
 def test_the_public_names():
     names = "GradbenchError Problem Run SweepPlan __version__ assert_function assert_gradient check_function"
-    names += " check_gradient compare load_optimizer load_problem load_run log_range regress report resume run_plan sweep"
+    names += (
+        " check_gradient compare load_optimizer load_problem load_run log_range regress report resume run_plan sweep"
+    )
     assert sorted(gradbench.__all__) == names.split()
     for name in gradbench.__all__:
         assert getattr(gradbench, name) is not None
