@@ -18,7 +18,7 @@ import numpy as np
 from gradbench.gradients.formula import reference
 from gradbench.gradients.rounding.formats import round_to, x64_context
 from gradbench.gradients.rounding.interpreter import Interpreter
-from gradbench.gradients.rounding.pairs import Pair, no_flags
+from gradbench.gradients.rounding.pairs import Flags, Pair
 from gradbench.inputs.problem import Problem
 from gradbench.program.minibatch import take_rows
 from gradbench.program.xla.jaxprs import equations, open_jaxpr
@@ -167,7 +167,7 @@ class _WithoutStops(Interpreter):
     """Differentiates through stop_gradient."""
 
     def primitive(self, equation: Any, name: str, params: dict[str, Any], ins: list[Pair]) -> Any:
-        return (ins, no_flags()) if name == "stop_gradient" else super().primitive(equation, name, params, ins)
+        return (ins, Flags()) if name == "stop_gradient" else super().primitive(equation, name, params, ins)
 
 
 def widened(trace: Any, arguments: Any, stops: bool = True) -> list[Any]:

@@ -33,16 +33,12 @@ class Flags(NamedTuple):
     no flag: the samples turn them, see TIE_REACH.)
     """
 
-    overflow: jax.Array
-    tie: jax.Array
-    reciprocal: jax.Array
+    overflow: Any = np.False_
+    tie: Any = np.False_
+    reciprocal: Any = np.False_
 
     def add(self, other: Flags) -> Flags:
-        return Flags(*(one | two for one, two in zip(self, other)))
-
-
-def no_flags() -> Flags:
-    return Flags(*[jnp.zeros((), bool)] * 3)
+        return Flags(*(two if one is np.False_ else one if two is np.False_ else one | two for one, two in zip(self, other)))
 
 
 def is_float(x: Any) -> bool:

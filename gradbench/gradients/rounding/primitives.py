@@ -42,8 +42,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradbench.program.minibatch import mix
-
 
 def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -172,21 +170,3 @@ def _mean_square_of_partial_sums(name: str, bind: Any, params: dict[str, Any], o
         running = running + bind(part)
         squares = squares + jnp.abs(running) ** 2
     return squares / PARTIAL_SUMS
-
-
-def signs(value: jax.Array, seed: jax.Array, salt: int) -> jax.Array:
-    """Noise uniform in [-1, 1], a function of the value: equal values in one operation round alike.
-
-    Rounding is a function of the operands, so a batch of equal rows errs coherently; noise drawn entry by entry would
-    miss it. `value` is float64, `seed` a uint32 scalar; the mixing is the 32-bit finaliser of MurmurHash3.
-    """
-    words = lax.bitcast_convert_type(value, jnp.uint32)
-    folded = words[..., 0] ^ (words[..., 1] * jnp.uint32(0x9E3779B9))
-    mixed = mix(folded ^ mix(seed * jnp.uint32(0x85EBCA77) + jnp.uint32(salt)))
-    return mixed.astype(jnp.float64) * 2.0**-31 - 1.0
-
-
-def leading(value: jax.Array) -> jax.Array:
-    """The magnitude of a float64 or complex128 value, cut to its exponent and first four bits; float64."""
-    words = lax.bitcast_convert_type(jnp.abs(value), jnp.uint32)
-    return lax.bitcast_convert_type(words * jnp.array([0, 1], jnp.uint32) & jnp.uint32(0xFFFF0000), jnp.float64)
