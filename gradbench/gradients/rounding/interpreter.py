@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradbench.gradients.rounding import noise
+from gradbench.gradients.rounding import noise, special
 from gradbench.gradients.rounding import primitives as rounding
 from gradbench.gradients.rounding.formats import INPUT_UNIT, Format, format_of, input_class
 from gradbench.gradients.rounding.pairs import (
@@ -57,7 +57,7 @@ class Interpreter:
         self.scale, self.assume, self.worst_case = scale, assume, worst_case
         self.unknown: set[str] = set()
         self.stagnating: set[str] = set()
-        self._start = None if seed is None else noise.start(seed)
+        self._start: Any = None if seed is None else noise.start(seed)
         self._salts = itertools.count(1)
         self._loops = 0  # how many loops we are inside of
 
@@ -96,7 +96,8 @@ class Interpreter:
         if self.seed is None:
             return noisy
         word = lax.mul(self._start, noise.odd(next(self._salts) if salt is None else salt))
-        return noise.perturbed(noisy, exact, amplitude, self._picks(exact) if picks is None else picks, word, self.scale)
+        picks = self._picks(exact) if picks is None else picks
+        return noise.perturbed(noisy, exact, amplitude, picks, word, self.scale)
 
     def _picks(self, exact: Any) -> Any:
         """What picks the noise: the value; in a loop's worst case the place, so that every turn rounds alike."""
@@ -137,7 +138,7 @@ class Interpreter:
         units = rounding.units(name, params)
         if units is None and not (
             name in rounding.EXACT | rounding.SUMS | rounding.PRODUCTS | rounding.BACKWARD_STABLE
-            or name in ("one_minus_square", "polynomial")
+            or name in special.SPECIAL | {"one_minus_square", "polynomial"}
             or not any(jnp.issubdtype(d, jnp.inexact) for d in [*dtypes, *outs])
         ):
             self.unknown.add(name)
@@ -219,6 +220,10 @@ class Interpreter:
 
         if units is not None:
             return roundings(units - rounding.SHARED_UNITS * (name in rounding.ELEMENTARY and form.digits >= 24))
+        if name in special.SPECIAL:
+            unit = min(form.unit, format_of(jnp.float32).unit)
+            size = special.amplitude(name, bind, [p.exact for p in ins], exact)
+            return roundings() + rounding.ELEMENTARY_UNITS * unit * size
         if name == "one_minus_square":  # 1 - x^2, its square rounded too
             return roundings() + form.unit * jnp.abs(1 - exact)
         if name == "polynomial":
@@ -244,7 +249,8 @@ class Interpreter:
             return roundings(rounding.ELEMENTARY_UNITS * terms)
         if name in rounding.BACKWARD_STABLE:
             return roundings()
-        return rounding.ELEMENTARY_UNITS * (roundings() + form.unit * jnp.sqrt(jnp.mean(jnp.abs(exact) ** 2)))  # unknown
+        size = jnp.sqrt(jnp.mean(jnp.abs(exact) ** 2))  # of what has no rule
+        return rounding.ELEMENTARY_UNITS * (roundings() + form.unit * size)
 
     def rounded_input(self, pair: Pair, dtype: Any, precision: Any) -> Pair:
         """An operand of a matrix product as the precision class in force may round it."""

@@ -38,7 +38,8 @@ class Flags(NamedTuple):
     reciprocal: Any = np.False_
 
     def add(self, other: Flags) -> Flags:
-        return Flags(*(two if one is np.False_ else one if two is np.False_ else one | two for one, two in zip(self, other)))
+        never = np.False_  # most equations raise none
+        return Flags(*(b if a is never else a if b is never else a | b for a, b in zip(self, other)))
 
 
 def is_float(x: Any) -> bool:
