@@ -196,7 +196,9 @@ def check(
     with Activity(quiet) as activity:
         activity.say("starting JAX")
         from gradbench.cli.check import run_check
+        from gradbench.machine.cache import use_cache
 
+        use_cache()  # of a check's seconds most are compiling; the programs kept are those that would be compiled
         return run_check(
             problems,
             dtypes=dtype or (() if self_test else ("float32",)),

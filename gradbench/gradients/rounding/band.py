@@ -33,8 +33,8 @@ from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr
 SAMPLES = 32  # sigma is then known to 1/sqrt(2*32) = 12 %
 FALSE_ALARM = 1e-6  # the probability, under the model, that one right gradient is called wrong anywhere
 FEW = 8  # samples that are taken first, where all at once would take longer than compiling them
-# Without optimisation an equation compiles 20 ms faster, and an entry takes 10 ns longer a sample: even where a part is
-# twice sampled and has so many entries for each equation.
+# Without optimisation an equation compiles 20 ms faster, and an entry takes 10 ns longer a sample (of a convolution far
+# longer): even where a part is twice sampled and has so many entries for each equation.
 _QUICK = 2**20
 _AT_ONCE = 2**24  # entries of a part: a fraction of a second
 _LARGE = 2**22  # entries; above it the samples are taken one at a time, so that memory stays that of a few gradients
@@ -157,9 +157,11 @@ class Band:
         entries = max(_entries(self._jaxpr), 1)
         self.part = min(max(_AT_ONCE // entries, FEW // 2), SAMPLES)
         self.part = 1 if self.size > _LARGE else 2 ** int(math.log2(self.part))
-        level = 0 if self.part * entries <= _QUICK * sum(1 for _ in equations(trace)) else 1
+        inside = [equation.primitive.name for equation in equations(trace)]
+        quick = self.part * entries <= _QUICK * len(inside) and "conv_general_dilated" not in inside
         # Fusions by XLA's older emitter too: with it jax 0.10 compiles the samples in half the time; 0.12 has none.
-        options = compiler_options("cpu", xla_backend_optimization_level=level, xla_cpu_use_fusion_emitters=False)
+        wanted = {"xla_backend_optimization_level": 0 if quick else 1, "xla_cpu_use_fusion_emitters": False}
+        options = compiler_options("cpu", **wanted)
         self._moments = jax.jit(moments, compiler_options=options)
 
     def sample(self, params: Any, data: Any, samples: int = SAMPLES) -> Spread:
