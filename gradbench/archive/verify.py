@@ -132,8 +132,9 @@ def verify_run(
             rows += _replayed(loaded, chosen, len(drawn), bool(elsewhere))
     if not faults and all(row["result"] == LEFT_OUT for row in rows):
         raise GradbenchError(f"{run.id}: no drawn trial can be replayed here: {'; '.join(notes)}")
-    closed = {row["trial"] // run.plan.trials_per_pair for row in rows if row["result"] == LEFT_OUT}
-    open_to = int((~np.isin(present // run.plan.trials_per_pair, list(closed))).sum())
+    left_out = np.array([row["trial"] for row in rows if row["result"] == LEFT_OUT], int)
+    closed = np.unique(run.plan.pair_of(left_out))
+    open_to = int((~np.isin(run.plan.pair_of(present), closed)).sum())
     facts = {
         "at": utc_now(),
         "record_sha256": record_digest(run.path),

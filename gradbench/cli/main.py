@@ -222,7 +222,9 @@ def check(
         activity.say("starting JAX")
         from gradbench.cli.check import run_check
         from gradbench.cli.check_function import is_function, run_check_function
+        from gradbench.machine.cache import use_cache
 
+        use_cache()  # of a check's seconds most are compiling; the programs kept are those that would be compiled
         if against or args or case or any(map(is_function, problems)):
             return run_check_function(
                 problems,

@@ -22,7 +22,7 @@ from gradbench.gradients.formula.lesson import lesson
 from gradbench.gradients.function import checked
 from gradbench.gradients.report import CheckReport
 from gradbench.gradients.rounding import formats
-from gradbench.gradients.rounding.band import Spread
+from gradbench.gradients.rounding.band import FEW, Spread
 from gradbench.inputs.plan import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.problem import Problem, idle_leaves
 from gradbench.machine.devices import devices_to_check
@@ -76,7 +76,8 @@ def check_gradient(
     if "batched" in names and any(target.platform == "cpu" for target in targets):
         sandbox.child()  # it starts while the rest is being done
     LOG.info("%s: the gradient in float64", problem.name)
-    reference, start = oracle.points(problem, "float64", 2, seed)
+    places = oracle.unrounded(problem, 2, seed)
+    reference, start = (place.rounded("float64") for place in places)
     try:
         oracle.trace(jax.value_and_grad(problem.loss), reference.params, reference.data)
     except Exception as error:
@@ -103,7 +104,7 @@ def check_gradient(
     spreads: list[Spread] = []
     share = 1.0
     for one in dtypes:
-        points = oracle.points(problem, one, 1 if fast else 2, seed)
+        points = [place.rounded(one) for place in places[: 1 if fast else 2]]
         for kind in classes if one == "float32" else classes[:1]:  # only float32 products have a choice of precision
             first: set[str] = set()
             for target in targets:
@@ -122,7 +123,7 @@ def check_gradient(
                 if not spreads and (one == "float32" or (one == "float64" and not execution.band(points[0]).mixed)):
                     spreads, share = execution.spreads, _share(execution)
     if not spreads:
-        spreads, share = _fallback_spreads(problem, 1 if fast else 2, seed)
+        spreads, share = _fallback_spreads(problem, places[: 1 if fast else 2])
     near = spreads[0] if spreads else None
     at_start = spreads[1] if len(spreads) > 1 else None
     lines: list[str] = []
@@ -164,11 +165,12 @@ def _share(execution: Execution) -> float:
     return execution.form.unit / formats.format_of(np.dtype(np.float64)).unit
 
 
-def _fallback_spreads(problem: Problem, count: int, seed: int) -> tuple[list[Spread], float]:
+def _fallback_spreads(problem: Problem, places: list[oracle.Point]) -> tuple[list[Spread], float]:
     """The spreads of (value, gradient) in float32, where no float64 or float32 program was checked."""
-    points = oracle.points(problem, "float32", count, seed)
+    points = [place.rounded("float32") for place in places]
     try:
         execution = Execution(problem, "float32", "highest", jax.devices("cpu")[0])
-        return [execution.band(p).sample(p.params, p.data) for p in points], _share(execution)
+        spreads = [execution.band(p).sample(p.params, p.data, FEW).as_of_all() for p in points]
+        return spreads, _share(execution)
     except Exception:
         return [], 1.0

@@ -187,3 +187,13 @@ def test_a_complex_constant_is_modelled():
     )
     report = check_gradient(problem, programs=["value_and_grad"])
     assert report.verdict == "PASS", str(report)
+
+
+def test_a_loop_that_does_not_end_in_the_dtype_is_stopped_and_said():
+    def counted(x):  # from 4096 on float32 is spaced by 2^-11
+        top = jax.lax.while_loop(lambda c: c < 4097, lambda c: c + 2.0**-13, jnp.full((), 4096, x.dtype))
+        return x * top
+
+    report = check_gradient(counted, 3.0, dtype=["float64", "float32"], programs=["value_and_grad"])
+    assert [row.verdict for row in report.rows] == ["PASS", "INCONCLUSIVE"]
+    assert "has not ended" in report.rows[1].reason

@@ -12,11 +12,11 @@ import numpy as np
 
 from gradbench.analysis.verdicts import CHECK_VERDICTS
 from gradbench.errors import error_text
-from gradbench.gradients.execution import programs, sandbox
+from gradbench.gradients.execution import loops, programs, sandbox
 from gradbench.gradients.execution.judge import Judgement, judge
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.formula.derivative import UNIT, leaf_names
-from gradbench.gradients.rounding.band import Band, Spread, quantile
+from gradbench.gradients.rounding.band import FEW, SAMPLES, Band, Sampling, Spread, quantile
 from gradbench.gradients.rounding.formats import (
     flushes_subnormals,
     format_of,
@@ -24,13 +24,14 @@ from gradbench.gradients.rounding.formats import (
     precision_context,
     x64_context,
 )
+from gradbench.gradients.rounding.interpreter import MAX_TURNS
 from gradbench.inputs.problem import Problem
 from gradbench.program.minibatch import take_rows
 
 LOG = logging.getLogger(__name__)
-REPEATS = 5  # every program is called this often at a point, twice where that takes over _SLOW_SECONDS
-MANY_REPEATS = 100  # and one of them so often where that takes at most _REPEAT_SECONDS: faults that come and go
-_REPEAT_SECONDS, _SLOW_SECONDS = 0.5, 1.0
+REPEATS = 5  # every program is called this often at a point, twice where that takes over _REPEAT_SECONDS
+MANY_REPEATS = 100  # and one of them so often where that takes no longer: faults that come and go
+_REPEAT_SECONDS = 0.5
 
 
 @dataclasses.dataclass
@@ -64,11 +65,19 @@ class Expectation:
     spread: Spread
     doubt: str = ""
     kind: str = "reverse"
+    sampling: Sampling | None = None
+
+    def more(self) -> bool:
+        """Twice as many samples; False where there are all of them."""
+        if self.sampling is None or self.spread.samples >= SAMPLES:
+            return False
+        self.spread = self.sampling.spread(2 * self.spread.samples)
+        return True
 
 
 def compare_centre(spread: Spread, expected: list[np.ndarray], dtype: str) -> str:
     """A doubt where the trace in `dtype` computes another function than the float64 one, else the empty string."""
-    factor = quantile(sum(e.size for e in expected))
+    factor = quantile(sum(e.size for e in expected)) * spread.share
     for centre, wanted, sigma in zip(spread.exact, expected, spread.sigma):
         if not np.isfinite(sigma[np.isfinite(wanted)]).all():
             return f"the noise of {dtype} takes the interpretation out of float64's range"
@@ -93,7 +102,12 @@ class Execution:
         self._bands: dict[Any, Band] = {}
         self._runners: dict[str, programs.Runner] = {}
         self._forward: Any = None
-        self.spreads: list[Spread] = []  # one per point, for the formula's tests
+        self._references: list[Expectation] = []  # one per point
+
+    @property
+    def spreads(self) -> list[Spread]:
+        """One per point, for the formula's tests."""
+        return [reference.spread.as_of_all() for reference in self._references]
 
     def band(self, point: oracle.Point, kind: str = "reverse", **options: Any) -> Band:
         key = (kind, *options.items())
@@ -115,16 +129,32 @@ class Execution:
     def reference(self, point: oracle.Point) -> Expectation:
         """Raises what tracing or interpreting the loss raises."""
         expected = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, point.data, self.dtype)
-        spread = self.band(point).sample(point.params, point.data)
-        self.spreads.append(spread)
-        return Expectation(point, expected, spread, point.lost or compare_centre(spread, expected, self.dtype))
+        reference = self.expectation(point, expected, "reverse", FEW)
+        self._references.append(reference)
+        return reference
+
+    def expectation(self, point: oracle.Point, expected: list[np.ndarray], kind: str, samples: int) -> Expectation:
+        """With so many samples of its spread, and more of them where the trace seems another function."""
+        sampling = Sampling(self.band(point, kind), point.params, point.data)
+        reference = Expectation(point, expected, sampling.spread(samples), kind=kind, sampling=sampling)
+        while (doubt := compare_centre(reference.spread, expected, self.dtype)) and reference.more():
+            pass
+        reference.doubt = point.lost or doubt
+        return reference
 
     def place(self, point: oracle.Point) -> tuple[Any, Any]:
         with x64_context(self.dtype):
             return jax.device_put((point.params, point.data), self.device)
 
     def judge(self, got: list[Any], reference: Expectation, names: list[str], extra: Any = None) -> Judgement:
-        """Judge flat leaves (the value first if there are as many as expected, else the gradient alone)."""
+        """Judge flat leaves (the value first if there are as many as expected, else the gradient alone), with as many
+        samples of the spread as it takes."""
+        found = self._judged(got, reference, names, extra)
+        while not found.settled(reference.spread) and reference.more():
+            found = self._judged(got, reference, names, extra)
+        return found
+
+    def _judged(self, got: list[Any], reference: Expectation, names: list[str], extra: Any) -> Judgement:
         expected, spread = reference.expected, reference.spread
         if len(got) < len(expected):
             expected, spread, names = expected[1:], _tail(spread), names[1:]
@@ -169,7 +199,7 @@ class Execution:
                 calls += 1
                 if calls == 1:
                     started = time.perf_counter()  # the first call compiles
-                elif time.perf_counter() - started > (_REPEAT_SECONDS if calls >= repeats else _SLOW_SECONDS):
+                elif time.perf_counter() - started > _REPEAT_SECONDS:
                     break
         judged = [self.judge(got, reference, names, extra) for got in answers.values()]
         worst = max(judged, key=lambda j: (CHECK_VERDICTS.index(j.verdict), j.off))
@@ -247,6 +277,9 @@ class Execution:
         for point in points:
             LOG.info("%s: the rounding band", what)
             reference = self.reference(point)
+            if not self.loops_end(point):
+                reason = f"a while loop has not ended after {MAX_TURNS} turns in {self.dtype}: no program was run"
+                return [self.error_row("all", "INCONCLUSIVE", reason)], skipped
             for name in names:
                 LOG.info("%s: %s", what, name)
                 if name in skipped or (name in rows and rows[name].died):
@@ -257,6 +290,10 @@ class Execution:
                 else:
                     _keep(rows, found)
         return list(rows.values()), skipped
+
+    def loops_end(self, point: oracle.Point) -> bool:
+        with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self.device):
+            return loops.end(jax.value_and_grad(self.problem.loss), *self.place(point))
 
     def program(self, name: str, point: oracle.Point, reference: Expectation, seen: bool) -> Row | str:
         """One program at one point, `seen` with the precision that was found in force; or why it was skipped."""
@@ -303,9 +340,7 @@ class Execution:
             )
             for i in range(programs.FORWARD_DIRECTIONS)
         ]
-        spread = self.band(point, "forward").sample(point.params, point.data)
-        wanted = [np.asarray(slopes)]
-        along = Expectation(point, wanted, spread, compare_centre(spread, wanted, self.dtype), "forward")
+        along = self.expectation(point, [np.asarray(slopes)], "forward", FEW // 2)
         # <g*, v> inherits the float64 rounding of g*, at most sqrt(n) of its norm along +-1, and rounds itself.
         share = UNIT / self.form.unit
         slack = sum(

@@ -48,6 +48,12 @@ class Judgement:
     resolves: float
     leaves: list[LeafFinding]
 
+    def settled(self, spread: Spread) -> bool:
+        """Whether all samples of `spread` would give a PASS, whatever those that are missing are (see `band`). Scales
+        are only estimated: those near COARSEST are left to all samples."""
+        clear = all(leaf.scale_resolves < COARSEST / 2 for leaf in self.leaves)
+        return self.verdict == "PASS" and self.off <= spread.share and clear
+
 
 def judge(
     got: list[Any],

@@ -140,12 +140,14 @@ def microbatches(loss: LossFunction, examples: int | None, transform: Callable =
     """The mean over parts of the examples of their gradients, each weighted by its rows."""
     piece = transform(jax.value_and_grad(loss))
 
+    @jax.jit
+    def mean(parts, weights):
+        return jax.tree.map(lambda *terms: sum(w * x for w, x in zip(weights, terms)), *parts)
+
     def run(params, data):
-        total = None
-        for weight, rows in pieces(examples or 1):
-            part = jax.tree.map(lambda x, w=weight: w * x, piece(params, take_rows(data, rows, examples or 1)))
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
-        return total
+        weights, rows = zip(*pieces(examples or 1))
+        whole = jax.device_get(data)  # NumPy cuts it without compiling
+        return mean([piece(params, take_rows(whole, part, examples or 1)) for part in rows], weights)
 
     return run
 

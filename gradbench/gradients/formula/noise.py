@@ -16,11 +16,12 @@ import jax
 import numpy as np
 
 from gradbench.gradients.formula import reference
+from gradbench.gradients.rounding import noise
 from gradbench.gradients.rounding import primitives as rounding
 from gradbench.gradients.rounding.band import SAMPLES, Spread, noise_scale, reference_share
 from gradbench.gradients.rounding.formats import flushes_subnormals
 from gradbench.gradients.rounding.interpreter import MAX_TURNS, Interpreter
-from gradbench.gradients.rounding.pairs import Flags, Pair, is_float, no_flags, wide
+from gradbench.gradients.rounding.pairs import Flags, Pair, is_float, wide
 from gradbench.program.xla.jaxprs import open_jaxpr, scan_counts
 
 # Beside the primitives that round a result of their own.
@@ -97,10 +98,11 @@ class _Samples(Interpreter):
 
     def __init__(self, device: jax.Device, flushes: Callable[[str], bool], scale: float, worst_case: bool):
         super().__init__(None, device, flushes, scale, worst_case=worst_case)
-        self._seeds = self.seed = np.arange(1, SAMPLES + 1, dtype=np.uint32)
+        self.seed = np.arange(1, SAMPLES + 1, dtype=np.uint32)
+        self._starts = noise.start(self.seed.astype(np.uint64))
 
     def add(self, noisy: Any, exact: Any, amplitude: Any, salt: int | None = None, picks: Any = None) -> Any:
-        self.seed = self._seeds.reshape(-1, *[1] * np.ndim(exact))
+        self._start = self._starts.reshape(-1, *[1] * np.ndim(exact))
         return super().add(noisy, exact, amplitude, salt, picks)
 
     def primitive(self, equation: Any, name: str, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
@@ -110,6 +112,8 @@ class _Samples(Interpreter):
         return super().primitive(equation, name, params, ins)
 
     def results(self, equation: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
+        if any(isinstance(x, jax.Array) for x in operands):  # differentiated by a rule of `special`
+            return super().results(equation, operands, params)
         sampled = [np.ndim(x) > len(v.aval.shape) for x, v in zip(operands, equation.invars)]
         if not any(sampled) or _is_elementwise(equation):
             return self._once(equation, operands, params)
@@ -132,7 +136,7 @@ class _Samples(Interpreter):
     def scan(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         count, carried = scan_counts(params)
         body, consts = open_jaxpr(params["jaxpr"])
-        carry, flags, rows = ins[count : count + carried], no_flags(), []
+        carry, flags, rows = ins[count : count + carried], Flags(), []
         length = params["length"]
         for step in reversed(range(length)) if params["reverse"] else range(length):
             row = [
@@ -151,7 +155,7 @@ class _Samples(Interpreter):
     def loop(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         test, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
         tests, bodies = params["cond_nconsts"], params["body_nconsts"]
-        carry, flags = list(ins[tests + bodies :]), no_flags()
+        carry, flags = list(ins[tests + bodies :]), Flags()
         for _ in range(MAX_TURNS):
             again = self.run(*test, [*ins[:tests], *carry])[0][0]
             flags = flags._replace(tie=flags.tie | np.any(again.exact != again.noisy))

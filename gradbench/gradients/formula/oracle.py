@@ -18,8 +18,9 @@ import numpy as np
 from gradbench.gradients.formula import reference
 from gradbench.gradients.rounding.formats import round_to, x64_context
 from gradbench.gradients.rounding.interpreter import Interpreter
-from gradbench.gradients.rounding.pairs import Pair, no_flags
+from gradbench.gradients.rounding.pairs import Flags, Pair
 from gradbench.inputs.problem import Problem
+from gradbench.machine.internals import compiler_options
 from gradbench.program.minibatch import take_rows
 from gradbench.program.xla.jaxprs import equations, open_jaxpr
 
@@ -29,7 +30,7 @@ _WORK = 2**28  # parameters x examples; a problem beyond it is checked on fewer 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Where a gradient is checked: NumPy pytrees, floats rounded to `dtype`; `examples` rows of data, if cut.
+    """Where a gradient is checked: NumPy pytrees, floats `rounded` to `dtype`; `examples` rows of data, if cut.
 
     `lost` says which numbers the dtype cannot hold, or is empty.
     """
@@ -41,22 +42,33 @@ class Point:
     dtype: str
     lost: str = ""
 
+    def rounded(self, dtype: str) -> Point:
+        lost = _lost("params", self.params, dtype) or _lost("data", self.data, dtype)
+        params, data = rounded(self.params, dtype), rounded(self.data, dtype)
+        return dataclasses.replace(self, params=params, data=data, dtype=dtype, lost=lost)
+
 
 def points(problem: Problem, dtype: str, count: int = 2, seed: int = 0) -> list[Point]:
+    """The points where a problem is checked in one dtype; see `unrounded`."""
+    return [point.rounded(dtype) for point in unrounded(problem, count, seed)]
+
+
+def unrounded(problem: Problem, count: int = 2, seed: int = 0) -> list[Point]:
     """`count` points: a random one near the start first (a start such as 0 hides terms), then the start itself.
 
     Near means a normal step of a tenth of the leaf's root mean square, or of 1 where the leaf is 0; nearer where that
     step leaves the loss's domain.
     """
     with jax.enable_x64(False), jax.default_device(jax.devices("cpu")[0]):
-        start = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(problem.init)(jax.random.key(seed)))
+        # XLA:CPU unrolls random bits into long programs, which are run once.
+        init = jax.jit(problem.init, compiler_options=compiler_options("cpu", xla_backend_optimization_level=0))
+        start = jax.tree.map(lambda x: np.asarray(x, np.float64), init(jax.random.key(seed)))
     data, examples = cut_examples(problem, sum(x.size for x in jax.tree.leaves(start)), seed)
     found = []
     for number in range(count):
         label = f"near the start (seed {seed}, {number})" if number != 1 else f"the start (seed {seed})"
         params = start if number == 1 else _near(problem, start, data, np.random.default_rng([seed, number]))
-        lost = _lost("params", params, dtype) or _lost("data", data, dtype)
-        found.append(Point(label, rounded(params, dtype), rounded(data, dtype), examples, dtype, lost))
+        found.append(Point(label, params, data, examples, "float64"))
     return found
 
 
@@ -167,7 +179,7 @@ class _WithoutStops(Interpreter):
     """Differentiates through stop_gradient."""
 
     def primitive(self, equation: Any, name: str, params: dict[str, Any], ins: list[Pair]) -> Any:
-        return (ins, no_flags()) if name == "stop_gradient" else super().primitive(equation, name, params, ins)
+        return (ins, Flags()) if name == "stop_gradient" else super().primitive(equation, name, params, ins)
 
 
 def widened(trace: Any, arguments: Any, stops: bool = True) -> list[Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator
+import itertools
+from collections.abc import Callable, Generator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ import threadpoolctl
 from gradbench.gradients.rounding.interpreter import MAX_TURNS, Interpreter
 from gradbench.gradients.rounding.pairs import Pair, wide
 from gradbench.gradients.rounding.primitives import sum_terms
-from gradbench.program.xla.jaxprs import called, equations, evaluate, open_jaxpr, scan_counts
+from gradbench.program.xla.jaxprs import called, equations, evaluate, is_literal, open_jaxpr, scan_counts
 
 
 def run(trace: Any, arguments: list[Any]) -> list[np.ndarray]:
@@ -30,23 +32,52 @@ def run(trace: Any, arguments: list[Any]) -> list[np.ndarray]:
         return [np.asarray(x) for x in _run(*open_jaxpr(trace), arguments)]
 
 
-@contextlib.contextmanager
-def context(trace: Any) -> Generator[None]:
+def context(trace: Any) -> contextlib.AbstractContextManager[None]:
     """Where a trace is run with NumPy: float64, the CPU for what JAX does of it, no warnings."""
-    cpu, threads = jax.default_device(jax.devices("cpu")[0]), _threads(trace)
-    with jax.enable_x64(True), cpu, np.errstate(all="ignore"), threads:
+    return _numpy(_threads(trace))
+
+
+def prepared(trace: Any, arguments: list[Any], moving: Sequence[int]) -> Callable[[list[Any]], list[np.ndarray]]:
+    """`run` as a function of the arguments of these numbers alone: what depends on none of them is computed once."""
+    jaxpr, consts = open_jaxpr(trace)
+    threads, moved = _threads(trace), [jaxpr.invars[number] for number in moving]
+    reached, before, after = set(moved), [], []
+    for equation in jaxpr.eqns:
+        depends = any(not is_literal(v) and v in reached for v in equation.invars)
+        (after if depends else before).append(equation)
+        reached.update(equation.outvars if depends else ())
+    read = [*itertools.chain.from_iterable(e.invars for e in after), *jaxpr.outvars]
+    used = list(dict.fromkeys(v for v in read if not is_literal(v) and v not in reached))
+    first = SimpleNamespace(constvars=jaxpr.constvars, invars=jaxpr.invars, eqns=before, outvars=used)
+    rest = SimpleNamespace(constvars=used, invars=moved, eqns=after, outvars=jaxpr.outvars)
+    with _numpy(threads):
+        values = _run(first, consts, arguments)
+
+    def at(given: list[Any]) -> list[np.ndarray]:
+        with _numpy(threads):
+            return [np.asarray(x) for x in _run(rest, values, given)]
+
+    return at
+
+
+_SMALL_PRODUCT = 2**27  # multiplications: some ten milliseconds on one core
+
+
+@contextlib.contextmanager
+def _numpy(threads: int | None) -> Generator[None]:
+    """Where NumPy and, for what it does not have, JAX compute in float64 on the CPU."""
+    limit = contextlib.nullcontext() if threads is None else _blas().limit(limits=threads)
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]), np.errstate(all="ignore"), limit:
         yield
 
 
-_SMALL_PRODUCT = 2**24  # multiplications: milliseconds on one core
-
-
-def _threads(trace: Any) -> contextlib.AbstractContextManager:
+def _threads(trace: Any) -> int | None:
     """One thread for the matrix products of a trace whose products are all small. Where other work keeps the cores busy
-    each product may wait for its second thread as long as a time slice, 4 ms for 40 microseconds of work."""
+    each product may wait for its second thread as long as a time slice, 4 ms for 40 microseconds of work, and a second
+    thread that waits for the next product keeps a core busy."""
     products = [e for e in equations(trace) if e.primitive.name == "dot_general"]
     sizes = [e.outvars[0].aval.size * sum_terms("dot_general", e.params, [v.aval for v in e.invars]) for e in products]
-    return contextlib.nullcontext() if max(sizes, default=0) > _SMALL_PRODUCT else _blas().limit(limits=1)
+    return None if max(sizes, default=0) > _SMALL_PRODUCT else 1
 
 
 @functools.cache

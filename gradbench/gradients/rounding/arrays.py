@@ -5,6 +5,8 @@ So the rules of `primitives` are written once, and hold for a compiled interpret
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,18 +39,18 @@ def _is_jax(value: Any) -> bool:
     return isinstance(value, jax.Array) or (isinstance(value, list | tuple) and any(map(_is_jax, value)))
 
 
-def words(value: Any) -> Any:
-    """The two 32-bit words of each float64, the lower first: uint32 (..., 2)."""
+def bits(value: Any) -> Any:
+    """The bits of each float64, as uint64."""
     if isinstance(value, np.ndarray | np.generic):
-        return np.ascontiguousarray(value)[..., None].view(np.uint32).reshape(*np.shape(value), 2)
-    return lax.bitcast_convert_type(value, jnp.uint32)
+        return np.ascontiguousarray(value).view(np.uint64).reshape(np.shape(value))
+    return lax.bitcast_convert_type(value, jnp.uint64)
 
 
-def of_words(value: Any) -> Any:
-    """float64 (...) of uint32 (..., 2), the inverse of `words`."""
-    if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(value).view(np.float64)[..., 0]
-    return lax.bitcast_convert_type(value, jnp.float64)
+def of_bits(value: Any, dtype: Any = np.float64) -> Any:
+    """What is of `dtype` and has these uint64 as its bits."""
+    if isinstance(value, np.ndarray | np.generic):
+        return np.ascontiguousarray(value).view(dtype).reshape(np.shape(value))
+    return lax.bitcast_convert_type(value, dtype)
 
 
 def holds(digits: int, value: Any) -> Any:
@@ -57,3 +59,15 @@ def holds(digits: int, value: Any) -> Any:
         significand = np.frexp(value)[0] * 2.0**digits
         return significand == np.round(significand)
     return lax.reduce_precision(value, exponent_bits=11, mantissa_bits=digits - 1) == value
+
+
+def jitted(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
+    """The function as it is for NumPy's first arguments, jitted for JAX's: traced once for a shape, however many
+    equations it serves. The arguments named `static` are Python's."""
+    compiled = jax.jit(function, static_argnames=static)
+
+    @functools.wraps(function)
+    def of(*arguments: Any) -> Any:
+        return (compiled if any(map(_is_jax, arguments)) else function)(*arguments)
+
+    return of

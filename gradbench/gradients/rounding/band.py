@@ -3,6 +3,12 @@
 The noise samples of `interpreter` give, for each entry, a standard deviation sigma with as many degrees of freedom as
 samples (the mean is known: the exact interpretation). A right gradient's error, in units of sigma, then follows
 Student's t law; the tolerance is its quantile at FALSE_ALARM shared among all the numbers judged together (Bonferroni).
+
+Samples are taken in parts, and no more than are needed to tell that all SAMPLES would give a PASS. That takes no share
+of the error probability: a sum of squares only grows, so with n = SAMPLES and m taken, n sigma_n^2 >= m sigma_m^2, and
+what lies within sqrt(m/n) times the tolerance by sigma_m lies within the tolerance by sigma_n (`share`). Whatever
+does not is judged with more samples, up to all of them: every verdict but that early PASS is the one that all samples
+give, and that PASS is too.
 """
 
 from __future__ import annotations
@@ -26,7 +32,11 @@ from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr
 
 SAMPLES = 32  # sigma is then known to 1/sqrt(2*32) = 12 %
 FALSE_ALARM = 1e-6  # the probability, under the model, that one right gradient is called wrong anywhere
-_QUICK = 2**20  # entries made on the way: their samples take a second, compiled without optimisation
+FEW = 8  # samples that are taken first, where all at once would take longer than compiling them
+# Without optimisation an equation compiles 20 ms faster, and an entry takes 10 ns longer a sample (of a convolution far
+# longer): even where a part is twice sampled and has so many entries for each equation.
+_QUICK = 2**20
+_AT_ONCE = 2**24  # entries of a part: a fraction of a second
 _LARGE = 2**22  # entries; above it the samples are taken one at a time, so that memory stays that of a few gradients
 
 
@@ -50,6 +60,7 @@ class Spread:
         overflow, tie, reciprocal: whether a value left the format's range; whether rounding can turn a decision;
             whether the reciprocal of a divisor leaves the range where the quotient does not.
         unknown, stagnating: primitives without a rule; sums with k u >= 1.
+        samples: how many the deviations are of.
     """
 
     exact: list[np.ndarray]
@@ -61,6 +72,18 @@ class Spread:
     reciprocal: bool
     unknown: tuple[str, ...]
     stagnating: tuple[str, ...]
+    samples: int = SAMPLES
+
+    @property
+    def share(self) -> float:
+        """What share of the tolerance by these deviations the tolerance by all SAMPLES has at the least."""
+        return math.sqrt(self.samples / SAMPLES)
+
+    def as_of_all(self) -> Spread:
+        """Deviations that, times the quantile for SAMPLES of them, are the tolerance for as few as were taken."""
+        factor = quantile(1, self.samples) / quantile(1)
+        norm, along = ([factor * x for x in numbers] for numbers in (self.norm, self.along))
+        return dataclasses.replace(self, sigma=[factor * s for s in self.sigma], norm=norm, along=along)
 
 
 class Band:
@@ -124,48 +147,67 @@ class Band:
                 along.append(jnp.sum((product / jnp.where(total > 0, total, 1.0)) ** 2))
             return exact, squares, norms, along, *(flag.any() for flag in flags)
 
-        self._small = self.size + sum(math.prod(v.aval.shape) for v in self._jaxpr.invars) <= _LARGE // SAMPLES
-        # Where the samples take less time than compiling for speed, do not compile for speed.
+        entries = max(_entries(self._jaxpr), 1)
+        self.part = min(max(_AT_ONCE // entries, FEW // 2), SAMPLES)
+        self.part = 1 if self.size > _LARGE else 2 ** int(math.log2(self.part))
+        inside = [equation.primitive.name for equation in equations(trace)]
+        quick = self.part * entries <= _QUICK * len(inside) and "conv_general_dilated" not in inside
         # Fusions by XLA's older emitter too: with it jax 0.10 compiles the samples in half the time; 0.12 has none.
-        options: dict[str, Any] = {}
-        if self._small:
-            level = 0 if _entries(self._jaxpr) <= _QUICK else 1
-            wanted = {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": False}
-            options = compiler_options("cpu", **wanted)
+        wanted = {"xla_backend_optimization_level": 0 if quick else 1, "xla_cpu_use_fusion_emitters": False}
+        options = compiler_options("cpu", **wanted)
         self._moments = jax.jit(moments, compiler_options=options)
 
-    def sample(self, params: Any, data: Any) -> Spread:
+    def sample(self, params: Any, data: Any, samples: int = SAMPLES) -> Spread:
         """The spread at a point. `params` and `data` have the band's dtype; the result is float64 NumPy."""
+        return Sampling(self, params, data).spread(samples)
+
+    def moments(self, start: int, leaves: list[np.ndarray]) -> Any:
+        """What the part of the samples adds to each sum, that begins after `start` of them."""
         cpu = jax.default_device(jax.devices("cpu")[0])
         with jax.enable_x64(True), cpu, precision_context(self._precision):  # what is traced only now has it too
-            leaves = [np.asarray(x) for x in jax.tree.leaves((params, data))]
             arguments = [jnp.asarray(x.astype(wide(x.dtype)) if is_float(x) else x) for x in leaves]
-            chunk = SAMPLES if self._small else 4
-            chunk = 1 if self.size > _LARGE else chunk
-            sums: Any = None
-            for start in range(0, SAMPLES, chunk):
-                seeds = jnp.arange(start + 1, start + chunk + 1, dtype=jnp.uint32)
-                part = jax.device_get(self._moments(seeds, arguments))
-                if sums is None:
-                    exact, sums = part[0], part[1:]
-                else:
-                    sums = jax.tree.map(lambda a, b: a | b if np.asarray(a).dtype == bool else a + b, sums, part[1:])
-        squares, norms, along, overflow, tie, reciprocal = sums
+            return jax.device_get(
+                self._moments(jnp.arange(start + 1, start + self.part + 1, dtype=np.uint32), arguments)
+            )
+
+
+class Sampling:
+    """The samples of a band at one point, as many as were asked for so far."""
+
+    def __init__(self, band: Band, params: Any, data: Any):
+        self._band, self._leaves = band, [np.asarray(x) for x in jax.tree.leaves((params, data))]
+        self._taken = 0
+        self._sums: Any = None
+
+    def spread(self, samples: int) -> Spread:
+        """Of so many samples at the least, in whole parts."""
+        band = self._band
+        while self._taken < samples:
+            exact, *part = band.moments(self._taken, self._leaves)
+            if self._sums is None:
+                self._exact, self._sums = exact, part
+            else:
+                self._sums = jax.tree.map(
+                    lambda a, b: a | b if np.asarray(a).dtype == bool else a + b, self._sums, part
+                )
+            self._taken += band.part
+        squares, norms, along, overflow, tie, reciprocal = self._sums
 
         def deviation(total: Any) -> Any:
-            return np.sqrt(np.asarray(total) / SAMPLES) / self.scale * self.reference_share
+            return np.sqrt(np.asarray(total) / self._taken) / band.scale * band.reference_share
 
-        units = [_largest(e, np) for e in exact]
+        units = [_largest(e, np) for e in self._exact]
         return Spread(
-            exact=[np.asarray(e) for e in exact],
+            exact=[np.asarray(e) for e in self._exact],
             sigma=[deviation(s) * u for s, u in zip(squares, units)],
             norm=[float(deviation(n) * u) for n, u in zip(norms, units)],
             along=[float(deviation(a)) for a in along],
             overflow=bool(overflow),
             tie=bool(tie),
             reciprocal=bool(reciprocal),
-            unknown=tuple(sorted(self.unknown)),
-            stagnating=tuple(sorted(self.stagnating)),
+            unknown=tuple(sorted(band.unknown)),
+            stagnating=tuple(sorted(band.stagnating)),
+            samples=self._taken,
         )
 
 

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from jax import lax
 
+from gradbench.gradients.rounding import noise, special
 from gradbench.gradients.rounding import primitives as rounding
-from gradbench.gradients.rounding.arrays import holds, jnp
+from gradbench.gradients.rounding.arrays import jnp
 from gradbench.gradients.rounding.formats import INPUT_UNIT, Format, format_of, input_class
 from gradbench.gradients.rounding.pairs import (
     Flags,
@@ -25,7 +26,6 @@ from gradbench.gradients.rounding.pairs import (
     is_float,
     is_float_array,
     loses_reciprocal,
-    no_flags,
     reach,
     wide,
     widen,
@@ -57,12 +57,13 @@ class Interpreter:
         self.scale, self.assume, self.worst_case = scale, assume, worst_case
         self.unknown: set[str] = set()
         self.stagnating: set[str] = set()
+        self._start: Any = None if seed is None else noise.start(seed)
         self._salts = itertools.count(1)
         self._loops = 0  # how many loops we are inside of
 
     def run(self, jaxpr: Any, consts: list[Any], arguments: list[Pair]) -> tuple[list[Pair], Flags]:
         """The outputs of an open jaxpr. Raises what a primitive raises when it cannot be run wide."""
-        flags = no_flags()
+        flags = Flags()
 
         def step(equation: Any, operands: list[Pair]) -> list[Pair]:
             nonlocal flags
@@ -94,13 +95,9 @@ class Interpreter:
         or `picks`, which broadcasts to it."""
         if self.seed is None:
             return noisy
-        salt = next(self._salts) if salt is None else salt
-        amplitude = self.scale * jnp.where((exact == 0) | ~jnp.isfinite(exact), 0.0, amplitude)
+        word = self._start * noise.odd(next(self._salts) if salt is None else salt)
         picks = self._picks(exact) if picks is None else picks
-        if jnp.iscomplexobj(picks):
-            draws = [rounding.signs(part, self.seed, salt) for part in (picks.real, picks.imag)]
-            return noisy + amplitude * lax.complex(*draws)
-        return noisy + amplitude * rounding.signs(picks, self.seed, salt)
+        return noise.perturbed(noisy, exact, amplitude, picks, word, self.scale)
 
     def _picks(self, exact: Any) -> Any:
         """What picks the noise: the value; in a loop's worst case the place, so that every turn rounds alike."""
@@ -125,7 +122,7 @@ class Interpreter:
     def equation(self, equation: Any, ins: list[Pair]) -> tuple[list[Pair], Flags]:
         name, params = equation.primitive.name, equation.params
         if not equation.outvars:  # jax.debug.print
-            return [], no_flags()
+            return [], Flags()
         call = called(equation, ins)
         if call:
             return self.run(*call)
@@ -141,7 +138,7 @@ class Interpreter:
         units = rounding.units(name, params)
         if units is None and not (
             name in rounding.EXACT | rounding.SUMS | rounding.PRODUCTS | rounding.BACKWARD_STABLE
-            or name in ("one_minus_square", "polynomial")
+            or name in special.SPECIAL | {"one_minus_square", "polynomial"}
             or not any(jnp.issubdtype(d, jnp.inexact) for d in [*dtypes, *outs])
         ):
             self.unknown.add(name)
@@ -171,7 +168,7 @@ class Interpreter:
         if decision and name not in ("eq", "ne"):
             noisy_in = [reach(p) for p in ins]
         noisy = results_of(noisy_in) if reached else exact
-        flags = no_flags()
+        flags = Flags()
         if reached and (name in ("eq", "ne") or name in rounding.SELECTIONS):
             flags = flags._replace(tie=can_turn(name, ins, exact, noisy))
         if not equation.primitive.multiple_results:
@@ -190,10 +187,8 @@ class Interpreter:
                 n = self.shared(equation, ins, e, self.add(n, e, amplitude), form)
                 if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(e):
                     # One correctly rounded operation on numbers as they are: exact where its result is in the format.
-                    held = holds(form.digits, e)
-                    for pair in ins:
-                        held = held & (pair.exact == pair.noisy)
-                    n = jnp.where(held, e, n)
+                    moved = [p for p in ins if p.noisy is not p.exact]
+                    n = noise.unless_held(e, n, moved, form.digits)
             results.append(Pair(e, n))
         return results, flags
 
@@ -213,27 +208,34 @@ class Interpreter:
                     noisy = self.add(noisy, exact, form.unit * exact, picks=pair.exact)
         if name in rounding.ELEMENTARY:
             amplitude = rounding.SHARED_UNITS * min(form.unit, format_of(jnp.float32).unit) * exact
-            return self.add(noisy, exact, amplitude, picks=rounding.leading(exact))
+            return self.add(noisy, exact, amplitude, picks=noise.leading(exact))
         return noisy
 
     def amplitude(self, name, params, bind, ins, exact, dtypes, dtype, units) -> Any:
         """How far rounding may take this result, or None where it is exact. Rules: the docstring of `primitives`."""
         if self.seed is None or not is_float_array(exact):
             return None
+        if name in rounding.EXACT and name not in ("convert_element_type", "reduce_precision"):
+            return None
         form = format_of(dtype)
-        one = form.unit * jnp.abs(exact) + self.underflow(dtype)
+
+        def roundings(units: float = 1.0) -> Any:
+            return noise.rounding_of(exact, units * form.unit, units * self.underflow(dtype))
+
         if units is not None:
-            if name in rounding.ELEMENTARY and form.digits >= 24:
-                units -= rounding.SHARED_UNITS
-            return units * one
+            return roundings(units - rounding.SHARED_UNITS * (name in rounding.ELEMENTARY and form.digits >= 24))
+        if name in special.SPECIAL:
+            unit = min(form.unit, format_of(jnp.float32).unit)
+            size = special.amplitude(name, bind, [p.exact for p in ins], exact)
+            return roundings() + rounding.ELEMENTARY_UNITS * unit * size
         if name == "one_minus_square":  # 1 - x^2, its square rounded too
-            return one + form.unit * jnp.abs(1 - exact)
+            return roundings() + form.unit * jnp.abs(1 - exact)
         if name == "polynomial":
             return 2 * (len(ins) - 1) * (form.unit * bind([jnp.abs(p.exact) for p in ins]) + self.underflow(dtype))
         if name == "convert_element_type":
             if not jnp.issubdtype(dtypes[0], jnp.inexact):
                 return jnp.where(jnp.abs(exact) <= 2.0**form.digits, 0.0, form.unit * jnp.abs(exact))
-            return one if format_of(dtypes[0]).digits > form.digits or form.name == "float16" else None
+            return roundings() if format_of(dtypes[0]).digits > form.digits or form.name == "float16" else None
         if name == "reduce_precision":
             return 2.0 ** -(params["mantissa_bits"] + 1) * jnp.abs(exact)
         if name in rounding.SUMS:
@@ -245,15 +247,14 @@ class Interpreter:
                 self.stagnating.add(f"the terms of {name} of {k:.0f} terms in {form.name} may be lost")
                 if self.worst_case:
                     return bind([jnp.abs(x) if is_float(x) else x for x in operands])
-            return one + unit * rounding.sum_amplitude(name, bind, params, operands, exact)
+            return roundings() + unit * rounding.sum_amplitude(name, bind, params, operands, exact)
         if name in rounding.PRODUCTS:
             terms = math.sqrt(max(1.0, ins[0].exact.size / max(1, exact.size if name == "reduce_prod" else 1)))
-            return rounding.ELEMENTARY_UNITS * terms * one
+            return roundings(rounding.ELEMENTARY_UNITS * terms)
         if name in rounding.BACKWARD_STABLE:
-            return one
-        if name in rounding.EXACT:
-            return None
-        return rounding.ELEMENTARY_UNITS * (one + form.unit * jnp.sqrt(jnp.mean(jnp.abs(exact) ** 2)))  # unknown
+            return roundings()
+        size = jnp.sqrt(jnp.mean(jnp.abs(exact) ** 2))  # of what has no rule
+        return rounding.ELEMENTARY_UNITS * (roundings() + form.unit * size)
 
     def rounded_input(self, pair: Pair, dtype: Any, precision: Any) -> Pair:
         """An operand of a matrix product as the precision class in force may round it."""
@@ -281,7 +282,7 @@ class Interpreter:
             outputs, raised = self.turn(body, body_consts, [*ins[:consts], *carry, *slices], "a scan")
             return (outputs[:carried], flags.add(raised)), outputs[carried:]
 
-        start = (ins[consts : consts + carried], no_flags())
+        start = (ins[consts : consts + carried], Flags())
         (carry, flags), stacked = lax.scan(
             step, start, ins[consts + carried :], length=params["length"], reverse=params["reverse"]
         )
@@ -309,7 +310,7 @@ class Interpreter:
         def goes_on(state):
             return condition(state[0]).exact & (state[2] < MAX_TURNS)
 
-        return lax.while_loop(goes_on, step, (list(ins[tests + bodies :]), no_flags(), 0))[:2]
+        return lax.while_loop(goes_on, step, (list(ins[tests + bodies :]), Flags(), 0))[:2]
 
     def branch(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         """A cond takes the branch it takes without noise; a noisy index that disagrees raises the tie flag."""

@@ -33,16 +33,13 @@ class Flags(NamedTuple):
     no flag: the samples turn them, see TIE_REACH.)
     """
 
-    overflow: jax.Array
-    tie: jax.Array
-    reciprocal: jax.Array
+    overflow: Any = np.False_
+    tie: Any = np.False_
+    reciprocal: Any = np.False_
 
     def add(self, other: Flags) -> Flags:
-        return Flags(*(one | two for one, two in zip(self, other)))
-
-
-def no_flags() -> Flags:
-    return Flags(*[jnp.zeros((), bool)] * 3)
+        never = np.False_  # most equations raise none
+        return Flags(*(b if a is never else a if b is never else a | b for a, b in zip(self, other)))
 
 
 def is_float(x: Any) -> bool:
