@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow.compute as pc
 import scipy.stats
 
 from gradbench.archive import integrity
@@ -186,7 +187,7 @@ def _loaded(
     recorded = run.info.get("sources")
     if recorded and "given" in recorded["optimizers"].get(optimizer, {}):
         return None, f"{optimizer} was given as a function, which only its own process had", ""
-    of_file = [optimizer] if ":" in optimizer else []
+    of_file = [optimizer] if ":" in parse_spec(optimizer, GradbenchError).target else []
     if name not in objects:
         if recorded and name in recorded["problems"] and recorded["problems"][name]["sha256"] is None:
             return None, f"{name} was given as an object, which only its own process had", ""
@@ -213,6 +214,7 @@ def _replayed(pair: Pair, chosen: np.ndarray, drawn: int, elsewhere: bool) -> li
     recorded = {name: getattr(run, name) for name in ("trials", "curves", "metrics")}
     to = run.info.get("references", {}).get(run.plan.pairs[pair.number][0]) or {}
     late = ["verdict", "steps_to_target"] if to.get("kind") == "best found" else []  # known when all pairs are done
+    late.append("tried")  # which a search says
     late += [
         of.name for of in TRIALS if of.since > FIRST_REVISION and run.trials[of.name].null_count == len(run.trials)
     ]
@@ -236,7 +238,9 @@ def _replayed(pair: Pair, chosen: np.ndarray, drawn: int, elsewhere: bool) -> li
 
 def _row(run: Run, trial: int, result: str, horizon: int | None = None, what: str = "") -> dict[str, Any]:
     planned = integrity.planned_columns(run, np.array([trial]))
-    row = {"trial": int(trial)} | {name: values[0] for name, values in planned.items()}
+    there = run.trials.filter(pc.field("trial") == int(trial)).slice(0, 1).to_pylist()
+    found = {name: there[0][name] for name in ("learning_rate", "seed")} if there else {}
+    row = {"trial": int(trial)} | found | {name: values[0] for name, values in planned.items()}
     row = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
     return row | {"result": result, "horizon": horizon, "what": what}
 

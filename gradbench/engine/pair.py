@@ -159,7 +159,8 @@ class PairSweep:
         else:
             self.queue = Queue.recorded(plan, program.trial.optimizer.spec, recorded, self.before, trials)
         self.spending = Spending(plan if recorded is None else SweepPlan())
-        self.rungs = Rungs([at for at in plan.rungs if at >= block.steps], plan.eta) if plan.rungs else None
+        halves = plan.rungs and recorded is None
+        self.rungs = Rungs([at for at in plan.rungs if at >= block.steps], plan.eta) if halves else None
         self.scores: dict[int, float] = {}  # of finished trials, for a search
         self.config, self.observe = observation_config(program), observe_of(program)
         self.reference = stated_reference(program.trial.problem.minimum, self.config.solved)
@@ -312,6 +313,8 @@ class PairSweep:
 
     def _left_at_rung(self, before: np.ndarray, running: np.ndarray) -> np.ndarray:
         """Whether each slot's trial leaves at a rung that this chunk crossed."""
+        if self.queue.ends is not None:
+            return running & (self.first > self.queue.ends[np.maximum(self.slot_trial, 0)])
         if self.rungs is None:
             return np.zeros(len(running), bool)
         rung = np.where(running, self.rungs.crossed(before, self.first), -1)

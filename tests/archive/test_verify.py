@@ -208,3 +208,26 @@ def test_the_longest_sum_is_that_of_the_products_and_the_mean():
 
     traced = jax.make_jaxpr(loss)(jnp.ones(7), jnp.ones((11, 7)))
     assert longest_sum(traced) == 11
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizers": ("sgd[momentum=0.5|0.9]", "adam")},
+        {"search": "refine"},
+        {"search": "halving", "seeds": 4},
+        {"batch_size": (32, 64)},
+        {"design": "random:5", "optimizers": ("sgd[momentum=0:0.9:3]",)},
+        {"budget": "5trials"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_records_of_axes_searches_designs_and_budgets_hold(sweep, small_blocks, settings):
+    small_blocks(lanes=2, rows=3)
+    plan = {"optimizers": ("sgd",), "learning_rates": "1e-2:1:5", "seeds": 2, "steps": 27, "timing": "none"}
+    run = sweep("linear_regression", **plan | settings)
+    found = module.verify_run(run, sample=200, seed=0)
+    assert [row for row in found.rows if row["result"] != "bit for bit"] == []
+    assert found.faults == []
+    assert len(found.rows) == run.trials.num_rows
