@@ -13,11 +13,6 @@ from gradbench.gradients.rounding.formats import format_of
 from gradbench.gradients.rounding.primitives import ELEMENTARY_UNITS
 
 GENERATOR = np.random.default_rng(3)
-MANY = 4000
-POSITIVE = np.exp(GENERATOR.uniform(-3, 4, MANY))
-SHAPE = np.exp(GENERATOR.uniform(-2, 4, MANY))
-SHARE = scipy.special.expit(GENERATOR.uniform(-6, 6, MANY))
-REAL = GENERATOR.uniform(-20, 20, MANY)
 
 
 def derivative_to_shape(a, x):
@@ -28,19 +23,26 @@ def derivative_to_shape(a, x):
     return np.where(np.abs(slope) > 1e8 * 1e-16 / step, slope, np.nan)
 
 
-FUNCTIONS = {
-    "lgamma": (lax.lgamma, scipy.special.gammaln, [REAL]),
-    "digamma": (lax.digamma, scipy.special.digamma, [REAL]),
-    "erf_inv": (lax.erf_inv, scipy.special.erfinv, [2 * SHARE - 1]),
-    "bessel_i0e": (lax.bessel_i0e, scipy.special.i0e, [REAL]),
-    "bessel_i1e": (lax.bessel_i1e, scipy.special.i1e, [REAL]),
-    "polygamma": (lax.polygamma, scipy.special.polygamma, [np.ones(MANY), POSITIVE]),
-    "zeta": (lax.zeta, scipy.special.zeta, [1.5 + SHARE * 5, POSITIVE]),
-    "igamma": (lax.igamma, scipy.special.gammainc, [SHAPE, POSITIVE]),
-    "igammac": (lax.igammac, scipy.special.gammaincc, [SHAPE, POSITIVE]),
-    "igamma_grad_a": (lax.igamma_grad_a, derivative_to_shape, [SHAPE, POSITIVE]),
-    "regularized_incomplete_beta": (lax.betainc, scipy.special.betainc, [SHAPE, SHAPE[::-1], SHARE]),
-}
+def functions(generator, many):
+    """name -> (the function, SciPy's, arguments of `many` points)."""
+    positive, shape = np.exp(generator.uniform(-3, 4, many)), np.exp(generator.uniform(-2, 4, many))
+    share, real = scipy.special.expit(generator.uniform(-6, 6, many)), generator.uniform(-20, 20, many)
+    return {
+        "lgamma": (lax.lgamma, scipy.special.gammaln, [real]),
+        "digamma": (lax.digamma, scipy.special.digamma, [real]),
+        "erf_inv": (lax.erf_inv, scipy.special.erfinv, [2 * share - 1]),
+        "bessel_i0e": (lax.bessel_i0e, scipy.special.i0e, [real]),
+        "bessel_i1e": (lax.bessel_i1e, scipy.special.i1e, [real]),
+        "polygamma": (lax.polygamma, scipy.special.polygamma, [np.ones(many), positive]),
+        "zeta": (lax.zeta, scipy.special.zeta, [1.5 + share * 5, positive]),
+        "igamma": (lax.igamma, scipy.special.gammainc, [shape, positive]),
+        "igammac": (lax.igammac, scipy.special.gammaincc, [shape, positive]),
+        "igamma_grad_a": (lax.igamma_grad_a, derivative_to_shape, [shape, positive]),
+        "regularized_incomplete_beta": (lax.betainc, scipy.special.betainc, [shape, shape[::-1], share]),
+    }
+
+
+FUNCTIONS = functions(GENERATOR, 4000)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

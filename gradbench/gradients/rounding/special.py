@@ -1,7 +1,10 @@
 """What rounding may do to a special function, which is computed by a series or a fraction in float32 at the least.
 
 `amplitude` gives it in units of roundoff of the format that is computed in, up to the factor ELEMENTARY_UNITS of
-`primitives`; narrower formats round the result once more. The laws:
+`primitives`; narrower formats round the result once more. The laws say how an error grows with the arguments. How large
+it is depends on the series that a library has, and is measured: over 600,000 points for each function, in float32 on a
+CPU with jax 0.10.1 (`python tests/benchmarks/special_functions.py`), the largest error is 0.23 to 1.43 times the law,
+and 10.1 times of igamma_grad_a, where x is near a. MARGIN and GRADIENT_MARGIN are twice that, about. The laws:
 
 - a function f of a rounded argument: |f| + |x f'(x)|, the second part because each begins by forming something of its
   argument (1 - x^2 of erf_inv, pi x of a reflection) that is rounded. lgamma and digamma add up terms that are not
@@ -14,7 +17,7 @@
   |log x| + |digamma(a)|.
 - the incomplete beta function: likewise, with x^a (1 - x)^b / B(a, b) and the fraction for I where
   x < (a + 1) / (a + b + 2), for 1 - I elsewhere (section 6.4). It takes O(sqrt(max(a, b))) turns, which round each:
-  24 + sqrt(max(a, b)) for the 1.
+  24 + sqrt(max(a, b)) for the 1, where 24 is what small a and b take.
 """
 
 from __future__ import annotations
@@ -27,12 +30,20 @@ import jax.numpy as jnp
 from jax import lax
 
 _OF_ROUNDED = frozenset(["lgamma", "digamma", "erf_inv", "bessel_i0e", "bessel_i1e", "polygamma", "zeta"])
-_GAMMA = frozenset(["igamma", "igammac", "igamma_grad_a", "random_gamma_grad"])
+_GRADIENTS = frozenset(["igamma_grad_a", "random_gamma_grad"])
+_GAMMA = frozenset(["igamma", "igammac"]) | _GRADIENTS
+MARGIN, GRADIENT_MARGIN = 3.0, 20.0
 SPECIAL = _OF_ROUNDED | _GAMMA | {"regularized_incomplete_beta"}
 
 
 def amplitude(name: str, bind: Callable[[Sequence[Any]], Any], operands: Sequence[Any], result: Any) -> Any:
     """In the shape of `result`. `bind(operands)` runs the primitive; all are float64 arrays without noise."""
+    margin = GRADIENT_MARGIN if name in _GRADIENTS else MARGIN
+    return margin * law(name, bind, operands, result)
+
+
+def law(name: str, bind: Callable[[Sequence[Any]], Any], operands: Sequence[Any], result: Any) -> Any:
+    """The same without the margin."""
     if name in _OF_ROUNDED:
         *orders, x = operands  # polygamma(n, x) and zeta(s, x)
         if name == "zeta":  # whose derivative JAX does not know
@@ -45,7 +56,7 @@ def amplitude(name: str, bind: Callable[[Sequence[Any]], Any], operands: Sequenc
         a, x = operands
         exponent = 1 + jnp.abs(a * lax.log(x)) + x + a + jnp.abs(lax.lgamma(a))
         off = exponent * jnp.where((x > 1) & (x > a), lax.igammac(a, x), lax.igamma(a, x))
-        if name in ("igamma_grad_a", "random_gamma_grad"):
+        if name in _GRADIENTS:
             off = off * (1 + jnp.abs(lax.log(x)) + jnp.abs(lax.digamma(a)))
         if name == "random_gamma_grad":  # divided by the density
             off = off * lax.exp(x + lax.lgamma(a) - (a - 1) * lax.log(x))
