@@ -208,6 +208,8 @@ def check(
         from gradbench.cli.check_function import is_function, run_check_function
 
         if against or args or case or any(map(is_function, problems)):
+            if program or seed or self_test:
+                raise PlanError("--program, --seed and --self-test are for problems; of a function choose a --case")
             return run_check_function(
                 problems,
                 against=against,
