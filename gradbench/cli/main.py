@@ -226,6 +226,8 @@ def check(
 
         use_cache()  # of a check's seconds most are compiling; the programs kept are those that would be compiled
         if against or args or case or any(map(is_function, problems)):
+            if program or seed or self_test:
+                raise PlanError("--program, --seed and --self-test are for problems; of a function choose a --case")
             return run_check_function(
                 problems,
                 against=against,

@@ -339,8 +339,9 @@ SCATTER = Family(
     "scatter-add",
     "t: f32[m,d], x: f32[n,d], idx: i32[n] in 0..m, m in 1..300",
     scatter_add,
-    {"by one-hot": one_hot_add},
+    {"by segments": lambda t, x, idx: t + jax.ops.segment_sum(x, idx, t.shape[0])},
     {
+        "by one-hot, so a NaN spreads": one_hot_add,
         "set for add": lambda t, x, idx: t.at[idx].set(x),
         "index off by one": lambda t, x, idx: t.at[idx - 1].add(x),
         "the table forgotten": lambda t, x, idx: jnp.zeros_like(t).at[idx].add(x),

@@ -71,6 +71,7 @@ def test_a_rule_by_itself_and_cases_of_the_file(kernel, capsys, tmp_path):
         (("./kernel.py:mine", "--against", "./kernel.py", *LETTERS), "name a function, as in ./kernel.py:plain"),
         (("mlp", "--against", "./kernel.py:plain", *LETTERS), "'mlp': name a function"),
         (("--args", "x: f32[n]"), "name the function that is checked"),
+        (("./kernel.py:mine", *LETTERS, "--program", "jit"), "are for problems; of a function choose a --case"),
         (("./kernel.py:mine", "--against", "./kernel.py:plain", "--args", "x: f23[n]"), "no dtype 'f23'"),
         (("./kernel.py:mine", "--against", "./kernel.py:plain", *LETTERS, "--dtype", "f32"), "dtype: no 'f32'"),
     ],
