@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from gradbench.analysis.summary import judged_trials, summarise
+from gradbench.analysis.summary import judged_trials, pair_trials, summarise
 from gradbench.errors import GradbenchError, PlanError, RunError, nearest, one_line
 from gradbench.files import write_json, writing
 from gradbench.record.schema import SCHEMAS, TABLES
@@ -62,10 +62,13 @@ def export(run: Run, to: str, into: str | Path | None = None, best: bool = False
 
 
 def _best_trials(run: Run) -> np.ndarray:
-    """The trials at each pair's best learning rate."""
-    rates = {(pair.problem, pair.optimizer): pair.best.learning_rate for pair in summarise(run) if pair.best}
-    rows = run.trials.select(["trial", "problem", "optimizer", "learning_rate"]).to_pylist()
-    return np.array([r["trial"] for r in rows if rates.get((r["problem"], r["optimizer"])) == r["learning_rate"]], int)
+    """The trials at each pair's best setting."""
+    found = [
+        pair_trials(run, pair).filter(pc.field("learning_rate") == pair.best.learning_rate)["trial"].to_numpy()
+        for pair in summarise(run)
+        if pair.best
+    ]
+    return np.sort(np.concatenate([np.zeros(0, int), *found]))
 
 
 def trial_logs(run: Run, trials: np.ndarray) -> Iterator[TrialLog]:

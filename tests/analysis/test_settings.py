@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -113,7 +114,9 @@ def test_the_best_rate_is_followed_over_pairs_that_differ_in_one_number():
 
     run = make_run("1e-3:1e1:65", 2, [f"sgd[batch_size={size}]" for size in (8, 32, 128)], decay=decay)
     [note] = family_notes(run, summarise(run))
-    assert note.startswith("quadratic_bowl × sgd: best learning rate ∝ batch_size^0.5")
+    found = re.match(r"quadratic_bowl × sgd: best learning rate ∝ batch_size\^(\S+) ", note)
+    # Half a step of the grid, log(10) / 32, at each end of log(16).
+    assert float(found[1]) == pytest.approx(0.5, abs=math.log(10) / 16 / math.log(16) + 0.005)
     assert "0.5 as the square root" in note
 
 

@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 
 from gradbench.errors import one_line
+from gradbench.files import write_json, write_table
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, load_problem
@@ -41,7 +42,6 @@ from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block
 from gradbench.program.program import Block, Program, State, Trial, numerics
 from gradbench.program.xla.layout import materialize_tree
-from gradbench.record.store import write_json, write_table
 from gradbench.tables import Column, render
 
 SCHEMA = pa.schema(

@@ -42,9 +42,9 @@ from sides.with_jax import Engine, JittedLoop, ScanPerTrial
 from sides.with_numpy import NumpyStacked
 
 from gradbench.errors import one_line
+from gradbench.files import write_json, write_table
 from gradbench.machine.devices import find_devices
 from gradbench.machine.environment import environment
-from gradbench.record.store import write_json, write_table
 from gradbench.tables import FORMATS, Column, percent, render
 
 SIDES: list[type[Side]] = [Engine, JittedLoop, ScanPerTrial, NumpyStacked]

@@ -116,8 +116,8 @@ class _Best:
     def __init__(self, trials: pa.Table, to: Reference):
         self.rates, self.steps, self.gaps = by_seed(trials, to)
         self.seeds = self.gaps.shape[1]
-        log = np.log(self.rates)
-        self.half = float(np.median(np.diff(log))) / 2 if len(log) > 1 else 0.0
+        self.log = np.log(self.rates)
+        self.half = float(np.median(np.diff(self.log))) / 2 if len(self.log) > 1 else 0.0
         self.known: dict[bytes, int | None] = {}
 
     def at(self, take: np.ndarray) -> int | None:
@@ -129,10 +129,16 @@ class _Best:
         return self.known[key]
 
     def drawn(self, take: np.ndarray, rng: np.random.Generator | None) -> float:
-        """log of the best rate of these seeds, somewhere in its cell of the grid if `rng` says where."""
+        """log of the best rate of these seeds: the middle of those that reach the target in as few steps, or somewhere
+        in their cells of the grid if `rng` says where."""
+        if self.at(take) is None:
+            take = np.arange(self.seeds)
         place = self.at(take)
-        rate = math.log(self.rates[place if place is not None else self.at(np.arange(self.seeds))])
-        return rate if rng is None else rate + rng.uniform(-self.half, self.half)
+        assert place is not None
+        steps = np.median(self.steps[:, take], axis=1)
+        equal = np.flatnonzero(steps == steps[place]) if np.isfinite(steps[place]) else np.array([place])
+        low, high = self.log[equal.min()], self.log[equal.max()]
+        return float((low + high) / 2 if rng is None else rng.uniform(low - self.half, high + self.half))
 
 
 def _slope(x: np.ndarray, y: Sequence[float]) -> float:
