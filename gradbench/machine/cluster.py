@@ -142,6 +142,8 @@ class Cluster(Workers):
         self._terms: tuple[Any, ...] = ()  # which workers fit: `admit`
         self._shared: Any = None
         self._workers: dict[str, Any] = {}
+        self._scheduler: str | None = None
+        self._calls: set[Future[Any]] = set()  # under way
         self._looked, self._seen, self._lost = -LOOK_SECONDS, time.monotonic(), False
 
     def __enter__(self) -> Cluster:
@@ -220,15 +222,24 @@ class Cluster(Workers):
         if self._lost or self.client.status != "running":
             self._return()
         future = self.executor.submit(_call, self.unit, function, sent, shared)
+        self._calls.add(future)
         future.add_done_callback(self._look)
         return future
 
     def _look(self, future: Future[Any]) -> None:
         """A call that nobody cancelled here was lost with the scheduler, and so was what that knew of this driver."""
+        self._calls.discard(future)
         self._lost = self._lost or future.cancelled()
 
     def _register(self) -> None:
         self.client.register_plugin(_admission(self.unit, *self._terms, self._shared), name=self.unit)
+
+    def _forgotten(self) -> None:
+        """A scheduler that was started anew knows nothing of this driver, and never answers what the old one was asked:
+        Dask's client gives that up when it loses the connection, but not what was sent while it did not know."""
+        self._register()
+        for future in list(self._calls):
+            future.cancel()
 
     def _return(self) -> None:
         """To a scheduler that is back."""
@@ -245,7 +256,10 @@ class Cluster(Workers):
         if time.monotonic() - self._looked > LOOK_SECONDS and self.client.status == "running":
             self._looked = time.monotonic()
             with suppress(OSError):  # the scheduler is gone, perhaps to be back
-                known = self.client.scheduler_info(n_workers=-1)["workers"].items()
+                found = self.client.scheduler_info(n_workers=-1)
+                if self._scheduler not in (None, found["id"]):
+                    self._forgotten()
+                self._scheduler, known = found["id"], found["workers"].items()
                 self._workers = {address: worker for address, worker in known if worker["resources"].get(self.unit)}
         return self._workers
 
