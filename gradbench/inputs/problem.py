@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import threadpoolctl
 
 from gradbench.errors import GradbenchError, GradbenchWarning, ProblemError, error_text, nearest
 from gradbench.inputs.built_in import problem_names, problems_folder
@@ -131,7 +132,9 @@ def load_problem(spec: str | Problem) -> Problem:
     check_settings(parsed, function, ProblemError)
     try:
         inspect.signature(function).bind(**parsed.settings)
-        problem = function(**parsed.settings)
+        # One thread of NumPy's: what several add up depends on how many there are, and a minimum is in the record.
+        with threadpoolctl.threadpool_limits(1, "blas"):
+            problem = function(**parsed.settings)
     except GradbenchError as error:
         raise type(error)(f"{parsed.text}: {error}") from error
     except (Exception, SystemExit) as error:

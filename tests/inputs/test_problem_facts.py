@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import threadpoolctl
 from quick import compile_little
 
 from gradbench import datasets
@@ -239,3 +240,12 @@ def test_the_flower_is_scikit_learns():
     for split in (problem.data, problem.holdout):
         rows, columns = (split["place"] * 48).astype(int).T
         np.testing.assert_allclose(split["value"], grey[rows, columns], atol=0.5 / 255 + 1e-12)
+
+
+@pytest.mark.parametrize("name", ["logistic_regression", "linear_regression", "poisson_regression"])
+def test_a_minimum_does_not_depend_on_how_many_threads_numpy_has(name):
+    found = []
+    for threads in (1, 2):
+        with threadpoolctl.threadpool_limits(threads, "blas"):
+            found.append(load_problem(name).minimum)
+    assert found[0] == found[1]
