@@ -33,12 +33,14 @@ from gradbench.inputs.parcel import Parcel
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, check_batch, load_problem, shapes, warn_of_idle_leaves
 from gradbench.inputs.sources import data_digests
+from gradbench.inputs.specs.searches import OPTUNA
 from gradbench.machine.devices import find_devices
 from gradbench.machine.workers import misfit, name_of_worker
 from gradbench.program.block import choose_block, unit_trials
 from gradbench.program.program import Block, Trial, numerics
 from gradbench.record.parts import UnitRows
 from gradbench.record.schema import SCHEMAS
+from gradbench.search.ask_tell import samplers
 
 PAIRS_KEPT = 4  # programs of so many pairs stay compiled in a worker
 _PROCESS = secrets.token_hex(8)  # a forked one has it too, but not the number
@@ -133,6 +135,8 @@ def prepare(
 ) -> tuple[list[Trial], list[jax.Device]]:
     """Everything the plan names, loaded and checked before anything is written: a trial of each pair, and the
     devices."""
+    if plan.searching is not None and plan.searching.kind == OPTUNA:
+        samplers(plan.searching.argument)  # raises where they are not installed
     if taken := [name for name in plan.axis_names if name in SCHEMAS["trials"].names]:
         raise PlanError(f"axes: {taken[0]} is a column of every record's trials; give the setting another name")
     devices = find_devices(plan.device)

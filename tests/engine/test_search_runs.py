@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from conftest import StopAfter
 
 import gradbench
 from gradbench.engine import compiling
+from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
 
 BOWL = {"problems": ("quadratic_bowl[dim=10]",), "optimizers": ("sgd",), "learning_rates": "1e-3:10:25", "steps": 200}
@@ -70,3 +73,10 @@ def test_a_budget_ends_a_sweep_and_the_record_says_what_was_not_run(tmp_path):
     in_no_time = run_of(tmp_path, budget="1e-9s")
     assert in_no_time.trials.num_rows == 0
     assert [run.info["state"] for run in (by_trials, by_steps, in_no_time)] == ["complete"] * 3
+
+
+def test_without_optuna_nothing_is_begun(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(PlanError, match="Optuna is not installed"):
+        run_of(tmp_path / "results", search="optuna")
+    assert not (tmp_path / "results").exists()
