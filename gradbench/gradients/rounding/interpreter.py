@@ -61,6 +61,7 @@ class Interpreter:
         self._salts = itertools.count(1)
         self._loops = 0  # how many loops we are inside of
 
+    @np.errstate(all="ignore")  # of constants, which NumPy computes
     def run(self, jaxpr: Any, consts: list[Any], arguments: list[Pair]) -> tuple[list[Pair], Flags]:
         """The outputs of an open jaxpr. Raises what a primitive raises when it cannot be run wide."""
         flags = Flags()
