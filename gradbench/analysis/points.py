@@ -60,6 +60,11 @@ def best_index(worst: np.ndarray, middle: np.ndarray, gap_middle: np.ndarray, ga
     return int(np.argmin(gaps)) if np.isfinite(gaps).any() else None
 
 
+def best_of_seeds(steps: np.ndarray, gaps: np.ndarray) -> int | None:
+    """best_index of (R, S) steps to the target and gaps at the end over S > 0 seeds, infinite for never."""
+    return best_index(steps.max(axis=1), np.median(steps, axis=1), np.median(gaps, axis=1), gaps.max(axis=1))
+
+
 def ties_of(rates: list[RateSummary], best: RateSummary | None, floor: float) -> list[RateSummary]:
     def result(rate: RateSummary) -> tuple[float | None, float]:
         return rate.steps_to_target, max(rate.gap_median, floor)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradbench.analysis.points import best_index
+from gradbench.analysis.points import best_of_seeds
 from gradbench.analysis.summary import PairSummary, pair_trials, summarise_all
 from gradbench.analysis.verdicts import Reference, relative_gaps
 from gradbench.errors import GradbenchError
@@ -63,9 +63,7 @@ def best_rate_interval(
     count = gaps.shape[1]
 
     def best(take: np.ndarray) -> int | None:
-        some_steps, some_gaps = steps[:, take], gaps[:, take]
-        middles = (np.median(some_steps, axis=1), np.median(some_gaps, axis=1))
-        return best_index(some_steps.max(axis=1), *middles, some_gaps.max(axis=1))
+        return best_of_seeds(steps[:, take], gaps[:, take])
 
     chosen = best(np.arange(count)) if count else None
     if chosen is None:

@@ -12,7 +12,7 @@ from gradbench.analysis.verdicts import CHECK_VERDICTS
 from gradbench.gradients.execution.execution import Row
 from gradbench.gradients.execution.judge import LeafFinding
 from gradbench.gradients.formula.derivative import Test
-from gradbench.gradients.functions.report import REPRODUCE, plain
+from gradbench.gradients.functions.report import REPRODUCE, formula_line, plain
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
 from gradbench.inputs.problem import idle_text
 from gradbench.tables import Column, html_table
@@ -175,9 +175,7 @@ class CheckReport:
         lines = [f"{self.problem}: {head}   ({self.parameters} parameters{rows}, {self.seconds:.1f} s)"]
         lines += [f"  fixed throughout: {' and '.join(self.fixed)}"] if self.fixed else []
         lines.append(f"  formula: is this the derivative of the loss? In float64: {self.formula_verdict}")
-        for test in self.formula:
-            sees = f"; would have caught {test.resolves:.1e}" if test.resolves else ""
-            lines.append(f"    {test.name:24} {test.verdict:12} {test.finding}{sees}")
+        lines += map(formula_line, self.formula)
         lines += self._execution_lines()
         lines += [f"      {name:14}  skipped: {why}" for name, why in self.skipped.items()]
         if any(t.verdict == "FAIL" for t in self.formula):

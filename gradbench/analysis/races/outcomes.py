@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradbench.analysis.points import best_index
+from gradbench.analysis.points import best_of_seeds
 from gradbench.analysis.summary import common_references, problem_trials, references, resolution
 from gradbench.analysis.verdicts import floats, relative_gaps
 from gradbench.errors import GradbenchError
@@ -75,9 +75,7 @@ class Outcomes:
 
     def best(self, seeds: np.ndarray) -> int:
         """The setting that is best on these seeds, by PairSummary.best's rule; the first where none works."""
-        steps, gaps = self.steps[:, seeds], self.gaps[:, seeds]
-        middles = np.median(steps, axis=1), np.median(gaps, axis=1)
-        return best_index(steps.max(axis=1), *middles, gaps.max(axis=1)) or 0
+        return best_of_seeds(self.steps[:, seeds], self.gaps[:, seeds]) or 0
 
     @property
     def groups(self) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradbench.analysis.points import best_index
+from gradbench.analysis.points import best_of_seeds
 from gradbench.analysis.profiles import by_seed
 from gradbench.analysis.summary import PairSummary
 from gradbench.analysis.verdicts import Reference
@@ -123,9 +123,7 @@ class _Best:
     def at(self, take: np.ndarray) -> int | None:
         key = np.sort(take).tobytes()
         if key not in self.known:
-            steps, gaps = self.steps[:, take], self.gaps[:, take]
-            middles = np.median(steps, axis=1), np.median(gaps, axis=1)
-            self.known[key] = best_index(steps.max(axis=1), *middles, gaps.max(axis=1)) if len(take) else None
+            self.known[key] = best_of_seeds(self.steps[:, take], self.gaps[:, take]) if len(take) else None
         return self.known[key]
 
     def drawn(self, take: np.ndarray, rng: np.random.Generator | None) -> float:

@@ -177,9 +177,7 @@ class FunctionReport:
         lines = [f"{self.name}{against}: {head}   ({self.cases} cases, {self.seconds:.1f} s)"]
         if self.formula:
             lines.append("  formula: is this the derivative of what it computes? In float64")
-        for test in self.formula:
-            sees = f"; would have caught {test.resolves:.1e}" if test.resolves else ""
-            lines.append(f"    {test.name:24} {test.verdict:12} {test.finding}{sees}")
+        lines += map(formula_line, self.formula)
         where = ""
         for row in self.rows:
             here = f"{row.dtype}, precision {row.precision}, on {row.device}"
@@ -229,6 +227,12 @@ class FunctionReport:
     def __repr__(self) -> str:
         against = f" against {self.against}" if self.against else ""
         return f"FunctionReport {self.name}{against}: {self.verdict}, {self.cases} cases, {self.seconds:.1f} s"
+
+
+def formula_line(test: Test) -> str:
+    """A test of the derivative in one line of a report."""
+    sees = f"; would have caught {test.resolves:.1e}" if test.resolves else ""
+    return f"    {test.name:24} {test.verdict:12} {test.finding}{sees}"
 
 
 def plain(value: Any) -> Any:
