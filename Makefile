@@ -32,6 +32,7 @@ bench-peers: $(STAMP)
 # A/Bs), and the peers. Uses the packages that are there (GPU_PYTHON), since such machines seldom reach a registry.
 GPU_PYTHON ?= $(BIN)/python
 GPU_OUT ?= results
+gpu: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 gpu:
 	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider
 	$(GPU_PYTHON) -m gradbench doctor

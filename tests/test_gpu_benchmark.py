@@ -18,7 +18,7 @@ CPU = jax.local_devices(backend="cpu")[0]
 def test_every_case_is_measured_or_says_why_not(tmp_path):
     saved = []
     rows = gpu.measure(gpu.SMALL, CPU, rounds=1, budget=1000.0, save=lambda rows: saved.append(len(rows)))
-    assert {row["case"] for row in rows} == {"scale", "loops", "unroll", "tiny dots", "block", "kernel"}
+    assert {row["case"] for row in rows} == {"scale", "loops", "unroll", "tiny dots", "network", "block", "kernel"}
     allowed = {"CUDA graph": "CUDA graphs need a GPU", "one launch": kernel.available()}
     for row in rows:
         assert row["reason"] == allowed.get(row["variant"]), row

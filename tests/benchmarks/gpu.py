@@ -5,7 +5,8 @@
 scale: seconds per trial-step of a sweep of 1 to 65,536 trials, on the device and on the host's CPU in turn: where does
 the device overtake it? Then A/Bs, each as a ratio to its first variant, the variants in turn in each round, medians:
 loops (CUDA graphs around the steps), unroll (of the scan), tiny dots (batched or broadcast, multiplied and summed),
-block (trials that go side by side), kernel (one launch for many steps, kernel.py, with its results compared).
+network (as it is written, as products of matrices, one trial after another), block (trials that go side by side),
+kernel (one launch for many steps, kernel.py, with its results compared).
 
 A variant that fails or does not apply is a row that says why. Saved after each case in
 OUT/gpu-<device>/ as measurements.parquet and measurements.json.
@@ -14,6 +15,7 @@ OUT/gpu-<device>/ as measurements.parquet and measurements.json.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -23,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block
 from gradbench.program.program import Block, Program, State, Trial, numerics
 from gradbench.program.xla.layout import materialize_tree
+from gradbench.program.xla.products import as_products
 from gradbench.tables import Column, render
 
 SCHEMA = pa.schema(
@@ -66,12 +70,14 @@ class Size:
     lanes_of: tuple[str, ...] = ("quadratic_bowl", "mlp")
     trials: int = 1024
     steps: int = 200
+    networks: tuple[str, ...] = ("cnn", "transformer", "lstm", "autoencoder")
+    network_trials: tuple[int, ...] = (8, 64)
     kernel_dim: int = 100
     kernel_trials: tuple[int, ...] = (128, 1024, 16384, 65536)
     kernel_rows: int = kernel.MAX_ROWS
 
 
-SMALL = Size((1, 8), (2, 8), ("quadratic_bowl",), 8, 5, 3, (128,), 4)
+SMALL = Size((1, 8), (2, 8), ("quadratic_bowl",), 8, 5, ("cnn[channels=2]",), (2,), 3, (128,), 4)
 
 
 @dataclass
@@ -112,16 +118,26 @@ def engine(problem: str | Problem, trials: int, steps: int, devices: list, block
 
 
 def loop(
-    problem: str | Problem, trials: int, steps: int, device: Any, unroll: int = 1, options: dict | None = None
+    problem: str | Problem,
+    trials: int,
+    steps: int,
+    device: Any,
+    unroll: int = 1,
+    options: Any = None,
+    batched: bool = True,
 ) -> tuple:
-    """A bare scan over the engine's step on one device, with a scan's and the compiler's options."""
+    """A bare scan over the engine's step on one device; without `batched` one trial after another."""
     trial = trial_of(problem, trials, steps)
     program = Program(trial, Block(1, trials, steps, 1), [device])
     rates = program.settings({"learning_rate": rates_of(trials)})
 
     def advance(state: State, rates: jax.Array, data: Any) -> Any:
-        step = jax.vmap(trial.step, in_axes=(0, 0, None))
-        return jax.lax.scan(lambda s, _: step(s, rates, data), state, length=steps, unroll=unroll)
+        def step(state: State, _: None) -> Any:
+            if batched:
+                return jax.vmap(trial.step, in_axes=(0, 0, None))(state, rates, data)
+            return jax.lax.map(lambda each: trial.step(*each, data), (state, rates))
+
+        return jax.lax.scan(step, state, length=steps, unroll=unroll)
 
     def start() -> State:
         return program.start(np.zeros(trials, np.uint32), rates)
@@ -214,6 +230,19 @@ def tiny_dots(size: Size, device: Any) -> list[Variant]:
     ]
 
 
+def networks(name: str, size: Size, device: Any, trials: int) -> list[Variant]:
+    """A network's step: its convolutions become grouped ones when trials are batched, and as products do not."""
+    written = load_problem(name)
+    as_matrices = dataclasses.replace(written, loss=as_products(written.loss, "cpu"))  # which a CPU is given
+    steps = max(2, size.steps // 10)
+    sides = {
+        "as written": lambda: loop(written, trials, steps, device),
+        "as products": lambda: loop(as_matrices, trials, steps, device),
+        "one after another": lambda: loop(written, trials, steps, device, batched=False),
+    }
+    return [Variant(side, name, trials, build) for side, build in sides.items()]
+
+
 def blocks(problem: str, size: Size, device: Any) -> list[Variant]:
     def build(lanes: int) -> tuple:
         return engine(problem, lanes, size.steps, [device], Block(1, lanes, size.steps, 1))
@@ -293,14 +322,12 @@ def compare(case: str, variants: list[Variant], rounds: int, platform: str) -> l
 def overtaking(rows: list[dict[str, Any]]) -> dict[str, int | None]:
     """A problem's least trials from which on, through the rest of the series, the device is faster than the host."""
     found: dict[str, int | None] = {}
-    for row in sorted((row for row in rows if row["case"] == "scale" and row["platform"] != "cpu"), key=_trials):
+    for row in sorted(
+        (row for row in rows if row["case"] == "scale" and row["platform"] != "cpu"), key=itemgetter("trials")
+    ):
         faster = row["ratio"] is not None and row["ratio"] < 1
         found[row["problem"]] = (found.get(row["problem"]) or row["trials"]) if faster else None
     return found
-
-
-def _trials(row: dict[str, Any]) -> int:
-    return row["trials"]
 
 
 def measure(size: Size, device: Any, rounds: int, budget: float, save: Callable[[list], None]) -> list[dict[str, Any]]:
@@ -309,6 +336,11 @@ def measure(size: Size, device: Any, rounds: int, budget: float, save: Callable[
         ("loops", lambda: loops(size, device, rounds)),
         ("unroll", lambda: unrolls(size, device)),
         ("tiny dots", lambda: tiny_dots(size, device)),
+        *[
+            ("network", lambda n=n, t=t: networks(n, size, device, t))
+            for n in size.networks
+            for t in size.network_trials
+        ],
         *[("kernel", lambda t=trials: kernels(size, device, t)) for trials in size.kernel_trials],
         *[("block", lambda p=name: blocks(p, size, device)) for name in size.lanes_of],
     ]
