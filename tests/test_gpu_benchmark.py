@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gpu
+import gpu_cases as cases
 import jax
 import jax.numpy as jnp
 import kernel
@@ -17,9 +18,10 @@ CPU = jax.local_devices(backend="cpu")[0]
 
 def test_every_case_is_measured_or_says_why_not(tmp_path):
     saved = []
-    rows = gpu.measure(gpu.SMALL, CPU, rounds=1, budget=1000.0, save=lambda rows: saved.append(len(rows)))
+    rows = gpu.measure(cases.SMALL, CPU, rounds=1, budget=1000.0, save=lambda rows: saved.append(len(rows)))
     assert {row["case"] for row in rows} == {"scale", "loops", "unroll", "tiny dots", "network", "block", "kernel"}
-    allowed = {"CUDA graph": "CUDA graphs need a GPU", "one launch": kernel.available()}
+    of_gpus = dict.fromkeys(["CUDA graph", "deterministic", "not autotuned"], "an option of XLA's for GPUs")
+    allowed = of_gpus | {"one launch": kernel.available()}
     for row in rows:
         assert row["reason"] == allowed.get(row["variant"]), row
         assert (row["trial_step_s"] is None) == (row["reason"] is not None)
@@ -33,9 +35,9 @@ def test_a_variant_that_fails_is_a_row_and_the_others_are_measured():
         raise MemoryError("no room\nat all")
 
     sides = [
-        gpu.Variant("good", "p", 2, lambda: (lambda: 0.2, 2, 10)),
-        gpu.Variant("bad", "p", 2, fail),
-        gpu.Variant("half as good", "p", 2, lambda: (lambda: 0.4, 2, 10)),
+        cases.Variant("good", "p", 2, lambda: (lambda: 0.2, 2, 10)),
+        cases.Variant("bad", "p", 2, fail),
+        cases.Variant("half as good", "p", 2, lambda: (lambda: 0.4, 2, 10)),
     ]
     good, bad, half = gpu.compare("case", sides, rounds=3, platform="cpu")
     assert bad["reason"] == "MemoryError: no room"
@@ -45,7 +47,7 @@ def test_a_variant_that_fails_is_a_row_and_the_others_are_measured():
 
 
 def test_a_series_ends_where_a_call_is_slow():
-    sides = [gpu.Variant(str(n), "p", n, lambda n=n: (lambda: float(n), n, 1)) for n in (1, 3, 9)]
+    sides = [cases.Variant(str(n), "p", n, lambda n=n: (lambda: float(n), n, 1)) for n in (1, 3, 9)]
     rows = gpu.compare("block", sides, rounds=1, platform="cpu")
     assert [row["reason"] is None for row in rows] == [True, True, False]
 
@@ -65,11 +67,11 @@ def test_the_one_launch_kernel_is_the_engines_program():
     lambdas = [float(value) for value in problem.data]
     call = jax.jit(kernel.many_steps(lambdas, rows, tiles=2, interpret=True))
     ones = jnp.ones((3, 256))
-    loss, norm, turned, x, u = map(np.asarray, call(ones, jnp.zeros_like(ones), gpu.rates_of(256)))
-    expected = gpu.xla_losses(problem, 256, rows, CPU)
+    loss, norm, turned, x, u = map(np.asarray, call(ones, jnp.zeros_like(ones), cases.rates_of(256)))
+    expected = cases.xla_losses(problem, 256, rows, CPU)
     assert np.abs(loss - expected).max() < kernel.loss_tolerance(lambdas, rows)
     # the closed form of gradient descent: x = (1 - 2 rate lambda)^n, in float64
-    rates, scales = gpu.rates_of(256).astype(float), np.array(lambdas)[:, None]
+    rates, scales = cases.rates_of(256).astype(float), np.array(lambdas)[:, None]
     path = (1 - 2 * rates * scales) ** np.arange(rows + 1)[:, None, None]
     np.testing.assert_allclose(x, path[rows], rtol=4 * rows * 2.0**-24)
     np.testing.assert_allclose(norm, ((2 * scales * path[:rows]) ** 2).sum(axis=1), rtol=(8 * rows + 6) * 2.0**-24)

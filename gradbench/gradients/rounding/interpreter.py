@@ -104,7 +104,7 @@ class Interpreter:
         """What picks the noise: the value; in a loop's worst case the place, so that every turn rounds alike."""
         if not (self.worst_case and self._loops):
             return exact
-        return jnp.arange(1, exact.size + 1, dtype=jnp.float64).reshape(exact.shape)
+        return _places(exact)
 
     def turn(self, body: Any, consts: list[Any], arguments: list[Pair], kind: str) -> tuple[list[Pair], Flags]:
         """One turn of a loop."""
@@ -186,6 +186,9 @@ class Interpreter:
             if amplitude is not None:
                 form = format_of(dtype)
                 n = self.shared(equation, ins, e, self.add(n, e, amplitude), form)
+                if name == "conv_general_dilated" and self.device.platform != "cpu":
+                    mixed = rounding.largest_of_image(params, amplitude)
+                    n = self.add(n, jnp.ones_like(e), mixed, picks=_places(e))
                 if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(e):
                     # One correctly rounded operation on numbers as they are: exact where its result is in the format.
                     moved = [p for p in ins if p.noisy is not p.exact]
@@ -329,6 +332,11 @@ _COMBINERS = {
     "scatter_min": lax.min,
     "scatter_max": lax.max,
 }
+
+
+def _places(array: Any) -> Any:
+    """A number of its own for each entry, to pick its noise."""
+    return jnp.arange(1, array.size + 1, dtype=jnp.float64).reshape(array.shape)
 
 
 def _same(value: Any) -> Pair:

@@ -19,7 +19,11 @@ A result `y` computed in a format of unit roundoff u and smallest spacing s is m
   analysis, 2019) and its square is u^2 sum_i S_i^2. M is the mean of S_i^2 over a few partial sums taken in the order
   of the array, which sees a drift; kQ/6, with Q = sum_i x_i^2, is what a sequence in random order adds to it; the last
   Q is the rounding of each term. Terms that are all equal (S^2 = kQ) round the same way all through a binade: the d_i
-  are then one d, and the error sqrt(k) times that.
+  are then one d, and the error sqrt(k) times that;
+- a convolution on an accelerator may be taken by transforms of tiles of the image (Winograd; FFT), and then an entry's
+  error is of the size of its neighbours along the image's axes, however small its own terms are (Higham 2002, section
+  24.1, of the FFT; Barabasz et al., Error analysis and improving the accuracy of Winograd convolution, 2020): a second
+  e as large as the largest of them, on entries that are 0 too.
 
 Entries that e is drawn for one by one average out in a norm or a scale. Roundings that entries share do not:
 
@@ -143,6 +147,12 @@ def sum_amplitude(name: str, bind: Any, params: dict[str, Any], operands: list[A
     if mean is None:
         mean = jnp.abs(total) ** 2 / 3
     return jnp.sqrt((k - 1) * (mean + squares / 6) + squares) * _alike(total, k, squares)
+
+
+def largest_of_image(params: dict[str, Any], amplitude: Any) -> Any:
+    """Of a convolution's result: the largest of the amplitudes along the image's axes."""
+    _, _, *image = params["dimension_numbers"].out_spec
+    return jnp.broadcast_to(jnp.max(amplitude, axis=tuple(image), keepdims=True), amplitude.shape)
 
 
 def _alike(total: Any, k: Any, squares: Any) -> Any:
