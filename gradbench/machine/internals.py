@@ -17,7 +17,8 @@ def setting(name: str) -> Any:
 
 
 def compiler_options(platform: str, **wanted: bool | int) -> dict[str, bool | int]:
-    """Those of the wanted options that the platform's compiler knows, which is asked once for each."""
+    """Those of the wanted options that the platform's compiler knows, which is asked once for each; none without a
+    device of that platform."""
     return {name: value for name, value in wanted.items() if _is_known(platform, name, value)}
 
 
@@ -26,7 +27,7 @@ def _is_known(platform: str, name: str, value: bool | int) -> bool:
     try:
         with jax.default_device(jax.local_devices(backend=platform)[0]):
             jax.jit(jnp.negative, compiler_options={name: value}).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
+    except RuntimeError:
         return False
     return True
 

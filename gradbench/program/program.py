@@ -36,7 +36,12 @@ def loop_options(platform: str, products: bool, lanes: int = 1) -> dict[str, boo
     devices' loops at once, on cores already busy, and a network's step takes a third longer. What stands between the
     products of several trials, an exp of every example, is 2 to 6 % of a step faster in vectors of 512 bits, where a
     core has them; one trial's products of a matrix and a vector are half as slow again.
+
+    XLA for GPUs picks kernels by timing them, and some that add in any order: two runs of a network differed from the
+    first steps on. Not with this option, which takes neither.
     """
+    if platform == "gpu":
+        return compiler_options(platform, xla_gpu_exclude_nondeterministic_ops=True)
     if platform != "cpu" or (products and lanes == 1):
         return {}
     name = "xla_cpu_prefer_vector_width" if products else "xla_cpu_copy_insertion_use_region_analysis"

@@ -1,11 +1,11 @@
 """What to choose on this device, measured: run by `make gpu`, and the same at a small size on a CPU.
 
-    python tests/benchmarks/gpu.py [--out results] [--small] [--rounds 5] [--budget 480]
+    python tests/benchmarks/gpu.py [--out results] [--small] [--rounds 5] [--budget 480] [--cases loops scale]
 
 scale: seconds per trial-step of a sweep of 1 to 65,536 trials, on the device and on the host's CPU in turn: where does
 the device overtake it? Then A/Bs, each as a ratio to its first variant, the variants in turn in each round, medians:
-loops (as a CUDA graph, with deterministic kernels only), unroll (of the scan), tiny dots (batched or broadcast,
-multiplied and summed), network (as it is written, as products of matrices, one trial after another), block (trials that
+loops (with deterministic kernels, with any, as a CUDA graph), unroll (of the scan), tiny dots (batched or broadcast,
+multiplied and summed), network (as rewritten, as written, one trial after another), block (trials that
 go side by side), kernel (one launch for many steps, kernel.py, with its results compared).
 
 A variant that fails or does not apply is a row that says why. Saved after each case in
@@ -19,7 +19,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,9 @@ def overtaking(rows: list[dict[str, Any]]) -> dict[str, int | None]:
     return found
 
 
-def measure(size: Size, device: Any, rounds: int, budget: float, save: Callable[[list], None]) -> list[dict[str, Any]]:
+def measure(
+    size: Size, device: Any, rounds: int, budget: float, save: Callable[[list], None], only: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     began, rows = time.monotonic(), []
 
     def network(name: str, trials: int) -> Case:
@@ -112,6 +114,8 @@ def measure(size: Size, device: Any, rounds: int, budget: float, save: Callable[
         *[network(name, trials) for name in size.networks for trials in more],
     ]
     for case, variants in todo:
+        if only and case not in only:
+            continue
         spent, sides = time.monotonic() - began, variants()
         print(f"{spent:5.0f} s  {case}: {sides[0].problem}, {sides[0].trials} trials", file=sys.stderr, flush=True)
         if spent > budget:
@@ -140,6 +144,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a size for a CPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=480.0, help="seconds after which no case begins")
+    parser.add_argument("--cases", nargs="*", default=[], help="only these")
     options = parser.parse_args()
     device = find_devices(None)[0]
     kind = re.sub(r"[^a-z0-9]+", "-", describe(device).lower()).strip("-")
@@ -151,7 +156,7 @@ def main() -> None:
         about = {"rounds": options.rounds, "small": options.small, "overtakes_cpu_from_trials": overtaking(rows)}
         write_json(about | {"environment": environment([device], "highest")}, folder / "measurements.json")
 
-    rows = measure(SMALL if options.small else Size(), device, options.rounds, options.budget, save)
+    rows = measure(SMALL if options.small else Size(), device, options.rounds, options.budget, save, options.cases)
     print(show(rows))
     print(f"record: {folder}", file=sys.stderr)
 

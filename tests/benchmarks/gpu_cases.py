@@ -22,9 +22,10 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, load_problem
 from gradbench.machine.devices import find_devices
 from gradbench.program.block import choose_block
-from gradbench.program.program import Block, Program, State, Trial, numerics
+from gradbench.program.program import Block, Program, State, Trial, loop_options, numerics
 from gradbench.program.xla.layout import materialize_tree
 from gradbench.program.xla.products import as_products
+from gradbench.program.xla.rewrite import rewritten
 
 GRAPHS = "--xla_gpu_enable_command_buffer=+WHILE"
 
@@ -106,26 +107,33 @@ def loop(
     unroll: int = 1,
     options: Any = None,
     batched: bool = True,
+    rewrite: bool = True,
 ) -> tuple:
-    """A bare scan over the engine's step on one device; without `batched` one trial after another."""
+    """A bare scan over the engine's step on one device, compiled with the engine's options or others. Without `batched`
+    one trial after another; without `rewrite` the step as it is written."""
+    platform = device.platform
     trial = trial_of(problem, trials, steps)
     program = Program(trial, Block(1, trials, steps, 1), [device])
     rates = program.settings({"learning_rate": rates_of(trials)})
+    chosen = loop_options(platform, trial.kind.products, trials) if options is None else options
+    one = trial.compiled_for(platform).step if rewrite else trial.step
 
-    def advance(state: State, rates: jax.Array, data: Any) -> Any:
-        def step(state: State, _: None) -> Any:
-            if batched:
-                return jax.vmap(trial.step, in_axes=(0, 0, None))(state, rates, data)
-            return jax.lax.map(lambda each: trial.step(*each, data), (state, rates))
+    def side_by_side(state: State, rates: Any, data: Any) -> Any:
+        if batched:
+            return jax.vmap(one, in_axes=(0, 0, None))(state, rates, data)
+        return jax.lax.map(lambda each: one(*each, data), (state, rates))
 
-        return jax.lax.scan(step, state, length=steps, unroll=unroll)
+    step = rewritten(side_by_side, platform) if rewrite else side_by_side
+
+    def advance(state: State, rates: Any, data: Any) -> Any:
+        return jax.lax.scan(lambda s, _: step(s, rates, data), state, length=steps, unroll=unroll)
 
     def start() -> State:
         return program.start(np.zeros(trials, np.uint32), rates)
 
     arguments = (rates, materialize_tree(program.data))
     with numerics("float32", "highest"):
-        compiled = jax.jit(advance, donate_argnums=0).lower(start(), *arguments).compile(compiler_options=options)
+        compiled = jax.jit(advance, donate_argnums=0).lower(start(), *arguments).compile(compiler_options=chosen)
     return _timed(start, compiled, arguments), trials, steps
 
 
@@ -155,7 +163,7 @@ def scale(problem: str, size: Size, device: Any) -> list[list[Variant]]:
 
 
 def loops(problem: str, size: Size, device: Any, rounds: int) -> list[Variant]:
-    """The loop as XLA takes it by itself, as one CUDA graph, and with what makes two compiled programs agree."""
+    """The loop with deterministic kernels, with any that XLA picks, and as one CUDA graph."""
     no_gpu = None if device.platform == "gpu" else "an option of XLA's for GPUs"
     trials = size.trials if problem == "quadratic_bowl" else size.network_trials[0]
 
@@ -163,14 +171,14 @@ def loops(problem: str, size: Size, device: Any, rounds: int) -> list[Variant]:
         samples = iter(_child(problem, trials, size.steps, rounds + 2))
         return lambda: next(samples), trials, size.steps
 
-    def options(**chosen: Any) -> Callable[[], tuple]:
-        return lambda: loop(problem, trials, size.steps, device, options=chosen)
+    def side(**chosen: Any) -> Callable[[], tuple]:
+        return lambda: loop(problem, trials, size.steps, device, **chosen)
 
     return [
-        Variant("as it is", problem, trials, options()),
+        Variant("as it is", problem, trials, side()),
+        Variant("any kernels", problem, trials, side(options={}), no_gpu),
+        Variant("any kernels, as written", problem, trials, side(options={}, rewrite=False), no_gpu),
         Variant("CUDA graph", problem, trials, graphs, no_gpu),
-        Variant("deterministic", problem, trials, options(xla_gpu_exclude_nondeterministic_ops=True), no_gpu),
-        Variant("not autotuned", problem, trials, options(xla_gpu_autotune_level=0), no_gpu),
     ]
 
 
@@ -215,11 +223,12 @@ def tiny_dots(size: Size, device: Any) -> list[Variant]:
 def networks(name: str, size: Size, device: Any, trials: int) -> list[Variant]:
     """A network's step: its convolutions become grouped ones when trials are batched, and as products do not."""
     written = load_problem(name)
-    as_matrices = dataclasses.replace(written, loss=as_products(written.loss, "cpu"))  # which a CPU is given
+    as_matrices = dataclasses.replace(written, loss=as_products(written.loss, "cpu"))  # products of several axes too
     steps = max(2, size.steps // 10)
     sides = {
-        "as written": lambda: loop(written, trials, steps, device),
-        "as products": lambda: loop(as_matrices, trials, steps, device),
+        "as it is": lambda: loop(written, trials, steps, device),
+        "as written": lambda: loop(written, trials, steps, device, rewrite=False),
+        "all as products": lambda: loop(as_matrices, trials, steps, device),
         "one after another": lambda: loop(written, trials, steps, device, batched=False),
     }
     return [Variant(side, name, trials, build) for side, build in sides.items()]

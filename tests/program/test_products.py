@@ -151,12 +151,18 @@ def test_rules_of_their_own_and_what_is_no_such_product_stay():
     image, kernel = arrays((2, 4, 4, 3), (3, 3, 3, 3))
     gradient = jax.grad(as_products(lambda x, w: jnp.sum(tripled(x, w)), "cpu"))(image, kernel)
     np.testing.assert_array_equal(gradient, jnp.full_like(image, 3))
-    whole = convolution()
-    assert "conv_general_dilated" in names(as_products(whole, "gpu"), image, kernel)
     batched = lambda a: jnp.einsum("bij,bjk->bik", a, a)  # noqa: E731
     assert names(as_products(batched, "cpu"), jnp.ones((2, 3, 3))).count("dot_general") == 1
     matrix, vector = jnp.ones((3, 3)), jnp.ones(3)
     assert names(as_products(jnp.dot, "cpu"), matrix, vector) == names(jnp.dot, matrix, vector)
+
+
+def test_a_gpu_is_given_products_for_convolutions_only():
+    image, kernel, sequence, weight = arrays((2, 4, 4, 3), (3, 3, 3, 3), (2, 5, 3), (3, 4))
+    assert "conv_general_dilated" not in names(as_products(convolution(), "gpu"), image, kernel)
+    assert names(as_products(jnp.dot, "gpu"), sequence, weight) == names(jnp.dot, sequence, weight)
+    assert names(as_products(jnp.dot, "cpu"), sequence, weight) != names(jnp.dot, sequence, weight)
+    assert "conv_general_dilated" in names(as_products(convolution(), "tpu"), image, kernel)
 
 
 def test_flops_that_the_cost_analysis_leaves_out_are_those_of_the_other_rounds():

@@ -128,6 +128,24 @@ def test_sums_in_other_dtypes_and_of_more_entries_stay():
         assert summed(rewritten(column_sums, "cpu"), x) == summed(column_sums, x)
 
 
+@pytest.mark.parametrize("places", ["labels", "rows of a table"])
+def test_a_gpu_is_told_where_each_place_gets_one_term(places):
+    """Labels 0 and 9 (out of range: no place) too. Rows of a table may be looked up twice."""
+    labels = jnp.asarray([0, 2, 2, 1, 9])
+
+    def loss(x):
+        if places == "labels":
+            return jnp.sum(jnp.take_along_axis(x, labels[:, None], axis=1) ** 2)
+        return jnp.sum(x[labels] ** 2)
+
+    gradient = jax.vmap(jax.grad(loss))
+    x = jnp.stack([X, 2 * X])
+    changed = rewritten(gradient, "gpu")
+    found = [e for e in equations(jax.make_jaxpr(changed)(x)) if e.primitive.name == "scatter-add"]
+    assert [e.params["unique_indices"] for e in found] == [places == "labels"]
+    np.testing.assert_array_equal(changed(x), gradient(x))
+
+
 def test_rewriting_can_be_switched_off_and_the_record_says_so(monkeypatch, sweep):
     monkeypatch.setenv("GRADBENCH_REWRITE", "0")
     switch.enabled.cache_clear()

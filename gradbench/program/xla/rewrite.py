@@ -13,6 +13,9 @@ logs: taking them in the folding kernel costs more than it saves. Many longer su
 Products. Those of several lanes on a CPU may be taken in the order of axes that suits it: see layout.py. What is a
 product without being written as one of two matrices, a convolution above all, is made one before: see products.py.
 
+Scatters. A GPU adds what is scattered to one place in any order, unless it is told not to, and then takes several times
+as long. So where each place gets one term, as a label's logit does, XLA is told that.
+
 All hold over the whole range of a dtype, non-finite numbers included, with two exceptions that XLA itself makes. Sums
 and products whose terms' absolute values add up to more than the largest number may overflow on the way or not, by
 the order of adding. And XLA:CPU takes subnormal numbers for zeros, and gives zeros in their place.
@@ -64,7 +67,7 @@ def rewritten(function: Callable[..., Any], platform: str, relayout: bool = Fals
     """
     if not enabled():
         return function
-    rewrite = _Rewrite(platform == "cpu", relayout)
+    rewrite = _Rewrite(platform == "cpu", relayout, platform == "gpu")
 
     def shape(x: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, PermutedArray) else x
@@ -79,8 +82,8 @@ def rewritten(function: Callable[..., Any], platform: str, relayout: bool = Fals
 
 
 class _Rewrite:
-    def __init__(self, sums: bool, products: bool):
-        self.sums, self.products = sums, products
+    def __init__(self, sums: bool, products: bool, scatters: bool):
+        self.sums, self.products, self.scatters = sums, products, scatters
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         """The outputs of an open jaxpr."""
@@ -124,11 +127,20 @@ class _Rewrite:
                 return [_folded(operands[0], len(axes))]
             if self.products and _long(operands[0], axes):
                 return [_by_ones(operands[0], len(axes))]
+        if primitive.name == "scatter-add" and self.scatters and _once(equation):
+            return bind(equation, operands, params | {"unique_indices": True})
         return bind(equation, operands, with_bodies(equation, self.body))
 
     def body(self, body: Any, args: list[Any]) -> list[Any]:
         """The outputs of a loop's or a branch's jaxpr, rewritten."""
         return [materialize(x) for x in self.run(*open_jaxpr(body), args)]
+
+
+def _once(scatter: Any) -> bool:
+    """Whether a scatter has one index in each of its batches, so that no place is met twice."""
+    _, indices, _ = (v.aval.shape for v in scatter.invars)
+    batches = scatter.params["dimension_numbers"].scatter_indices_batching_dims
+    return math.prod(n for axis, n in enumerate(indices[:-1]) if axis not in batches) <= 1
 
 
 def _broadcasts(division: Any) -> bool:
