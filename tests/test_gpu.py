@@ -41,6 +41,11 @@ def test_the_gradient_on_the_gpu_is_right(problem, dtype):
     assert check_gradient(problem, dtype=dtype, device=DEVICE, fast=True).passed
 
 
+def test_a_gradient_of_convolutions_on_the_gpu_is_right():
+    """cuDNN gives 1e-9 where the gradient is exactly 0: at the start, in every program."""
+    assert check_gradient("cnn", device=DEVICE).passed
+
+
 def test_a_gradient_in_tf32_is_within_the_band_of_tf32():
     assert check_gradient("logistic_regression", device=DEVICE, precision="tf32", fast=True).passed
 
@@ -56,8 +61,8 @@ def test_a_sweep_on_the_gpu_is_the_sweep_on_the_cpu(sweep, problem):
 @pytest.mark.parametrize("problem", ["mlp", "cnn", "lstm"])
 @pytest.mark.usefixtures("compiled_afresh")
 def test_two_runs_on_the_gpu_are_identical(sweep, problem):
-    """A convolution's derivative and rows added to a table are summed in any order, and kernels chosen by a clock, unless
-    the compiler is told otherwise."""
+    """A convolution's derivative and rows added to a table are summed in any order, and kernels chosen by a clock,
+    unless the compiler is told otherwise."""
     plan = {"seeds": 1, "steps": 30, "device": DEVICE, "timing": "none"}
     first, second = (sweep(problem, ["adam"], "1e-3:0.1:8", **plan) for _ in range(2))
     assert first.curves.equals(second.curves)

@@ -103,7 +103,7 @@ def measure(
     todo: list[Case] = [
         *[network(name, few) for name in size.networks],
         *[("loops", lambda p=name: cases.loops(p, size, device, rounds)) for name in size.loops_of],
-        ("unroll", lambda: cases.unrolls(size, device)),
+        *[("unroll", lambda p=name: cases.unrolls(p, size, device)) for name in size.unrolls_of],
         ("tiny dots", lambda: cases.tiny_dots(size, device)),
     ]
     for name in ("quadratic_bowl", "logistic_regression"):

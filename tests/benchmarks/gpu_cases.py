@@ -39,7 +39,8 @@ class Size:
     lanes_of: tuple[str, ...] = ("quadratic_bowl", "mlp")
     trials: int = 1024
     steps: int = 200
-    loops_of: tuple[str, ...] = ("quadratic_bowl", "mlp", "cnn")
+    loops_of: tuple[str, ...] = ("quadratic_bowl", "mlp", "cnn", "transformer", "lstm")
+    unrolls_of: tuple[str, ...] = ("quadratic_bowl", "logistic_regression", "mlp")
     networks: tuple[str, ...] = ("cnn", "transformer", "lstm", "autoencoder")
     network_trials: tuple[int, ...] = (8, 64)
     kernel_dim: int = 100
@@ -54,6 +55,7 @@ SMALL = Size(
     trials=8,
     steps=5,
     loops_of=("quadratic_bowl",),
+    unrolls_of=("quadratic_bowl",),
     networks=("cnn[channels=2]",),
     network_trials=(2,),
     kernel_dim=3,
@@ -176,6 +178,7 @@ def loops(problem: str, size: Size, device: Any, rounds: int) -> list[Variant]:
 
     return [
         Variant("as it is", problem, trials, side()),
+        Variant("not tried out", problem, trials, side(options={"xla_gpu_autotune_level": 0}), no_gpu),
         Variant("any kernels", problem, trials, side(options={}), no_gpu),
         Variant("any kernels, as written", problem, trials, side(options={}, rewrite=False), no_gpu),
         Variant("CUDA graph", problem, trials, graphs, no_gpu),
@@ -193,8 +196,8 @@ def _child(problem: str, trials: int, steps: int, calls: int) -> list[float]:
     return json.loads(done.stdout)
 
 
-def unrolls(size: Size, device: Any) -> list[Variant]:
-    problem, trials = "quadratic_bowl", size.trials
+def unrolls(problem: str, size: Size, device: Any) -> list[Variant]:
+    trials = size.trials if problem == "quadratic_bowl" else size.network_trials[0]
     return [
         Variant(f"unroll {n}", problem, trials, lambda n=n: loop(problem, trials, size.steps, device, unroll=n))
         for n in (1, 2, 4, 8)

@@ -187,14 +187,20 @@ class Interpreter:
                 form = format_of(dtype)
                 n = self.shared(equation, ins, e, self.add(n, e, amplitude), form)
                 if name == "conv_general_dilated" and self.device.platform != "cpu":
-                    mixed = rounding.largest_of_image(params, amplitude)
-                    n = self.add(n, jnp.ones_like(e), mixed, picks=_places(e))
+                    n = self.add(
+                        n, jnp.ones_like(e), self.by_transforms(params, results_of, ins, form), picks=_places(e)
+                    )
                 if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(e):
                     # One correctly rounded operation on numbers as they are: exact where its result is in the format.
                     moved = [p for p in ins if p.noisy is not p.exact]
                     n = noise.unless_held(e, n, moved, form.digits)
             results.append(Pair(e, n))
         return results, flags
+
+    def by_transforms(self, params: dict[str, Any], bind: Any, ins: list[Pair], form: Format) -> Any:
+        """How far a convolution by transforms may be off."""
+        unit = min(form.unit, format_of(jnp.float32).unit)
+        return unit * rounding.transform_amplitude(bind, params, [p.exact for p in ins])
 
     def results(self, equation: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
         """What the primitive itself gives, floats wide."""

@@ -20,10 +20,12 @@ A result `y` computed in a format of unit roundoff u and smallest spacing s is m
   of the array, which sees a drift; kQ/6, with Q = sum_i x_i^2, is what a sequence in random order adds to it; the last
   Q is the rounding of each term. Terms that are all equal (S^2 = kQ) round the same way all through a binade: the d_i
   are then one d, and the error sqrt(k) times that;
-- a convolution on an accelerator may be taken by transforms of tiles of the image (Winograd; FFT), and then an entry's
-  error is of the size of its neighbours along the image's axes, however small its own terms are (Higham 2002, section
-  24.1, of the FFT; Barabasz et al., Error analysis and improving the accuracy of Winograd convolution, 2020): a second
-  e as large as the largest of them, on entries that are 0 too.
+- a convolution on an accelerator may be taken by transforms of tiles of the image (Winograd; FFT). Then each entry's
+  error is that of products of whole transforms, whatever its own terms are, on entries that are 0 too: a second e, of a
+  sum whose terms are the kernel's entries times the root mean square of the image. (An FFT x -> X of P points has
+  sum |X|^2 = P sum x^2, so the inverse transform of products, each off by u |X| |W|, is off by
+  u sqrt(sum x^2 sum w^2 / P); Higham 2002, section 24.1. Barabasz et al., Error analysis and improving the accuracy of
+  Winograd convolution, 2020, find the like of small tiles.)
 
 Entries that e is drawn for one by one average out in a norm or a scale. Roundings that entries share do not:
 
@@ -149,10 +151,15 @@ def sum_amplitude(name: str, bind: Any, params: dict[str, Any], operands: list[A
     return jnp.sqrt((k - 1) * (mean + squares / 6) + squares) * _alike(total, k, squares)
 
 
-def largest_of_image(params: dict[str, Any], amplitude: Any) -> Any:
-    """Of a convolution's result: the largest of the amplitudes along the image's axes."""
-    _, _, *image = params["dimension_numbers"].out_spec
-    return jnp.broadcast_to(jnp.max(amplitude, axis=tuple(image), keepdims=True), amplitude.shape)
+def transform_amplitude(bind: Any, params: dict[str, Any], operands: list[Any]) -> Any:
+    """Of a convolution by transforms, in the shape of its result; to be multiplied by u. Arguments as above."""
+    numbers = params["dimension_numbers"]
+    image, kernel = (jnp.real(x * jnp.conj(x)) for x in operands)
+    mean = jnp.mean(image, axis=tuple(numbers.lhs_spec[2:]), keepdims=True)
+    squares = bind([jnp.broadcast_to(mean, image.shape), kernel])
+    most = jnp.max(squares, axis=tuple(numbers.out_spec[2:]), keepdims=True)  # at a border a window is not whole
+    k = sum_terms("conv_general_dilated", params, operands) or 1.0
+    return jnp.broadcast_to(jnp.sqrt((k - 1) * most / 6 + most), squares.shape)
 
 
 def _alike(total: Any, k: Any, squares: Any) -> Any:
