@@ -81,13 +81,14 @@ def compare(case: str, variants: list[Variant], rounds: int, platform: str) -> l
 
 
 def overtaking(rows: list[dict[str, Any]]) -> dict[str, int | None]:
-    """A problem's least trials from which on, through the rest of the series, the device is faster than the host."""
+    """A problem's least trials from which on, through the rest of what was measured, the device is faster than the host."""
     found: dict[str, int | None] = {}
     for row in sorted(
         (row for row in rows if row["case"] == "scale" and row["platform"] != "cpu"), key=itemgetter("trials")
     ):
-        faster = row["ratio"] is not None and row["ratio"] < 1
-        found[row["problem"]] = (found.get(row["problem"]) or row["trials"]) if faster else None
+        if row["ratio"] is not None:
+            faster = row["ratio"] < 1
+            found[row["problem"]] = (found.get(row["problem"]) or row["trials"]) if faster else None
     return found
 
 
