@@ -81,7 +81,7 @@ def compare(case: str, variants: list[Variant], rounds: int, platform: str) -> l
 
 
 def overtaking(rows: list[dict[str, Any]]) -> dict[str, int | None]:
-    """A problem's least trials from which on, through the rest of what was measured, the device is faster than the host."""
+    """A problem's least trials from which on, for the rest of those measured, the device is faster than the host."""
     found: dict[str, int | None] = {}
     for row in sorted(
         (row for row in rows if row["case"] == "scale" and row["platform"] != "cpu"), key=itemgetter("trials")
