@@ -153,6 +153,35 @@ def _between(values: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
     return jax.lax.cond(jnp.any(start < end), added, lambda: jnp.zeros(values.shape[1], values.dtype))
 
 
+class Chunk(NamedTuple):
+    """Which steps a chunk's `count` rows are at: the first is at `first`, (S,), a slot's own."""
+
+    first: jax.Array
+    count: int
+    config: ObservationConfig
+
+    def step(self, row: Any) -> jax.Array:
+        """The step of a row."""
+        return jnp.minimum(self.first + self.config.stride * row, self.config.steps)
+
+    def rows_until(self, step: Any) -> jax.Array:
+        """How many of the rows are at `step` at the latest."""
+        return jnp.clip((step - self.first) // self.config.stride + 1, 0, self.count)
+
+    def rows_until_part(self, part: float) -> jax.Array:
+        """How many of the rows are in the first `part` of the trial's steps."""
+        return self.rows_until(jnp.asarray(part * self.config.steps, jnp.int32))
+
+    def sums_of_half(self, loss: jax.Array, half_start: jax.Array, seen: jax.Array, tail: jax.Array) -> jax.Array:
+        """What the rows (R, S) of `loss` before `seen` add to Events.half_sums; the last quarter begins at `tail`."""
+        start, index = self.rows_until_part(HALF), jnp.arange(self.count, dtype=jnp.int32)[:, None]
+        half = jnp.asarray(HALF * self.config.steps, jnp.int32) // self.config.stride
+        order = self.first // self.config.stride + index - half - 1
+        rise = jnp.where((start <= index) & (index < seen), loss - half_start, 0)
+        summed = (rise, rise * order, rise**2, jnp.where(index >= tail, rise, 0))
+        return jnp.stack([seen - jnp.minimum(start, seen), *(jnp.sum(each, axis=0) for each in summed)], axis=1)
+
+
 @partial(jax.jit, donate_argnums=0)
 def observe(
     events: Events, rows: Observation, first: jax.Array, config: ObservationConfig, wanted: jax.Array
@@ -164,7 +193,7 @@ def observe(
     each slot's trial is finished and its steps so far, int32 (2, S); the kept losses and gradient norms, (2, K, S).
     """
     loss, count = rows.loss, rows.loss.shape[0]
-    tiles = Tiles(count)
+    tiles, chunk = Tiles(count), Chunk(first, count, config)
     fresh = first == 0
     events = _cleared(events, fresh)
     initial = jnp.where(fresh, loss[0], events.initial_loss)
@@ -177,19 +206,12 @@ def observe(
     reached = tiles.first(loss, ~(lows > levels), lambda x: x <= levels)  # (7, S)
     stop = jnp.minimum(failed, jnp.where(config.stop_at_target, reached[-1], count))
 
-    def rows_until(step: Any) -> jax.Array:
-        """How many of the chunk's rows are at `step` at the latest."""
-        return jnp.clip((step - first) // config.stride + 1, 0, count)
-
-    exist = rows_until(config.steps + config.stride - 1)  # the last row is at the last step, if less than a stride on
+    exist = chunk.rows_until(config.steps + config.stride - 1)  # the last may be less than a stride on
     seen = jnp.where(events.finished, 0, jnp.minimum(exist, stop + 1))
-    rows_before_tail = jnp.minimum(seen, rows_until(jnp.asarray(TAIL * config.steps, jnp.int32)))
-
-    def step(row: Any) -> jax.Array:
-        return jnp.minimum(first + config.stride * row, config.steps)
+    rows_before_tail = jnp.minimum(seen, chunk.rows_until_part(TAIL))
 
     def first_step(row: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where((old < 0) & (row < seen), step(row), old)
+        return jnp.where((old < 0) & (row < seen), chunk.step(row), old)
 
     def at_last(values: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(seen > 0, values, old)
@@ -201,20 +223,14 @@ def observe(
     def norms(rows_of: jax.Array) -> jax.Array:
         return jnp.sqrt(take(rows.grad_norm_squared, rows_of)).astype(loss.dtype)
 
-    start = rows_until(jnp.asarray(HALF * config.steps, jnp.int32))
+    start = chunk.rows_until_part(HALF)
     begins = (start < seen) & jnp.isinf(events.half_start)
     half_start = jnp.where(begins, take(loss, jnp.minimum(start, count - 1)[None])[0], events.half_start)
 
     def half_sums() -> jax.Array:
-        index = jnp.arange(count, dtype=jnp.int32)[:, None]
-        order = first // config.stride + index - jnp.asarray(HALF * config.steps, jnp.int32) // config.stride - 1
-        rise = jnp.where((start <= index) & (index < seen), loss - half_start, 0)
-        tail = jnp.where(index >= rows_before_tail, rise, 0)
-        summed = (rise, rise * order, rise**2, tail)
-        return jnp.stack([seen - jnp.minimum(start, seen), *(jnp.sum(each, axis=0) for each in summed)], axis=1)
+        return chunk.sums_of_half(loss, half_start, seen, rows_before_tail).astype(events.half_sums.dtype)
 
-    nothing = jnp.zeros((len(first), len(_HALF_SUMS)), events.half_sums.dtype)
-    half = jax.lax.cond(config.noisy, lambda: half_sums().astype(nothing.dtype), lambda: nothing)
+    half = jax.lax.cond(config.noisy, half_sums, lambda: jnp.zeros_like(events.half_sums))
 
     diverged_at = first_step(failed, events.diverged_at)
     hits = jnp.stack([first_step(row, events.hits[:, k]) for k, row in enumerate(reached)], axis=1)
@@ -224,8 +240,8 @@ def observe(
         final_loss=at_last(take(loss, last[None])[0], events.final_loss),
         final_grad_norm=at_last(norms(last[None])[0], events.final_grad_norm),
         best_loss=jnp.minimum(low, events.best_loss),
-        best_step=jnp.where(low < events.best_loss, step(lowest), events.best_step),
-        steps_run=at_last(step(last), events.steps_run),
+        best_step=jnp.where(low < events.best_loss, chunk.step(lowest), events.best_step),
+        steps_run=at_last(chunk.step(last), events.steps_run),
         diverged_at=diverged_at,
         hits=hits,
         tail_start=jnp.minimum(tiles.lowest(loss, lows, rows_before_tail), events.tail_start),
@@ -233,10 +249,9 @@ def observe(
         tail_overshot=events.tail_overshot + _between(rows.overshot, rows_before_tail, seen),
         half_start=half_start,
         half_sums=events.half_sums + half,
-        finished=stopped | (step(count - 1) >= config.steps),
+        finished=stopped | (chunk.step(count - 1) >= config.steps),
     )
-    chunk = first // (config.stride * count)
-    kept = jnp.clip(wanted[chunk].T, 0, count - 1)  # (K, S)
+    kept = jnp.clip(wanted[first // (config.stride * count)].T, 0, count - 1)  # (K, S)
     status = jnp.stack([after.finished.astype(jnp.int32), after.steps_run])
     return after, first + config.stride * count, (status, jnp.stack([take(loss, kept), norms(kept)]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -106,58 +106,69 @@ def replays(
     has the gradient once, of the trials of all optimizers together. The memory is trials × steps × parameters.
     Raises OptimizerError as a sweep does.
     """
-    wanted, platform = np.asarray(steps, np.int32), jax.default_backend()
+    wanted = np.asarray(steps, np.int32)
     with numerics(plan.dtype, plan.precision):
         optimizers = [load_optimizer(of) if isinstance(of, str) else of for of in trials]
-        kinds = [Trial.of(problem, optimizer, plan).compiled_for(platform) for optimizer in optimizers]
-    counts = [len(of) for of in trials.values()]
-    seeds = np.asarray([seed for of in trials.values() for _, seed in of], np.uint32)
-    axis = None if plan.batch_size is None else 0  # of what a step sees: all the data, or a batch for each trial
-    gradient = over_trials(kinds[0].gradient, (0, 0, axis, 0), platform)
-    changes = [over_trials(kind.update, (0, 0, axis, 0, 0, 0), platform) for kind in kinds]
-
-    def parts(tree: Any) -> list[Any]:
-        ends = np.cumsum([0, *counts])
-        return [jax.tree.map(lambda leaf, i=i, j=j: leaf[i:j], tree) for i, j in pairwise(ends)]
-
-    def run(settings: list[Settings], seeds: jax.Array, drawn: Any, data: Data) -> jax.Array:
-        keys = jax.vmap(kinds[0].keys)(seeds)
-
-        def batches(step: jax.Array) -> Data:
-            if plan.batch_size is None:
-                return data
-            size, examples = plan.batch_size, problem.examples
-            assert examples is not None
-            return jax.vmap(lambda key: take_rows(data, batch_rows(step, examples, size, key), examples))(keys.order)
-
-        def update(step: jax.Array, states: list[State]) -> list[State]:
-            batch, noise = batches(step), jax.vmap(lambda of: kinds[0].noise(of, step))(keys)
-            params, model_state = (together([getattr(s, name) for s in states]) for name in ("params", "model_state"))
-            values, grads, model_state = gradient(params, model_state, batch, noise)
-            seen = [batch] * len(kinds) if axis is None else parts(batch)
-            return [
-                change(state, set_to, own, value, grad, key)[0]._replace(model_state=after)
-                for change, state, set_to, own, value, grad, key, after in zip(
-                    changes, states, settings, seen, parts(values), parts(grads), parts(noise), parts(model_state)
-                )
-            ]
-
-        def until(states: list[State], ends: jax.Array) -> tuple[list[State], jax.Array]:
-            states = jax.lax.fori_loop(ends[0], ends[1], update, states)
-            return states, jax.vmap(lambda params: ravel_pytree(params)[0])(together([s.params for s in states]))
-
-        ends = jnp.stack([jnp.asarray([0, *wanted[:-1]], jnp.int32), jnp.asarray(wanted)], axis=1)
-        begin = [jax.vmap(kind.start)(*each) for kind, *each in zip(kinds, parts(drawn), settings)]
-        return jax.lax.scan(until, begin, ends)[1]
-
-    starts = _starts(problem, seeds.tolist())
+        several = _Several([Trial.of(problem, optimizer, plan) for optimizer in optimizers], trials.values())
+    seeds = [seed for of in trials.values() for _, seed in of]
+    starts = _starts(problem, seeds)
     with numerics(plan.dtype, plan.precision):
         kind = jnp.promote_types(jnp.float32, plan.dtype)
         settings = [{"learning_rate": jnp.asarray([rate for rate, _ in of], kind)} for of in trials.values()]
-        kept = jax.jit(run)(settings, seeds, cast(starts, plan.dtype), cast(problem.data, plan.dtype))
+        drawn, data = cast(starts, plan.dtype), cast(problem.data, plan.dtype)
+        kept = jax.jit(several.run)(settings, np.asarray(seeds, np.uint32), drawn, data, wanted)
     flat = np.asarray(kept).swapaxes(0, 1)
     found = (losses or losses_at(problem, plan))(flat.reshape(-1, flat.shape[-1])).reshape(flat.shape[:2])
-    return [Replay(wanted, *each) for each in zip(parts(flat), parts(found))]
+    return [Replay(wanted, *each) for each in zip(several.parts(flat), several.parts(found))]
+
+
+class _Several:
+    """Trials of several optimizers on one problem, their gradients taken together: `counts` many of each."""
+
+    def __init__(self, trials: Sequence[Trial], of: Iterable[Sequence[Any]]):
+        platform = jax.default_backend()
+        self.trials = [trial.compiled_for(platform) for trial in trials]
+        self.ends = np.cumsum([0, *map(len, of)])
+        self.plan, self.problem = trials[0].plan, trials[0].problem
+        axis = None if self.plan.batch_size is None else 0  # of what a step sees: all the data, or each trial's batch
+        self.gradient = over_trials(self.trials[0].gradient, (0, 0, axis, 0), platform)
+        self.changes = [over_trials(trial.update, (0, 0, axis, 0, 0, 0), platform) for trial in self.trials]
+
+    def parts(self, tree: Any) -> list[Any]:
+        """Each optimizer's part of what has an axis for all trials."""
+        return [jax.tree.map(lambda leaf, i=i, j=j: leaf[i:j], tree) for i, j in pairwise(self.ends)]
+
+    def run(self, settings: list[Settings], seeds: jax.Array, drawn: Any, data: Data, steps: jax.Array) -> jax.Array:
+        """(K, T, P): the params of all trials, flattened, at each of `steps` (K,)."""
+        keys = jax.vmap(self.trials[0].keys)(seeds)
+
+        def until(states: list[State], ends: jax.Array) -> tuple[list[State], jax.Array]:
+            states = jax.lax.fori_loop(ends[0], ends[1], lambda k, s: self._update(k, s, settings, keys, data), states)
+            return states, jax.vmap(lambda params: ravel_pytree(params)[0])(together([s.params for s in states]))
+
+        ends = jnp.stack([jnp.concatenate([jnp.zeros(1, jnp.int32), steps[:-1]]), steps], axis=1)
+        begin = [jax.vmap(trial.start)(*each) for trial, *each in zip(self.trials, self.parts(drawn), settings)]
+        return jax.lax.scan(until, begin, ends)[1]
+
+    def _update(self, step: jax.Array, states: list[State], settings: list[Settings], keys: Any, data: Data) -> Any:
+        """The states after one more update."""
+        batch, noise = self._batches(step, keys, data), jax.vmap(lambda of: self.trials[0].noise(of, step))(keys)
+        params, model_state = (together([getattr(s, name) for s in states]) for name in ("params", "model_state"))
+        values, grads, model_state = self.gradient(params, model_state, batch, noise)
+        seen = [batch] * len(states) if self.plan.batch_size is None else self.parts(batch)
+        parts = (self.parts(each) for each in (values, grads, noise, model_state))
+        return [
+            change(state, set_to, own, value, grad, key)[0]._replace(model_state=after)
+            for change, state, set_to, own, value, grad, key, after in zip(self.changes, states, settings, seen, *parts)
+        ]
+
+    def _batches(self, step: jax.Array, keys: Any, data: Data) -> Data:
+        """What each trial's step sees of the data."""
+        size, examples = self.plan.batch_size, self.problem.examples
+        if size is None:
+            return data
+        assert examples is not None
+        return jax.vmap(lambda key: take_rows(data, batch_rows(step, examples, size, key), examples))(keys.order)
 
 
 def together(trees: Sequence[Any]) -> Any:
