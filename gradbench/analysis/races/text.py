@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradbench.analysis.races.intervals import POWER
-from gradbench.analysis.races.races import STEPS, Races, races, sentence
+from gradbench.analysis.races.races import STEPS, Races, sentence
+from gradbench.analysis.races.records import races
 from gradbench.analysis.races.tunability import Tunability, tunability
 from gradbench.errors import PlanError
 from gradbench.record.store import Run
