@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -94,12 +94,6 @@ class Look:
     def decided(self) -> bool:
         return Sequential.of(self.units.values).decided
 
-    @property
-    def answer(self) -> bool | None:
-        """Whether the first optimizer wins; None where that is not decided."""
-        found = Sequential.of(self.units.values)
-        return found.value > 0 if found.decided else None
-
     def races(self) -> Races:
         """Its one row, and how it was come by."""
         plan, (pairs, what, used, values) = self.run.plan, self.units
@@ -108,12 +102,31 @@ class Look:
         logs = (found.value, found.low, found.high, detectable(values, looks))
         row = row_of(*plan.optimizers, what, {problem: pairs[problem] for problem in used}, logs, found.p_value)
         row |= {"p_holm": found.p_value, "decided": found.decided}
-        ended = "it was decided" if found.decided else f"{row['seeds']} of at most {plan.seeds} had run"
         chosen = "one setting each: none was chosen"
         if plan.settings > 1:
             chosen = "seeds go in twos, each judged at the setting that is best on the other one"
         notes = [
-            f"seeds were added to {plan.until} until {ended}: p and interval hold however often one looked",
+            f"seeds were added to {plan.until} until {self._ended(row)}: p and interval hold however often one looked",
             f"{chosen}; intervals are over seeds, on these problems",
         ]
         return Races([row], notes + left_out(*plan.optimizers, pairs, used))
+
+    def _ended(self, row: dict[str, Any]) -> str:
+        """When seeds were no longer added, in words."""
+        plan, seeds = self.run.plan, row["seeds"]
+        if row["decided"]:
+            return "it was decided"
+        if seeds >= plan.round_ends[-1]:
+            return f"all {seeds} had run that were allowed"
+        if self.run.info["state"] != "complete":
+            return f"the run stopped, after {seeds}"
+        return f"the budget of {plan.budget} ended, after {seeds}"
+
+
+def answer(run: Run) -> bool | None:
+    """Whether the first optimizer of a record's `--until` wins; None where that is not decided."""
+    try:
+        found = Sequential.of(Look(run).units.values)
+    except GradbenchError:  # no unit of seeds has finished
+        return None
+    return found.value > 0 if found.decided else None

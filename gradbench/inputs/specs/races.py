@@ -33,7 +33,9 @@ def round_ends(points: int, seeds: int) -> list[int]:
     size = unit_seeds(points)
     ends, most = [FEWEST * size], seeds // size * size
     if most < ends[0]:
-        raise PlanError(f"until: {seeds} seeds of each optimizer cannot decide; allow at least {ends[0]}")
+        raise PlanError(
+            f"until: seeds and budget allow {seeds} seeds, which cannot decide it; allow at least {ends[0]}"
+        )
     while ends[-1] < most:
         ends.append(min(most, ends[-1] + max(ADDED, ends[-1] // 8 // size * size)))
     return ends
