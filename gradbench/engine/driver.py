@@ -133,7 +133,8 @@ class Driver:
         Raises RunError, when all others are done, for units that failed ATTEMPTS times; and where no worker is left.
         """
         for number in range(len(self.plan.pairs)):
-            self._go_on(number)
+            if not self.missing[number]:  # the first pair of a race begins them all
+                self._go_on(number)
         try:
             while (self.waiting or self.under_way) and self.broken is None:
                 if self.watcher.should_stop():
@@ -259,7 +260,7 @@ class Driver:
             return
         if not store.swept:
             missing = self._trials(number, store.units_done())
-            if missing:
+            if missing or self.rounds:  # a race ends for all pairs at once
                 yield from missing
                 return
             store.end_sweep()

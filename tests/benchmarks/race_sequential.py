@@ -36,9 +36,9 @@ def unit_values(rng, problems, speeds, **settings):
 
 
 def stopped(values, looks):
-    """The number of units at the first of the looks at which the race is decided, or None."""
-    reached = log_fortunes(values)[looks - 1] >= LEVEL
-    return int(looks[reached.argmax()]) if reached.any() else None
+    """Of races' values (races, N) the number of units at the first of the looks at which each is decided, or 0."""
+    reached = log_fortunes(np.array(values))[:, looks - 1] >= LEVEL
+    return np.where(reached.any(axis=1), looks[reached.argmax(axis=1)], 0)
 
 
 def false_claims(races, problems, seed=0, **settings):
@@ -46,7 +46,7 @@ def false_claims(races, problems, seed=0, **settings):
     rng, looks = np.random.default_rng(seed), np.array(ENDS) // SIZE
     drawn = [unit_values(rng, problems, [1.0, 1.0], **settings) for _ in range(races)]
     always = np.arange(1, SEEDS // SIZE + 1)
-    return [np.mean([stopped(values, at) is not None for values in drawn]) for at in (always, looks)]
+    return [np.mean(stopped(drawn, at) > 0) for at in (always, looks)]
 
 
 def power(races, problems, ratio, seed=0, **settings):
@@ -55,7 +55,7 @@ def power(races, problems, ratio, seed=0, **settings):
     rng, looks = np.random.default_rng(seed), np.array(ENDS) // SIZE
     drawn = [unit_values(rng, problems, [ratio, 1.0], **settings) for _ in range(races)]
     truth = np.mean(drawn)
-    ends = [stopped(values, looks) for values in drawn]
+    ends = stopped(drawn, looks).tolist()
     found = [Sequential.of(values[: end or looks[-1]]) for values, end in zip(drawn, ends)]
     right = np.array([of.decided and of.value > 0 for of in found])
     seeds = [SIZE * (end or np.inf) for end in ends]
@@ -67,7 +67,7 @@ def lopsided(races, seed=0):
     """The share of false claims between two of one mean and setting, whose skewed noise is spread 3 : 1."""
     rng, looks = np.random.default_rng(seed), np.array(round_ends(1, SEEDS))
     noise = rng.gamma(4, 0.5, (races, 2, SEEDS)) - 2
-    return np.mean([stopped(values, looks) is not None for values in noise[:, 0] - noise[:, 1] / 3])
+    return np.mean(stopped(noise[:, 0] - noise[:, 1] / 3, looks) > 0)
 
 
 def main():
