@@ -13,10 +13,8 @@ import pyarrow.compute as pc
 from gradbench.analysis.metrics import chosen_metric, columns, metric_notes, metric_row
 from gradbench.analysis.points import RateSummary
 from gradbench.analysis.profiles import best_rate_interval
-from gradbench.analysis.races.records import races
 from gradbench.analysis.summary import PairSummary, pair_trials, summarise
 from gradbench.analysis.verdicts import Reference
-from gradbench.errors import GradbenchError
 from gradbench.inputs.sources import given_as_object
 from gradbench.inputs.written import command_of_pair
 from gradbench.record.store import Run
@@ -186,19 +184,7 @@ def run_table(run: Run, output_format: str) -> str:
     rows = [summary_row(pair) | metric_row(run, pair, by) for pair in pairs]
     text = render(rows, [*present(narrow, rows), *columns(by)[:2]], output_format)
     notes = pair_notes(run, pairs) + metric_notes(run, pairs, by)
-    if output_format in ("json", "csv"):
-        return text
-    answer, how = _race(run) if run.plan.until else ([], [])
-    return with_notes([text, *answer], notes + how, output_format)
-
-
-def _race(run: Run) -> tuple[list[str], list[str]]:
-    """The answer that seeds were added for, and notes on how it was come by."""
-    try:
-        found = races([run])
-    except GradbenchError as error:  # a budget ended before there was one
-        return [], [str(error)]
-    return [f"{said}." for said in found.sentences], found.notes
+    return text if output_format in ("json", "csv") else with_notes([text], notes, output_format)
 
 
 def pair_sentence(pair: PairSummary) -> str:

@@ -129,10 +129,11 @@ def run(
                 else:
                     record = runner.run_plan(plan, out=out, **by)
     from gradbench.analysis.answers import run_table
+    from gradbench.analysis.races.text import race_text
 
     complete = record.info["state"] == "complete"
     try:
-        show(run_table(record, output.chosen))
+        show("\n".join(filter(None, [run_table(record, output.chosen), race_text(record, output.chosen)])))
     finally:  # where the record is, even if stdout is full
         if complete and not quiet:
             note(f"record: {record.path}" + (" (complete: nothing was left to run)" if watcher.path is None else ""))
