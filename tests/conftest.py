@@ -62,15 +62,18 @@ def compiled_afresh() -> Iterator[None]:
     use_cache(True)
 
 
-@pytest.fixture
-def compiled_quickly(monkeypatch) -> None:
-    """For tests of what is done with a block's numbers, whatever program they come from."""
-
+def compile_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     def options(platform, *_, **__):
         return quick.compile_little() if platform == "cpu" else {}
 
     monkeypatch.setattr(program, "loop_options", options)
     monkeypatch.setattr(spread, "compiler_options", options)  # of the starts
+
+
+@pytest.fixture
+def compiled_quickly(monkeypatch) -> None:
+    """For tests of what is done with a block's numbers, whatever program they come from."""
+    compile_quickly(monkeypatch)
 
 
 def time_little(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ def make_run(
     identifier: str = "20260101T000000Z-abcdef",
     curve_steps: Sequence[int] = (0, 1, 10, 100),
     design: str = "grid",
+    until: str | None = None,
 ) -> Run:
     """A record in which trial (optimizer, rate, seed) has the gap exp(-decay(optimizer, rate) (1 + seed/100) step);
     decay gets the values of the optimizer's axes as well, by their names."""
@@ -38,6 +39,7 @@ def make_run(
         seeds=seeds,
         steps=steps,
         design=design,
+        until=until,
     )
     trials, curves, number = [], [], 0
     for problem, optimizer in plan.pairs:

@@ -15,8 +15,8 @@ from gradbench.analysis.points import RateSummary
 from gradbench.analysis.profiles import best_rate_interval
 from gradbench.analysis.summary import PairSummary, pair_trials, summarise
 from gradbench.analysis.verdicts import Reference
-from gradbench.inputs.plan import command
 from gradbench.inputs.sources import given_as_object
+from gradbench.inputs.written import command_of_pair
 from gradbench.record.store import Run
 from gradbench.tables import GO_ON, Column, note_lines, number, percent, render, seconds, span, to_json
 
@@ -227,7 +227,7 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
             notes.append(f"{stated} {number(to.loss)}: gaps are to that")
     for pair in pairs:
         name = f"{pair.problem} × {pair.optimizer}"
-        if run.plan.search or run.plan.budget:
+        if run.plan.search or (run.plan.budget and not run.plan.until):
             notes += [f"{name}: {words}" for words in _tried(run, pair)]
         if pair.reference.kind != "best found" and pair.initial_loss <= pair.reference.loss:
             start = f"starts at {number(pair.initial_loss)}, no higher than {pair.reference.words}"
@@ -287,7 +287,7 @@ def _beyond(run: Run, pair: PairSummary, edges: bool) -> tuple[str, dict[str, An
 def _go_on(run: Run, pair: PairSummary, changed: dict[str, Any]) -> str:
     if given_as_object(run.info):
         return ", ".join(f"{name}={to_json(value)}" for name, value in changed.items())
-    return command(run.plan.of(pair.optimizer), problems=(pair.problem,), optimizers=(pair.optimizer,), **changed)
+    return command_of_pair(run.plan.of(pair.optimizer), pair.problem, pair.optimizer, **changed)
 
 
 def with_notes(blocks: Sequence[str], notes: Sequence[str], output_format: str) -> str:

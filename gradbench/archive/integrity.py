@@ -44,14 +44,24 @@ def _against_plan(run: Run, complete: bool) -> Iterator[str]:
     there = np.bincount(number[(number >= 0) & (number < run.plan.trials)], minlength=run.plan.trials)
     yield from _named("not of the plan", number[(number < 0) | (number >= run.plan.trials)])
     yield from _named("there more than once", np.flatnonzero(there > 1))
-    if complete and run.plan.search is None and run.plan.budget is None:
-        yield from _named("of the plan, and not in the record", np.flatnonzero(there == 0))
+    left_out = run.plan.allowed is not None and (run.plan.until is None or run.plan.allowed.unit == "seconds")
+    if complete and run.plan.search is None and not left_out:
+        yield from _named("of the plan, and not in the record", np.flatnonzero((there == 0) & _expected(run)))
     known = run.trials.filter(pa.array((number >= 0) & (number < run.plan.trials)))
     number = known["trial"].to_numpy()
     for name, planned in planned_columns(run, number).items():
         here = np.asarray(known[name])
         same = _same(floats(known, name), planned) if planned.dtype == float else here == planned
         yield from _named(f"the {name} is not the plan's", number[~same])
+
+
+def _expected(run: Run) -> np.ndarray:
+    """Of each of the plan's trials, whether a complete record has it: all, or of a race the rounds up to its last."""
+    if run.plan.until is None:
+        return np.ones(run.plan.trials, bool)
+    last = int(np.max(run.trials["seed"].to_numpy(), initial=-1))
+    end = next((end for end in run.plan.round_ends if end > last), 0)
+    return np.concatenate([designed(run.plan, optimizer)[1] < end for _, optimizer in run.plan.pairs])
 
 
 def planned_columns(run: Run, number: np.ndarray) -> dict[str, np.ndarray]:

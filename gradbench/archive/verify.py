@@ -198,7 +198,7 @@ def _loaded(
         return None, f"{' and '.join(of_file)}: a record's own files are run with --own-files only", ""
     problem = load_problem(objects.get(name, name))
     if recorded:
-        alone = dataclasses.replace(run.plan, problems=(name,), optimizers=(optimizer,))
+        alone = dataclasses.replace(run.plan, problems=(name,), optimizers=(optimizer,), until=None)
         began = {
             "problems": {name: recorded["problems"][name]},
             "optimizers": {optimizer: recorded["optimizers"][optimizer]},

@@ -62,6 +62,9 @@ class TerminalWatcher(Watcher):
         text += f", {progress.failed} failed" if progress.failed else ""
         self.activity.say(f"{text}{rates_words(progress)}", total=progress.units, completed=progress.done)
 
+    def looked(self, words: str) -> None:
+        self.activity.begin(f"{words}: ")
+
     def pair_swept(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
         self.activity.begin("")
         if not self.activity.console.quiet:

@@ -14,8 +14,12 @@ from cyclopts import Parameter
 from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Tables, note, show, whole, whole_or_several
 from gradbench.errors import PlanError
 from gradbench.failures import printing_to_stderr
-from gradbench.inputs.plan import SweepPlan, read_config
+from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs.axis import OF_PLAN
+from gradbench.inputs.written import read_config
+
+if typing.TYPE_CHECKING:
+    from gradbench.record.store import Run
 
 
 def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[str, Any, Any]:
@@ -65,6 +69,7 @@ def run(
     resume: str | None = None,
     cluster: str | None = None,
     unit_timeout: float | None = None,
+    strict: bool = False,
     out: Out = Path("results"),
     quiet: Quiet = False,
     output: Tables = TABLES,
@@ -91,6 +96,8 @@ def run(
         or slurm:FILE.toml. It changes no number; see docs/scale.md.
     unit_timeout
         Seconds after which a worker that is still at one unit of the work is taken to hang, and is ended.
+    strict
+        With --until: exit 1 also where it is not decided.
     """
     from gradbench.library.activity import Activity
     from gradbench.tables import check_format
@@ -102,6 +109,8 @@ def run(
     given: dict[str, Any] = {"problems": problems} if problems else {}
     given |= {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
     given |= {} if epochs is None else {"epochs": epochs}
+    if strict and resume is None and not (given.get("until") or config):
+        raise PlanError("--strict is for --until: nothing else of a run is undecided")
     if resume is not None and (given or config):
         raise PlanError("--resume goes on with a run's own plan; give no problem or option beside it")
     with Activity(quiet) as activity:
@@ -120,14 +129,25 @@ def run(
                 else:
                     record = runner.run_plan(plan, out=out, **by)
     from gradbench.analysis.answers import run_table
+    from gradbench.analysis.races.text import race_text
 
     complete = record.info["state"] == "complete"
     try:
-        show(run_table(record, output.chosen))
+        show("\n".join(filter(None, [run_table(record, output.chosen), race_text(record, output.chosen)])))
     finally:  # where the record is, even if stdout is full
         if complete and not quiet:
             note(f"record: {record.path}" + (" (complete: nothing was left to run)" if watcher.path is None else ""))
-    return 0 if complete else INTERRUPTED
+    return _exit_code(record, strict) if complete else INTERRUPTED
+
+
+def _exit_code(record: Run, strict: bool) -> int:
+    """1 where a race was decided for the optimizer that should lose, or with `strict` not at all."""
+    from gradbench.analysis.races.records import answer
+
+    if record.plan.until is None:
+        return 0
+    wins = answer(record)
+    return int(wins is False or (strict and wins is None))
 
 
 def _workers(cluster: str | None, timeout: float | None, plan: SweepPlan | None) -> AbstractContextManager[Any]:

@@ -25,7 +25,8 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.workers import Workers
 from gradbench.program.program import Block
 from gradbench.record.schema import SCHEMAS
-from gradbench.record.store import RunWriter
+from gradbench.record.store import RunWriter, load_run
+from gradbench.search.rounds import Rounds
 
 ATTEMPTS = 3  # a unit that has failed as often is left out
 POLL_SECONDS = 0.2  # between two looks at whether to stop
@@ -66,6 +67,9 @@ class Watcher:
     def chunk(self, progress: Progress) -> None: ...
 
     def units(self, progress: UnitProgress) -> None: ...
+
+    def looked(self, words: str) -> None:
+        """Of a race: that it goes on, and after how many seeds."""
 
     def pair_swept(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
         """The pair's answer is known; what it costs may not be timed yet: `tables.timings` is empty then."""
@@ -111,6 +115,7 @@ class Driver:
         self.writer, self.job, self.plan, self.sizes, self.run_one = writer, job, job.plan, sizes, run
         self.workers, self.watcher, self.shared = workers, watcher, workers.share(job)
         self.waiting: deque[Unit] = deque()
+        self.rounds = Rounds(self.plan, sizes) if self.plan.until else None
         self.missing: list[set[Unit]] = [set() for _ in self.plan.pairs]  # of each pair, of its present stage
         self.under_way: dict[Future[Result], tuple[Unit, Block]] = {}
         self.answered: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
@@ -128,7 +133,8 @@ class Driver:
         Raises RunError, when all others are done, for units that failed ATTEMPTS times; and where no worker is left.
         """
         for number in range(len(self.plan.pairs)):
-            self._go_on(number)
+            if not self.missing[number]:  # the first pair of a race begins them all
+                self._go_on(number)
         try:
             while (self.waiting or self.under_way) and self.broken is None:
                 if self.watcher.should_stop():
@@ -214,11 +220,34 @@ class Driver:
         self.costs[result.worker] = steps + result.trial_steps, seconds + result.seconds
         self.done += 1
         self.missing[unit.pair].discard(unit)
+        if self.rounds and unit.kind == "trials":
+            self.rounds.seconds[unit.pair] += result.sweep_seconds
+            if self.rounds.spent(unit.pair):
+                self._drop(unit.pair)
         if not self.missing[unit.pair]:
             self._go_on(unit.pair)
 
     def _go_on(self, number: int) -> None:
-        """Begin what a pair needs next."""
+        """Begin what a pair needs next; where that is the next round of a race, when all pairs are at its end."""
+        if self.rounds is None or self.writer.pair(number).swept:
+            self._begin(number)
+            return
+        pairs = range(len(self.missing))
+        stores = [self.writer.pair(pair) for pair in pairs]
+        swept = [store.swept for store in stores]
+        if any(self.missing[pair] for pair in pairs if not swept[pair]):
+            return
+        done = [store.units_done() for store in stores]
+        if any(swept) or not self.rounds.go_on(done, lambda: load_run(self.writer.path)):
+            for store in stores:
+                store.end_sweep()
+        elif seeds := self.rounds.seeds:
+            self.watcher.looked(f"{self.plan.until} not decided after {seeds} seeds")
+        for pair in pairs:
+            if not swept[pair]:
+                self._begin(pair)
+
+    def _begin(self, number: int) -> None:
         units = list(self._needed(number))
         self.missing[number] = set(units)
         self.waiting.extend(units)
@@ -230,10 +259,8 @@ class Driver:
         if store.complete:
             return
         if not store.swept:
-            done, size, trials = store.units_done(), self.sizes[number], self.plan.trials_of(optimizer)
-            units = [Unit(number, part, at, min(at + size, trials)) for part, at in enumerate(range(0, trials, size))]
-            missing = [unit for unit in units if unit.part not in done]
-            if missing:
+            missing = self._trials(number, store.units_done())
+            if missing or self.rounds:  # a race ends for all pairs at once
                 yield from missing
                 return
             store.end_sweep()
@@ -253,6 +280,14 @@ class Driver:
             store.finish()
             self.watcher.pair_done(number, problem, optimizer, tables)
         yield from after
+
+    def _trials(self, number: int, done: set[int]) -> list[Unit]:
+        """The units of a pair's sweep, or of a race's rounds so far, that are missing."""
+        if self.rounds:
+            return [Unit(number, part, first, last) for part, _, first, last in self.rounds.needed(number, done)]
+        size, trials = self.sizes[number], self.plan.trials_of(self.plan.pairs[number][1])
+        units = [Unit(number, part, at, min(at + size, trials)) for part, at in enumerate(range(0, trials, size))]
+        return [unit for unit in units if unit.part not in done]
 
     def _modes(self, number: int) -> tuple[str, ...]:
         """What is timed of a pair, which a worker does that has its device to itself."""
@@ -277,8 +312,13 @@ class Driver:
         self.writer.save_info()
         self.job = dataclasses.replace(self.job, blocks=tuple(blocks))
         self.shared = self.workers.share(self.job)
+        self._drop(number)
+        self._begin(number)
+
+    def _drop(self, number: int) -> None:
+        """Nothing of a pair waits any more, or is waited for."""
         self.waiting = deque(unit for unit in self.waiting if unit.pair != number)
-        self._go_on(number)
+        self.missing[number].clear()
 
     def _progress(self) -> UnitProgress:
         left, seconds = len(self.waiting) + len(self.under_way), time.monotonic() - self.began

@@ -19,7 +19,7 @@ from gradbench.engine.roofline import Limits, measure_limits
 from gradbench.engine.units import Job, facts, pair_name, prepare, sharpness_rows, survey
 from gradbench.errors import PlanError, RecordError, RunError, one_line
 from gradbench.inputs.optimizer import Optimizer
-from gradbench.inputs.parcel import Parcel
+from gradbench.inputs.parcel import Kept, Parcel
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
 from gradbench.inputs.sources import difference as changed
@@ -52,6 +52,8 @@ def run_plan(
     objects = objects or {}
     plan, functions = separated(plan, objects, functions or {})
     _check_memory(plan)
+    if executor is None and plan.until:  # whose rounds are units
+        executor = Alone()
     if executor is None:
         by: _Here | _Others = _Here(plan, objects, functions)
     else:
@@ -87,7 +89,7 @@ def resume(
             f"{path}: {lost[0]} was given as an object, which only its own process had, so it cannot go on; "
             "a problem and an optimizer in a file can: gradbench run ./mine.py -o ./mine.py:make"
         )
-    if executor is None and "units" in run.info:
+    if executor is None and ("units" in run.info or run.plan.until):
         executor = Alone()
     if executor is None:
         by: _Here | _Others = _Here(run.plan, {}, {})
@@ -164,8 +166,10 @@ class _Others:
         timeout: float | None,
         info: Mapping[str, Any] | None = None,
     ):
-        self.plan, self.timeout, self.parcel = plan, timeout, Parcel.of(plan, objects, functions)
+        self.plan, self.timeout = plan, timeout
         self.workers = executor if isinstance(executor, Workers) else Workers(executor)
+        alone = isinstance(self.workers, Alone)
+        self.parcel = Kept(objects, functions) if alone else Parcel.of(plan, objects, functions)
         there = info["environment"] if info else self.workers.describe(plan.device, plan.precision)
         here = describe("cpu", plan.precision) if there["platform"] == "cpu" else None
         # Of the same CPU, this process's cores decide how wide a block is, as they do without workers.

@@ -29,7 +29,7 @@ from gradbench.engine.pair import PairSweep
 from gradbench.engine.roofline import Limits, measure_limits
 from gradbench.errors import GradbenchError, PlanError, RunError, error_text, one_line
 from gradbench.inputs.optimizer import Optimizer, load_optimizer
-from gradbench.inputs.parcel import Parcel
+from gradbench.inputs.parcel import Kept, Parcel
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, check_batch, load_problem, shapes, warn_of_idle_leaves
 from gradbench.inputs.sources import data_digests
@@ -78,7 +78,7 @@ class Job:
     that is the one which made the job."""
 
     plan: SweepPlan
-    parcel: Parcel
+    parcel: Parcel | Kept
     blocks: tuple[Block, ...]  # by pair
     began: Mapping[str, Any]
     data: Mapping[str, str]
@@ -99,6 +99,7 @@ class Result:
     worker: str
     seconds: float
     trial_steps: int = 0
+    sweep_seconds: float = 0.0  # of them, after everything was compiled
     compiled: bool = False
     limits: Limits | None = None
 
@@ -174,7 +175,7 @@ class Survey:
     units: dict[str, int]
 
 
-def survey(plan: SweepPlan, parcel: Parcel, blocks: Mapping[str, dict[str, Any]]) -> Survey:
+def survey(plan: SweepPlan, parcel: Parcel | Kept, blocks: Mapping[str, dict[str, Any]]) -> Survey:
     """Everything loaded and checked, in a process that has the devices; `blocks` are those that are fixed already."""
     trials, devices = prepare(plan, *parcel.open())
     problems = {trial.problem.name: trial.problem for trial in trials}
@@ -183,8 +184,8 @@ def survey(plan: SweepPlan, parcel: Parcel, blocks: Mapping[str, dict[str, Any]]
         name = pair_name(trial)
         block = Block(**blocks[name]) if name in blocks else choose_block(trial, devices, trial.side_by_side)
         chosen[name] = dataclasses.asdict(block)
-        # A search and a budget are of a whole pair.
-        whole = plan.search is not None or plan.budget is not None
+        # A search and a budget are of a whole pair; of a race its rounds.
+        whole = plan.search is not None or (plan.budget is not None and plan.until is None)
         units[name] = trial.trials if whole else unit_trials(trial, block, devices[0].platform)
     described = {name: facts(problem) for name, problem in problems.items()}
     return Survey(described, data_digests(plan, problems), chosen, units)
@@ -212,7 +213,7 @@ class _Loaded:
     def run(self, unit: Unit) -> Result:
         began = time.perf_counter()
         plan, (pair, compiled) = self.job.plan, self._pair(unit.pair)
-        swept, steps, limits = UnitRows(plan.axis_names), 0, None
+        swept, steps, sweep_seconds, limits = UnitRows(plan.axis_names), 0, 0.0, None
         tables = swept.tables
         if unit.kind == "timings":
             rows = Timings(pair, unit.modes).rows()
@@ -225,10 +226,12 @@ class _Loaded:
         else:
             own = pair.program.trial.plan
             sweep = PairSweep(pair.program, pair.ready(), own, unit.pair, swept, range(unit.first, unit.last))
+            sweeps = time.perf_counter()
             with self.compiler.working():
                 sweep.run()
-            steps = sweep.trial_steps
-        return Result(tables, name_of_worker(), time.perf_counter() - began, steps, compiled, limits)
+            steps, sweep_seconds = sweep.trial_steps, time.perf_counter() - sweeps
+        seconds = time.perf_counter() - began
+        return Result(tables, name_of_worker(), seconds, steps, sweep_seconds, compiled, limits)
 
     def _pair(self, number: int) -> tuple[CompiledPair, bool]:
         """A pair's programs, and whether they had to be compiled."""
@@ -236,7 +239,8 @@ class _Loaded:
             if number in self.pairs:
                 self.pairs[number] = self.pairs.pop(number)  # the last one to go
                 return self.pairs[number], False
-            while len(self.pairs) >= PAIRS_KEPT:
+            kept = len(self.job.blocks) if self.job.plan.until else PAIRS_KEPT  # a race comes back to each pair
+            while len(self.pairs) >= kept:
                 del self.pairs[next(iter(self.pairs))]
             block = self.job.blocks[number]
             block = dataclasses.replace(block, devices=min(block.devices, len(self.devices)))

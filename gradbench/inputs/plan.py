@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-import shlex
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import OptimizerError, PlanError, ProblemError, nearest, one_line
 from gradbench.inputs.built_in import without_groups
-from gradbench.inputs.specs import checks
+from gradbench.inputs.specs import checks, races
 from gradbench.inputs.specs.axis import LISTED, OF_PLAN, Axis, axes_of, expanded, with_axis
 from gradbench.inputs.specs.checks import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.specs.designs import GRID, check_design, count, listed, points
-from gradbench.inputs.specs.rates import rate_range, rate_values, rates_as_kept
+from gradbench.inputs.specs.rates import check_rates_fit, rate_values, rates_as_kept
 from gradbench.inputs.specs.searches import (
     ASKED,
     HALVING,
@@ -40,6 +36,7 @@ if TYPE_CHECKING:
 TIMINGS = ("full", "batched", "none")
 DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression", "mlp")
 DEFAULT_OPTIMIZERS = ("sgd", "momentum", "adam")
+SEEDS = 3
 MAX_TRIALS = 2**31 - 1  # trial numbers are int32 on the device
 
 
@@ -108,7 +105,19 @@ class SweepPlan:
         "What the sweep of a pair may take: 60s, 1e6steps or 500trials; what is not run then is left out.",
         checks.or_none(lambda name, text: checks.as_written(read_budget, text)),
     )
-    seeds: int = _setting(3, "Trials of each learning rate, from seeds 0, 1, ...", checks.whole(1, 2**31 - 1))
+    until: str | None = _setting(
+        None,
+        '"adam<sgd": add seeds until it is decided which of the two wins, by a test that is wrong in at most 5 % of '
+        "races however often it looks, or until the seeds or the budget of a pair end; see docs/statistics.md. Exit 1 "
+        "where the second one wins.",
+        checks.or_none(lambda name, text: races.SIGN.join(races.sides(str(text)))),
+    )
+    seeds: int = _setting(
+        None,
+        f"Trials of each learning rate, from seeds 0, 1, ...: {SEEDS} if not given; with --until at the most so many, "
+        f"{races.SEEDS} if not given.",
+        checks.or_none(checks.whole(1, 2**31 - 1)),
+    )
     steps: int = _setting(300, "Updates of a trial, or several, 100,300.", checks.several(checks.whole(1, 2**30)))
     batch_size: int | None = _setting(
         None,
@@ -153,30 +162,39 @@ class SweepPlan:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, field.metadata["check"](field.name, getattr(self, field.name)))
+        self._take_sides()
         self._spread()
         self._take_axes()
         self._take_list()
         self._check_search()
-        self._check_rates_fit()
+        self._check_until()
+        check_rates_fit(self.learning_rates, self.dtype)
         if self.target_loss is not None and len(self.problems) > 1:
             raise PlanError(f"target_loss: one loss is for one problem; this plan has {len(self.problems)}")
         if self.trials > MAX_TRIALS:
             raise PlanError(f"the plan has {self.trials:,} trials; at most {MAX_TRIALS:,} fit one run")
 
-    def _check_rates_fit(self) -> None:
-        """Learning rates are float32 on the device, float64 in a float64 run: each has to be a number of its own."""
-        single = self.dtype != "float64"
-        least, most, spacing = (2.0**-126, 2.0**128, 2.0**-23) if single else (2.0**-1022, math.inf, 2.0**-52)
-        rates = self.learning_rates
-        low, high, count = rate_range(rates) if isinstance(rates, str) else (min(rates), max(rates), 1)
-        kind = "float64" if not single else "float32"
-        for rate in (low, high):
-            if not least <= rate < most:
-                raise PlanError(
-                    f"learning rates: {rate:g} is outside the range of {kind}, which holds them in this run"
-                )
-        if count > 1 and math.log(high / low) / (count - 1) < spacing:
-            raise PlanError(f"learning rates {rates!r}: {count:,} of them are too many to tell apart in {kind}")
+    def _take_sides(self) -> None:
+        """Of a race: its two optimizers, unless they are given too. And the seeds where they are not given."""
+        if self.seeds is None:
+            object.__setattr__(self, "seeds", SEEDS if self.until is None else races.SEEDS)
+        if self.until is None:
+            return
+        named = checks.optimizers("until", races.sides(self.until))
+        if set(self.optimizers) not in (set(named), set(DEFAULT_OPTIMIZERS)):
+            both = " and ".join(self.optimizers)
+            raise PlanError(f"until: {self.until} compares two optimizers, and the plan has {both}; give no others")
+        object.__setattr__(self, "optimizers", named)
+
+    def _check_until(self) -> None:
+        if self.until is None:
+            return
+        if len(self.optimizers) != 2:
+            raise PlanError(f"until: {self.until} stands for {len(self.optimizers)} optimizers, one for each value")
+        if self.search is not None:
+            raise PlanError("until: it adds seeds to every setting of a design; give no search beside it")
+        object.__setattr__(self, "until", races.SIGN.join(self.optimizers))  # with their axes
+        _ = self.round_ends
 
     def _spread(self) -> None:
         """Of several batch sizes or numbers of steps, an optimizer for each; the largest stands for the plan's own."""
@@ -270,6 +288,16 @@ class SweepPlan:
         return [at for k in range(RUNGS, 0, -1) if (at := self.steps // found.argument**k) > 0]
 
     @property
+    def settings(self) -> int:
+        """Combinations that a race tries of each optimizer; of the two the more."""
+        return max(count(self.design, self.learning_rates, self.axes_of(optimizer)) for optimizer in self.optimizers)
+
+    @property
+    def round_ends(self) -> list[int]:
+        """The numbers of seeds after which a race is looked at, as far as seeds and budget allow in any case."""
+        return races.round_ends(self.settings, races.allowed_seeds(self.seeds, self.settings, self.steps, self.allowed))
+
+    @property
     def rates(self) -> list[float]:
         """The learning rates as numbers, in the order given."""
         return rate_values(self.learning_rates)
@@ -297,6 +325,8 @@ class SweepPlan:
     def side_by_side(self, optimizer: str) -> int:
         """Trials of a pair that may be under way at once: a search asks for few at a time."""
         trials, found = self.trials_of(optimizer), self.searching
+        if self.until is not None:
+            return min(trials, races.ADDED * self.settings)
         if found is None or found.kind == HALVING:
             return trials
         return min(trials, ASKED if found.kind == REFINE else ASKED * self.seeds)
@@ -348,24 +378,6 @@ class SweepPlan:
             raise PlanError(f"{where}: {one_line(error)}") from error
 
 
-def command(plan: SweepPlan, **changed: Any) -> str:
-    """The command line that runs `plan` with some of its fields changed."""
-    plan = dataclasses.replace(plan, **changed)
-    words = ["gradbench", "run", *plan.problems]
-    for field in dataclasses.fields(plan)[1:]:
-        value = getattr(plan, field.name)
-        if value == field.default:
-            continue
-        flag = (field.metadata["flags"] or ("--" + field.name.replace("_", "-"),))[-1]
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        elif field.name == "optimizers":
-            words += [word for spec in value for word in (flag, spec)]
-        else:
-            words += [flag, ",".join(f"{rate:g}" for rate in value) if isinstance(value, tuple) else str(value)]
-    return shlex.join(words)
-
-
 def with_full_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Settings by SweepPlan's fields; they may be named as the command line's options are, such as lr or batch-size.
 
@@ -379,17 +391,6 @@ def with_full_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise PlanError(f"{where}: {name} is given twice, here as {key!r}")
         named[name] = value
     return named
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings in a TOML file whose keys are SweepPlan's fields, or the command line's options."""
-    try:
-        with open(path, "rb") as file:
-            return with_full_names(tomllib.load(file), str(path))
-    except OSError as error:
-        raise PlanError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: not TOML: {one_line(error)}") from error
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

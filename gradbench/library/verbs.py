@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradbench.analysis.races.races import Races
-from gradbench.analysis.races.races import races as race
+from gradbench.analysis.races.records import races as race
 from gradbench.analysis.races.tunability import Tunability
 from gradbench.analysis.races.tunability import tunability as tune
 from gradbench.analysis.regress import Comparison, compare_runs

@@ -77,7 +77,7 @@ TRIALS = (
     Column(
         "tail_overshot", NUMBER, "", f"share of the updates {_TAIL} past the lowest point of their line", **_LAST_PART
     ),
-    Column("tried", TEXT, "", "why a search tried it; null where all of a design is run", since=5),
+    Column("tried", TEXT, "", "why a search or a race tried it; null where all of a design is run", since=5),
 )
 TARGET_COLUMNS = tuple(column.name for column in TRIALS if column.name.startswith("steps_to_1e-"))
 EVENT_COLUMNS = tuple(column.name for column in TRIALS if column.source == "events")

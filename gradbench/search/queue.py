@@ -27,6 +27,7 @@ class Queue:
         self.asked = 0  # the first trial of what the search asked for last
         if self.search is None:
             self.settings, self.seeds = designed(plan, optimizer)
+            self.why = reasons(plan, self.seeds) if plan.until else None
         else:
             first = next(self.search)
             self.settings, self.seeds, self.why = dict(first.settings), first.seeds, list(first.why)
@@ -87,12 +88,23 @@ class Queue:
 def designed(plan: SweepPlan, optimizer: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The settings by name and the seeds of all trials of a pair of a design, each (N,)."""
     points = plan.points(optimizer)
+    if plan.until:  # seed by seed, as they are added
+        settings = {name: np.tile(values, plan.seeds) for name, values in points.items()}
+        return settings, np.repeat(np.arange(plan.seeds), len(points["learning_rate"]))
     settings = {name: np.repeat(values, plan.seeds) for name, values in points.items()}
     seeds = np.tile(np.arange(plan.seeds), len(points["learning_rate"]))
     if not plan.rungs:
         return settings, seeds
     order = np.random.default_rng(0).permutation(len(seeds))  # else each wave would be better than those before
     return {name: values[order] for name, values in settings.items()}, seeds[order]
+
+
+def reasons(plan: SweepPlan, seeds: np.ndarray) -> list[str]:
+    """Why each trial of a race is made, by its seed."""
+    ends = plan.round_ends
+    words = [f"the fewest seeds that can decide {plan.until}"]
+    words += [f"{plan.until} was not decided after {end} seeds" for end in ends]
+    return np.array(words, object)[np.searchsorted(ends, seeds, side="right")].tolist()
 
 
 def _search(plan: SweepPlan, optimizer: str) -> Searching | None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gradbench.errors import PlanError
-from gradbench.inputs.plan import SweepPlan, read_config
+from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs.rates import log_range, parse_rates
+from gradbench.inputs.written import read_config
 
 
 def test_a_plan_survives_json_and_toml(tmp_path):

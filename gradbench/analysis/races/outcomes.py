@@ -83,14 +83,14 @@ class Outcomes:
         count = max(1, min(GROUPS, len(self.seeds) // 2))
         return np.arange(len(self.seeds)) * count // len(self.seeds)
 
-    def held_out(self) -> Held:
-        """Every seed at the setting that is best on the other seeds of its group; of one seed, on itself.
+    def held_out(self, groups: np.ndarray | None = None) -> Held:
+        """Every seed at the setting that is best on the other seeds of its group, (S,); of one seed, on itself.
 
         So groups share nothing, and the spread between them has in it how much the choice of a setting varies. Were a
         seed judged at what is best on all the others, all would share that choice and intervals would be too short
         (Bengio and Grandvalet, No unbiased estimator of the variance of K-fold cross-validation, JMLR 5, 2004).
         """
-        groups, place = self.groups, np.arange(len(self.seeds))
+        groups, place = self.groups if groups is None else groups, np.arange(len(self.seeds))
         others = [np.flatnonzero((groups == groups[seed]) & (place != seed)) for seed in place]
         chosen = np.array([self.best(of if len(of) else place) for of in others])
         at = chosen, place
@@ -102,25 +102,28 @@ def _is_axis(trials: pa.Table, name: str) -> bool:
     return name not in SCHEMAS["trials"].names and trials[name].null_count == 0
 
 
-def outcomes(runs: Sequence[Run], problems: Sequence[str] = ()) -> dict[str, dict[str, Outcomes]]:
+def outcomes(
+    runs: Sequence[Run], problems: Sequence[str] = (), against: Run | None = None
+) -> dict[str, dict[str, Outcomes]]:
     """By optimizer and problem, of one record or of several that share their target; of these problems, or of all.
 
-    An optimizer of several records has the record's place in its name. Raises GradbenchError where records cannot be
-    compared, or no trial has finished.
+    An optimizer of several records has the record's place in its name. References, and what is told apart, are of the
+    records or of `against`, a part of the one. Raises GradbenchError where records cannot be compared, or no trial has
+    finished.
     """
     for run in runs[1:]:
         for key in SAME:
             a, b = (getattr(of.plan, key) for of in (runs[0], run))
             if a != b:
                 raise GradbenchError(f"{runs[0].id} and {run.id} do not compare: {key} is {a} and {b}")
-    to = common_references(runs)
+    to = common_references([against] if against else runs)
     found: dict[str, dict[str, Outcomes]] = {}
     for place, run in enumerate(runs, 1):
         for problem in references(run):
-            if problems and problem not in problems:
+            if (problems and problem not in problems) or problem not in to:
                 continue
             trials = problem_trials(run, problem, to[problem])
-            floor = resolution(trials, to[problem], run.plan.dtype)
+            floor = resolution(problem_trials(against or run, problem, to[problem]), to[problem], run.plan.dtype)
             for optimizer in run.plan.optimizers:
                 rows = trials.filter(pc.field("optimizer") == optimizer)
                 if len(rows):

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from gradbench.analysis.races.intervals import CONFIDENCE, Estimate, holm, mean_of_strata
-from gradbench.analysis.races.outcomes import Held, Outcomes, outcomes
+from gradbench.analysis.races.intervals import CONFIDENCE, holm, mean_of_strata
+from gradbench.analysis.races.outcomes import Held, Outcomes
 from gradbench.errors import GradbenchError
-from gradbench.record.store import Run
 
 STEPS, GAP = "steps to target", "gap at the end"
 
@@ -45,14 +44,6 @@ class Races:
         return races_text(self, "table")
 
 
-def races(runs: Sequence[Run], problems: Sequence[str] = (), optimizers: Sequence[str] = ()) -> Races:
-    """Of one record, or of several that share their target; of these problems and optimizers, or of all.
-
-    Raises GradbenchError where there are not two optimizers that share a problem.
-    """
-    return races_of({name: of for name, of in outcomes(runs, problems).items() if not optimizers or name in optimizers})
-
-
 def races_of(found: dict[str, dict[str, Outcomes]]) -> Races:
     """Of outcomes by optimizer and problem. Raises GradbenchError where no two optimizers share a problem."""
     held = {name: {problem: each.held_out() for problem, each in of.items()} for name, of in found.items()}
@@ -61,9 +52,10 @@ def races_of(found: dict[str, dict[str, Outcomes]]) -> Races:
     for a, b in itertools.combinations(found, 2):
         shared = [problem for problem in found[a] if problem in found[b]]
         if shared:
-            row, note = _race(a, b, {p: (_of(found[a][p], held[a][p]), _of(found[b][p], held[b][p])) for p in shared})
+            sides = [{p: side(found[of][p], held[of][p], held[of][p].units) for p in shared} for of in (a, b)]
+            row, left = _race(a, b, paired(sides))
             rows.append(row)
-            notes += [note] if note else []
+            notes += left
     if not rows:
         raise GradbenchError(f"no two optimizers share a problem: {', '.join(found) or 'none is left'}")
     for row, adjusted in zip(rows, holm([row["p_value"] for row in rows])):
@@ -71,45 +63,76 @@ def races_of(found: dict[str, dict[str, Outcomes]]) -> Races:
     return Races(rows, notes)
 
 
-def _of(outcome: Outcomes, held: Held) -> dict[int, tuple[float, float, bool, int]]:
-    """By seed: log steps, log gap, whether the target was reached, the seed's group."""
-    values = zip(held.steps.tolist(), held.gaps.tolist(), held.reached.tolist(), held.units.tolist())
+def side(outcome: Outcomes, held: Held, units: np.ndarray) -> dict[int, tuple[float, float, bool, int]]:
+    """By seed: log steps, log gap, whether the target was reached, which of the `units` (S,) it is of."""
+    values = zip(held.steps.tolist(), held.gaps.tolist(), held.reached.tolist(), units.tolist())
     return dict(zip(outcome.seeds.tolist(), values))
 
 
-def _race(a: str, b: str, by_problem: dict[str, tuple[dict, dict]]) -> tuple[dict[str, Any], str]:
-    """A row, and a note on what was left out of it or the empty string."""
-    pairs = {
-        problem: np.array([(of_a[seed], of_b[seed]) for seed in of_a if seed in of_b])  # (seeds, 2, 4)
-        for problem, (of_a, of_b) in by_problem.items()
-    }
-    pairs = {problem: of for problem, of in pairs.items() if len(of)}
-    reached = {problem: of for problem, of in pairs.items() if of[:, :, 2].any()}
-    note = ""
-    if reached and len(reached) < len(pairs):
-        others = ", ".join(problem for problem in pairs if problem not in reached)
-        note = f"{a} and {b}: neither reaches the target on {others}, which is left out"
-    what, used = (STEPS, reached) if reached else (GAP, pairs)
-    column = 0 if reached else 1
-    differences = {problem: of[:, 1, column] - of[:, 0, column] for problem, of in used.items()}
-    estimate = mean_of_strata([unit_means(differences[problem], of[:, :, 3]) for problem, of in used.items()])
-    unreached = 1 - np.concatenate([of[:, :, 2] for of in used.values()]).mean(axis=0)
-    if estimate.value < 0:
-        a, b, unreached = b, a, unreached[::-1]
-        estimate = estimate._replace(value=-estimate.value)
-        differences = {problem: -of for problem, of in differences.items()}
+def paired(sides: Sequence[dict[str, dict]]) -> dict[str, np.ndarray]:
+    """What `side` says of two optimizers, by problem, seed against seed: (seeds, 2, 4) by problem, of those that both
+    have."""
+    a, b = sides
+    pairs = {problem: [(of[seed], b[problem][seed]) for seed in of if seed in b[problem]] for problem, of in a.items()}
+    return {problem: np.array(of) for problem, of in pairs.items() if of}
+
+
+def judged_by(pairs: dict[str, np.ndarray]) -> tuple[str, list[str]]:
+    """What two optimizers are judged by, and on which problems: steps, where any of their runs reaches the target, else
+    gaps on all."""
+    reached = [problem for problem, of in pairs.items() if of[:, :, 2].any()]
+    return (STEPS, reached) if reached else (GAP, list(pairs))
+
+
+def differences(what: str, pairs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By problem log(of the second / of the first), (seeds,)."""
+    column = 0 if what == STEPS else 1
+    return {problem: of[:, 1, column] - of[:, 0, column] for problem, of in pairs.items()}
+
+
+def left_out(a: str, b: str, pairs: dict[str, np.ndarray], used: Sequence[str]) -> list[str]:
+    """A note on the problems that are not used, if there are any."""
+    others = ", ".join(problem for problem in pairs if problem not in used)
+    return [f"{a} and {b}: neither reaches the target on {others}, which is left out"] if others else []
+
+
+def _race(a: str, b: str, pairs: dict[str, np.ndarray]) -> tuple[dict[str, Any], list[str]]:
+    """A row, and notes on what was left out of it."""
+    what, used = judged_by(pairs)
+    found = differences(what, kept := {problem: pairs[problem] for problem in used})
+    estimate = mean_of_strata([unit_means(of, kept[problem][:, :, 3]) for problem, of in found.items()])
+    logs = (estimate.value, *estimate.interval(), estimate.detectable)
+    return row_of(a, b, what, kept, logs, estimate.p_value), left_out(a, b, pairs, used)
+
+
+def row_of(
+    a: str, b: str, what: str, pairs: dict[str, np.ndarray], logs: tuple[float, float, float, float], p_value: float
+) -> dict[str, Any]:
+    """A row, the one ahead first. `logs` are of the ratio, its interval's ends, and the ratio that would have been
+    seen; NaN where unknown."""
+    unreached = 1 - np.concatenate([of[:, :, 2] for of in pairs.values()]).mean(axis=0)
+    sign, (value, low, high, seen) = 1, logs
+    if value < 0:
+        a, b, unreached, sign = b, a, unreached[::-1], -1
+        value, low, high = -value, -high, -low
+    means = {problem: sign * float(of.mean()) for problem, of in differences(what, pairs).items()}
+    value, low, high, seen = (None if math.isnan(log) else math.exp(min(log, 700)) for log in (value, low, high, seen))
     return {
         "faster": a,
         "slower": b,
         "what": what,
-        **_ratios(estimate),
-        "seeds": min(map(len, used.values())),
-        "problems": len(used),
-        "ahead": sum(bool(of.mean() > 0) for of in differences.values()),
+        "ratio": value,
+        "low": low,
+        "high": high,
+        "p_value": p_value,
+        "detectable": seen,
+        "seeds": min(map(len, pairs.values())),
+        "problems": len(pairs),
+        "ahead": sum(mean > 0 for mean in means.values()),
         "unreached_faster": float(unreached[0]),
         "unreached_slower": float(unreached[1]),
-        "ratios": {problem: math.exp(of.mean()) for problem, of in differences.items()},
-    }, note
+        "ratios": {problem: math.exp(mean) for problem, mean in means.items()},
+    }
 
 
 def unit_means(values: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -117,12 +140,6 @@ def unit_means(values: np.ndarray, units: np.ndarray) -> np.ndarray:
     for itself, else groups, whose numbers are no larger."""
     both = units.min(axis=1)
     return np.array([values[both == unit].mean() for unit in np.unique(both)])
-
-
-def _ratios(estimate: Estimate) -> dict[str, Any]:
-    logs = (estimate.value, *estimate.interval(), estimate.detectable)
-    value, low, high, detectable = (None if math.isnan(log) else math.exp(min(log, 700)) for log in logs)
-    return {"ratio": value, "low": low, "high": high, "p_value": estimate.p_value, "detectable": detectable}
 
 
 def _choice(found: dict[str, dict[str, Outcomes]]) -> str:

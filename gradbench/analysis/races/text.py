@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradbench.analysis.races.intervals import POWER
-from gradbench.analysis.races.races import STEPS, Races, races, sentence
+from gradbench.analysis.races.races import STEPS, Races, sentence
+from gradbench.analysis.races.records import races
 from gradbench.analysis.races.tunability import Tunability, tunability
-from gradbench.errors import PlanError
+from gradbench.errors import GradbenchError, PlanError
 from gradbench.record.store import Run
 from gradbench.tables import Column, check_format, note_lines, number, percent, render, to_json
 
@@ -64,6 +65,17 @@ def races_text(found: Races, output_format: str) -> str:
     bullet = "- " if output_format == "markdown" else ""
     lines = [*(f"{bullet}{said}." for said in found.sentences), "", *note_lines(found.notes, output_format)]
     return "\n".join([text, "", *lines])
+
+
+def race_text(run: Run, output_format: str) -> str:
+    """What the seeds of a record of `--until` were added for: its sentence and notes, for people; else nothing."""
+    if run.plan.until is None or output_format in ("json", "csv"):
+        return ""
+    try:
+        found = races([run])
+    except GradbenchError as error:  # a budget ended before there was an answer
+        return f"\n{error}"
+    return "\n".join(["", *(f"{said}." for said in found.sentences), "", *note_lines(found.notes, output_format)])
 
 
 def _answer(row: dict[str, Any]) -> str:

@@ -11,9 +11,9 @@ from gradbench.analysis.settings.effects import Effects, at_an_end, effects
 from gradbench.analysis.settings.moves import Move, families, fitted, move
 from gradbench.analysis.summary import PairSummary, pair_trials, problem_trials
 from gradbench.errors import OptimizerError
-from gradbench.inputs.plan import command
 from gradbench.inputs.sources import given_as_object
 from gradbench.inputs.specs.axis import axes_of, concrete
+from gradbench.inputs.written import command_of_pair
 from gradbench.record.store import Run
 from gradbench.tables import GO_ON, Column, percent, span
 
@@ -101,7 +101,7 @@ def edge_notes(run: Run, pair: PairSummary, found: Effects | None = None) -> lis
             notes.append(what)
             continue
         optimizer = concrete(pair.optimizer, {effect.name: further}, OptimizerError)
-        notes.append(f"{what}{GO_ON}{command(run.plan, problems=(pair.problem,), optimizers=(optimizer,))}")
+        notes.append(f"{what}{GO_ON}{command_of_pair(run.plan, pair.problem, optimizer)}")
     return notes
 
 

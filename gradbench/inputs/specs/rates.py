@@ -112,3 +112,16 @@ def rates_as_kept(rates: Any) -> str | tuple[float, ...]:
     if len(set(values)) < len(values):
         raise PlanError(f"learning rates: {next(v for v in values if values.count(v) > 1):g} is given twice")
     return tuple(values)
+
+
+def check_rates_fit(rates: str | tuple[float, ...], dtype: str) -> None:
+    """Learning rates are float32 on the device, float64 in a float64 run: each has to be a number of its own."""
+    single = dtype != "float64"
+    least, most, spacing = (2.0**-126, 2.0**128, 2.0**-23) if single else (2.0**-1022, math.inf, 2.0**-52)
+    low, high, count = rate_range(rates) if isinstance(rates, str) else (min(rates), max(rates), 1)
+    kind = "float32" if single else "float64"
+    for rate in (low, high):
+        if not least <= rate < most:
+            raise PlanError(f"learning rates: {rate:g} is outside the range of {kind}, which holds them in this run")
+    if count > 1 and math.log(high / low) / (count - 1) < spacing:
+        raise PlanError(f"learning rates {rates!r}: {count:,} of them are too many to tell apart in {kind}")
