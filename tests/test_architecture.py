@@ -29,6 +29,7 @@ FOLDERS = (
     "gradients.rounding",
     "gradients.formula",
     "gradients.execution",
+    "gradients.second",
     "gradients.functions",
     "gradients",
     "library",

@@ -30,6 +30,7 @@ def run_check_function(
     against: str | None,
     args: str | None,
     case: str | None,
+    order: int,
     dtypes: Sequence[str],
     precision: str,
     device: str | None,
@@ -52,10 +53,10 @@ def run_check_function(
     for target, mine in loaded:
         note(f"checking {target} ...")
         inputs = args or _cases(target, against, modules)
-        command = _command(target, against, args, precision, device)
+        command = _command(target, against, args, precision, device, order)
         with printing_to_stderr():
             check = Check(mine, (), reference, inputs, (target, against or ""), command)
-            reports.append(check.run(dtypes or None, precision, device, fast, case))
+            reports.append(check.run(dtypes or None, precision, device, fast, case, order))
         if output_format in problems.FOR_PEOPLE:
             with activity.paused():
                 problems.print_report(reports[-1], output_format)
@@ -103,9 +104,9 @@ def _cases(target: str, against: str | None, modules: dict[str, Any]) -> Inputs:
     )
 
 
-def _command(target: str, against: str | None, args: str | None, precision: str, device: str | None) -> str:
+def _command(target: str, against: str | None, args: str | None, precision: str, device: str | None, order: int) -> str:
     """The command line up to its dtype and case."""
     options = {"against": against, "args": args, "precision": precision if precision != "highest" else None}
-    options["device"] = device
+    options |= {"device": device, "order": "2" if order == 2 else None}
     parts = [f"--{name} {shlex.quote(value)}" for name, value in options.items() if value]
     return " ".join(["gradbench check", shlex.quote(target), *parts])

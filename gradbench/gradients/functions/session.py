@@ -12,7 +12,7 @@ import numpy as np
 
 from gradbench.errors import ProblemError, error_text
 from gradbench.gradients.functions import programs
-from gradbench.gradients.functions.cases import Case, Source
+from gradbench.gradients.functions.cases import BOTH, Case, Source
 from gradbench.gradients.functions.expected import Expected, Part, Reference, described
 from gradbench.gradients.functions.judging import Finding, compare
 from gradbench.gradients.functions.programs import Flat, Layout
@@ -41,6 +41,7 @@ class Session:
         precision: str,
         device: jax.Device,
         names: tuple[str, str],
+        order: int = 1,
     ):
         self.source, self.layout, self.dtype, self.precision, self.device = source, layout, dtype, precision, device
         self.names, self.form = names, format_of(dtype)
@@ -51,7 +52,9 @@ class Session:
         self.mine, self._plain = mine, reference
         self._runners: dict[Any, Callable[..., Any]] = {}
         base = source.case(source.base(), "given" if source.given else "random", 0)
-        self.reference = Reference(names[1], self._plain, layout, base, dtype, precision)
+        self.reference = Reference(
+            names[1], self._plain, layout, base, dtype, precision, programs.CHECKS[1:] if order == 2 else BOTH
+        )
         self.traced = self._trace(base)
         self.how = "eager" if self.traced is None else "jit"
         self.checks = ["value", *(mode for mode in self.reference.modes if self._has(mode, base))]
@@ -317,7 +320,7 @@ class _Changed(Exception):
 def _rest(check: str, others: list[Any], expected: Expected) -> Any:
     if check == "value":
         return others
-    return others, expected.cotangents if check == "vjp" else expected.tangents
+    return others, programs.rest(check, expected.cotangents, expected.tangents)
 
 
 def _inner(one: Any, other: Any) -> float:
