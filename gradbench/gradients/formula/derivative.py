@@ -103,11 +103,13 @@ def check(
     share: float,
     fast: bool,
     suspects: Suspects | None = None,
+    size: float = 0.0,
 ) -> tuple[list[Test], list[np.ndarray]]:
     """Every test of the derivative at a float64 point, and the gradient's flat leaves (float64).
 
     `spread` is the rounding spread of (value, gradient) in some dtype and `share` its unit over float64's; `suspects`
-    what could be at fault, the loss's own rules where it is None.
+    what could be at fault, the loss's own rules where it is None; `size` a change of the loss that matters, where all
+    slopes may be 0.
     """
     value, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), point.params, point.data)
     loss = Loss(problem, point, None if spread is None else float(spread.sigma[0]) / share)
@@ -117,7 +119,7 @@ def check(
     names = leaf_names(point.params)
     generator = np.random.default_rng(1)
     norms = [0.0] * len(gradient) if spread is None else [n / share for n in spread.norm[1:]]
-    differences, reach = _differences(loss, gradient, names, generator, fast, point.examples)
+    differences, reach = _differences(loss, gradient, names, generator, fast, point.examples, size)
     tests = [differences]
     if differences.verdict != "FAIL" or all(np.isfinite(g).all() for g in gradient):
         tests.append(_taylor(loss, gradient, reach, generator))
@@ -129,7 +131,8 @@ def check(
     if differences.verdict == "FAIL":
 
         def agrees(other: list[np.ndarray]) -> bool:
-            return _differences(loss, other, names, np.random.default_rng(1), fast, point.examples)[0].verdict != "FAIL"
+            own = np.random.default_rng(1)
+            return _differences(loss, other, names, own, fast, point.examples, size)[0].verdict != "FAIL"
 
         finding, culprit = (suspects or Suspects.of(loss.trace, point)).judge(gradient, names, agrees)
         tests.append(Test("suspects", "INCONCLUSIVE", finding, culprit=culprit))
@@ -177,7 +180,9 @@ def _value_of_rules(loss: Loss, with_gradient: float) -> list[Test]:
     return [Test("value of the rules", "FAIL", finding, culprit=f"the value of {likely(loss.rules)}")]
 
 
-def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: int | None) -> tuple[Test, list[float]]:
+def _differences(
+    loss: Loss, gradient, names, generator, fast: bool, examples: int | None, least: float
+) -> tuple[Test, list[float]]:
     """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones. Also, per leaf, how
     far an entry was moved where a slope was known best."""
     reach = [oracle.length(leaf) for leaf in loss.leaves]
@@ -189,7 +194,7 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
     # What the loss changes by as a leaf moves by its length, of the leaf where that is most: beside it a slope of 0
     # need not be known to a share of itself.
     sizes = [float(np.sqrt(np.mean(g**2))) * oracle.length(leaf) for leaf, g in zip(loss.leaves, gradient)]
-    steepest = max((size for size in sizes if math.isfinite(size)), default=0.0)
+    steepest = max((size for size in [least, *sizes] if math.isfinite(size)), default=0.0)
     for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
         length = oracle.length(leaf)
         entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []

@@ -154,7 +154,10 @@ def tests(problem: Problem, point: oracle.Point, spread: Spread | None, share: f
         given.data,
         lambda loss, params, rest: PRODUCTS[OVER[1]](lambda p, data: loss(p, data))(params, rest)[1],
     )
-    found, product = formula.check(of_slope, given, spread, share, fast, suspects)
+    gradient = oracle.evaluate(jax.grad(problem.loss), point.params, point.data)
+    # Where all of H v is 0 it need not be known to a share of itself, but of what <v, gradient> is like.
+    size = math.sqrt(sum(float(np.sum((v * g) ** 2)) for v, g in zip(jax.tree.leaves(given.data[1]), gradient)))
+    found, product = formula.check(of_slope, given, spread, share, fast, suspects, size)
     norms = [0.0] * len(product) if spread is None else [n / share for n in spread.norm[1:]]
     found = [_named(test) for test in found if test.name not in ("value of the rules", "forward against reverse")]
     others = [] if fast else [*_compositions(problem, given, product, norms), _symmetry(problem, point, product, norms)]
