@@ -31,6 +31,7 @@ FOLDERS = (
     "gradients.execution",
     "gradients.second",
     "gradients.functions",
+    "gradients.ports",
     "gradients",
     "library",
     "cli",

@@ -16,6 +16,7 @@ from gradbench.gradients.functions.check import Check, Inputs
 from gradbench.inputs.specs.spec import is_path, load_file
 from gradbench.library.activity import Activity
 
+TORCH = "torch:"  # before a function of PyTorch's
 _FUNCTION = re.compile(r"([^\[\]]+):(\w+)$")
 
 
@@ -45,6 +46,8 @@ def run_check_function(
     INCONCLUSIVE), else 0. Raises GradbenchError for bad input."""
     modules: dict[str, Any] = {}
     with printing_to_stderr():
+        if against and against.startswith(TORCH):
+            raise ProblemError(f"{against}: a reference is written with jax.numpy, so that its rounding can be derived")
         reference = load_function(against, modules) if against else None
         loaded = [(target, load_function(target, modules)) for target in targets]
     if not loaded or not all(map(is_function, targets)):
@@ -68,7 +71,12 @@ def run_check_function(
 
 
 def load_function(target: str, modules: dict[str, Any]) -> Callable[..., Any]:
-    """The function of FILE.py:name or package.module:name; a file is run once, and kept in `modules`."""
+    """The function of FILE.py:name or package.module:name, of PyTorch's where torch: is before it; a file is run once,
+    and kept in `modules`."""
+    if target.startswith(TORCH):
+        from gradbench.gradients.ports.pytorch import TorchFunction
+
+        return TorchFunction(load_function(target.removeprefix(TORCH), modules))
     match = _FUNCTION.match(target)
     if match is None:
         raise ProblemError(f"{target!r}: name a function, as in ./kernel.py:plain")
@@ -94,7 +102,7 @@ def _module(name: str) -> Any:
 def _cases(target: str, against: str | None, modules: dict[str, Any]) -> Inputs:
     """The function cases(key) of the function's file, or of the reference's."""
     for place in filter(None, (target, against)):
-        match = _FUNCTION.match(place)
+        match = _FUNCTION.match(place.removeprefix(TORCH))
         found = getattr(modules[match[1]], "cases", None) if match else None
         if callable(found):
             return found

@@ -193,7 +193,8 @@ def check(
     Parameters
     ----------
     problems
-        Names with settings, groups, such as @networks, or files; see gradbench list. Or a function, ./kernel.py:mine.
+        Names with settings, groups, such as @networks, or files; see gradbench list. Or a function, ./kernel.py:mine,
+        or one of PyTorch's, torch:./port.py:mine.
     dtype
         float32 (if not given), float64, bfloat16 or float16; repeat for more. A self-test takes all four.
     precision
