@@ -40,6 +40,7 @@ def run_check(
     strict: bool = False,
     programs: Sequence[str] | None = None,
     seed: int = 0,
+    order: int = 1,
     self_test: bool = False,
     output_format: str = "table",
     out: str | Path | None = "results",
@@ -69,7 +70,14 @@ def run_check(
         note(f"checking {problem.name} ...")
         with printing_to_stderr():
             report = check_gradient(
-                problem, dtype=dtypes, precision=precision, device=device, fast=fast, programs=programs, seed=seed
+                problem,
+                dtype=dtypes,
+                precision=precision,
+                device=device,
+                fast=fast,
+                programs=programs,
+                seed=seed,
+                order=order,
             )
         report.from_spec = from_spec
         reports.append(report)

@@ -16,6 +16,7 @@ from gradbench.gradients.functions.check import Check, Inputs
 from gradbench.inputs.specs.spec import is_path, load_file
 from gradbench.library.activity import Activity
 
+TORCH = "torch:"  # before a function of PyTorch's
 _FUNCTION = re.compile(r"([^\[\]]+):(\w+)$")
 
 
@@ -30,6 +31,7 @@ def run_check_function(
     against: str | None,
     args: str | None,
     case: str | None,
+    order: int,
     dtypes: Sequence[str],
     precision: str,
     device: str | None,
@@ -44,6 +46,8 @@ def run_check_function(
     INCONCLUSIVE), else 0. Raises GradbenchError for bad input."""
     modules: dict[str, Any] = {}
     with printing_to_stderr():
+        if against and against.startswith(TORCH):
+            raise ProblemError(f"{against}: a reference is written with jax.numpy, so that its rounding can be derived")
         reference = load_function(against, modules) if against else None
         loaded = [(target, load_function(target, modules)) for target in targets]
     if not loaded or not all(map(is_function, targets)):
@@ -52,10 +56,10 @@ def run_check_function(
     for target, mine in loaded:
         note(f"checking {target} ...")
         inputs = args or _cases(target, against, modules)
-        command = _command(target, against, args, precision, device)
+        command = _command(target, against, args, precision, device, order)
         with printing_to_stderr():
             check = Check(mine, (), reference, inputs, (target, against or ""), command)
-            reports.append(check.run(dtypes or None, precision, device, fast, case))
+            reports.append(check.run(dtypes or None, precision, device, fast, case, order))
         if output_format in problems.FOR_PEOPLE:
             with activity.paused():
                 problems.print_report(reports[-1], output_format)
@@ -67,7 +71,12 @@ def run_check_function(
 
 
 def load_function(target: str, modules: dict[str, Any]) -> Callable[..., Any]:
-    """The function of FILE.py:name or package.module:name; a file is run once, and kept in `modules`."""
+    """The function of FILE.py:name or package.module:name, of PyTorch's where torch: is before it; a file is run once,
+    and kept in `modules`."""
+    if target.startswith(TORCH):
+        from gradbench.gradients.ports.pytorch import TorchFunction
+
+        return TorchFunction(load_function(target.removeprefix(TORCH), modules))
     match = _FUNCTION.match(target)
     if match is None:
         raise ProblemError(f"{target!r}: name a function, as in ./kernel.py:plain")
@@ -93,7 +102,7 @@ def _module(name: str) -> Any:
 def _cases(target: str, against: str | None, modules: dict[str, Any]) -> Inputs:
     """The function cases(key) of the function's file, or of the reference's."""
     for place in filter(None, (target, against)):
-        match = _FUNCTION.match(place)
+        match = _FUNCTION.match(place.removeprefix(TORCH))
         found = getattr(modules[match[1]], "cases", None) if match else None
         if callable(found):
             return found
@@ -103,9 +112,9 @@ def _cases(target: str, against: str | None, modules: dict[str, Any]) -> Inputs:
     )
 
 
-def _command(target: str, against: str | None, args: str | None, precision: str, device: str | None) -> str:
+def _command(target: str, against: str | None, args: str | None, precision: str, device: str | None, order: int) -> str:
     """The command line up to its dtype and case."""
     options = {"against": against, "args": args, "precision": precision if precision != "highest" else None}
-    options["device"] = device
+    options |= {"device": device, "order": "2" if order == 2 else None}
     parts = [f"--{name} {shlex.quote(value)}" for name, value in options.items() if value]
     return " ".join(["gradbench check", shlex.quote(target), *parts])

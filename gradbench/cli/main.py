@@ -180,6 +180,7 @@ def check(
     against: str | None = None,
     args: str | None = None,
     case: str | None = None,
+    order: Annotated[int, Parameter(converter=whole)] = 1,
     seed: Annotated[int, Parameter(converter=whole)] = 0,
     out: Out = Path("results"),
     quiet: Quiet = False,
@@ -192,7 +193,8 @@ def check(
     Parameters
     ----------
     problems
-        Names with settings, groups, such as @networks, or files; see gradbench list. Or a function, ./kernel.py:mine.
+        Names with settings, groups, such as @networks, or files; see gradbench list. Or a function, ./kernel.py:mine,
+        or one of PyTorch's, torch:./port.py:mine.
     dtype
         float32 (if not given), float64, bfloat16 or float16; repeat for more. A self-test takes all four.
     precision
@@ -213,6 +215,8 @@ def check(
         Of a function: its arrays, as "x: f32[n,d], idx: i32[n] in 0..n"; else cases(key) in its file gives them.
     case
         Of a function: only this case, as a report names it.
+    order
+        2 checks Hessian-vector products too, in three ways to compute them.
     seed
         Of the points, directions and noise.
     """
@@ -233,6 +237,7 @@ def check(
                 against=against,
                 args=args,
                 case=case,
+                order=order,
                 dtypes=dtype,
                 precision=precision,
                 device=device,
@@ -252,6 +257,7 @@ def check(
             fast=fast,
             strict=strict,
             seed=seed,
+            order=order,
             self_test=self_test,
             output_format=output.chosen,
             out=out,

@@ -23,6 +23,7 @@ from gradbench.gradients.function import checked
 from gradbench.gradients.report import CheckReport
 from gradbench.gradients.rounding import formats
 from gradbench.gradients.rounding.band import FEW, Spread
+from gradbench.gradients.second import check as second
 from gradbench.inputs.plan import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.problem import Problem, idle_leaves
 from gradbench.machine.devices import devices_to_check
@@ -39,6 +40,7 @@ def check_gradient(
     fast: bool = False,
     programs: Sequence[str] | None = None,
     seed: int = 0,
+    order: int = 1,
 ) -> CheckReport:
     """Check a problem's or a function's gradient and value: the formula in float64, every program against a band.
 
@@ -55,6 +57,7 @@ def check_gradient(
         programs: names out of eager, jit, value_and_grad, has_aux, vmap, remat, batched, microbatches, forward; all
             where none are given, of a function all but batched and microbatches, which only a sweep and a training run.
         seed: of the starting point and the random step away from it.
+        order: 2 checks Hessian-vector products too: forward over reverse, reverse over reverse, reverse over forward.
 
     Returns a CheckReport; nothing is printed. Raises ProblemError for a bad problem, function or argument and
     PlanError for a bad choice.
@@ -62,6 +65,7 @@ def check_gradient(
     started = time.perf_counter()
     if not 0 <= seed < 2**31:  # JAX's keys are made from 32 bits
         raise PlanError(f"seed={seed}: need a whole number from 0 to {2**31 - 1}")
+    second.known(order)
     given = checked(problem, arguments)
     problem = given.problem if given.is_function else given.problem.plain
     takes = given.problem.objective
@@ -137,6 +141,9 @@ def check_gradient(
     except Exception as error:  # a user's loss may hold anything: a kernel for another device, a callback that raises
         reason = f"the loss cannot be run one primitive at a time in float64: {error_text(error)}"
         tests = [formula.Test("finite differences", "INCONCLUSIVE", reason)]
+    if order == 2:
+        found = second.check(problem, places, dtypes, classes, targets, fast)
+        report.second, rows, skipped = found.tests, rows + found.rows, skipped | found.skipped
     seconds = time.perf_counter() - started
     return replace(report, formula=tests, rows=rows, skipped=skipped, lesson=lines, seconds=seconds)
 

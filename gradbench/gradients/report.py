@@ -14,6 +14,7 @@ from gradbench.gradients.execution.judge import LeafFinding
 from gradbench.gradients.formula.derivative import Test
 from gradbench.gradients.functions.report import REPRODUCE, formula_line, plain
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
+from gradbench.gradients.second.products import OVER
 from gradbench.inputs.problem import idle_text
 from gradbench.tables import Column, html_table
 
@@ -38,7 +39,8 @@ class CheckReport:
         examples: rows of data used, if the problem has examples. parameters: how many numbers the gradient has.
         seconds: how long it took. seed: of the points. from_spec: whether the command line can load the problem; where
             it cannot, `call` is what a call of check_gradient has before its options. idle: leaves that no gradient
-            reaches. fixed: what the loss takes beside params and data, and is given the same of everywhere.
+            reaches. fixed: what the loss takes beside params and data, and is given the same of everywhere. second:
+            tests of Hessian-vector products in float64, where they were asked for.
     """
 
     problem: str
@@ -54,16 +56,23 @@ class CheckReport:
     call: str = "problem"
     idle: list[str] = dataclasses.field(default_factory=list)
     fixed: list[str] = dataclasses.field(default_factory=list)
+    second: list[Test] = dataclasses.field(default_factory=list)
 
     @property
     def verdict(self) -> str:
         """The worst of all verdicts: FAIL, else INCONCLUSIVE, else PASS. Suspects only explain another test's FAIL."""
-        return _worst([self.formula_verdict, self.execution_verdict] if self.rows else [self.formula_verdict])
+        each = [self.formula_verdict, *([self.second_verdict] if self.second else [])]
+        return _worst([*each, self.execution_verdict] if self.rows else each)
 
     @property
     def formula_verdict(self) -> str:
         """Whether the derivative is that of the loss."""
         return _worst([test.verdict for test in self.formula if test.name != "suspects"])
+
+    @property
+    def second_verdict(self) -> str:
+        """Whether the Hessian-vector products are derivatives of the gradient."""
+        return _worst([test.verdict for test in self.second if test.name != "suspects"])
 
     @property
     def execution_verdict(self) -> str:
@@ -73,10 +82,12 @@ class CheckReport:
     @property
     def culprit(self) -> str:
         """What is wrong, in a few words, as far as the tests tell; empty unless the verdict is FAIL."""
-        tests = sorted(self.formula, key=lambda test: test.name != "suspects")  # what explains a failure goes first
-        formula = next((test.culprit for test in tests if test.culprit), "") if self.formula_verdict == "FAIL" else ""
+        found = []
+        for tests, verdict in ((self.formula, self.formula_verdict), (self.second, self.second_verdict)):
+            tests = sorted(tests, key=lambda test: test.name != "suspects")  # what explains a failure goes first
+            found += [next((test.culprit for test in tests if test.culprit), "")] if verdict == "FAIL" else []
         failed = [row for row in self.rows if row.verdict == "FAIL"]
-        return "; ".join(filter(None, [formula, self._where(failed) if failed else ""]))
+        return "; ".join(filter(None, [*found, self._where(failed) if failed else ""]))
 
     def _where(self, failed: list[Row]) -> str:
         """The dtypes and programs that failed, and the leaf that is furthest off."""
@@ -98,7 +109,7 @@ class CheckReport:
     def leaves(self) -> dict[str, LeafFinding]:
         """Per parameter leaf the finding of the program where it is furthest off."""
         worst: dict[str, LeafFinding] = {}
-        for leaf in (leaf for row in self.rows for leaf in row.leaves if row.program != "forward"):
+        for leaf in (leaf for row in self.rows for leaf in row.leaves if row.program not in ("forward", *OVER)):
             if leaf.path != "value" and (leaf.path not in worst or leaf.off > worst[leaf.path].off):
                 worst[leaf.path] = leaf
         return worst
@@ -109,10 +120,12 @@ class CheckReport:
         if row is not None:
             device = row.device.split(":")[0]
             choice = {"dtype": row.dtype, "precision": row.precision, "device": device, "program": row.program}
-        if choice["program"] == "all":  # the band itself could not be made
+        if choice["program"] in ("all", *OVER):  # the band itself could not be made; or it is no --program
             del choice["program"]
+        choice |= {"order": "2"} if (row.program in OVER if row else self.second_verdict == "FAIL") else {}
         if not self.from_spec:
-            options = [f"{key}={text!r}" for key, text in choice.items() if key != "program"]
+            options = [f"{key}={text!r}" for key, text in choice.items() if key not in ("program", "order")]
+            options += ["order=2"] if "order" in choice else []
             options += [f"programs=[{choice['program']!r}]"] if "program" in choice else []
             return f"gradbench.check_gradient({', '.join([self.call, *options, f'seed={self.seed}'])})"
         choice |= {"seed": str(self.seed)} if self.seed else {}
@@ -121,10 +134,8 @@ class CheckReport:
     def table(self) -> list[dict[str, Any]]:
         """One dict per line: problem, test or program, dtype, precision, device, verdict, off, resolves, finding."""
         lines = []
-        for test in self.formula:
-            lines.append(
-                self._line(test.name, "float64", "", "formula", test.verdict, None, test.resolves, test.finding)
-            )
+        for kind, tests in (("formula", self.formula), ("second order", self.second)):
+            lines += [self._line(t.name, "float64", "", kind, t.verdict, None, t.resolves, t.finding) for t in tests]
         for row in self.rows:
             finding = "; ".join([row.reason, *row.notes]).strip("; ")
             lines.append(
@@ -163,6 +174,7 @@ class CheckReport:
                 "false_alarm_probability": FALSE_ALARM,
                 "noise_samples": SAMPLES,
                 "formula": [dataclasses.asdict(t) for t in self.formula],
+                "second": [dataclasses.asdict(t) for t in self.second],
                 "programs": [dataclasses.asdict(r) for r in self.rows],
                 "skipped": self.skipped,
                 "lesson": self.lesson,
@@ -176,13 +188,20 @@ class CheckReport:
         lines += [f"  fixed throughout: {' and '.join(self.fixed)}"] if self.fixed else []
         lines.append(f"  formula: is this the derivative of the loss? In float64: {self.formula_verdict}")
         lines += map(formula_line, self.formula)
+        if self.second:
+            lines.append(f"  second order: is H v the derivative of the gradient? In float64: {self.second_verdict}")
+            lines += map(formula_line, self.second)
         lines += self._execution_lines()
-        lines += [f"      {name:14}  skipped: {why}" for name, why in self.skipped.items()]
-        if any(t.verdict == "FAIL" for t in self.formula):
+        lines += [f"      {name:{self._width}}  skipped: {why}" for name, why in self.skipped.items()]
+        if any(t.verdict == "FAIL" for t in (*self.formula, *self.second)):
             lines.append(f"  {REPRODUCE}{self.command()}")
         lines += [f"  warning: {idle_text(self.idle)}"] if self.idle else []
         lines += [f"  {text}" for text in self.lesson]
         return "\n".join(lines)
+
+    @property
+    def _width(self) -> int:
+        return max([14, *(len(name) for name in (*self.skipped, *(row.program for row in self.rows)))])
 
     def _execution_lines(self) -> list[str]:
         """The programs under the dtype, precision and device that they ran in; none where none was run."""
@@ -197,8 +216,8 @@ class CheckReport:
             if here != where:
                 where = here
                 lines.append(f"    {where}")
-                lines.append(f"      {'program':14}  {'verdict':12}  error in bands  would have caught")
-            lines.append(f"      {row.program:14}  {row.verdict:12}  {row.off:14.3g}  {row.resolves:17.1e}")
+                lines.append(f"      {'program':{self._width}}  {'verdict':12}  error in bands  would have caught")
+            lines.append(f"      {row.program:{self._width}}  {row.verdict:12}  {row.off:14.3g}  {row.resolves:17.1e}")
             lines += [f"        {text}" for text in (row.reason, *row.notes) if text]
             if row.verdict == "FAIL":
                 lines += [f"        {text}" for text in self._evidence(row)]

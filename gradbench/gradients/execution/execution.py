@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -93,7 +94,17 @@ def compare_centre(spread: Spread, expected: list[np.ndarray], dtype: str) -> st
 
 
 class Execution:
-    """The check of one problem in one dtype and precision on one device; bands are compiled once for all points."""
+    """The check of one problem in one dtype and precision on one device; bands are compiled once for all points.
+
+    `functions` are what has a band, by the kind of Expectation: of a loss, a function of (params, data). `what` is
+    judged, in a word.
+    """
+
+    functions: Mapping[str, Callable[[programs.LossFunction], Callable[[Any, Any], Any]]] = {
+        "reverse": jax.value_and_grad,
+        "forward": programs.forward,
+    }
+    what = "gradient"
 
     def __init__(self, problem: Problem, dtype: str, precision: str, device: jax.Device):
         self.problem, self.dtype, self.precision, self.device = problem, dtype, precision, device
@@ -112,9 +123,7 @@ class Execution:
     def band(self, point: oracle.Point, kind: str = "reverse", **options: Any) -> Band:
         key = (kind, *options.items())
         if key not in self._bands:
-            function: Any = jax.value_and_grad(self.problem.loss)
-            if kind == "forward":
-                function = programs.forward(self.problem.loss)
+            function = self.functions[kind](self.problem.loss)
             self._bands[key] = Band(
                 function, point.params, point.data, self.dtype, self.precision, self.device, **options
             )
@@ -160,7 +169,7 @@ class Execution:
             expected, spread, names = expected[1:], _tail(spread), names[1:]
             extra = None if extra is None else extra[1:]
         underflow = self.form.tiny if self.flushes else self.form.spacing / 2
-        options = {"extra": extra, "examples": reference.point.examples, "underflow": underflow}
+        options = {"extra": extra, "examples": reference.point.examples, "underflow": underflow, "what": self.what}
         verdict = judge(got, expected, spread, names, self.form, **options)
         if verdict.verdict == "FAIL" and spread.stagnating and verdict.off < np.inf:
             point = reference.point
@@ -288,7 +297,7 @@ class Execution:
                 if isinstance(found, str):
                     skipped[name] = found
                 else:
-                    _keep(rows, found)
+                    keep(rows, found)
         return list(rows.values()), skipped
 
     def loops_end(self, point: oracle.Point) -> bool:
@@ -358,7 +367,7 @@ def _tail(spread: Spread) -> Spread:
     )
 
 
-def _keep(rows: dict[str, Row], row: Row) -> None:
+def keep(rows: dict[str, Row], row: Row) -> None:
     """Of two points the worse one; of two equal verdicts the larger error. The coarser resolving power is reported."""
     old = rows.get(row.program)
     if old is None:

@@ -64,13 +64,14 @@ def judge(
     extra: list[Any] | None = None,
     examples: int | None = None,
     underflow: float = 0.0,
+    what: str = "gradient",
 ) -> Judgement:
     """Judge flat leaves `got` (any float dtype) against `expected` (float64).
 
     Args:
         spread: of the same leaves. extra: more tolerance per entry, on top of the band.
         form: the format they were computed in, for overflow. examples: for the meaning of beta.
-        underflow: the underflow a finished entry may suffer (absolute).
+        underflow: the underflow a finished entry may suffer (absolute). what: the leaves are, in a word.
 
     Half of the false-alarm budget is shared by the entries, half by the norms and scales of the leaves.
     """
@@ -93,7 +94,7 @@ def judge(
             verdict, reason = "INCONCLUSIVE", f"a value on the way leaves {form.name}'s range; {reason}"
     elif off > 1:
         worst = max(findings, key=lambda f: f.off)
-        verdict, reason = "FAIL", _explain(worst, leaf_factor, spread, names.index(worst.path), examples)
+        verdict, reason = "FAIL", _explain(worst, leaf_factor, spread, names.index(worst.path), examples, what)
         if spread.tie:
             verdict, reason = "INCONCLUSIVE", f"rounding can turn a choice (equality, sort, branch); {reason}"
     else:
@@ -109,14 +110,14 @@ def judge(
         reason += f"; a quotient x / y has a reciprocal 1 / y beyond {form.name}'s range: compilers take x * (1 / y)"
     undefined = [name for e, name in zip(expected, names) if np.isnan(e).any()]
     if undefined and verdict == "PASS":
-        verdict, reason = "INCONCLUSIVE", f"the exact {_of(undefined[0])} is not a number"
+        verdict, reason = "INCONCLUSIVE", f"the exact {_of(undefined[0], what)} is not a number"
     for unexplained in spread.unknown:
         verdict, reason = "INCONCLUSIVE", f"no rounding rule for the primitive {unexplained!r}" + _and(reason)
     return Judgement(verdict, reason, off, resolves, findings)
 
 
-def _of(name: str) -> str:
-    return "loss" if name == "value" else f"gradient of {name}"
+def _of(name: str, what: str) -> str:
+    return "loss" if name == "value" else f"{what} of {name}"
 
 
 def _and(reason: str) -> str:
@@ -197,7 +198,7 @@ def _ratio(value: float, allowed: float) -> float:
     return value / allowed if allowed > 0 else (math.inf if value > 1e-12 else 0.0)
 
 
-def _explain(worst: LeafFinding, factor: float, spread: Spread, position: int, examples: int | None) -> str:
+def _explain(worst: LeafFinding, factor: float, spread: Spread, position: int, examples: int | None, what: str) -> str:
     if worst.path == "value":
         entry = worst.worst[0]
         return (
@@ -205,5 +206,5 @@ def _explain(worst: LeafFinding, factor: float, spread: Spread, position: int, e
             "what rounding allows"
         )
     told = meaning(worst.beta, examples, factor * spread.along[position])
-    text = f"the gradient of {worst.path} is off by {worst.off:.3g} times what rounding allows, beta = {worst.beta:.5g}"
+    text = f"the {what} of {worst.path} is off by {worst.off:.3g} times what rounding allows, beta = {worst.beta:.5g}"
     return text + (f": {told}" if told else "")

@@ -3,7 +3,6 @@ other ways to compute it."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -12,14 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradbench.errors import one_line
 from gradbench.gradients.formula import oracle, reference
 from gradbench.gradients.formula.differences import UNIT, Slope, slope_at_zero
 from gradbench.gradients.formula.scale import meaning
+from gradbench.gradients.formula.suspects import Suspects, likely, listed
 from gradbench.gradients.rounding.band import Spread, quantile
 from gradbench.gradients.rounding.primitives import names
 from gradbench.inputs.problem import Problem
-from gradbench.program.xla.jaxprs import CustomRule, custom_rules
+from gradbench.program.xla.jaxprs import custom_rules
 
 # A fault smaller than this is not resolved by differences and the direction is INCONCLUSIVE: half of a leaf's slope
 # is the coarsest fault (a factor 2) that must be seen.
@@ -98,11 +97,19 @@ def check_value(problem: Problem, start: oracle.Point) -> Test | None:
 
 @np.errstate(all="ignore")
 def check(
-    problem: Problem, point: oracle.Point, spread: Spread | None, share: float, fast: bool
+    problem: Problem,
+    point: oracle.Point,
+    spread: Spread | None,
+    share: float,
+    fast: bool,
+    suspects: Suspects | None = None,
+    size: float = 0.0,
 ) -> tuple[list[Test], list[np.ndarray]]:
     """Every test of the derivative at a float64 point, and the gradient's flat leaves (float64).
 
-    `spread` is the rounding spread of (value, gradient) in some dtype and `share` its unit over float64's.
+    `spread` is the rounding spread of (value, gradient) in some dtype and `share` its unit over float64's; `suspects`
+    what could be at fault, the loss's own rules where it is None; `size` a change of the loss that matters, where all
+    slopes may be 0.
     """
     value, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), point.params, point.data)
     loss = Loss(problem, point, None if spread is None else float(spread.sigma[0]) / share)
@@ -112,7 +119,7 @@ def check(
     names = leaf_names(point.params)
     generator = np.random.default_rng(1)
     norms = [0.0] * len(gradient) if spread is None else [n / share for n in spread.norm[1:]]
-    differences, reach = _differences(loss, gradient, names, generator, fast, point.examples)
+    differences, reach = _differences(loss, gradient, names, generator, fast, point.examples, size)
     tests = [differences]
     if differences.verdict != "FAIL" or all(np.isfinite(g).all() for g in gradient):
         tests.append(_taylor(loss, gradient, reach, generator))
@@ -124,9 +131,11 @@ def check(
     if differences.verdict == "FAIL":
 
         def agrees(other: list[np.ndarray]) -> bool:
-            return _differences(loss, other, names, np.random.default_rng(1), fast, point.examples)[0].verdict != "FAIL"
+            own = np.random.default_rng(1)
+            return _differences(loss, other, names, own, fast, point.examples, size)[0].verdict != "FAIL"
 
-        tests.append(_suspects(loss, point, gradient, names, agrees))
+        finding, culprit = (suspects or Suspects.of(loss.trace, point)).judge(gradient, names, agrees)
+        tests.append(Test("suspects", "INCONCLUSIVE", finding, culprit=culprit))
     return tests, gradient
 
 
@@ -167,11 +176,13 @@ def _value_of_rules(loss: Loss, with_gradient: float) -> list[Test]:
         return [Test("value of the rules", "PASS", finding, slack / abs(loss.value) if loss.value else None)]
     if loss.iterates and relative <= NEGLIGIBLE_ITERATED:
         return [Test("value of the rules", "INCONCLUSIVE", f"{finding}: {_ITERATES}", relative)]
-    finding = f"{finding}: a rule reports another value ({_listed(loss.rules)})"
-    return [Test("value of the rules", "FAIL", finding, culprit=f"the value of {_likely(loss.rules)}")]
+    finding = f"{finding}: a rule reports another value ({listed(loss.rules)})"
+    return [Test("value of the rules", "FAIL", finding, culprit=f"the value of {likely(loss.rules)}")]
 
 
-def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: int | None) -> tuple[Test, list[float]]:
+def _differences(
+    loss: Loss, gradient, names, generator, fast: bool, examples: int | None, least: float
+) -> tuple[Test, list[float]]:
     """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones. Also, per leaf, how
     far an entry was moved where a slope was known best."""
     reach = [oracle.length(leaf) for leaf in loss.leaves]
@@ -183,7 +194,7 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
     # What the loss changes by as a leaf moves by its length, of the leaf where that is most: beside it a slope of 0
     # need not be known to a share of itself.
     sizes = [float(np.sqrt(np.mean(g**2))) * oracle.length(leaf) for leaf, g in zip(loss.leaves, gradient)]
-    steepest = max((size for size in sizes if math.isfinite(size)), default=0.0)
+    steepest = max((size for size in [least, *sizes] if math.isfinite(size)), default=0.0)
     for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
         length = oracle.length(leaf)
         entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
@@ -347,54 +358,3 @@ def _analytic(function: Callable, loss: Loss, point, gradient, norms, names) -> 
     finding = f"{name} differs by {relative:.1e} of the norm"
     test = _agreement("analytic gradient", finding, ratio <= 1, relative, loss)
     return dataclasses.replace(test, culprit=f"analytic gradient of leaf {name}" if test.verdict == "FAIL" else "")
-
-
-def _suspects(loss: Loss, point, gradient, names, agrees: Callable[[list[np.ndarray]], bool]) -> Test:
-    """What could be at fault: custom rules (stripped and differentiated natively) and stop_gradients. It is the culprit
-    if differences agree with the gradient without it."""
-    found, culprit = [], ""
-    stops = "stop_gradient" in oracle.primitives(loss.trace)
-    if loss.rules:
-        listed = _listed(loss.rules)
-        try:
-            native = _native(loss, point)
-        except Exception as error:
-            found.append(f"without its custom rules ({listed}) the loss has no derivative: {one_line(error)}")
-        else:
-            pairs = zip(names, native, gradient)
-            differing = [n for n, a, b in pairs if not _alike(a, b)]
-            if differing:
-                found.append(f"without its custom rules ({listed}) the gradient of {', '.join(differing)} differs")
-                culprit = _likely(loss.rules) if agrees(native) else ""
-            else:
-                found.append(f"without its custom rules ({listed}) the gradient is the same")
-    if stops:
-        found.append("the loss has a stop_gradient")
-        with contextlib.suppress(Exception):  # it may guard what has no derivative
-            culprit = culprit or ("stop_gradient" if agrees(_native(loss, point, stops=False)) else "")
-    finding = "; ".join(found) or "no custom rule and no stop_gradient in the loss"
-    return Test("suspects", "INCONCLUSIVE", finding, culprit=culprit)
-
-
-def _listed(rules: Sequence[CustomRule]) -> str:
-    return "; ".join(rule.name for rule in rules)
-
-
-def _likely(rules: Sequence[CustomRule]) -> str:
-    """Of several rules the user's own, with their places; JAX's where there is no other."""
-    own = [f"{rule.name} ({rule.place})" for rule in rules if rule.place]
-    return " or ".join(own or [rule.name for rule in rules])
-
-
-def _alike(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal to 1e-9 of the leaf's largest entry (the two ways round apart), NaN and infinity in the same places."""
-    size = np.max(np.abs(b[np.isfinite(b)]), initial=0.0)
-    return np.allclose(a, b, rtol=0, atol=1e-9 * size, equal_nan=True)
-
-
-def _native(loss: Loss, point, stops: bool = True) -> list[np.ndarray]:
-    """The gradient with every custom rule stripped; without `stops`, stop_gradients too."""
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        data = oracle.float64(point.data)
-        native = jax.grad(lambda p: oracle.widened(loss.trace, (p, data), stops)[0])(oracle.float64(point.params))
-        return [np.asarray(x) for x in jax.tree.leaves(native)]

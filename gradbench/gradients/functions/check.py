@@ -21,7 +21,9 @@ from gradbench.gradients.functions.cases import Case, Source, from_letters, is_f
 from gradbench.gradients.functions.programs import Layout
 from gradbench.gradients.functions.report import FunctionReport, FunctionRow
 from gradbench.gradients.functions.session import Session
+from gradbench.gradients.rounding.band import Spread
 from gradbench.gradients.rounding.formats import format_of, round_to
+from gradbench.gradients.second import check as second
 from gradbench.inputs.plan import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.problem import Problem
 from gradbench.machine.devices import devices_to_check
@@ -44,6 +46,7 @@ def check_function(
     device: str | None = None,
     fast: bool = False,
     case: str | None = None,
+    order: int = 1,
 ) -> FunctionReport:
     """Judge the values, VJP and JVP of `mine`, over sizes and inputs that hide faults, within what rounding allows.
 
@@ -62,11 +65,12 @@ def check_function(
         device: None for JAX's default device, "cpu", "gpu" or "tpu".
         fast: the base sizes and one past a tile; no special inputs.
         case: only this one, as a report names it: "n=129,d=3,random,0".
+        order: 2 judges Hessian-vector products of <w, mine> too, w random, at random inputs.
 
     Returns a FunctionReport; nothing is printed. Raises ProblemError for functions and arguments that do not go
     together and PlanError for a bad choice.
     """
-    return Check(mine, arguments, reference, inputs).run(dtype, precision, device, fast, case)
+    return Check(mine, arguments, reference, inputs).run(dtype, precision, device, fast, case, order)
 
 
 def assert_function(mine: Callable[..., Any], *arguments: Any, strict: bool = False, **options: Any) -> None:
@@ -102,15 +106,22 @@ class Check:
         self.command, self.call = command, not command
 
     def run(
-        self, dtype: str | Sequence[str] | None, precision: str, device: str | None, fast: bool, case: str | None
+        self,
+        dtype: str | Sequence[str] | None,
+        precision: str,
+        device: str | None,
+        fast: bool,
+        case: str | None,
+        order: int = 1,
     ) -> FunctionReport:
         """See `check_function`."""
         started = time.perf_counter()
         asked = [dtype] if dtype is None or isinstance(dtype, str) else list(dtype)
         asked = [None if d is None else one_of(DTYPES)("dtype", d) for d in asked]
         one_of(PRECISIONS)("precision", precision)
+        second.known(order)
         target = devices_to_check(device)[0]
-        report = FunctionReport(*self.names, [], [], {}, [], 0, 0.0, self.command or self._call(), self.call)
+        report = FunctionReport(*self.names, [], [], [], {}, [], 0, 0.0, self.command or self._call(), self.call)
         for one in asked:
             source, used = self.source(one)
             LOG.info("%s in %s", self.names[0], used)
@@ -119,15 +130,22 @@ class Check:
             mine = layout.flat(self.mine)
             plain = layout.flat(self.reference) if self.reference else self._itself(base, layout)
             named = (self.names[0], self.names[1] or f"{self.names[0]} without its rules")
-            session = Session(mine, plain, source, layout, used, precision, target, named)
+            judge = getattr(self.mine, "session", Session)  # a function of another library brings its own
+            session = judge(mine, plain, source, layout, used, precision, target, named, order, fast)
             session.run(iter([source.one(case)]) if case else source.cases(fast))
             report.rows += _rows(session, shrink=case is None)
             report.cases = len({f.case for f in session.findings})
             report.skipped |= session.skipped
             report.notes += session.notes
-            if self.reference is None and not report.formula:
-                report.formula, why = self._formula(base, layout, fast)
-                report.skipped |= {"formula": why} if why else {}
+            first = self.reference is None and not report.formula
+            then = order == 2 and not report.second and session.traced is not None
+            try:
+                if first or then:
+                    problem, point = self._scalar(base, layout)
+                report.formula += self._formula(problem, point, fast) if first else []
+                report.second += self._second(problem, point, fast) if then else []
+            except Exception as error:
+                report.skipped["formula"] = f"its derivative cannot be run in float64: {error_text(error)}"
         report.seconds = time.perf_counter() - started
         return report
 
@@ -181,33 +199,41 @@ class Check:
             raise ProblemError(f"{text}; give a reference: --against FILE.py:plain, reference=plain")
         return programs.without_rules(layout.flat(self.mine))
 
-    def _formula(self, base: Case, layout: Layout, fast: bool) -> tuple[list[formula.Test], str]:
-        """Tests of the derivative of <w, mine>, w random, in float64; or none and why."""
+    def _scalar(self, base: Case, layout: Layout) -> tuple[Problem, oracle.Point]:
+        """<w, mine>, w random, as a problem, and where it is checked. Raises what tracing it in float64 raises."""
         floats, others = layout.split(base.arguments)
-        if not floats:
-            return [], "it takes no float"
-        flat = layout.flat(self.mine)
-        generator = np.random.default_rng(3)
+        flat, generator = layout.flat(self.mine), np.random.default_rng(3)
         params = {name: round_to(x, "float64") for name, x in zip(layout.names, floats)}
-        try:
-            with jax.enable_x64(True):
-                shapes = [o for o in jax.eval_shape(flat, [*params.values()], others) if programs.is_float(o)]
-                weights = [generator.standard_normal(o.shape) for o in shapes]
+        with jax.enable_x64(True):
+            shapes = [o for o in jax.eval_shape(flat, [*params.values()], others) if programs.is_float(o)]
+        weights = [generator.standard_normal(o.shape) for o in shapes]
 
-                def loss(params: Any, data: Any) -> Any:
-                    outputs = [
-                        o for o in flat([params[name] for name in layout.names], data[0]) if programs.is_float(o)
-                    ]
-                    return sum(jnp.sum(w * o) for w, o in zip(data[1], outputs))
+        def loss(params: Any, data: Any) -> Any:
+            return programs.weighted(flat)([params[name] for name in layout.names], data)
 
-                problem = Problem(init=lambda key: params, loss=loss, data=(others, weights), name=self.names[0])
-                point = oracle.Point("base", params, problem.data, None, "float64")
-                trace = oracle.trace(jax.value_and_grad(loss), point.params, point.data)
-            given = jax.tree.leaves((point.params, point.data))
-            spread = sample(trace, given, "float64", "highest", jax.devices("cpu")[0]).spread
-            return formula.check(problem, point, spread, 1.0, fast)[0], ""
-        except Exception as error:
-            return [], f"its derivative cannot be run in float64: {error_text(error)}"
+        problem = Problem(init=lambda key: params, loss=loss, data=(others, weights), name=self.names[0])
+        return problem, oracle.Point("base", params, problem.data, None, "float64")
+
+    def _formula(self, problem: Problem, point: oracle.Point, fast: bool) -> list[formula.Test]:
+        """Tests of its derivative in float64."""
+        spread = _spread(jax.value_and_grad(problem.loss), point)
+        return formula.check(problem, point, spread, 1.0, fast)[0]
+
+    def _second(self, problem: Problem, point: oracle.Point, fast: bool) -> list[formula.Test]:
+        """Tests of its Hessian-vector products in float64."""
+        missing = second.missing(problem, point)
+        if missing is not None:
+            return [missing]
+        spread = _spread(second.PRODUCTS[second.OVER[1]](problem.loss), second.along(point))
+        return second.tests(problem, point, spread, 1.0, fast)
+
+
+def _spread(function: Callable[[Any, Any], Any], point: oracle.Point) -> Spread:
+    """Of its outputs in float64."""
+    with jax.enable_x64(True):
+        trace = oracle.trace(function, point.params, point.data)
+    given = jax.tree.leaves((point.params, point.data))
+    return sample(trace, given, "float64", "highest", jax.devices("cpu")[0]).spread
 
 
 def _rows(session: Session, shrink: bool) -> list[FunctionRow]:
@@ -223,7 +249,9 @@ def _rows(session: Session, shrink: bool) -> list[FunctionRow]:
         first = row(*kind)
         if first.verdict == "FAIL" and not first.worst.edge:
             session.shrink(first.worst)
-    return sorted((row(*kind) for kind in kinds), key=lambda r: programs.CHECKS.index(r.check.split()[0]))
+    return sorted(
+        (row(*kind) for kind in kinds), key=lambda r: programs.CHECKS.index(r.check.removesuffix(" against jvp"))
+    )
 
 
 def _listed(inputs: Callable[[jax.Array], Any], seed: int) -> list[tuple[Any, ...]]:

@@ -53,12 +53,22 @@ class Reference:
     """The reference in one dtype, traced once for each shape.
 
     Args:
-        flat: of (float arrays, other arrays). base: the case that tells which of vjp and jvp it has, `modes`.
+        flat: of (float arrays, other arrays). base: the case that tells which derivatives of `asked` it has, `modes`.
 
     Raises ProblemError where it cannot be called at `base`.
     """
 
-    def __init__(self, name: str, flat: programs.Flat, layout: programs.Layout, base: Case, dtype: str, precision: str):
+    def __init__(
+        self,
+        name: str,
+        flat: programs.Flat,
+        layout: programs.Layout,
+        base: Case,
+        dtype: str,
+        precision: str,
+        asked: tuple[str, ...] = BOTH,
+    ):
+        self._base = dict(base.sizes)
         self.flat, self.names, self.dtype, self.precision = flat, layout.names, dtype, precision
         self._traces: dict[Any, Any] = {}
         self._cpu = jax.devices("cpu")[0]
@@ -78,7 +88,7 @@ class Reference:
         self.kinked = not KINKED.isdisjoint(oracle.primitives(trace))
         self.modes: tuple[str, ...] = ()
         with x64_context(dtype), precision_context(precision):
-            for mode in BOTH if split[0] else ():
+            for mode in asked if split[0] else ():
                 with contextlib.suppress(Exception):
                     programs.differentiate(flat, mode, trace, *_shapes(split))
                     self.modes += (mode,)
@@ -97,39 +107,47 @@ class Reference:
         generator = np.random.default_rng([case.seed, 1])
         cotangents = self._cotangents([o for o, k in zip(outputs, kinds) if k], case.seed, generator)
         tangents = [round_to(generator.standard_normal(x.shape), str(x.dtype)) for x in floats]
-        modes = tuple(mode for mode in self.modes if mode in case.modes)
+        modes = self._modes(case)
         function, given = programs.whole(self.flat, modes), (floats, (others, cotangents, tangents))
         trace, exact = self._trace(function, given, modes)
         expected = oracle.reference.run(exact, jax.tree.leaves(given))
         sampled = self._sample(function, trace, given, device, worst_case)
-        count, backs = len(outputs), len(floats) if "vjp" in modes else 0
-        own = ["value" if len(outputs) == 1 else f"value[{i}]" for i in range(count)]
+        own = ["value" if len(outputs) == 1 else f"value[{i}]" for i in range(len(outputs))]
         floating = [i for i, kind in enumerate(kinds) if kind]
-        places = {
-            "value": (list(range(count)), own),
-            "vjp": ([*floating, *range(count, count + backs)], [own[i] for i in floating] + list(self.names)),
-            "jvp": (
-                [*floating, *range(count + backs, len(expected))],
-                [own[i] for i in floating] + [f"tangent of {own[i]}" for i in floating],
-            ),
-        }
+        places, after = {"value": (list(range(len(outputs))), own)}, len(outputs)
+        for mode in modes:
+            names = [f"tangent of {own[i]}" for i in floating] if mode == "jvp" else list(self.names)
+            names = names if mode in BOTH else [f"H v of {name}" for name in names]
+            mine = range(after, after := after + len(names))
+            before = floating if mode in BOTH else []
+            places[mode] = [*before, *mine], [*(own[i] for i in before), *names]
         parts = {
             check: Part([expected[i] for i in where], some(sampled.spread, where), names)
             for check, (where, names) in places.items()
-            if check in ("value", *modes)
         }
         doubt = ""
         if not case.edge:
             numbers = [i for i, e in enumerate(expected) if e.dtype.kind == "f"]
             doubt = compare_centre(some(sampled.spread, numbers), [expected[i] for i in numbers], self.dtype)
         adjoint = math.inf
-        if len(modes) == 2 and sampled.deviations:
-            along, back = sampled.deviations[count + backs :], sampled.deviations[count : count + backs]
+        if set(BOTH) <= set(modes) and sampled.deviations:
+            along, back = ([sampled.deviations[i] for i in places[m][0][len(floating) :]] for m in ("jvp", "vjp"))
             gap = np.zeros(SAMPLES)
             for deviation, weight in (*zip(along, cotangents), *zip(back, (-t for t in tangents))):
                 gap += deviation.reshape(SAMPLES, -1) @ weight.astype(np.float64).reshape(-1)
             adjoint = math.sqrt(float(np.mean(gap**2)))
         return Expected(case, cotangents, tangents, parts, doubt, adjoint)
+
+    def _modes(self, case: Case) -> tuple[str, ...]:
+        """Of the derivatives it has those judged at a case: of the products all at random inputs of the base sizes,
+        one at other sizes, since each is compiled."""
+        products = [mode for mode in self.modes if mode not in BOTH]
+        if case.edge or "vjp" not in case.modes:
+            products = []
+        return (
+            *(mode for mode in self.modes if mode in case.modes),
+            *products[: None if dict(case.sizes) == self._base else 1],
+        )
 
     def _sample(self, function: Any, trace: Any, given: Any, device: jax.Device, worst_case: bool) -> Sampled:
         """By NumPy, or where there are many numbers by a compiled sampler, which keeps no deviations."""

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.gradients.functions.cases import is_float_array
+from gradbench.gradients.second.products import OVER, PRODUCTS, inner
 from gradbench.program.xla.jaxprs import CALLS, bind, called, equations, evaluate, open_jaxpr, with_bodies
 
 # Of (floats, rest) -> flat arrays.
 Flat = Callable[[list[Any], Any], list[Any]]
-CHECKS = ("value", "vjp", "jvp")
+FIRST = ("vjp", "jvp")
+CHECKS = ("value", *FIRST, *OVER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,28 +102,54 @@ def _float_outputs(flat: Flat, floats: list[Any], others: list[Any]) -> list[Any
     return [x for x in flat(floats, others) if is_float(x)]
 
 
+def weighted(flat: Flat) -> Callable[[list[Any], Any], Any]:
+    """(floats, (others, cotangents)) -> the sum of the cotangents times the float outputs."""
+    return lambda floats, rest: inner(rest[1], _float_outputs(flat, floats, rest[0]))
+
+
+def product(name: str) -> Callable[[Flat], Flat]:
+    """(floats, (others, (cotangents, tangents))) -> the Hessian of `weighted` times the tangents."""
+
+    def build(flat: Flat) -> Flat:
+        def run(floats: list[Any], rest: Any) -> list[Any]:
+            others, (cotangents, tangents) = rest
+            return PRODUCTS[name](weighted(flat))(floats, ((others, cotangents), tangents))[1]
+
+        return run
+
+    return build
+
+
 BUILD: dict[str, Callable[[Flat], Flat]] = {"value": value, "vjp": vjp, "jvp": jvp}
+BUILD |= {name: product(name) for name in OVER}
 
 
 def differentiate(flat: Flat, mode: str, trace: Any, floats: list[Any], others: list[Any]) -> None:
     """Traces a derivative of `flat`, whose jaxpr is `trace`, and raises what that raises."""
     if mode == "jvp" and any(e.primitive.name.startswith("custom_vjp_call") for e in equations(trace)):
         raise TypeError("a custom_vjp has no forward derivative")  # JAX would say so only where it compiles it
-    seeds = floats if mode == "jvp" else [o for o in jax.eval_shape(flat, floats, others) if is_float(o)]
-    jax.eval_shape(BUILD[mode](flat), floats, (others, seeds))
+    outputs = [o for o in jax.eval_shape(flat, floats, others) if is_float(o)]
+    jax.eval_shape(BUILD[mode](flat), floats, (others, rest(mode, outputs, floats)))
+
+
+def rest(mode: str, cotangents: Any, tangents: Any) -> Any:
+    """What a derivative takes beside the arguments."""
+    return {"vjp": cotangents, "jvp": tangents}.get(mode, (cotangents, tangents))
 
 
 def whole(flat: Flat, modes: tuple[str, ...]) -> Flat:
-    """(floats, (others, cotangents, tangents)) -> all outputs, the cotangents of `floats` and the tangents of the float
-    outputs, of what is asked for: what is expected of every program, in one trace."""
+    """(floats, (others, cotangents, tangents)) -> all outputs, then of each mode the cotangents of `floats`, the
+    tangents of the float outputs, or a Hessian-vector product: what is expected of every program, in one trace."""
 
-    def run(floats: list[Any], rest: Any) -> list[Any]:
-        others, cotangents, tangents = rest
+    def run(floats: list[Any], given: Any) -> list[Any]:
+        others, cotangents, tangents = given
         outputs = flat(floats, others)
         count = sum(map(is_float, outputs))
-        back = vjp(flat)(floats, (others, cotangents))[count:] if "vjp" in modes else []
-        along = jvp(flat)(floats, (others, tangents))[count:] if "jvp" in modes else []
-        return [*outputs, *back, *along]
+        found = list(outputs)
+        for mode in modes:
+            own = BUILD[mode](flat)(floats, (others, rest(mode, cotangents, tangents)))
+            found += own[count:] if mode in FIRST else own
+        return found
 
     return run
 

@@ -76,7 +76,8 @@ class FunctionReport:
 
     Attributes:
         name, against: the function, and its reference ("" where it was judged against itself). rows: a check by a
-            program in a dtype. formula: tests of the derivative in float64, where there is no reference.
+            program in a dtype. formula: tests of the derivative in float64, where there is no reference. second: those
+            of Hessian-vector products, where they were asked for.
         skipped: what was not done or not judged, and why. notes: what else was seen. cases: how many. seconds: how
             long. command: what shows a finding again, up to its dtype and case; of Python where `call` is true.
     """
@@ -85,6 +86,7 @@ class FunctionReport:
     against: str
     rows: list[FunctionRow]
     formula: list[Test]
+    second: list[Test]
     skipped: dict[str, str]
     notes: list[str]
     cases: int
@@ -96,7 +98,7 @@ class FunctionReport:
     def verdict(self) -> str:
         """The worst of all; a program at whose cases rounding hides everything counts only if it does so for all."""
         passed = {row.check for row in self.rows if row.verdict == "PASS"}
-        verdicts = [test.verdict for test in self.formula if test.name != "suspects"]
+        verdicts = [test.verdict for test in (*self.formula, *self.second) if test.name != "suspects"]
         verdicts += [row.verdict for row in self.rows if not (row.coarse and row.check in passed)]
         return max(verdicts, key=CHECK_VERDICTS.index, default="INCONCLUSIVE")
 
@@ -117,7 +119,8 @@ class FunctionReport:
         if self.smallest is not None:
             row, finding = self.smallest
             return f"{row.check} under {row.program} in {row.dtype} at {finding.case}"
-        return next((test.culprit or test.name for test in self.formula if test.verdict == "FAIL"), "")
+        tests = (*self.formula, *self.second)
+        return next((test.culprit or test.name for test in tests if test.verdict == "FAIL"), "")
 
     def reproduce(self, row: FunctionRow, finding: Finding) -> str:
         """The command, or the call of Python, that does just this case."""
@@ -128,7 +131,8 @@ class FunctionReport:
     def table(self) -> list[dict[str, Any]]:
         """One dict per row."""
         lines = [
-            self._line(t.name, "float64", "float64", t.verdict, None, t.resolves, 1, t.finding) for t in self.formula
+            self._line(t.name, "float64", "float64", t.verdict, None, t.resolves, 1, t.finding)
+            for t in (*self.formula, *self.second)
         ]
         for row in self.rows:
             reason = row.worst.reason if row.verdict != "PASS" else ""
@@ -165,6 +169,7 @@ class FunctionReport:
                 "false_alarm_probability": FALSE_ALARM,
                 "noise_samples": SAMPLES,
                 "formula": [dataclasses.asdict(test) for test in self.formula],
+                "second": [dataclasses.asdict(test) for test in self.second],
                 "rows": rows,
                 "skipped": self.skipped,
                 "notes": self.notes,
@@ -178,19 +183,20 @@ class FunctionReport:
         if self.formula:
             lines.append("  formula: is this the derivative of what it computes? In float64")
         lines += map(formula_line, self.formula)
-        where = ""
+        if self.second:
+            lines.append("  second order: is H v the derivative of its gradient? In float64")
+        lines += map(formula_line, self.second)
+        where, wide = "", max([16, *(len(row.check) for row in self.rows)])
         for row in self.rows:
             here = f"{row.dtype}, precision {row.precision}, on {row.device}"
             if here != where:
                 where = here
                 lines.append(f"  {where}")
-                head = f"{'check':16} {'program':18} {'verdict':13}"
+                head = f"{'check':{wide}} {'program':18} {'verdict':13}"
                 lines.append(f"    {head} {'error (bands)':>13}  {'would have caught':>17}  cases")
             sees = "" if math.isinf(row.resolves) else f"{row.resolves:.1e}"
-            text = (
-                f"{row.check:16} {row.program:18} {row.verdict:13} {row.off:13.3g}  {sees:>17}  {len(row.findings):5}"
-            )
-            lines.append(f"    {text}")
+            numbers = f"{row.off:13.3g}  {sees:>17}  {len(row.findings):5}"
+            lines.append(f"    {row.check:{wide}} {row.program:18} {row.verdict:13} {numbers}")
             lines += [f"      {line}" for line in self._reasons(row)]
         for name, why in list(self.skipped.items())[:_SHOWN]:
             lines.append(f"  not judged: {name}: {why}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradbench.errors import ProblemError, error_text
 from gradbench.gradients.functions import programs
-from gradbench.gradients.functions.cases import Case, Source
+from gradbench.gradients.functions.cases import BOTH, Case, Source
 from gradbench.gradients.functions.expected import Expected, Part, Reference, described
 from gradbench.gradients.functions.judging import Finding, compare
 from gradbench.gradients.functions.programs import Flat, Layout
@@ -26,7 +26,8 @@ Answer = list[np.ndarray]
 
 
 class Session:
-    """`mine` against `reference`, both of the layout's (float arrays, other arrays), named in `names`.
+    """`mine` against `reference`, both of the layout's (float arrays, other arrays), named in `names`; with `fast`
+    without programs that take long to compile.
 
     Raises ProblemError where the reference cannot be called, or `mine` cannot at the first case.
     """
@@ -41,9 +42,11 @@ class Session:
         precision: str,
         device: jax.Device,
         names: tuple[str, str],
+        order: int = 1,
+        fast: bool = False,
     ):
         self.source, self.layout, self.dtype, self.precision, self.device = source, layout, dtype, precision, device
-        self.names, self.form = names, format_of(dtype)
+        self.names, self.form, self.fast = names, format_of(dtype), fast
         self.underflow = self.form.tiny if flushes_subnormals(dtype, device) else self.form.spacing / 2
         self.findings: list[Finding] = []
         self.skipped: dict[str, str] = {}
@@ -51,7 +54,9 @@ class Session:
         self.mine, self._plain = mine, reference
         self._runners: dict[Any, Callable[..., Any]] = {}
         base = source.case(source.base(), "given" if source.given else "random", 0)
-        self.reference = Reference(names[1], self._plain, layout, base, dtype, precision)
+        self.reference = Reference(
+            names[1], self._plain, layout, base, dtype, precision, programs.CHECKS[1:] if order == 2 else BOTH
+        )
         self.traced = self._trace(base)
         self.how = "eager" if self.traced is None else "jit"
         self.checks = ["value", *(mode for mode in self.reference.modes if self._has(mode, base))]
@@ -197,8 +202,8 @@ class Session:
             for a, b in zip(now, was):
                 if isinstance(a, jax.Array) and a.is_deleted():
                     raise _Changed("an argument is gone after the call (donated?)")
-                if np.asarray(a).tobytes() != np.asarray(b).tobytes():
-                    raise _Changed(f"an argument, {described([a])}, is changed by the call")
+                if self._host(a).astype(b.dtype).tobytes() != np.asarray(b).tobytes():
+                    raise _Changed(f"an argument, {described([b])}, is changed by the call")
         return answer
 
     def _build(self, check: str, how: str, only: int | None) -> Callable[..., Any]:
@@ -213,6 +218,9 @@ class Session:
         """(floats, others) of a case as they are handed over, copies: on the device; NumPy's to what is not traced."""
         split = jax.tree.map(np.array, self.layout.split(case.arguments))
         return split if getattr(self, "traced", True) is None else jax.device_put(split, self.device)
+
+    def _host(self, array: Any) -> np.ndarray:
+        return np.asarray(array)
 
     @contextlib.contextmanager
     def _context(self) -> Generator[None]:
@@ -317,7 +325,7 @@ class _Changed(Exception):
 def _rest(check: str, others: list[Any], expected: Expected) -> Any:
     if check == "value":
         return others
-    return others, expected.cotangents if check == "vjp" else expected.tangents
+    return others, programs.rest(check, expected.cotangents, expected.tangents)
 
 
 def _inner(one: Any, other: Any) -> float:

@@ -74,6 +74,7 @@ def test_a_rule_by_itself_and_cases_of_the_file(kernel, capsys, tmp_path):
         (("./kernel.py:mine", *LETTERS, "--program", "jit"), "are for problems; of a function choose a --case"),
         (("./kernel.py:mine", "--against", "./kernel.py:plain", "--args", "x: f23[n]"), "no dtype 'f23'"),
         (("./kernel.py:mine", "--against", "./kernel.py:plain", *LETTERS, "--dtype", "f32"), "dtype: no 'f32'"),
+        (("./kernel.py:mine", *LETTERS, "--order", "3"), "order=3: need 1 for gradients, or 2"),
     ],
 )
 def test_bad_input_is_one_line_and_exits_2(kernel, capsys, line, words):

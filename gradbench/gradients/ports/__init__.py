@@ -1,0 +1,1 @@
+"""Functions of other libraries, judged against a JAX reference."""
