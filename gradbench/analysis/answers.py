@@ -15,7 +15,7 @@ from gradbench.analysis.points import RateSummary
 from gradbench.analysis.profiles import best_rate_interval
 from gradbench.analysis.summary import PairSummary, pair_trials, summarise
 from gradbench.analysis.verdicts import Reference
-from gradbench.inputs.plan import command
+from gradbench.inputs.command import command
 from gradbench.inputs.sources import given_as_object
 from gradbench.record.store import Run
 from gradbench.tables import GO_ON, Column, note_lines, number, percent, render, seconds, span, to_json

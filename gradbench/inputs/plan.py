@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
 TIMINGS = ("full", "batched", "none")
 DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression", "mlp")
 DEFAULT_OPTIMIZERS = ("sgd", "momentum", "adam")
+NO_OPTIONS = ("problems", "targets")  # fields that are no option of the command line
 MAX_TRIALS = 2**31 - 1  # trial numbers are int32 on the device
 
 
@@ -133,6 +133,11 @@ class SweepPlan:
         "The loss that counts as converged, of the one problem of the plan, instead of the target.",
         checks.or_none(checks.loss),
     )
+    targets: Mapping[str, float] | None = _setting(
+        None,
+        "The same for several problems, by their specs: a table of a file of settings, no option.",
+        checks.or_none(checks.losses),
+    )
     record_points: int = _setting(200, "Maximum number of points kept of a trial's curve.", checks.whole(2, 10**6))
     retire: bool = _setting(True, "Replace a finished trial by a waiting one at once.", checks.switch)
     stop_at_target: bool = _setting(False, "A trial is finished when it reaches the target.", checks.switch)
@@ -160,6 +165,8 @@ class SweepPlan:
         self._check_rates_fit()
         if self.target_loss is not None and len(self.problems) > 1:
             raise PlanError(f"target_loss: one loss is for one problem; this plan has {len(self.problems)}")
+        if self.target_loss is not None and self.targets is not None:
+            raise PlanError("targets: target_loss is given too; give one of them")
         if self.trials > MAX_TRIALS:
             raise PlanError(f"the plan has {self.trials:,} trials; at most {MAX_TRIALS:,} fit one run")
 
@@ -186,6 +193,10 @@ class SweepPlan:
                 specs = [with_axis(spec, name, values, OptimizerError) for spec in self.optimizers]
                 object.__setattr__(self, "optimizers", checks.optimizers("optimizers", specs))
                 object.__setattr__(self, name, max(values))
+
+    def solved(self, problem: str) -> float | None:
+        """The loss of a problem that the plan says counts as converged; None where it says none."""
+        return self.target_loss if self.targets is None else self.targets.get(problem)
 
     def of(self, optimizer: str) -> SweepPlan:
         """The plan with the batch size and the steps that an optimizer's spec sets for its trials."""
@@ -341,29 +352,14 @@ class SweepPlan:
             if key not in known:
                 raise PlanError(f"{where}: no setting {key!r}{nearest(key, known)} (settings: {', '.join(known)})")
         try:
-            return cls(**values)
+            plan = cls(**values)
+            if others := [name for name in plan.targets or () if name not in plan.problems]:
+                raise PlanError(f"targets: the plan has no {others[0]!r}{nearest(others[0], plan.problems)}")
+            return plan
         except PlanError as error:
             raise PlanError(f"{where}: {error}") from error
         except TypeError as error:
             raise PlanError(f"{where}: {one_line(error)}") from error
-
-
-def command(plan: SweepPlan, **changed: Any) -> str:
-    """The command line that runs `plan` with some of its fields changed."""
-    plan = dataclasses.replace(plan, **changed)
-    words = ["gradbench", "run", *plan.problems]
-    for field in dataclasses.fields(plan)[1:]:
-        value = getattr(plan, field.name)
-        if value == field.default:
-            continue
-        flag = (field.metadata["flags"] or ("--" + field.name.replace("_", "-"),))[-1]
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        elif field.name == "optimizers":
-            words += [word for spec in value for word in (flag, spec)]
-        else:
-            words += [flag, ",".join(f"{rate:g}" for rate in value) if isinstance(value, tuple) else str(value)]
-    return shlex.join(words)
 
 
 def with_full_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from gradbench.record.schema import SCHEMAS
 from gradbench.record.store import Run
 
 GROUPS = 5  # of the seeds; a seed is judged at the setting that is best on the others of its group
-SAME = ("steps", "batch_size", "dtype", "precision", "target", "target_loss")
+SAME = ("steps", "batch_size", "dtype", "precision", "target", "target_loss", "targets")
 
 
 class Held(NamedTuple):

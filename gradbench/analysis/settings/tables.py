@@ -11,7 +11,7 @@ from gradbench.analysis.settings.effects import Effects, at_an_end, effects
 from gradbench.analysis.settings.moves import Move, families, fitted, move
 from gradbench.analysis.summary import PairSummary, pair_trials, problem_trials
 from gradbench.errors import OptimizerError
-from gradbench.inputs.plan import command
+from gradbench.inputs.command import command
 from gradbench.inputs.sources import given_as_object
 from gradbench.inputs.specs.axis import axes_of, concrete
 from gradbench.record.store import Run
