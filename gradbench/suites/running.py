@@ -1,0 +1,96 @@
+"""Run a suite: ordinary records, one for each group of problems and optimizers, that say which suite they are of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from gradbench.engine import runner
+from gradbench.engine.driver import Watcher
+from gradbench.errors import PlanError, RecordError
+from gradbench.inputs.plan import SweepPlan
+from gradbench.machine.devices import find_devices
+from gradbench.record.store import Run, load_run, read_info
+from gradbench.suites.definition import RULESETS, Group, Suite
+
+ARCHIVE = Path(__file__).parents[2] / "results" / "archive"  # of a checkout; a wheel has none
+Watching = Callable[[], AbstractContextManager[Watcher]]
+
+
+def run_suite(
+    suite: Suite,
+    *,
+    problems: Sequence[str] = (),
+    optimizers: Sequence[Group] = (),
+    reduced: bool = False,
+    device: str | None = None,
+    out: str | Path = "results",
+    resume: bool = False,
+    watching: Watching = lambda: contextlib.nullcontext(Watcher()),
+) -> list[Run]:
+    """The records of a suite, of these problems and optimizers or of all, made under `out`.
+
+    With `resume`, a record of the same suite, version and plan that is under `out` is taken as it is where it is
+    complete, and gone on with where it is not. `reduced` is a run at the few steps, trials and seeds that the suite
+    states for a machine without the device that it is meant for. A record that was interrupted is the last one.
+    """
+    found: list[Run] = []
+    for ruleset, plan in suite.plans(problems, optimizers, reduced):
+        mark = suite.mark(ruleset, reduced)
+        plan = dataclasses.replace(plan, device=device)
+        before = _before(plan, mark, Path(out)) if resume else None
+        with watching() as watcher:
+            if before is None:
+                found.append(runner.run_plan(plan, out=out, watcher=watcher, suite=mark))
+            else:
+                found.append(runner.resume(before, watcher=watcher))
+        if found[-1].info["state"] != "complete":
+            break
+    return found
+
+
+def _before(plan: SweepPlan, mark: dict[str, str], out: Path) -> Path | None:
+    """The record of this plan of a suite under a folder, the last of several."""
+    return next((run for run in reversed(suite_records(out)) if _is_of(run, plan, mark)), None)
+
+
+def _is_of(path: Path, plan: SweepPlan, mark: dict[str, str]) -> bool:
+    info = read_info(path)
+    return info.get("suite") == mark and SweepPlan.from_dict(info["plan"]) == plan
+
+
+def suite_records(folder: Path) -> list[Path]:
+    """The folders of the records under a folder that say which suite they are of, by name."""
+    found = []
+    for file in sorted(folder.glob("*/run.json")):
+        with contextlib.suppress(RecordError):
+            if "suite" in read_info(file.parent):
+                found.append(file.parent)
+    return found
+
+
+def expanded(name: str, find: Callable[[str], Path]) -> list[Path]:
+    """The records that a name stands for: one, by `find`, or those in a folder that is none itself."""
+    folder = Path(name).expanduser()
+    inside = sorted(file.parent for file in folder.glob("*/run.json")) if not (folder / "run.json").is_file() else []
+    return inside or [find(name)]
+
+
+def archived(suite: Suite, folder: Path | None = None) -> list[Run]:
+    """The complete records of this version of a suite in its archive: in `folder`, or where gradbench's own are."""
+    runs = [load_run(path) for path in suite_records(folder or ARCHIVE / suite.name)]
+    marks = [suite.mark(ruleset) for ruleset in RULESETS]
+    return [run for run in runs if run.info["suite"] in marks and run.info["state"] == "complete"]
+
+
+def needs_reducing(suite: Suite, device: str | None) -> bool:
+    """Whether the suite is meant for a kind of device that is not here."""
+    if suite.meant_for is None:
+        return False
+    try:
+        return find_devices(device)[0].platform != suite.meant_for
+    except PlanError:
+        return True
