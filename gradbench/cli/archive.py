@@ -204,10 +204,7 @@ def suite_run(
         complete = runs[-1].info["state"] == "complete"
         if complete:
             activity.say("comparing")
-            others = [
-                run for run in archived(chosen, archive) if run.path.resolve() not in {r.path.resolve() for r in runs}
-            ]
-            text = result_text(runs, [] if reduced else others, output.chosen)
+            text = result_text(runs, archived(runs, archive), output.chosen)
     if not complete:
         note("the suite is not done; go on with the same command and --resume")
         return INTERRUPTED

@@ -13,6 +13,7 @@ Studies 91, 2024).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,10 +120,9 @@ def _exponentials(of: Estimate) -> tuple[float, float | None, float | None]:
 def _rank_intervals(found: Table) -> dict[str, tuple[int, int]]:
     """The best and the worst rank of each that the differences shown leave."""
     places = dict.fromkeys(found, (1, len(found)))
-    try:
-        rows: list[dict[str, Any]] = races_of(dict(found)).rows  # ty: ignore[invalid-argument-type]
-    except GradbenchError:  # one alone
-        return places
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(GradbenchError):  # no two share a problem
+        rows = races_of({name: dict(by) for name, by in found.items()}).rows if len(found) > 1 else []
     for name in found:
         mine = [row for row in rows if name in (row["faster"], row["slower"])]
         shown = [p < 1 - CONFIDENCE for p in holm([row["p_value"] for row in mine])]

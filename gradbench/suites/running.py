@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from gradbench.analysis.races.outcomes import suite_words
 from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
 from gradbench.errors import PlanError, RecordError
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.devices import find_devices
 from gradbench.record.store import Run, load_run, read_info
-from gradbench.suites.definition import RULESETS, Group, Suite
+from gradbench.suites.definition import Group, Suite
 
 ARCHIVE = Path(__file__).parents[2] / "results" / "archive"  # of a checkout; a wheel has none
 Watching = Callable[[], AbstractContextManager[Watcher]]
@@ -79,11 +80,13 @@ def expanded(name: str, find: Callable[[str], Path]) -> list[Path]:
     return inside or [find(name)]
 
 
-def archived(suite: Suite, folder: Path | None = None) -> list[Run]:
-    """The complete records of this version of a suite in its archive: in `folder`, or where gradbench's own are."""
-    runs = [load_run(path) for path in suite_records(folder or ARCHIVE / suite.name)]
-    marks = [suite.mark(ruleset) for ruleset in RULESETS]
-    return [run for run in runs if run.info["suite"] in marks and run.info["state"] == "complete"]
+def archived(mine: Sequence[Run], folder: Path | None = None) -> list[Run]:
+    """The other complete records of the same version of a suite as the first of `mine`, in its archive: in `folder`, or
+    where gradbench's own are."""
+    name, version = mine[0].info["suite"]["name"], suite_words(mine[0])
+    own = {run.id for run in mine}
+    runs = [load_run(path) for path in suite_records(folder or ARCHIVE / name)]
+    return [r for r in runs if suite_words(r) == version and r.info["state"] == "complete" and r.id not in own]
 
 
 def needs_reducing(suite: Suite, device: str | None) -> bool:

@@ -8,7 +8,8 @@ const verdict = new Map(page.records.map((record) => [record.id, record.verified
 function rows() {
   const fits = (row) => row.ruleset === state.ruleset && (!state.family || row.family === state.family) && (!state.device || row.devices.includes(state.device));
   const place = (row) => (state.problem ? cell(row.name, state.problem) : row.place);
-  return page.optimizers.filter((row) => fits(row) && place(row)).sort((a, b) => place(a).rank - place(b).rank);
+  const rank = (row) => (place(row) ? place(row).rank : Infinity);  // over all there is none where nobody reaches a target
+  return page.optimizers.filter((row) => fits(row) && (place(row) || !state.problem)).sort((a, b) => rank(a) - rank(b) || 0);
 }
 
 const problems = () => (state.problem ? [state.problem] : page.problems.filter((problem) => page.cells.some((each) => each.ruleset === state.ruleset && each.problem === problem)));
@@ -41,9 +42,9 @@ function matrix() {
     name.className = "name";
     button.title = row.name;
     tr.addEventListener("click", () => choose(row.name));
-    element("td", ranked(place), tr);
-    const value = element("td", number(place.distance), tr);
-    if (place.low !== null && !state.problem) value.title = `95 %: ${number(place.low)} to ${number(place.high)}, ${place.problems} problems`;
+    element("td", place ? ranked(place) : "–", tr);
+    const value = element("td", place ? number(place.distance) : "–", tr);
+    if (place && place.low !== null && !state.problem) value.title = `95 %: ${number(place.low)} to ${number(place.high)}, ${place.problems} problems`;
     const done = row.records.filter((id) => verdict.get(id) && verdict.get(id).holds);
     element("td", done.length === row.records.length ? "✓" : `${done.length} of ${row.records.length}`, tr).title = "records of it that were verified";
     for (const problem of problems()) paint(element("td", undefined, tr), cell(row.name, problem));
