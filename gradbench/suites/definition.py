@@ -6,15 +6,17 @@ import hashlib
 import inspect
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradbench.errors import PlanError, nearest, one_line
+from gradbench.errors import PlanError, ProblemError, nearest, one_line
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs import checks
 from gradbench.inputs.specs.rates import rates_as_kept
+from gradbench.inputs.specs.spec import parse_spec
 
 TUNED, SELF_TUNING = "tuned", "self-tuning"
 RULESETS = (TUNED, SELF_TUNING)
@@ -176,6 +178,13 @@ def default_rate(spec: str) -> float:
     if parameter is None or not isinstance(parameter.default, int | float):
         raise PlanError(f"{spec}: has no default learning rate, which self-tuning takes; give --lr, such as --lr 1")
     return float(parameter.default)
+
+
+def short_names(problems: Iterable[str]) -> dict[str, str]:
+    """Problems without their settings, as people read them; with them where two would be called alike."""
+    bare = {spec: parse_spec(spec, ProblemError).target for spec in problems}
+    counts = Counter(bare.values())
+    return {spec: name if counts[name] == 1 else spec for spec, name in bare.items()}
 
 
 def built_in_suites() -> list[str]:

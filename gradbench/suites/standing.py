@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gradbench.analysis.races.races import STEPS
 from gradbench.analysis.races.tunability import tunability_of
 from gradbench.record.store import Run
+from gradbench.suites.definition import short_names
 from gradbench.suites.entries import Entry, by_name, entries
 from gradbench.suites.ranking import Ranked, ranks
-from gradbench.tables import Column, check_format, note_lines, number, percent, render, seconds, to_json
+from gradbench.tables import (
+    Column,
+    check_format,
+    note_lines,
+    number,
+    percent,
+    render,
+    seconds,
+    terminal_width,
+    to_json,
+    wrap,
+)
 
 
 @dataclass(frozen=True)
@@ -146,7 +158,7 @@ def _notes(mine: Sequence[Run], others: Sequence[Run]) -> list[str]:
 
 COLUMNS = (
     Column("optimizer", "optimizer", str),
-    Column("problem", "problem", lambda name: name or "all"),
+    Column("problem", "problem", str),
     Column("rank", "rank", priority=1),
     Column("ranks", "95 %", str, 3, "ranks that the differences shown leave"),
     Column(
@@ -171,16 +183,20 @@ def standing_text(found: Standing, output_format: str) -> str:
         return to_json({"rows": found.rows, "sentences": found.sentences, "notes": found.notes})
     if output_format == "csv":
         return render(found.rows, (), "csv")
-    text = render([_shown(row) for row in found.rows], COLUMNS, output_format)
+    short = short_names({row["problem"]: None for row in found.rows if row["problem"]})
+    text = render([_shown(row, short) for row in found.rows], COLUMNS, output_format)
     bullet = "- " if output_format == "markdown" else ""
-    said = [f"{bullet}{sentence}." for sentence in found.sentences]
-    return "\n".join([text, "", *said, "", *note_lines(found.notes, output_format)])
+    width = terminal_width() if output_format == "table" else None
+    said = [line for sentence in found.sentences for line in wrap(f"{bullet}{sentence}.", width)]
+    blocks = [[text], said, note_lines(found.notes, output_format)]
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
+def _shown(row: dict[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
     on_steps = row["problem"] is not None and row["what"] == STEPS
     least = "" if row["reached"] == 1 else "≥ "
     return row | {
+        "problem": short.get(row["problem"], "all"),
         "ranks": f"{row['rank_low']} … {row['rank_high']}",
         "steps": f"{least}{number(float(row['value']))}" if on_steps else "–",
         "best_steps": number(float(row["best_value"])) if on_steps else "–",

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from gradbench.record.store import Run
-from gradbench.suites.definition import TUNED, Suite, built_in_suites, load_suite
+from gradbench.suites.definition import TUNED, Suite, built_in_suites, load_suite, short_names
 from gradbench.suites.freeze import Measured
 from gradbench.suites.standing import Standing, standing, standing_text
-from gradbench.tables import Column, check_format, render, to_json
+from gradbench.tables import Column, check_format, note_lines, render, to_json
 
 FEW = 3  # optimizers whose every problem is shown
 
@@ -60,7 +60,7 @@ def show_text(name: str, output_format: str) -> str:
     """One suite."""
     check_format(output_format)
     suite = load_suite(name)
-    problems = [
+    problems: list[dict[str, Any]] = [
         {"problem": spec, "target": suite.targets.get(spec), "holdout": suite.holdout.get(spec), **group.settings}
         for group in suite.problems
         for spec in group.specs
@@ -84,11 +84,12 @@ def show_text(name: str, output_format: str) -> str:
         return render(problems, (), "csv")
     settings = ", ".join(f"{key} {value}" for key, value in suite.settings.items())
     head = f"{suite.name}: {suite.about}. Version {suite.sha256[:8]}; {settings}."
-    tables = [render(problems, PROBLEMS, output_format, head), render(optimizers, OPTIMIZERS, output_format)]
+    short = short_names(suite.all_problems)
+    named = [row | {"problem": short[row["problem"]]} for row in problems]
+    tables = [render(named, PROBLEMS, output_format, head), render(optimizers, OPTIMIZERS, output_format)]
     if suite.references:
-        tables.append(
-            f"Targets are measured by {', '.join(suite.references)} (gradbench suite freeze, docs/suites.md)."
-        )
+        by = f"targets are measured by {', '.join(suite.references)}: gradbench suite freeze"
+        tables.append("\n".join(note_lines([by], output_format)))
     return "\n\n".join(tables)
 
 

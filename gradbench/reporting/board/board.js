@@ -2,7 +2,7 @@ const state = { ruleset: page.rulesets[0], family: "", problem: "", device: "", 
 const SHADES = [[1.001, "#2a788e", "best"], [1.25, "#35b779", "to 1.25×"], [1.6, "#90d743", "to 1.6×"], [2.5, "#fde725", "to 2.5×"], [5, "#fdae61", "to 5×"], [Infinity, "#e8743b", "more"]];
 const cellOf = new Map(page.cells.map((cell) => [`${cell.ruleset}\n${cell.name}\n${cell.problem}`, cell]));
 const cell = (name, problem) => cellOf.get(`${state.ruleset}\n${name}\n${problem}`);
-const short = (problem) => problem.replace(/\[.*/, "");
+const everyProblem = Object.keys(page.problems), short = (problem) => page.problems[problem];
 const verdict = new Map(page.records.map((record) => [record.id, record.verified]));
 
 function rows() {
@@ -12,7 +12,7 @@ function rows() {
   return page.optimizers.filter((row) => fits(row) && (place(row) || !state.problem)).sort((a, b) => rank(a) - rank(b) || 0);
 }
 
-const problems = () => (state.problem ? [state.problem] : page.problems.filter((problem) => page.cells.some((each) => each.ruleset === state.ruleset && each.problem === problem)));
+const problems = () => (state.problem ? [state.problem] : everyProblem.filter((problem) => page.cells.some((each) => each.ruleset === state.ruleset && each.problem === problem)));
 
 function ranked(place) {
   return place.rank_low === place.rank_high ? `${place.rank}` : `${place.rank} (${place.rank_low}–${place.rank_high})`;
@@ -65,7 +65,9 @@ function paint(td, of) {
     td.textContent = "–";
     return;
   }
-  td.style.background = SHADES.find(([end]) => of.distance <= end)[1];
+  const shade = SHADES.find(([end]) => of.distance <= end);
+  td.style.background = shade[1];
+  if (shade === SHADES[0]) td.style.color = "#fff";
   td.textContent = of.distance >= 100 ? "≫" : Number(of.distance.toPrecision(2)).toString();
 }
 
@@ -215,12 +217,12 @@ function markCut() {
 }
 
 async function start() {
-  const choices = { ruleset: page.rulesets, family: new Set(page.optimizers.map((row) => row.family)), problem: page.problems, device: new Set(page.records.map((record) => record.device)) };
+  const choices = { ruleset: page.rulesets, family: new Set(page.optimizers.map((row) => row.family)), problem: everyProblem, device: new Set(page.records.map((record) => record.device)) };
   for (const [id, values] of Object.entries(choices)) {
-    for (const value of values) element("option", value, find(id)).value = value;
+    for (const value of values) element("option", id === "problem" ? short(value) : value, find(id)).value = value;
     find(id).addEventListener("change", (event) => filter({ [id]: event.target.value }));
   }
-  find("what").textContent = `${page.suite === "none" ? "Records of no suite" : `Suite ${page.suite}`}: ${page.optimizers.length} optimizers, ${page.problems.length} problems, ${page.records.length} records.`;
+  find("what").textContent = `${page.suite === "none" ? "Records of no suite" : `Suite ${page.suite}`}: ${page.optimizers.length} optimizers, ${everyProblem.length} problems, ${page.records.length} records.`;
   scale();
   records();
   addEventListener("resize", markCut);

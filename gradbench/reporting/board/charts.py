@@ -24,14 +24,19 @@ def _lines(data: str, x: Any, y: Any, step: bool = False) -> Any:
 
 def profile() -> Any:
     """Share of problems against the factor of the best's steps. Data: profile (name, ratio, share, front)."""
-    x = alt.X("ratio:Q", scale=alt.Scale(type="log"), title="within this factor of the best's steps")
+    x = alt.X("ratio:Q", scale=alt.Scale(type="log", nice=False), title="within this factor of the best's steps")
     y = alt.Y("share:Q", scale=alt.Scale(domain=[0, 1]), title="share of problems", axis=alt.Axis(format="%"))
     return alt.layer(*_lines("profile", x, y, step=True)).properties(height=260)
 
 
 def tuning() -> Any:
     """Expected result against trials of tuning. Data: tuning (name, trials, value, low, high, front)."""
-    x = alt.X("trials:Q", scale=alt.Scale(type="log"), title="trials of tuning", axis=alt.Axis(format="d", tickCount=6))
+    x = alt.X(
+        "trials:Q",
+        scale=alt.Scale(type="log", nice=False),
+        title="trials of tuning",
+        axis=alt.Axis(format="d", tickCount=6),
+    )
     y = alt.Y("value:Q", scale=alt.Scale(type="log", zero=False), title="steps to target", axis=alt.Axis(tickCount=5))
     band = alt.Chart(alt.NamedData(name="tuning")).transform_filter("datum.front && isValid(datum.low)")
     band = band.mark_area(color=CHOSEN, opacity=0.2).encode(x=x, y="low:Q", y2="high:Q")

@@ -15,7 +15,7 @@ from gradbench.analysis.races.races import STEPS
 from gradbench.analysis.races.tunability import tunability_of
 from gradbench.archive.verified import standing_verification
 from gradbench.record.store import Run
-from gradbench.suites.definition import TUNED
+from gradbench.suites.definition import TUNED, short_names
 from gradbench.suites.entries import Entry, by_name, device_of, entries, family_of
 from gradbench.suites.ranking import Ranked, ranks
 
@@ -31,7 +31,7 @@ def board_data(runs: Sequence[Run]) -> Row:
     return {
         "suite": suite_words(runs[0]),
         "rulesets": rulesets,
-        "problems": list(dict.fromkeys(entry.problem for entry in found)),
+        "problems": short_names(dict.fromkeys(entry.problem for entry in found)),
         "optimizers": [row for ruleset in rulesets for row in _optimizers(found, ruleset, places[ruleset])],
         "cells": [row for ruleset in rulesets for row in _cells(found, ruleset, places[ruleset])],
         "profile": [row for ruleset in rulesets for row in _profile(ruleset, places[ruleset])],
