@@ -188,18 +188,13 @@ def suite_run(
         activity.say("starting JAX")
         from gradbench.cli.progress import watching
         from gradbench.machine.cache import use_cache
-        from gradbench.suites.running import archived, needs_reducing, run_suite
+        from gradbench.suites.running import archived, run_suite
         from gradbench.suites.text import result_text
 
         use_cache()
         with printing_to_stderr():
             groups = chosen_groups(chosen, optimizer, ruleset, lr)
-            if not reduced and needs_reducing(chosen, device):
-                reduced = True
-                note(
-                    f"{chosen.name} is meant for a {chosen.meant_for}, which is not here: a reduced run, as a look only"
-                )
-            settings = {"problems": problem, "optimizers": groups, "reduced": reduced, "device": device}
+            settings = {"problems": problem, "optimizers": groups, "reduced": reduced or None, "device": device}
             runs = run_suite(chosen, **settings, out=out, resume=resume, watching=lambda: watching(activity))
         complete = runs[-1].info["state"] == "complete"
         if complete:

@@ -237,7 +237,7 @@ def run_suite(
     problems: Sequence[str] = (),
     ruleset: str = TUNED,
     learning_rates: str | None = None,
-    reduced: bool = False,
+    reduced: bool | None = None,
     device: str | None = None,
     out: str | Path = "results",
     resume: bool = False,

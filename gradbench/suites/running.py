@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from gradbench.analysis.races.outcomes import suite_words
 from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
-from gradbench.errors import PlanError, RecordError
+from gradbench.errors import GradbenchWarning, PlanError, RecordError
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.devices import find_devices
 from gradbench.record.store import Run, load_run, read_info
@@ -26,7 +27,7 @@ def run_suite(
     *,
     problems: Sequence[str] = (),
     optimizers: Sequence[Group] = (),
-    reduced: bool = False,
+    reduced: bool | None = None,
     device: str | None = None,
     out: str | Path = "results",
     resume: bool = False,
@@ -36,11 +37,15 @@ def run_suite(
 
     With `resume`, a record of the same suite, version and plan that is under `out` is taken as it is where it is
     complete, and gone on with where it is not. `reduced` is a run at the few steps, trials and seeds that the suite
-    states for a machine without the device that it is meant for. A record that was interrupted is the last one.
+    states for a machine without the device that it is meant for; if None, there alone, with a GradbenchWarning. A
+    record that was interrupted is the last one.
     """
     found: list[Run] = []
-    for ruleset, plan in suite.plans(problems, optimizers, reduced):
-        mark = suite.mark(ruleset, reduced)
+    if reduced is None and (reduced := _lacks_device(suite, device)):
+        text = f"{suite.name} is meant for a {suite.meant_for}, which is not here: its steps, trials and seeds are few"
+        warnings.warn(f"{text}, and its answers a look only", GradbenchWarning, stacklevel=2)
+    for ruleset, plan in suite.plans(problems, optimizers, bool(reduced)):
+        mark = suite.mark(ruleset, bool(reduced))
         plan = dataclasses.replace(plan, device=device)
         before = _before(plan, mark, Path(out)) if resume else None
         with watching() as watcher:
@@ -89,8 +94,8 @@ def archived(mine: Sequence[Run], folder: Path | None = None) -> list[Run]:
     return [r for r in runs if suite_words(r) == version and r.info["state"] == "complete" and r.id not in own]
 
 
-def needs_reducing(suite: Suite, device: str | None) -> bool:
-    """Whether the suite is meant for a kind of device that is not here."""
+def _lacks_device(suite: Suite, device: str | None) -> bool:
+    """Whether the suite is meant for a kind of device that is not here, or not the one asked for."""
     if suite.meant_for is None:
         return False
     try:

@@ -10,10 +10,11 @@ from synthetic import make_run
 
 from gradbench.archive.verify import verify_run
 from gradbench.cli.main import invoke
-from gradbench.errors import GradbenchError, PlanError
+from gradbench.errors import GradbenchError, GradbenchWarning, PlanError
 from gradbench.inputs.built_in import problem_names
 from gradbench.suites import freeze as freezing
 from gradbench.suites.definition import SELF_TUNING, TUNED, built_in_suites, chosen_groups, load_suite, suite_from
+from gradbench.suites.entries import entries
 from gradbench.suites.running import run_suite, suite_records
 
 TINY = """
@@ -142,6 +143,19 @@ def test_a_suite_is_run_as_ordinary_records_that_resume_and_verify(tiny, tmp_pat
     [again] = run_suite(suite, optimizers=groups, problems=["himmelblau"], out=out, resume=True)
     assert again.id == run.id
     assert suite_records(out) == [run.path]
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_a_suite_for_another_device_is_reduced_says_so_and_compares_with_no_whole_run(tiny):
+    tiny.write_text(TINY.replace("references", 'meant_for = "tpu"\nreferences') + "[reduced]\nsteps = 3\ntrials = 2\n")
+    suite = load_suite(tiny)
+    groups = chosen_groups(suite, ["sgd"], TUNED, None)
+    with pytest.warns(GradbenchWarning, match="tiny is meant for a tpu, which is not here"):
+        [few] = run_suite(suite, optimizers=groups, problems=["himmelblau"], out=tiny.parent / "r")
+    assert (few.plan.steps, few.plan.design) == (3, "random:2")
+    [whole] = run_suite(suite, optimizers=groups, problems=["himmelblau"], reduced=False, out=tiny.parent / "r")
+    with pytest.raises(GradbenchError, match="suite is tiny reduced"):
+        entries([few, whole])
 
 
 @pytest.mark.usefixtures("compiled_quickly")
