@@ -156,12 +156,14 @@ async function sweeps() {
     element("h4", problem, panel);
     element("p", said(of), panel).className = "soft";
     if (of.sweep.rates.length > 1) {
+      const reached = of.what === "steps to target" && of.sweep.steps.some((steps) => steps !== null);
+      const values = reached ? of.sweep.steps : of.sweep.gaps;
+      if (!reached) element("p", "Drawn: the gap at the end.", panel).className = "soft";
+      const points = of.sweep.rates.map((rate, i) => ({ rate, value: values[i] > 0 ? values[i] : null, said: values[i] === null ? "not reached" : number(values[i]) }));
+      const good = of.good ? [{ low: of.good[0], high: of.good[1] }] : [];
       const chart = element("div", undefined, panel);
       chart.className = "chart";
       chart.id = `sweep-${at}`;
-      const values = of.what === "steps to target" ? of.sweep.steps : of.sweep.gaps;
-      const points = of.sweep.rates.map((rate, i) => ({ rate, value: values[i] > 0 ? values[i] : null, said: values[i] === null ? "not reached" : number(values[i]) }));
-      const good = of.good ? [{ low: of.good[0], high: of.good[1] }] : [];
       await draw(chart, "sweep", { sweep: points, good, best: of.learning_rate === null ? [] : [{ rate: of.learning_rate }] });
     }
   }

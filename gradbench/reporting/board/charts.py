@@ -59,14 +59,21 @@ def time() -> Any:
 
 
 def sweep() -> Any:
-    """One optimizer's sweep of one problem. Data: sweep (rate, value, reached), good (low, high), best (rate)."""
+    """One optimizer's sweep of one problem, in steps to the target or in gaps at the end.
+
+    Data: sweep (rate, value, said), good (low, high), best (rate)."""
     x = alt.X(
         "rate:Q",
         scale=alt.Scale(type="log", nice=False, padding=6),
         title=None,
-        axis=alt.Axis(tickCount=4, format="~e"),
+        axis=alt.Axis(tickCount=4, format="~e", grid=False),
     )
-    y = alt.Y("value:Q", scale=alt.Scale(type="log", zero=False), title=None, axis=alt.Axis(tickCount=4, format="~s"))
+    y = alt.Y(
+        "value:Q",
+        scale=alt.Scale(type="log", zero=False),
+        title=None,
+        axis=alt.Axis(tickCount=4, format="~s", grid=False),
+    )
     points = alt.Chart(alt.NamedData(name="sweep"))
     tooltip = [alt.Tooltip("rate:Q", format=".3g", title="learning rate"), alt.Tooltip("said:N", title="median")]
     good = alt.Chart(alt.NamedData(name="good")).mark_rect(opacity=0.16, color=CHOSEN).encode(x="low:Q", x2="high:Q")
