@@ -82,6 +82,14 @@ def test_another_target_is_refused_only_on_a_problem_that_both_have():
         entries([one, two])
 
 
+def test_another_budget_of_tuning_is_refused_within_a_ruleset():
+    runs = [suite_run(["sgd"]), suite_run(["adam"], design="random:2", identifier="20260102T000000Z-fedcba")]
+    with pytest.raises(GradbenchError, match="do not compare: design is grid and random:2"):
+        entries(runs)
+    untuned = dict(runs[1].info["suite"], ruleset=SELF_TUNING)
+    assert len(entries([runs[0], dataclasses.replace(runs[1], info=runs[1].info | {"suite": untuned})])) == 2
+
+
 def test_an_optimizer_of_two_devices_is_two_and_each_says_which():
     one, two = suite_run(["sgd"]), suite_run(["sgd"], identifier="20260102T000000Z-fedcba")
     place = two.info["environment"] | {"device_kind": "another chip"}

@@ -21,6 +21,7 @@ from gradbench.record.store import Run
 GROUPS = 5  # of the seeds; a seed is judged at the setting that is best on the others of its group
 EVERYWHERE = ("dtype", "precision")  # what records that are compared have in common
 ON_A_PROBLEM = ("steps", "batch_size", "target")  # and where they share a problem
+BUDGET = ("design", "seeds")  # and where they are of one ruleset of a suite
 
 
 class Held(NamedTuple):
@@ -100,15 +101,20 @@ class Outcomes:
 
 def check_comparable(runs: Sequence[Run]) -> None:
     """GradbenchError, by the names of two records, where they were not run alike: in another dtype or precision, as
-    another version of a suite, or on a shared problem to another length or target."""
-    firsts: dict[str, Run] = {}
+    another version of a suite, on a shared problem to another length or target, or, of one ruleset of a suite, with
+    another budget of tuning."""
+    firsts: dict[Any, Run] = {}
     for run in runs:
         pairs: list[tuple[str, Any, Any, Run]] = [("suite", suite_words(runs[0]), suite_words(run), runs[0])]
         pairs += [(key, getattr(runs[0].plan, key), getattr(run.plan, key), runs[0]) for key in EVERYWHERE]
+        ruleset = run.info.get("suite", {}).get("ruleset")
         for problem in run.plan.problems:
             first = firsts.setdefault(problem, run)
             pairs += [(key, getattr(first.plan, key), getattr(run.plan, key), first) for key in ON_A_PROBLEM]
             pairs.append((f"the target loss of {problem}", first.plan.solved(problem), run.plan.solved(problem), first))
+            first = firsts.setdefault((problem, ruleset), run)
+            if ruleset:
+                pairs += [(key, getattr(first.plan, key), getattr(run.plan, key), first) for key in BUDGET]
         for key, a, b, first in pairs:
             if a != b:
                 raise GradbenchError(f"{first.id} and {run.id} do not compare: {key} is {a} and {b}")
