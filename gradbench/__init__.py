@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradbench.inputs.specs.rates import log_range as log_range
     from gradbench.library.run import Run as Run
     from gradbench.library.run import load_run as load_run
+    from gradbench.library.verbs import board as board
     from gradbench.library.verbs import compare as compare
     from gradbench.library.verbs import export as export
     from gradbench.library.verbs import history as history
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from gradbench.library.verbs import report as report
     from gradbench.library.verbs import resume as resume
     from gradbench.library.verbs import run_plan as run_plan
+    from gradbench.library.verbs import run_suite as run_suite
+    from gradbench.library.verbs import standing as standing
     from gradbench.library.verbs import sweep as sweep
     from gradbench.library.verbs import tunability as tunability
     from gradbench.library.verbs import verify as verify
@@ -45,6 +48,7 @@ _PUBLIC = {
     "SweepPlan": "inputs.plan",
     "load_optimizer": "inputs.optimizer",
     "load_problem": "inputs.problem",
+    "board": "library.verbs",
     "compare": "library.verbs",
     "connect": "machine.cluster",
     "load_run": "library.run",
@@ -56,6 +60,8 @@ _PUBLIC = {
     "report": "library.verbs",
     "resume": "library.verbs",
     "run_plan": "library.verbs",
+    "run_suite": "library.verbs",
+    "standing": "library.verbs",
     "suggest": "search.suggest",
     "sweep": "library.verbs",
     "assert_function": "gradients",

@@ -1,13 +1,18 @@
-"""The verbs for records that are made: verify, export and history."""
+"""The verbs for records that are made, verify, export, history and board; and suite, whose records are made to be
+compared."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
-from gradbench.cli.app import TABLES, Quiet, Results, Tables, note, show, whole
+from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Results, Tables, note, show, whole
+from gradbench.failures import printing_to_stderr
+
+suite = App(name="suite", help="Frozen suites of problems, search spaces, budgets and targets (docs/suites.md).")
+Specs = Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"])]
 
 
 def verify(
@@ -16,6 +21,7 @@ def verify(
     sample: Annotated[int, Parameter(converter=whole)] = 20,
     seed: Annotated[int | None, Parameter(converter=whole)] = None,
     own_files: bool = False,
+    by: str | None = None,
     results: Results = Path("results"),
     quiet: Quiet = False,
     output: Tables = TABLES,
@@ -32,8 +38,12 @@ def verify(
         Of the draw, to repeat one. [default: a new one, which is printed]
     own_files
         Also replay problems and optimizers in files that the record names, which runs those files.
+    by
+        Who verifies, for the board: kept with the answer in the record's verified.json. [default: the login name]
     """
+    from gradbench.archive.verified import keep
     from gradbench.archive.verify import verify_run, verify_text
+    from gradbench.errors import RunError
     from gradbench.library.activity import Activity
     from gradbench.machine.cache import use_cache
     from gradbench.record.store import load_run
@@ -46,6 +56,10 @@ def verify(
         use_cache()
         found = verify_run(run, sample, seed, own_files, say=activity.say)
     show(verify_text(found, output.chosen))
+    try:
+        keep(run, found, by)
+    except RunError as error:  # a record that can only be read
+        note(f"the answer is not kept: {error}")
     return 0 if found.holds else 1
 
 
@@ -97,4 +111,165 @@ def history(results: Results = Path("results"), *, quiet: Quiet = False, output:
         activity.say("reading the records")
         found = follow(*load_runs(results))
     show(history_text(found, output.chosen))
+    return 0
+
+
+@suite.command(name="list")
+def suite_list(*, output: Tables = TABLES) -> int:
+    """The suites that come with gradbench."""
+    from gradbench.suites.text import list_text
+
+    show(list_text(output.chosen))
+    return 0
+
+
+@suite.command(name="show")
+def suite_show(name: str, *, output: Tables = TABLES) -> int:
+    """What a suite runs: its problems with steps and targets, its optimizers with their search spaces.
+
+    Parameters
+    ----------
+    name
+        A built-in suite, such as core-1, or a .toml file.
+    """
+    from gradbench.suites.text import show_text
+
+    show(show_text(name, output.chosen))
+    return 0
+
+
+@suite.command(name="run")
+def suite_run(
+    name: str,
+    *,
+    optimizer: Specs = (),
+    problem: tuple[str, ...] = (),
+    ruleset: str = "tuned",
+    lr: str | None = None,
+    reduced: bool = False,
+    device: str | None = None,
+    resume: bool = False,
+    archive: Path | None = None,
+    out: Out = Path("results"),
+    quiet: Quiet = False,
+    output: Tables = TABLES,
+) -> int:
+    """Run a suite, or an optimizer on it, and say where it stands among the archived records.
+
+    Parameters
+    ----------
+    name
+        A built-in suite, such as core-1, or a .toml file.
+    optimizer
+        Only these, also such that the suite does not name: an optimizer's spec, or ./mine.py:make; repeat for more.
+    problem
+        Only these of its problems; repeat for more.
+    ruleset
+        Of the optimizers given: tuned (settings drawn from a search space) or self-tuning (one trial, nothing set).
+    lr
+        The search space of the optimizers given, low:high; self-tuning, their one learning rate. [default: the
+        suite's, or the optimizer's own default]
+    reduced
+        At the steps, trials and seeds that the suite states for a machine without the device that it is meant for.
+    device
+        cpu, gpu (also cuda or rocm) or tpu; JAX's choice if not given.
+    resume
+        Take the records of this suite that are there, go on with one that was interrupted, and make the others.
+    archive
+        The folder of the records to compare with. [default: results/archive/NAME of a checkout]
+    """
+    from gradbench.library.activity import Activity
+    from gradbench.suites.definition import chosen_groups, load_suite
+    from gradbench.tables import check_format
+
+    check_format(output.chosen)
+    chosen = load_suite(name)
+    with Activity(quiet) as activity:
+        activity.say("starting JAX")
+        from gradbench.cli.progress import watching
+        from gradbench.machine.cache import use_cache
+        from gradbench.suites.running import archived, run_suite
+        from gradbench.suites.text import result_text
+
+        use_cache()
+        with printing_to_stderr():
+            groups = chosen_groups(chosen, optimizer, ruleset, lr)
+            settings = {"problems": problem, "optimizers": groups, "reduced": reduced or None, "device": device}
+            runs = run_suite(chosen, **settings, out=out, resume=resume, watching=lambda: watching(activity))
+        complete = runs[-1].info["state"] == "complete"
+        if complete:
+            activity.say("comparing")
+            text = result_text(runs, archived(runs, archive), output.chosen)
+    if not complete:
+        note("the suite is not done; go on with the same command and --resume")
+        return INTERRUPTED
+    show(text)
+    if not quiet:
+        note("records: " + " ".join(str(run.path) for run in runs))
+    return 0
+
+
+@suite.command(name="freeze")
+def suite_freeze(
+    name: str,
+    *,
+    seeds: Annotated[int, Parameter(converter=whole)] = 20,
+    quiet: Quiet = False,
+    output: Tables = TABLES,
+) -> int:
+    """Measure a suite's targets by its reference optimizers, and write them into its file: a new version of it.
+
+    Parameters
+    ----------
+    name
+        A .toml file, or a built-in suite of a checkout.
+    seeds
+        Of which the target is the median.
+    """
+    from gradbench.cli.progress import watching
+    from gradbench.library.activity import Activity
+    from gradbench.machine.cache import use_cache
+    from gradbench.suites.freeze import freeze
+    from gradbench.suites.text import frozen_text
+    from gradbench.tables import check_format
+
+    check_format(output.chosen)
+    with Activity(quiet) as activity, watching(activity) as watcher, printing_to_stderr():
+        use_cache()
+        found = freeze(name, seeds, watcher)
+    show(frozen_text(found, output.chosen))
+    return 0
+
+
+def board(
+    *records: str,
+    out: Path = Path("board.html"),
+    results: Annotated[Path, Parameter(help="Where records are kept.")] = Path("results"),
+    quiet: Quiet = False,
+) -> int:
+    """One offline page of many records, of any machines: who ranks where, how sure, at which budget and cost.
+
+    Parameters
+    ----------
+    records
+        Folders, ids or latest (the default); a folder of records stands for all of them.
+    out
+        The page to write; it replaces a board, and no other file.
+    """
+    from gradbench.library.activity import Activity
+    from gradbench.record.store import find_run, load_run
+    from gradbench.suites.running import expanded
+
+    with Activity(quiet) as activity:
+        activity.say("reading the records")
+        runs = [
+            load_run(path)
+            for name in records or ("latest",)
+            for path in expanded(name, lambda one: find_run(one, results))
+        ]
+        activity.say("comparing")
+        from gradbench.reporting.board import write_board
+
+        written = write_board(runs, out)
+    show(str(written))
     return 0

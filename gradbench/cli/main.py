@@ -23,7 +23,7 @@ from gradbench.cli.app import (
     show,
     whole,
 )
-from gradbench.cli.archive import export, history, verify
+from gradbench.cli.archive import board, export, history, suite, verify
 from gradbench.cli.run import run
 from gradbench.errors import GradbenchError, PlanError
 from gradbench.failures import printing_to_stderr, sentence, show_warning
@@ -32,6 +32,8 @@ app.command(run)
 app.command(verify)
 app.command(export)
 app.command(history)
+app.command(suite)
+app.command(board)
 
 
 @app.command

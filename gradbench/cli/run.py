@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Tables, note, show, whole, whole_or_several
 from gradbench.errors import PlanError
 from gradbench.failures import printing_to_stderr
-from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.plan import NO_OPTIONS, SweepPlan
 from gradbench.inputs.specs.axis import OF_PLAN
 from gradbench.inputs.written import read_config
 
@@ -41,9 +41,9 @@ def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[str, Any, Any]:
 
 
 def _settings() -> type:
-    """The plan's fields but the problems, which have no option."""
+    """The plan's fields but those that have no option."""
     kinds = typing.get_type_hints(SweepPlan)
-    fields = [field for field in dataclasses.fields(SweepPlan) if field.name != "problems"]
+    fields = [field for field in dataclasses.fields(SweepPlan) if field.name not in NO_OPTIONS]
     made = dataclasses.make_dataclass("Settings", [_option(field, kinds[field.name]) for field in fields], frozen=True)
     made.__module__ = __name__  # cyclopts takes a class of the module `types` for one value
     return made

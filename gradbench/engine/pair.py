@@ -70,7 +70,9 @@ def metric_points(plan: SweepPlan, recorded: int) -> int:
 
 def solved_loss(plan: SweepPlan, problem: Problem) -> float:
     """The loss that the plan, or a problem of unknown minimum, states as solved; NaN where neither does."""
-    stated = problem.target if plan.target_loss is None and problem.minimum is None else plan.target_loss
+    stated = plan.solved(problem.name)
+    if stated is None and problem.minimum is None:
+        stated = problem.target
     return math.nan if stated is None else stated
 
 

@@ -45,10 +45,12 @@ def run_plan(
     functions: Mapping[str, Optimizer] | None = None,
     executor: Executor | Workers | None = None,
     unit_timeout: float | None = None,
+    suite: Mapping[str, str] | None = None,
 ) -> Run:
     """Run a plan and return its record. By the plan's names: `objects` are problems given as objects, `functions`
     optimizers given as functions (own_optimizer). The workers of an `executor` run its units, each of which ends its
-    worker if it takes longer than `unit_timeout` seconds; without, this process runs it."""
+    worker if it takes longer than `unit_timeout` seconds; without, this process runs it. `suite` is what run.json says
+    of the suite that the plan is of."""
     objects = objects or {}
     plan, functions = separated(plan, objects, functions or {})
     _check_memory(plan)
@@ -61,6 +63,7 @@ def run_plan(
     with RunWriter.create(out, plan, by.environment) as writer:
         writer.info["curve_points"], writer.info["problems"] = curve_points(plan), by.facts
         writer.info["sources"], writer.info["rewriting"] = by.sources, enabled()
+        writer.info |= {"suite": dict(suite)} if suite else {}
         writer.save_info()
         return _run(writer, by, watcher or Watcher())
 

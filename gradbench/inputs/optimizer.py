@@ -55,7 +55,7 @@ class Optimizer:
     `build(learning_rate, steps, values)` gives the optax transformation; `values` has one for each of `axes`, by their
     names, and may be left out where there are none; those of `whole` are whole numbers. The learning rate and the
     values may be traced scalars, so one compiled program serves all of them. `steps` is the length that a schedule
-    decays over. `from_spec` is whether `spec` can be loaded, or only names `function`.
+    decays over. `from_spec` is whether `spec` can be loaded, or only names `function`, which `build` calls.
     """
 
     spec: str
@@ -69,7 +69,7 @@ class Optimizer:
         """An optimizer that is a function, under its name with axes in brackets."""
         assert self.function is not None
         bare, axes = split_axes(parse_spec(spec, OptimizerError), OptimizerError)
-        return replace(_optimizer(spec, bare, axes, self.function), from_spec=False, function=self.function)
+        return replace(_optimizer(spec, bare, axes, self.function), from_spec=False)
 
     def of(self, settings: Settings, steps: int) -> optax.GradientTransformationExtraArgs:
         """What `build` gives for one trial's settings."""
@@ -139,7 +139,7 @@ def own_optimizer(name: str, function: Callable[..., Any]) -> Optimizer:
     if not _takes(function, "learning_rate") and len(needed) == 1 and needed[0].kind in _BY_POSITION:
         of_rate = function
         function = lambda learning_rate: of_rate(learning_rate)  # noqa: E731
-    return replace(_optimizer(name, Spec(name, name, {}), (), function), from_spec=False, function=function)
+    return replace(_optimizer(name, Spec(name, name, {}), (), function), from_spec=False)
 
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -186,7 +186,8 @@ def _optimizer(text: str, spec: Spec, axes: tuple[Axis, ...], function: Callable
         return _without_empty_arrays(_with_what_it_takes(transformation))
 
     defaults = {name: p.default for name, p in own.items()} | {"warmup": 0, "stable": 1}
-    return Optimizer(text, build, axes, frozenset(a.name for a in axes if type(defaults.get(a.name)) is int))
+    whole = frozenset(a.name for a in axes if type(defaults.get(a.name)) is int)
+    return Optimizer(text, build, axes, whole, function=function)
 
 
 def _with_what_it_takes(inner: Any) -> optax.GradientTransformationExtraArgs:

@@ -37,6 +37,7 @@ TIMINGS = ("full", "batched", "none")
 DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression", "mlp")
 DEFAULT_OPTIMIZERS = ("sgd", "momentum", "adam")
 SEEDS = 3
+NO_OPTIONS = ("problems", "targets")  # fields that are no option of the command line
 MAX_TRIALS = 2**31 - 1  # trial numbers are int32 on the device
 
 
@@ -142,6 +143,11 @@ class SweepPlan:
         "The loss that counts as converged, of the one problem of the plan, instead of the target.",
         checks.or_none(checks.loss),
     )
+    targets: Mapping[str, float] | None = _setting(
+        None,
+        "The same for several problems, by their specs: a table of a file of settings, no option.",
+        checks.or_none(checks.losses),
+    )
     record_points: int = _setting(200, "Maximum number of points kept of a trial's curve.", checks.whole(2, 10**6))
     retire: bool = _setting(True, "Replace a finished trial by a waiting one at once.", checks.switch)
     stop_at_target: bool = _setting(False, "A trial is finished when it reaches the target.", checks.switch)
@@ -171,6 +177,8 @@ class SweepPlan:
         check_rates_fit(self.learning_rates, self.dtype)
         if self.target_loss is not None and len(self.problems) > 1:
             raise PlanError(f"target_loss: one loss is for one problem; this plan has {len(self.problems)}")
+        if self.target_loss is not None and self.targets is not None:
+            raise PlanError("targets: target_loss is given too; give one of them")
         if self.trials > MAX_TRIALS:
             raise PlanError(f"the plan has {self.trials:,} trials; at most {MAX_TRIALS:,} fit one run")
 
@@ -204,6 +212,10 @@ class SweepPlan:
                 specs = [with_axis(spec, name, values, OptimizerError) for spec in self.optimizers]
                 object.__setattr__(self, "optimizers", checks.optimizers("optimizers", specs))
                 object.__setattr__(self, name, max(values))
+
+    def solved(self, problem: str) -> float | None:
+        """The loss of a problem that the plan says counts as converged; None where it says none."""
+        return self.target_loss if self.targets is None else self.targets.get(problem)
 
     def of(self, optimizer: str) -> SweepPlan:
         """The plan with the batch size and the steps that an optimizer's spec sets for its trials."""
@@ -371,7 +383,10 @@ class SweepPlan:
             if key not in known:
                 raise PlanError(f"{where}: no setting {key!r}{nearest(key, known)} (settings: {', '.join(known)})")
         try:
-            return cls(**values)
+            plan = cls(**values)
+            if others := [name for name in plan.targets or () if name not in plan.problems]:
+                raise PlanError(f"targets: the plan has no {others[0]!r}{nearest(others[0], plan.problems)}")
+            return plan
         except PlanError as error:
             raise PlanError(f"{where}: {error}") from error
         except TypeError as error:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from gradbench.errors import PlanError, one_line
-from gradbench.inputs.plan import SEEDS, SweepPlan, with_full_names
+from gradbench.inputs.plan import NO_OPTIONS, SEEDS, SweepPlan, with_full_names
 
 
 def command(plan: SweepPlan, **changed: Any) -> str:
     """The command line that runs `plan` with some of its fields changed."""
     plan = dataclasses.replace(plan, **changed)
     words = ["gradbench", "run", *plan.problems]
-    for field in dataclasses.fields(plan)[1:]:
+    for field in dataclasses.fields(plan):
         value = getattr(plan, field.name)
-        if value == (field.default if field.name != "seeds" else SEEDS):
+        if field.name in NO_OPTIONS or value == (field.default if field.name != "seeds" else SEEDS):
             continue
         flag = (field.metadata["flags"] or ("--" + field.name.replace("_", "-"),))[-1]
         if isinstance(value, bool):

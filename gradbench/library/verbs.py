@@ -32,6 +32,11 @@ from gradbench.library.progress import watching
 from gradbench.library.run import Run, load_run
 from gradbench.machine.workers import Workers
 from gradbench.record import store
+from gradbench.suites.definition import TUNED, chosen_groups, load_suite
+from gradbench.suites.running import archived
+from gradbench.suites.running import run_suite as run_of_suite
+from gradbench.suites.standing import Standing
+from gradbench.suites.standing import standing as place_among
 
 Record = store.Run | str | Path
 """A record: itself, or its path, its id, or "latest"."""
@@ -223,6 +228,55 @@ def history(results: str | Path = "results") -> History:
     """Steps to the target and step times over all records of a folder, and where they changed: `.rows`, `.points`,
     `.notes`; str() is a table."""
     return follow(*load_runs(results))
+
+
+def run_suite(
+    name: str | Path,
+    optimizers: Sequence[str] = (),
+    *,
+    problems: Sequence[str] = (),
+    ruleset: str = TUNED,
+    learning_rates: str | None = None,
+    reduced: bool | None = None,
+    device: str | None = None,
+    out: str | Path = "results",
+    resume: bool = False,
+    progress: bool | None = None,
+) -> list[Run]:
+    """Run a suite, built in or a .toml file, and return its records: of its own optimizers and problems, or of these.
+
+    An optimizer that the suite does not name, such as "./mine.py:make", has the search space `learning_rates`,
+    "low:high", or the suite's; self-tuning, one rate or its own default. `resume` and `reduced` are as of `gradbench
+    suite run`. Raises PlanError for what the suite has not.
+    """
+    suite = load_suite(name)
+    groups = chosen_groups(suite, _names(optimizers), ruleset, learning_rates)
+    settings = {"problems": _names(problems), "optimizers": groups, "reduced": reduced, "device": device}
+    runs = run_of_suite(suite, **settings, out=out, resume=resume, watching=lambda: _watched(None, progress))
+    return [Run.of(run) for run in runs]
+
+
+def standing(
+    *runs: Record,
+    among: Sequence[Record] = (),
+    results: str | Path = "results",
+) -> Standing:
+    """Where the optimizers of these records stand among those of others, on each problem and over all: `.rows`,
+    `.sentences`, `.notes`; str() is a table. Without `among`, the others are the archived records of their suite."""
+    mine = _records(runs, results)
+    if among:
+        return place_among(mine, _records(tuple(among), results))
+    if not mine[0].info.get("suite"):
+        raise GradbenchError(f"{mine[0].id}: is of no suite; give the records to stand among, among=")
+    return place_among(mine, archived(mine))
+
+
+def board(*runs: Record, out: str | Path = "board.html", results: str | Path = "results") -> Path:
+    """Write one offline page that ranks the optimizers of these records; its path. Raises GradbenchError for records
+    that do not compare, by their names."""
+    from gradbench.reporting.board import write_board  # Altair takes half a second
+
+    return write_board(_records(runs, results), out)
 
 
 def _records(runs: Sequence[Record], results: str | Path) -> list[Run]:

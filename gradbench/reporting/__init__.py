@@ -37,7 +37,8 @@ LOG = logging.getLogger(__name__)
 __all__ = ["FORMATS", "check_figure_format", "write_figures", "write_report"]
 
 
-SCRIPTS = ("metrics.js", "settings.js", "page.js")
+WEB = Path(__file__).parent / "web"
+SCRIPTS = ("common.js", "metrics.js", "settings.js", "page.js")
 
 
 def write_report(
@@ -57,10 +58,10 @@ def write_report(
     """
     out = Path(out).expanduser()
     records = ", ".join(run.id for run in runs)
-    _check_replaceable(out, records)
+    check_replaceable(out, records)
     data: dict[str, Any] = page_data(runs) | {"by": by and chosen_metric(runs, by)}
     with ThreadPoolExecutor(1) as pool:
-        bundle = pool.submit(_bundle)
+        bundle = pool.submit(bundle_of_vega)
         found = landscape_views(runs, objects=objects)
     add_local_limits(data["pairs"], found)
     LOG.info("the charts over all pairs")
@@ -78,10 +79,10 @@ def write_report(
     }
     data["charts"] = {name: charts.spec(chart, optimizers=optimizers) for name, chart in made.items()}
     data["charts"] |= {name: charts.spec(chart, optimizers=solvers) for name, (chart, _) in overall.items()}
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    folder = Path(__file__).parent / "web"
-    template = Template((folder / "page.html").read_text(encoding="utf-8"))
+    text = page_json(data)
+    template = Template((WEB / "page.html").read_text(encoding="utf-8"))
     page = template.substitute(
+        style=(WEB / "style.css").read_text(encoding="utf-8"),
         records=html.escape(records),
         header=_header(runs, data),
         answers=_answers(runs),
@@ -92,24 +93,24 @@ def write_report(
         environment="".join(_environment(run) for run in data["runs"]),
         data=text,
         bundle=bundle.result(),
-        script="".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        script="".join((WEB / name).read_text(encoding="utf-8") for name in SCRIPTS),
     )
-    _write(out, page.encode())
+    write_file(out, page.encode())
     return out
 
 
-def _check_replaceable(out: Path, records: str) -> None:
-    """GradbenchError where `out` is a file that is no page of ours; a warning where it is one of other records."""
+def check_replaceable(out: Path, records: str, kind: str = "report") -> None:
+    """GradbenchError where `out` is a file that is no page of this kind; a warning where it is one of other records."""
     if not out.is_file() or out.stat().st_size == 0:
         return
     head = ""
     with contextlib.suppress(OSError), out.open("rb") as file:
         head = file.read(2000).decode(errors="replace")
-    if "<title>gradbench report</title>" not in head:
-        raise GradbenchError(f"{out}: is there and is no report; give another --out, or remove it")
+    if f"<title>gradbench {kind}</title>" not in head:
+        raise GradbenchError(f"{out}: is there and is no {kind}; give another --out, or remove it")
     before = re.search(r'<meta name="records" content="(.*?)">', head)
     if before and html.unescape(before[1]) != records:
-        warnings.warn(f"{out}: replaces the report of {html.unescape(before[1])}", GradbenchWarning, stacklevel=3)
+        warnings.warn(f"{out}: replaces the {kind} of {html.unescape(before[1])}", GradbenchWarning, stacklevel=3)
 
 
 def check_figure_format(fmt: str) -> None:
@@ -138,17 +139,22 @@ def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg", by:
         else:
             content = vl_convert.vegalite_to_pdf(spec)
         paths.append(folder / f"{name}.{fmt}")
-        _write(paths[-1], content)
+        write_file(paths[-1], content)
     return paths
 
 
-def _bundle() -> str:
+def page_json(data: Any) -> str:
+    """JSON that may stand in a script element."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def bundle_of_vega() -> str:
     """vega, vega-lite and vega-embed, as globals, for a script element."""
     code = vl_convert.javascript_bundle()  # ty: ignore[missing-argument]  # its stub forgets the default
     return code.replace("</script", "<\\/script")
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """The whole file or nothing. Raises GradbenchError: where to write was the user's choice."""
     if path.exists() and not (path.is_file() or path.is_dir()):  # replacing /dev/stdout would take the device away
         raise GradbenchError(f"{path}: cannot be written: not a regular file")

@@ -341,12 +341,12 @@ def answers(runs: Sequence[Run]) -> list[Answer]:
             by = HELD_OUT if HELD_OUT in recorded(run, problem) else None
             found_notes = pair_notes(run, ranked) + metric_notes(run, ranked, by)
             notes = [note if GO_ON in note else f"{note}." for note in found_notes]
-            found.append(Answer(name, problem, best, others, [target_words(run, ranked[0].reference), *notes]))
+            found.append(Answer(name, problem, best, others, [target_words(run, problem, ranked[0].reference), *notes]))
     order = list(dict.fromkeys(answer.problem for answer in found))
     return sorted(found, key=lambda answer: order.index(answer.problem))
 
 
-def target_words(run: Run, to: Reference) -> str:
+def target_words(run: Run, problem: str, to: Reference) -> str:
     """What the target is, and what gaps are taken against."""
     gap = f"{run.plan.target:g}"
     if to.kind == "best found":
@@ -354,8 +354,8 @@ def target_words(run: Run, to: Reference) -> str:
         return (
             f"Its minimum is not known, so gaps are to the best loss found, {found}; the target is {gap} of the first."
         )
-    if run.plan.target_loss is not None:
-        return f"The target is a loss of {run.plan.target_loss:g}; gaps are to {to.words}, {to.loss:g}."
+    if (solved := run.plan.solved(problem)) is not None:
+        return f"The target is a loss of {solved:g}; gaps are to {to.words}, {to.loss:g}."
     if to.kind == "minimum":
         return f"The target is {gap} of the first gap to the minimum, {to.loss:g}."
     return f"The target is the loss that the problem counts as solved, {to.loss:g}: gaps are to it."

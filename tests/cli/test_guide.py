@@ -34,3 +34,15 @@ def test_every_command_of_the_guide_runs_and_makes_its_pictures(tmp_path, monkey
 def test_the_guides_pictures_are_in_the_repository_and_small():
     for name in PICTURES:
         assert (GUIDE.parent / "pictures" / name).stat().st_size < 150_000
+
+
+SUITES = (GUIDE.parent / "suites.md").read_text()
+
+
+@pytest.mark.guide
+def test_every_command_of_the_page_on_suites_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [block] = re.findall(r"```sh\n(.*?)```", SUITES, re.DOTALL)
+    for command in block.strip().splitlines():
+        assert cli.invoke(shlex.split(command)[1:]) == 0, command
+    assert (tmp_path / "board.html").is_file()

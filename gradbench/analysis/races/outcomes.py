@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,9 @@ from gradbench.record.schema import SCHEMAS
 from gradbench.record.store import Run
 
 GROUPS = 5  # of the seeds; a seed is judged at the setting that is best on the others of its group
-SAME = ("steps", "batch_size", "dtype", "precision", "target", "target_loss")
+EVERYWHERE = ("dtype", "precision")  # what records that are compared have in common
+ON_A_PROBLEM = ("steps", "batch_size", "target")  # and where they share a problem
+BUDGET = ("design", "seeds")  # and where they are of one ruleset of a suite
 
 
 class Held(NamedTuple):
@@ -97,6 +99,33 @@ class Outcomes:
         return Held(chosen, groups, self.log_steps[at], self.log_gaps[at], np.isfinite(self.steps[at]))
 
 
+def check_comparable(runs: Sequence[Run]) -> None:
+    """GradbenchError, by the names of two records, where they were not run alike: in another dtype or precision, as
+    another version of a suite, on a shared problem to another length or target, or, of one ruleset of a suite, with
+    another budget of tuning."""
+    firsts: dict[Any, Run] = {}
+    for run in runs:
+        pairs: list[tuple[str, Any, Any, Run]] = [("suite", suite_words(runs[0]), suite_words(run), runs[0])]
+        pairs += [(key, getattr(runs[0].plan, key), getattr(run.plan, key), runs[0]) for key in EVERYWHERE]
+        ruleset = run.info.get("suite", {}).get("ruleset")
+        for problem in run.plan.problems:
+            first = firsts.setdefault(problem, run)
+            pairs += [(key, getattr(first.plan, key), getattr(run.plan, key), first) for key in ON_A_PROBLEM]
+            pairs.append((f"the target loss of {problem}", first.plan.solved(problem), run.plan.solved(problem), first))
+            first = firsts.setdefault((problem, ruleset), run)
+            if ruleset:
+                pairs += [(key, getattr(first.plan, key), getattr(run.plan, key), first) for key in BUDGET]
+        for key, a, b, first in pairs:
+            if a != b:
+                raise GradbenchError(f"{first.id} and {run.id} do not compare: {key} is {a} and {b}")
+
+
+def suite_words(run: Run) -> str:
+    """The suite and version that a record is of."""
+    mark = run.info.get("suite")
+    return f"{mark['name']} {mark['sha256'][:8]}" if mark else "none"
+
+
 def _is_axis(trials: pa.Table, name: str) -> bool:
     """Whether a column is an axis of the trials' optimizer: those of others are null here."""
     return name not in SCHEMAS["trials"].names and trials[name].null_count == 0
@@ -111,11 +140,7 @@ def outcomes(
     records or of `against`, a part of the one. Raises GradbenchError where records cannot be compared, or no trial has
     finished.
     """
-    for run in runs[1:]:
-        for key in SAME:
-            a, b = (getattr(of.plan, key) for of in (runs[0], run))
-            if a != b:
-                raise GradbenchError(f"{runs[0].id} and {run.id} do not compare: {key} is {a} and {b}")
+    check_comparable(runs)
     to = common_references([against] if against else runs)
     found: dict[str, dict[str, Outcomes]] = {}
     for place, run in enumerate(runs, 1):

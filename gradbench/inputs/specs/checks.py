@@ -97,6 +97,13 @@ def loss(name: str, value: Any) -> float:
     return float(value)
 
 
+def losses(name: str, value: Any) -> dict[str, float]:
+    """A loss for each problem, by its spec."""
+    if not isinstance(value, Mapping):
+        raise PlanError(f'{name}: need a table of losses by problem, such as {{"mlp": 0.35}}, got {value!r}')
+    return {str(problem): loss(f"{name}: {problem}", of) for problem, of in value.items()}
+
+
 def axis_texts(name: str, value: Any) -> tuple[str, ...]:
     """Axes by their texts, `adamw.b2=0.9:0.9999:4`, or a table of them by their names."""
     if isinstance(value, Mapping):

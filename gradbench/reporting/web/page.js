@@ -1,34 +1,7 @@
-"use strict";
-const page = JSON.parse(document.getElementById("data").textContent);
-const find = (id) => document.getElementById(id);
-const config = {
-  background: null,
-  axis: { labelColor: "currentColor", titleColor: "currentColor", domainColor: "currentColor", tickColor: "currentColor", gridColor: "#8886", labelFontSize: 12, titleFontSize: 13, titleFontWeight: "normal" },
-  legend: { labelColor: "currentColor", titleColor: "currentColor", labelFontSize: 12, columns: 3, symbolBaseFillColor: "currentColor", symbolBaseStrokeColor: "currentColor" },
-  title: { color: "currentColor", subtitleColor: "currentColor" }, rule: { color: "currentColor" }, text: { color: "currentColor" }, view: { stroke: null }, point: { color: "currentColor" },
-};
-const options = { actions: false, renderer: "svg", tooltip: true, logLevel: 1 };
 const state = { pair: 0, rate: 0, scale: "log", time: "steps", by: "" };
 const views = {};
-const number = (x) => {
-  if (x === null) return "–";
-  const small = x !== 0 && Math.abs(x) < 1e-3;
-  return small ? x.toExponential(2).replace(/\.?0*e/, "e") : Number(x.toPrecision(3)).toString();
-};
-const duration = (x) => {
-  if (x === null) return "–";
-  const unit = [[1, "s"], [1e-3, "ms"], [1e-6, "µs"]].find(([size]) => x >= size) || [1e-9, "ns"];
-  return `${number(x / unit[0])} ${unit[1]}`;
-};
 const severalRuns = page.runs.length > 1;
 const pairName = (pair) => (severalRuns ? `${pair.optimizer} (${pair.run})` : pair.optimizer);
-
-function element(tag, text, parent) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (parent) parent.append(made);
-  return made;
-}
 
 // A copy of a chart with its data in, as wide as its place, and its y axis log or linear.
 function filled(name, datasets, scale) {

@@ -1,0 +1,51 @@
+"""The board: one offline page of many records, of any machines."""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from string import Template
+
+from gradbench.errors import GradbenchError
+from gradbench.record.store import Run
+from gradbench.reporting import WEB, bundle_of_vega, check_replaceable, page_json, write_file
+from gradbench.reporting.board import charts
+from gradbench.reporting.board.data import board_data
+from gradbench.reporting.charts import spec
+
+LOG = logging.getLogger(__name__)
+HERE = Path(__file__).parent
+
+
+def write_board(runs: Sequence[Run], out: str | Path) -> Path:
+    """Write one self-contained HTML file that ranks the optimizers of these records, and return its path.
+
+    A page that is there is replaced, with a GradbenchWarning where it is of other records; no other file is. Raises
+    GradbenchError where there is no record, two of them do not compare, by their names, a verification is damaged, or
+    `out` cannot be written.
+    """
+    if not runs:
+        raise GradbenchError("board: no record given")
+    out = Path(out).expanduser()
+    ids = ", ".join(run.id for run in runs)
+    check_replaceable(out, ids, "board")
+    with ThreadPoolExecutor(1) as pool:
+        bundle = pool.submit(bundle_of_vega)
+        LOG.info("ranking")
+        data = board_data(runs)
+    made = {"profile": charts.profile(), "tuning": charts.tuning(), "time": charts.time(), "sweep": charts.sweep()}
+    data["charts"] = {name: spec(chart) for name, chart in made.items()}
+    template = Template((HERE / "board.html").read_text(encoding="utf-8"))
+    scripts = [WEB / "common.js", HERE / "board.js"]
+    page = template.substitute(
+        style=(WEB / "style.css").read_text(encoding="utf-8"),
+        records=html.escape(ids),
+        data=page_json(data),
+        bundle=bundle.result(),
+        script="".join(path.read_text(encoding="utf-8") for path in scripts),
+    )
+    write_file(out, page.encode())
+    return out

@@ -1,0 +1,1 @@
+"""Frozen suites of problems, search spaces, budgets and measured targets; their records; who stands where in them."""

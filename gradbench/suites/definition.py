@@ -1,0 +1,295 @@
+"""A suite: a TOML file of problems, search spaces, budgets and targets, and the plans that it is run by."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradbench.errors import PlanError, ProblemError, nearest, one_line
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.specs import checks
+from gradbench.inputs.specs.rates import rates_as_kept
+from gradbench.inputs.specs.spec import parse_spec
+
+TUNED, SELF_TUNING = "tuned", "self-tuning"
+RULESETS = (TUNED, SELF_TUNING)
+BUILT_IN = Path(__file__).parent / "built_in"
+_TABLES = {"problems", "optimizers", "targets", "holdout", "reduced"}
+_OF_SUITE = {"name", "about", "learning_rates", "references", "meant_for"}
+_REDUCED = {"steps", "trials", "seeds"}
+_OF_PROBLEMS = {"specs", "trials", "steps", "batch_size"}
+_OF_OPTIMIZERS = {"specs", "ruleset", "learning_rates", "learning_rate"}
+_OTHERS = {"learning_rates", "design", "problems", "optimizers", "targets", "target_loss", "search", "budget", "axes"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Specs that share their settings: problems their steps, optimizers their search space."""
+
+    specs: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a suite's file says.
+
+    settings: of every plan, by SweepPlan's fields, such as dtype and seeds.
+    problems: groups, each with `steps`, perhaps `batch_size`, and `trials`: how many settings an optimizer has tried.
+    optimizers: groups, each with a ruleset. "tuned": `trials` settings are drawn from its search space, the
+        `learning_rates` low:high (log-uniform) and the axes of its spec. "self-tuning": one trial, at the
+        `learning_rate` stated, which is the optimizer's own default.
+    learning_rates: the search space of an optimizer that the suite does not name.
+    references: the optimizers that its targets are measured by.
+    targets: the training loss that counts as reached, by problem; holdout: the held-out loss it came from.
+    meant_for: the kind of device, gpu or tpu, without which a run of it is reduced: to these steps, trials and seeds.
+    """
+
+    name: str
+    about: str
+    settings: Mapping[str, Any]
+    problems: tuple[Group, ...]
+    optimizers: tuple[Group, ...]
+    learning_rates: str
+    references: tuple[str, ...]
+    targets: Mapping[str, float]
+    holdout: Mapping[str, float] = field(default_factory=dict)
+    meant_for: str | None = None
+    reduced: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """Of its content: other than in words and layout, no two versions have the same."""
+        content = {
+            "settings": dict(self.settings),
+            "problems": [[list(group.specs), dict(group.settings)] for group in self.problems],
+            "optimizers": [[list(group.specs), dict(group.settings)] for group in self.optimizers],
+            "rest": [self.name, self.learning_rates, list(self.references)],
+            "targets": [dict(self.targets), dict(self.holdout)],
+            "reduced": [self.meant_for, dict(self.reduced)],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def version(self) -> str:
+        """Its name and the start of its hash, as people read it."""
+        return f"{self.name} {self.sha256[:8]}"
+
+    @property
+    def all_problems(self) -> tuple[str, ...]:
+        return tuple(spec for group in self.problems for spec in group.specs)
+
+    @property
+    def all_optimizers(self) -> tuple[str, ...]:
+        return tuple(spec for group in self.optimizers for spec in group.specs)
+
+    def mark(self, ruleset: str, reduced: bool = False) -> dict[str, str]:
+        """What run.json says of it. A reduced run is of a version of its own."""
+        return {"name": f"{self.name}{' reduced' * reduced}", "sha256": self.sha256, "ruleset": ruleset}
+
+    def plans(
+        self, problems: Sequence[str] = (), optimizers: Sequence[Group] = (), reduced: bool = False
+    ) -> Iterator[tuple[str, SweepPlan]]:
+        """(ruleset, plan) of every group of problems with every group of optimizers; of these, or of all."""
+        self.check_problems(problems)
+        if reduced and not self.reduced:
+            raise PlanError(f"{self.name}: has no [reduced] table, with steps, trials or seeds of a reduced run")
+        for of_problems in self.problems:
+            chosen = tuple(spec for spec in of_problems.specs if not problems or spec in problems)
+            for of_optimizers in optimizers or self.optimizers:
+                if chosen:
+                    settings = {**of_problems.settings, **(self.reduced if reduced else {})}
+                    yield of_optimizers.settings["ruleset"], self._plan(chosen, settings, of_optimizers)
+
+    def check_problems(self, names: Sequence[str]) -> None:
+        """PlanError for a problem that the suite has not."""
+        for name in names:
+            if name not in self.all_problems:
+                raise PlanError(f"{self.name}: no problem {name!r}{nearest(name, self.all_problems)}")
+
+    def groups_of(self, specs: Sequence[str], ruleset: str = TUNED, rates: str | None = None) -> list[Group]:
+        """These optimizers as the suite has them; one that it does not name, or for which `rates` are given, in a group
+        of its own. Self-tuning, the rate is the given one or the optimizer's default."""
+        found = []
+        for spec in specs:
+            known = [group for group in self.optimizers if spec in group.specs]
+            known = [group for group in known if group.settings["ruleset"] == ruleset] if rates is None else []
+            if known:
+                found.append(Group((spec,), known[0].settings))
+            elif ruleset == TUNED:
+                found.append(Group((spec,), {"ruleset": ruleset, "learning_rates": rates or self.learning_rates}))
+            else:
+                rate = default_rate(spec) if rates is None else _one_rate(self.name, rates)
+                found.append(Group((spec,), {"ruleset": ruleset, "learning_rate": rate}))
+        return found
+
+    def _plan(self, specs: tuple[str, ...], of_problems: Mapping[str, Any], optimizers: Group) -> SweepPlan:
+        values = {key: value for key, value in of_problems.items() if key != "trials"}
+        if optimizers.settings["ruleset"] == TUNED:
+            trials = of_problems["trials"]
+            rates = f"{optimizers.settings['learning_rates']}:{max(trials, 2)}"
+            values |= {"learning_rates": rates, "design": f"random:{trials}"}
+        else:
+            values |= {"learning_rates": (optimizers.settings["learning_rate"],)}
+        targets = {name: self.targets[name] for name in specs if name in self.targets}
+        values |= {"problems": specs, "optimizers": optimizers.specs, "targets": targets or None}
+        return SweepPlan.from_dict({**self.settings, **values}, where=self.name)
+
+
+def chosen_groups(suite: Suite, specs: Sequence[str], ruleset: str, rates: str | None) -> list[Group]:
+    """The optimizers that somebody asks for, in groups that share a search space; none for all of the suite's. Raises
+    PlanError for a search space without an optimizer, or none."""
+    checks.one_of(RULESETS)("--ruleset", ruleset)
+    if not specs:
+        if rates is not None or ruleset != TUNED:
+            raise PlanError("--lr and --ruleset are of the optimizers given; name one with -o")
+        return []
+    if rates is not None and ruleset == TUNED:
+        rates = _space(rates, "--lr")
+    merged: dict[str, Group] = {}
+    for group in suite.groups_of(specs, ruleset, rates):
+        key = str(sorted(group.settings.items()))
+        merged[key] = Group((*(merged[key].specs if key in merged else ()), *group.specs), group.settings)
+    return list(merged.values())
+
+
+def _one_rate(where: str, text: Any) -> float:
+    """One learning rate. Raises PlanError for several or none."""
+    rates = rates_as_kept(text)
+    if isinstance(rates, str) or len(rates) != 1:
+        raise PlanError(f"{where}: a self-tuning optimizer has one learning rate, got {text}")
+    return rates[0]
+
+
+def default_rate(spec: str) -> float:
+    """The learning rate that an optimizer has where none is given. Raises PlanError where it has none."""
+    from gradbench.inputs.optimizer import load_optimizer  # JAX
+
+    function = load_optimizer(spec).function
+    assert function is not None
+    parameter = inspect.signature(function).parameters.get("learning_rate")
+    if parameter is None or not isinstance(parameter.default, int | float):
+        raise PlanError(f"{spec}: has no default learning rate, which self-tuning takes; give --lr, such as --lr 1")
+    return float(parameter.default)
+
+
+def short_names(problems: Iterable[str]) -> dict[str, str]:
+    """Problems without their settings, as people read them; with them where two would be called alike."""
+    bare = {spec: parse_spec(spec, ProblemError).target for spec in problems}
+    counts = Counter(bare.values())
+    return {spec: name if counts[name] == 1 else spec for spec, name in bare.items()}
+
+
+def built_in_suites() -> list[str]:
+    """The names of the suites that come with gradbench."""
+    return sorted(path.stem for path in BUILT_IN.glob("*.toml"))
+
+
+def suite_path(name: str | Path) -> Path:
+    """The file of a suite named by its path, or by its name if it is built in."""
+    path = Path(name).expanduser()
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        return path
+    if str(name) not in built_in_suites():
+        known = built_in_suites()
+        raise PlanError(f"no suite {str(name)!r}{nearest(str(name), known)} ({', '.join(known)}, or a .toml file)")
+    return BUILT_IN / f"{name}.toml"
+
+
+def load_suite(name: str | Path) -> Suite:
+    """Read a suite, built in or a file, and check it whole. Raises PlanError with the place of what is wrong."""
+    path = suite_path(name)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: not TOML: {one_line(error)}") from error
+    return suite_from(values, str(name), path.stem)
+
+
+def suite_from(values: Mapping[str, Any], where: str, name: str) -> Suite:
+    """A suite from its TOML's content."""
+    settings = {key: value for key, value in values.items() if key not in _TABLES | _OF_SUITE}
+    if taken := settings.keys() & _OTHERS:
+        raise PlanError(f"{where}: {min(taken)} is no setting of a suite (it has problems, optimizers and targets)")
+    targets, holdout = (checks.losses(f"{where}: {key}", values.get(key, {})) for key in ("targets", "holdout"))
+    problems = _groups(values, "problems", _OF_PROBLEMS, where)
+    optimizers = _groups(values, "optimizers", _OF_OPTIMIZERS, where)
+    space = _space(values.get("learning_rates", "1e-4:10"), where)
+    named = tuple(spec for group in problems for spec in group.specs)
+    if others := [problem for problem in {**targets, **holdout} if problem not in named]:
+        raise PlanError(f"{where}: targets: no problem {others[0]!r}{nearest(others[0], named)}")
+    references = tuple(values.get("references", ()))
+    reduced = {
+        key: checks.whole(1, 2**30)(f"{where}: reduced: {key}", of) for key, of in values.get("reduced", {}).items()
+    }
+    if others := reduced.keys() - _REDUCED:
+        raise PlanError(f"{where}: reduced: no setting {min(others)!r} ({', '.join(sorted(_REDUCED))})")
+    meant_for = values.get("meant_for")
+    if meant_for is not None:
+        checks.device(f"{where}: meant_for", meant_for)
+    suite = Suite(
+        str(values.get("name", name)),
+        str(values.get("about", "")),
+        settings,
+        tuple(_checked_problems(group, where) for group in problems),
+        tuple(_checked_optimizers(group, where) for group in optimizers),
+        space,
+        references,
+        targets,
+        holdout,
+        meant_for,
+        reduced,
+    )
+    for _ in suite.plans():  # each is checked as it is made
+        pass
+    tuned = [spec for group in suite.optimizers if group.settings["ruleset"] == TUNED for spec in group.specs]
+    if others := [spec for spec in references if spec not in tuned]:
+        raise PlanError(f"{where}: references: no tuned optimizer {others[0]!r}{nearest(others[0], tuned)}")
+    return suite
+
+
+def _groups(values: Mapping[str, Any], key: str, known: set[str], where: str) -> list[Group]:
+    tables = values.get(key)
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise PlanError(f"{where}: need at least one [[{key}]] table, with specs = [...]")
+    found = []
+    for table in tables:
+        if others := [name for name in table if name not in known]:
+            raise PlanError(f"{where}: {key}: no setting {others[0]!r}{nearest(others[0], known)}")
+        specs = checks.specs_of(key.rstrip("s"), "mlp" if key == "problems" else "adam")(
+            f"{where}: {key}: specs", table.get("specs", ())
+        )
+        found.append(Group(specs, {name: value for name, value in table.items() if name != "specs"}))
+    return found
+
+
+def _checked_problems(group: Group, where: str) -> Group:
+    trials = checks.whole(1, 10**6)(f"{where}: trials of {group.specs[0]}", group.settings.get("trials", 20))
+    return Group(group.specs, {**group.settings, "trials": trials})
+
+
+def _checked_optimizers(group: Group, where: str) -> Group:
+    settings = {"ruleset": TUNED, **group.settings}
+    checks.one_of(RULESETS)(f"{where}: ruleset of {group.specs[0]}", settings["ruleset"])
+    if settings["ruleset"] == TUNED:
+        settings["learning_rates"] = _space(settings.get("learning_rates"), f"{where}: {group.specs[0]}")
+    elif "learning_rate" not in settings:
+        raise PlanError(f"{where}: {group.specs[0]}: need learning_rate, the one that it has by default")
+    return Group(group.specs, settings)
+
+
+def _space(text: Any, where: str) -> str:
+    """A search space of learning rates, low:high."""
+    if not isinstance(text, str) or text.count(":") != 1:
+        raise PlanError(f"{where}: need learning_rates = low:high, such as 1e-4:1, got {text!r}")
+    rates_as_kept(f"{text}:2")
+    return text

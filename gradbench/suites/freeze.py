@@ -1,0 +1,162 @@
+"""The targets of a suite, measured by one rule and written into its file.
+
+The rule. The suite's reference optimizers (four by convention) run all of its problems: the settings that the suite
+tries, at HALF of the suite's steps, with `seeds` seeds. A trial's result is the lowest loss that it reaches; of a
+problem with held-out data, the lowest held-out loss among its recorded points. A setting's result is the median over
+its seeds, infinite where one diverged, and an optimizer's the best over its settings. The target comes from the best of
+the optimizers: the median over the seeds of the training loss where that result was reached. It is rounded up to four
+digits, and where the minimum is known it is no lower than the plan's relative target above that, so that no target
+lies in rounding. So the best reference reaches it in half of the suite's steps, and others have twice as long.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gradbench.analysis.metrics import HELD_OUT, recorded
+from gradbench.analysis.verdicts import floats
+from gradbench.engine import runner
+from gradbench.engine.driver import Watcher
+from gradbench.errors import PlanError, RunError
+from gradbench.files import writing
+from gradbench.inputs.specs.spec import parse_spec
+from gradbench.record.store import Run
+from gradbench.suites.definition import Suite, load_suite, suite_path
+
+SEEDS = 20
+POINTS = 40  # of a trial's curve, at which held-out losses are known
+_TABLES = re.compile(r"^\[(targets|holdout)\]", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A problem's target, the optimizer and the learning rate that reached it, and the held-out loss there, if any."""
+
+    problem: str
+    target: float
+    holdout: float | None
+    optimizer: str
+    learning_rate: float
+
+
+def freeze(
+    name: str | Path, seeds: int = SEEDS, watcher: Watcher | None = None, say: Callable[[str], None] = lambda text: None
+) -> list[Measured]:
+    """Measure a suite's targets and write them into its file, which gives the suite a new version.
+
+    Raises PlanError for a suite without references, RunError where no reference gets anywhere on a problem.
+    """
+    suite = load_suite(name)
+    found = list(measure(suite, seeds, watcher, say))
+    order = {problem: place for place, problem in enumerate(suite.all_problems)}
+    found.sort(key=lambda one: order[one.problem])
+    write_targets(suite_path(name), found)
+    load_suite(name)
+    return found
+
+
+def measure(
+    suite: Suite, seeds: int = SEEDS, watcher: Watcher | None = None, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Measured]:
+    """The targets of a suite, group by group."""
+    if not suite.references:
+        raise PlanError(f"{suite.name}: has no references = [...], the optimizers that targets are measured by")
+    groups = suite.groups_of(suite.references)
+    for of_problems in suite.problems:
+        runs = []
+        with tempfile.TemporaryDirectory(prefix="gradbench-freeze-") as folder:
+            for group in groups:
+                say(f"{of_problems.specs[0]} and {len(of_problems.specs) - 1} more × {group.specs[0]}")
+                [(_, plan)] = suite.plans(of_problems.specs, (group,))
+                settings = {"steps": max(1, plan.steps // 2), "seeds": seeds, "record_points": POINTS}
+                plan = dataclasses.replace(plan, **settings, targets=None, timing="none")
+                runs.append(runner.run_plan(plan, out=folder, watcher=watcher))
+            for problem in of_problems.specs:
+                yield target_of(problem, runs)
+
+
+def target_of(problem: str, runs: list[Run]) -> Measured:
+    """The target that records of references give for a problem, by the rule above."""
+    best: tuple[float, Measured] | None = None
+    for run in runs:
+        trials = run.trials.filter(pc.field("problem") == problem)
+        result, training = _results(run, trials, problem)
+        rates = trials["learning_rate"].to_numpy()
+        for rate in np.unique(rates):
+            at = rates == rate
+            value = float(np.median(result[at])) if np.isfinite(result[at]).all() else math.inf
+            if value < (best[0] if best else math.inf):
+                holdout = value if _held_out(run, problem) else None
+                loss = _bounded(float(np.median(training[at])), trials, run.plan.target)
+                best = value, Measured(problem, loss, holdout, run.plan.optimizers[0], float(rate))
+    if best is None:
+        raise RunError(f"{problem}: no reference optimizer has a setting at which no seed diverges")
+    return best[1]
+
+
+def _held_out(run: Run, problem: str) -> bool:
+    return HELD_OUT in recorded(run, problem)
+
+
+def _results(run: Run, trials: pa.Table, problem: str) -> tuple[np.ndarray, np.ndarray]:
+    """Each trial's result and the training loss there, (T,), infinite where it diverged."""
+    result = training = floats(trials, "best_loss")
+    if _held_out(run, problem):
+        result, training = _lowest_held_out(run.metrics, trials)
+    diverged = np.asarray(trials["verdict"]) == "diverged"
+    return np.where(diverged | np.isnan(result), np.inf, result), np.where(diverged, np.inf, training)
+
+
+def _lowest_held_out(metrics: pa.Table, trials: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest held-out loss of each trial, and the training loss at the same recorded point."""
+    of_loss = metrics.filter((pc.field("name") == "loss") & pc.field("trial").isin(trials["trial"].combine_chunks()))
+    sides = [
+        of_loss.filter(pc.field("split") == split).sort_by([("trial", "ascending"), ("step", "ascending")])
+        for split in ("holdout", "train")
+    ]
+    held, trained = (floats(side, "value") for side in sides)
+    number = sides[0]["trial"].to_numpy()
+    order = np.lexsort((np.where(np.isfinite(held), held, np.inf), number))
+    first = order[np.unique(number[order], return_index=True)[1]]
+    place = np.searchsorted(number[first], trials["trial"].to_numpy())
+    return held[first][place], trained[first][place]
+
+
+def _bounded(loss: float, trials: pa.Table, gap: float) -> float:
+    """A target rounded up, and above a known minimum by the relative gap at the least."""
+    minimum = next((value.as_py() for value in trials["minimum"].drop_null()[:1]), None)
+    if minimum is not None:
+        initial = float(np.median(floats(trials, "initial_loss")))
+        loss = max(loss, minimum + gap * (initial - minimum))
+    digit = 10.0 ** (math.floor(math.log10(abs(loss))) - 3) if loss else 1.0
+    return float(f"{math.ceil(loss / digit - 1e-9) * digit:.4g}")
+
+
+def write_targets(path: Path, found: list[Measured]) -> None:
+    """Replace the tables of targets at the end of a suite's file."""
+    text = path.read_text(encoding="utf-8")
+    match = _TABLES.search(text)
+    head = text[: match.start()] if match else text + ("" if text.endswith("\n") else "\n") + "\n"
+    lines = ["[targets] # training losses, measured: gradbench suite freeze"]
+    lines += [f"{_key(one.problem)} = {one.target!r} # {one.optimizer} at {one.learning_rate:.3g}" for one in found]
+    held = [one for one in found if one.holdout is not None]
+    if held:
+        lines += ["", "[holdout] # the held-out losses that those come from"]
+        lines += [f"{_key(one.problem)} = {float(f'{one.holdout:.4g}')!r}" for one in held]
+    with writing(path) as temporary:
+        temporary.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _key(problem: str) -> str:
+    parse_spec(problem, PlanError)
+    return '"' + problem.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,132 @@
+"""Ranks of optimizers, on each problem and over all, with intervals.
+
+The cost of an optimizer on a problem is the geometric mean over seeds of its steps to the target, each seed at a
+setting chosen on others (analysis/races/outcomes.py); of a problem whose target nobody reaches, of the gap at the end.
+Over all problems it is the geometric mean of cost / the best one's cost, over those whose target somebody reaches.
+
+A rank's interval (95 %) goes by differences that are shown, not by the costs' own intervals: each optimizer is held
+against every other, seed by seed, with Holm's correction for the number of others; its rank is at best 1 + those shown
+to be ahead of it, and at worst all but those shown to be behind (Mogstad, Romano, Shaikh and Wilhelm, Inference for
+Ranks with Applications to Mobility across Neighbourhoods and Academic Achievement across Countries, Review of Economic
+Studies 91, 2024).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradbench.analysis.races.intervals import CONFIDENCE, Estimate, holm, mean_of_strata
+from gradbench.analysis.races.outcomes import Held, Outcomes
+from gradbench.analysis.races.races import GAP, STEPS, races_of, unit_means
+from gradbench.errors import GradbenchError
+
+Table = Mapping[str, Mapping[str, Outcomes]]  # by optimizer and problem
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """An optimizer's place among `of`, on a problem or over all (`problem` is None).
+
+    value: steps to the target, or gap at the end (`what`); over all what `distance` is. low, high: its 95 %.
+    distance: value / the best one's, 1 at the best; over all the geometric mean over problems.
+    reached: the share of seeds that reach the target; over all of all problems' seeds.
+    """
+
+    optimizer: str
+    problem: str | None
+    what: str
+    value: float
+    low: float | None
+    high: float | None
+    distance: float
+    reached: float
+    rank: int
+    rank_low: int
+    rank_high: int
+    of: int
+    problems: int = 1
+
+
+def ranks(found: Table) -> list[Ranked]:
+    """Every optimizer on every problem, and over all."""
+    problems = list(dict.fromkeys(problem for of in found.values() for problem in of))
+    held = {(name, problem): of.held_out() for name, by in found.items() for problem, of in by.items()}
+    rows = [row for problem in problems for row in _on_problem(found, held, problem)]
+    return rows + _over_all(found, held, rows)
+
+
+def _on_problem(found: Table, held: Mapping[tuple[str, str], Held], problem: str) -> list[Ranked]:
+    names = [name for name in found if problem in found[name]]
+    what = STEPS if any(held[name, problem].reached.any() for name in names) else GAP
+    estimates = {name: _estimate([held[name, problem]], what) for name in names}
+    gaps = {name: float(held[name, problem].gaps.mean()) for name in names}
+    order = sorted(names, key=lambda name: (estimates[name].value, gaps[name]))
+    places = _rank_intervals({name: {problem: found[name][problem]} for name in order})
+    best = estimates[order[0]].value
+    rows = []
+    for rank, name in enumerate(order, 1):
+        value, low, high = _exponentials(estimates[name])
+        reached = float(held[name, problem].reached.mean())
+        distance = math.exp(min(estimates[name].value - best, 700))
+        place = _with(places[name], rank)
+        rows.append(Ranked(name, problem, what, value, low, high, distance, reached, rank, *place, len(names)))
+    return rows
+
+
+def _over_all(found: Table, held: Mapping[tuple[str, str], Held], rows: Sequence[Ranked]) -> list[Ranked]:
+    best: dict[str, float] = {}
+    for row in rows:
+        if row.problem is not None and row.what == STEPS:
+            best[row.problem] = min(best.get(row.problem, math.inf), row.value)
+    shared = {name: {problem: of for problem, of in by.items() if problem in best} for name, by in found.items()}
+    shared = {name: by for name, by in shared.items() if by}
+    estimates = {}
+    for name, by in shared.items():
+        raw = _estimate([held[name, problem] for problem in by], STEPS)
+        estimates[name] = raw._replace(value=raw.value - float(np.mean([math.log(best[problem]) for problem in by])))
+    order = sorted(shared, key=lambda name: estimates[name].value)
+    places = _rank_intervals({name: shared[name] for name in order})
+    made = []
+    for rank, name in enumerate(order, 1):
+        value, low, high = _exponentials(estimates[name])
+        reached = float(np.concatenate([held[name, problem].reached for problem in shared[name]]).mean())
+        place, count = _with(places[name], rank), len(shared[name])
+        made.append(Ranked(name, None, STEPS, value, low, high, value, reached, rank, *place, len(order), count))
+    return made
+
+
+def _with(interval: tuple[int, int], rank: int) -> tuple[int, int]:
+    return min(interval[0], rank), max(interval[1], rank)
+
+
+def _estimate(of: Sequence[Held], what: str) -> Estimate:
+    """The mean over problems of a log cost, with the error that seeds make."""
+    strata = [unit_means(held.steps if what == STEPS else held.gaps, held.units[:, None]) for held in of]
+    return mean_of_strata(strata)
+
+
+def _exponentials(of: Estimate) -> tuple[float, float | None, float | None]:
+    low, high = of.interval()
+    ends = (None, None) if math.isnan(low) else (math.exp(min(low, 700)), math.exp(min(high, 700)))
+    return math.exp(of.value), *ends
+
+
+def _rank_intervals(found: Table) -> dict[str, tuple[int, int]]:
+    """The best and the worst rank of each that the differences shown leave."""
+    places = dict.fromkeys(found, (1, len(found)))
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(GradbenchError):  # no two share a problem
+        rows = races_of({name: dict(by) for name, by in found.items()}).rows if len(found) > 1 else []
+    for name in found:
+        mine = [row for row in rows if name in (row["faster"], row["slower"])]
+        shown = [p < 1 - CONFIDENCE for p in holm([row["p_value"] for row in mine])]
+        ahead = sum(clear and row["slower"] == name for clear, row in zip(shown, mine))
+        behind = sum(clear and row["faster"] == name for clear, row in zip(shown, mine))
+        places[name] = 1 + ahead, len(found) - behind
+    return places

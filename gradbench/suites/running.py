@@ -1,0 +1,104 @@
+"""Run a suite: ordinary records, one for each group of problems and optimizers, that say which suite they are of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from gradbench.analysis.races.outcomes import suite_words
+from gradbench.engine import runner
+from gradbench.engine.driver import Watcher
+from gradbench.errors import GradbenchWarning, PlanError, RecordError
+from gradbench.inputs.plan import SweepPlan
+from gradbench.machine.devices import find_devices
+from gradbench.record.store import Run, load_run, read_info
+from gradbench.suites.definition import Group, Suite
+
+ARCHIVE = Path(__file__).parents[2] / "results" / "archive"  # of a checkout; a wheel has none
+Watching = Callable[[], AbstractContextManager[Watcher]]
+
+
+def run_suite(
+    suite: Suite,
+    *,
+    problems: Sequence[str] = (),
+    optimizers: Sequence[Group] = (),
+    reduced: bool | None = None,
+    device: str | None = None,
+    out: str | Path = "results",
+    resume: bool = False,
+    watching: Watching = lambda: contextlib.nullcontext(Watcher()),
+) -> list[Run]:
+    """The records of a suite, of these problems and optimizers or of all, made under `out`.
+
+    With `resume`, a record of the same suite, version and plan that is under `out` is taken as it is where it is
+    complete, and gone on with where it is not. `reduced` is a run at the few steps, trials and seeds that the suite
+    states for a machine without the device that it is meant for; if None, there alone, with a GradbenchWarning. A
+    record that was interrupted is the last one.
+    """
+    found: list[Run] = []
+    if reduced is None and (reduced := _lacks_device(suite, device)):
+        text = f"{suite.name} is meant for a {suite.meant_for}, which is not here: its steps, trials and seeds are few"
+        warnings.warn(f"{text}, and its answers a look only", GradbenchWarning, stacklevel=2)
+    for ruleset, plan in suite.plans(problems, optimizers, bool(reduced)):
+        mark = suite.mark(ruleset, bool(reduced))
+        plan = dataclasses.replace(plan, device=device)
+        before = _before(plan, mark, Path(out)) if resume else None
+        with watching() as watcher:
+            if before is None:
+                found.append(runner.run_plan(plan, out=out, watcher=watcher, suite=mark))
+            else:
+                found.append(runner.resume(before, watcher=watcher))
+        if found[-1].info["state"] != "complete":
+            break
+    return found
+
+
+def _before(plan: SweepPlan, mark: dict[str, str], out: Path) -> Path | None:
+    """The record of this plan of a suite under a folder, the last of several."""
+    return next((run for run in reversed(suite_records(out)) if _is_of(run, plan, mark)), None)
+
+
+def _is_of(path: Path, plan: SweepPlan, mark: dict[str, str]) -> bool:
+    info = read_info(path)
+    return info.get("suite") == mark and SweepPlan.from_dict(info["plan"]) == plan
+
+
+def suite_records(folder: Path) -> list[Path]:
+    """The folders of the records under a folder that say which suite they are of, by name."""
+    found = []
+    for file in sorted(folder.glob("*/run.json")):
+        with contextlib.suppress(RecordError):
+            if "suite" in read_info(file.parent):
+                found.append(file.parent)
+    return found
+
+
+def expanded(name: str, find: Callable[[str], Path]) -> list[Path]:
+    """The records that a name stands for: one, by `find`, or those in a folder that is none itself."""
+    folder = Path(name).expanduser()
+    inside = sorted(file.parent for file in folder.glob("*/run.json")) if not (folder / "run.json").is_file() else []
+    return inside or [find(name)]
+
+
+def archived(mine: Sequence[Run], folder: Path | None = None) -> list[Run]:
+    """The other complete records of the same version of a suite as the first of `mine`, in its archive: in `folder`, or
+    where gradbench's own are."""
+    name, version = mine[0].info["suite"]["name"], suite_words(mine[0])
+    own = {run.id for run in mine}
+    runs = [load_run(path) for path in suite_records(folder or ARCHIVE / name)]
+    return [r for r in runs if suite_words(r) == version and r.info["state"] == "complete" and r.id not in own]
+
+
+def _lacks_device(suite: Suite, device: str | None) -> bool:
+    """Whether the suite is meant for a kind of device that is not here, or not the one asked for."""
+    if suite.meant_for is None:
+        return False
+    try:
+        return find_devices(device)[0].platform != suite.meant_for
+    except PlanError:
+        return True

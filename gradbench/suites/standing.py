@@ -1,0 +1,203 @@
+"""Where optimizers stand among others on a suite, per problem and over all, and why: time, steps, range, tuning."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradbench.analysis.races.races import STEPS
+from gradbench.analysis.races.tunability import tunability_of
+from gradbench.record.store import Run
+from gradbench.suites.definition import short_names
+from gradbench.suites.entries import Entry, by_name, entries
+from gradbench.suites.ranking import Ranked, ranks
+from gradbench.tables import (
+    Column,
+    check_format,
+    note_lines,
+    number,
+    percent,
+    render,
+    seconds,
+    terminal_width,
+    to_json,
+    wrap,
+)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """rows: a dict for each of the optimizers asked for, over all problems (problem is None) and on each: the fields of
+    ranking.Ranked, ruleset, best (the optimizer ahead of all), best_value, and of a problem learning_rate, good_low,
+    good_high, good_decades, holdout, trial_step_s, device. sentences: why, in words. notes: what was compared."""
+
+    rows: list[dict[str, Any]]
+    sentences: list[str]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        return standing_text(self, "table")
+
+
+def standing(mine: Sequence[Run], others: Sequence[Run]) -> Standing:
+    """Of the optimizers of these records among those and the `others`, on the problems that they have run. Raises
+    GradbenchError for records that do not compare, by their names."""
+    own = {run.id for run in mine}
+    problems = {problem for run in mine for problem in run.plan.problems}
+    found = [entry for entry in entries([*mine, *others]) if entry.problem in problems]
+    rows: list[dict[str, Any]] = []
+    said: list[str] = []
+    for ruleset in dict.fromkeys(entry.ruleset for entry in found if entry.run.id in own):
+        table = ranks(by_name(found, ruleset))
+        of_ruleset = [entry for entry in found if entry.ruleset == ruleset]
+        for name in dict.fromkeys(entry.name for entry in of_ruleset if entry.run.id in own):
+            rows += _rows(name, ruleset, table, of_ruleset)
+            said += _why(name, table, of_ruleset)
+    return Standing(rows, said, _notes(mine, others))
+
+
+def _rows(name: str, ruleset: str, table: Sequence[Ranked], found: Sequence[Entry]) -> list[dict[str, Any]]:
+    by_problem = {entry.problem: entry for entry in found if entry.name == name}
+    rows = []
+    for place in sorted((of for of in table if of.optimizer == name), key=lambda of: of.problem is not None):
+        first = next(of for of in table if of.problem == place.problem and of.rank == 1)
+        row = {"ruleset": ruleset, **vars(place), "best": first.optimizer, "best_value": first.value}
+        rows.append(row | (_of_pair(by_problem[place.problem]) if place.problem else {}))
+    return rows
+
+
+def _of_pair(entry: Entry) -> dict[str, Any]:
+    pair = entry.summary
+    good = pair.good or (None, None)
+    return {
+        "learning_rate": pair.best and pair.best.learning_rate,
+        "good_low": good[0],
+        "good_high": good[1],
+        "good_decades": pair.good_decades,
+        "holdout": entry.holdout,
+        "trial_step_s": entry.trial_step_s,
+        "device": entry.device,
+    }
+
+
+def _why(name: str, table: Sequence[Ranked], found: Sequence[Entry]) -> list[str]:
+    """The sentences on one optimizer."""
+    said = []
+    if over_all := next((of for of in table if of.optimizer == name and of.problem is None), None):
+        first = next(of for of in table if of.problem is None and of.rank == 1)
+        ahead = "ahead of all" if over_all.rank == 1 else f"{first.optimizer} needs {number(first.value)}×"
+        said.append(
+            f"{name}: rank {_place(over_all)} of {over_all.of} over {_problems(over_all.problems)}; steps: "
+            f"{number(over_all.value)}× those of the best on each ({ahead}), target reached by "
+            f"{percent(over_all.reached)} of the seeds"
+        )
+    said += [f"{name}: {text}" for text in (_range(name, found), _time(name, found), _tuning(name, found)) if text]
+    return said
+
+
+def _problems(count: int) -> str:
+    return f"{count} problem{'s' * (count != 1)}"
+
+
+def _place(of: Ranked) -> str:
+    return f"{of.rank} (95 %: {of.rank_low} to {of.rank_high})"
+
+
+def _range(name: str, found: Sequence[Entry]) -> str:
+    """How forgiving the learning rate is, beside the others."""
+    widths: dict[str, list[float]] = {}
+    for entry in found:
+        if len(entry.outcomes.rates) > 1:
+            widths.setdefault(entry.name, []).append(entry.summary.good_decades or 0.0)
+    if name not in widths:
+        return ""
+    middle = {of: statistics.median(values) for of, values in widths.items()}
+    wider = sum(value > middle[name] for value in middle.values())
+    beside = f"{wider} of {len(middle) - 1} others have a wider one"
+    return f"range: the good range is {number(middle[name])} decades wide (median over problems); {beside}"
+
+
+def _time(name: str, found: Sequence[Entry]) -> str:
+    """What a step costs beside the cheapest optimizer on the same kind of device."""
+    mine = [entry for entry in found if entry.name == name and entry.trial_step_s]
+    ratios = []
+    for entry in mine:
+        alike = [of.trial_step_s for of in found if (of.problem, of.device) == (entry.problem, entry.device)]
+        ratios.append((entry.trial_step_s or 0.0) / min(filter(None, alike)))
+    if not ratios:
+        return ""
+    return (
+        f"time: a step takes {number(statistics.median(ratios))}× the cheapest optimizer's (median, {mine[0].device})"
+    )
+
+
+def _tuning(name: str, found: Sequence[Entry]) -> str:
+    """The rank after so many trials of tuning."""
+    problems = {entry.problem for entry in found if entry.name == name}
+    tables = {entry.ruleset: by_name(found, entry.ruleset) for entry in found}
+    [table] = tables.values()
+    whole = {of: by for of, by in table.items() if problems <= by.keys() and len(next(iter(by.values())).rates) > 1}
+    if name not in whole:
+        return ""
+    curves = tunability_of({of: {p: by[p] for p in problems} for of, by in whole.items()}).curves
+    rows = [row for row in curves if row["what"] == STEPS and (row["problem"] is None or len(problems) == 1)]
+    said = []
+    for trials in dict.fromkeys(row["trials"] for row in rows):
+        value = {row["optimizer"]: row["value"] for row in rows if row["trials"] == trials}
+        said.append(f"{1 + sum(other < value[name] for other in value.values())} after {trials}")
+    return f"tuning: of {len(whole)}, rank {', '.join(said)} trial{'s' * (len(said) != 1)}" if said else ""
+
+
+def _notes(mine: Sequence[Run], others: Sequence[Run]) -> list[str]:
+    if not others:
+        return ["there are no archived records of this version of the suite: compared with nobody else"]
+    return [f"compared with {len(others)} archived records in {others[0].path.parent}"]
+
+
+COLUMNS = (
+    Column("optimizer", "optimizer", str),
+    Column("problem", "problem", str),
+    Column("rank", "rank", priority=1),
+    Column("ranks", "95 %", str, 3, "ranks that the differences shown leave"),
+    Column(
+        "distance", "× best", about="steps to the target (where nobody reaches it the gap at the end) over the best's"
+    ),
+    Column(
+        "steps", "steps", priority=2, about="to the target, geometric mean over seeds; ≥ where some do not reach it"
+    ),
+    Column("best", "the best", str, 2),
+    Column("best_steps", "its steps", priority=4),
+    Column("learning_rate", "best lr", priority=5),
+    Column("good_decades", "decades", priority=4, about="the width of the good range"),
+    Column("holdout", "held-out", priority=6, about="loss at the end"),
+    Column("trial_step_s", "a step", seconds, 5, "of a trial, all together"),
+)
+
+
+def standing_text(found: Standing, output_format: str) -> str:
+    """For people or machines; table and markdown end with the sentences and the notes."""
+    check_format(output_format)
+    if output_format == "json":
+        return to_json({"rows": found.rows, "sentences": found.sentences, "notes": found.notes})
+    if output_format == "csv":
+        return render(found.rows, (), "csv")
+    short = short_names({row["problem"]: None for row in found.rows if row["problem"]})
+    text = render([_shown(row, short) for row in found.rows], COLUMNS, output_format)
+    bullet = "- " if output_format == "markdown" else ""
+    width = terminal_width() if output_format == "table" else None
+    said = [line for sentence in found.sentences for line in wrap(f"{bullet}{sentence}.", width)]
+    blocks = [[text], said, note_lines(found.notes, output_format)]
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
+
+
+def _shown(row: dict[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
+    on_steps = row["problem"] is not None and row["what"] == STEPS
+    least = "" if row["reached"] == 1 else "≥ "
+    return row | {
+        "problem": short.get(row["problem"], "all"),
+        "ranks": f"{row['rank_low']} … {row['rank_high']}",
+        "steps": f"{least}{number(float(row['value']))}" if on_steps else "–",
+        "best_steps": number(float(row["best_value"])) if on_steps else "–",
+    }
