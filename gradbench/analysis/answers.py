@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from gradbench.analysis.metrics import chosen_metric, columns, metric_notes, metric_row
 from gradbench.analysis.points import RateSummary
 from gradbench.analysis.profiles import best_rate_interval
-from gradbench.analysis.summary import PairSummary, pair_trials, summarise
+from gradbench.analysis.summary import PairSummary, pair_trials, summarise, trials_of
 from gradbench.analysis.verdicts import Reference
-from gradbench.inputs.plan import command
+from gradbench.inputs.plan_text import command
 from gradbench.inputs.sources import given_as_object
 from gradbench.record.store import Run
 from gradbench.tables import GO_ON, Column, note_lines, number, percent, render, seconds, span, to_json
@@ -30,7 +29,7 @@ SUMMARY = (
     Column("problem", "problem", str),
     Column("optimizer", "optimizer", str),
     Column("best_learning_rate", "best lr"),
-    Column("best_settings", "at", str, 0, prose=True),
+    Column("best_settings", "at", lambda words: words or "–", 0, prose=True),
     Column(
         "best_low", "95 %", span, 6, "where the best rate lies, at 95 % by resampling the seeds", and_key="best_high"
     ),
@@ -246,7 +245,7 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
 def _tried(run: Run, pair: PairSummary) -> Iterator[str]:
     """How much of what could be tried was: of a search, and of a plan with a budget."""
     plan = run.plan
-    trials = run.trials.filter((pc.field("problem") == pair.problem) & (pc.field("optimizer") == pair.optimizer))
+    trials = trials_of(run.trials, pair.problem, pair.optimizer)
     if plan.search:
         whole = dataclasses.replace(plan, search=None, budget=None).trials_of(pair.optimizer)
         share = int(np.sum(trials["steps_run"])) / (whole * plan.of(pair.optimizer).steps)

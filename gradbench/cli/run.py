@@ -14,7 +14,8 @@ from cyclopts import Parameter
 from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Tables, note, show, whole, whole_or_several
 from gradbench.errors import PlanError
 from gradbench.failures import printing_to_stderr
-from gradbench.inputs.plan import SweepPlan, read_config
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.plan_text import read_config
 from gradbench.inputs.specs.axis import OF_PLAN
 
 

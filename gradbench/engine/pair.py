@@ -296,6 +296,7 @@ class PairSweep:
             "trial": trial + self.before,
             **{name: values[trial] for name, values in self.queue.settings.items()},
             "seed": self.queue.seeds[trial],
+            "dtype": np.full(len(trial), self.plan.dtype, object),
             "minimum": np.full(len(trial), self.config.minimum),
             **{name: getattr(events, name) for name in EVENT_COLUMNS},
             **dict(zip((*TARGET_COLUMNS, "steps_to_target"), events.hits.T, strict=True)),

@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import shlex
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import OptimizerError, PlanError, ProblemError, nearest, one_line
@@ -115,7 +112,11 @@ class SweepPlan:
         "Rows of a minibatch, or several, 16,64,256; all the data if not given.",
         checks.or_none(checks.several(checks.whole(1, 2**31 - 1))),
     )
-    dtype: str = _setting("float32", "float32, float64, bfloat16 or float16.", one_of(DTYPES))
+    dtype: str = _setting(
+        "float32",
+        "float32, float64, bfloat16 or float16, or several, float32,bfloat16.",
+        checks.several(one_of(DTYPES)),
+    )
     precision: str = _setting(
         "highest", "Precision of matrix products: highest, tf32 or default (the device's).", one_of(PRECISIONS)
     )
@@ -165,7 +166,7 @@ class SweepPlan:
 
     def _check_rates_fit(self) -> None:
         """Learning rates are float32 on the device, float64 in a float64 run: each has to be a number of its own."""
-        single = self.dtype != "float64"
+        single = any(dtype != "float64" for dtype in self.dtypes)
         least, most, spacing = (2.0**-126, 2.0**128, 2.0**-23) if single else (2.0**-1022, math.inf, 2.0**-52)
         rates = self.learning_rates
         low, high, count = rate_range(rates) if isinstance(rates, str) else (min(rates), max(rates), 1)
@@ -179,21 +180,27 @@ class SweepPlan:
             raise PlanError(f"learning rates {rates!r}: {count:,} of them are too many to tell apart in {kind}")
 
     def _spread(self) -> None:
-        """Of several batch sizes or numbers of steps, an optimizer for each; the largest stands for the plan's own."""
+        """Of several batch sizes, numbers of steps or dtypes, an optimizer for each; the largest stands for all."""
         for name in OF_PLAN:
             values = getattr(self, name)
             if isinstance(values, tuple):
                 specs = [with_axis(spec, name, values, OptimizerError) for spec in self.optimizers]
                 object.__setattr__(self, "optimizers", checks.optimizers("optimizers", specs))
-                object.__setattr__(self, name, max(values))
+                object.__setattr__(self, name, checks.largest(values))
 
     def of(self, optimizer: str) -> SweepPlan:
-        """The plan with the batch size and the steps that an optimizer's spec sets for its trials."""
+        """The plan with the batch size, the steps and the dtype that an optimizer's spec sets for its trials."""
         if not any(name in optimizer for name in OF_PLAN):
             return self
         settings = parse_spec(optimizer, OptimizerError).settings
         own = {name: settings[name] for name in OF_PLAN if name in settings}
         return dataclasses.replace(self, **own) if own else self
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes of the trials, each once: the plan's, or those that optimizers' specs set."""
+        settings = [parse_spec(spec, OptimizerError).settings if "dtype" in spec else {} for spec in self.optimizers]
+        return tuple(dict.fromkeys(of.get("dtype", self.dtype) for of in settings))
 
     def _take_axes(self) -> None:
         """Put each of `axes` into the specs it belongs to."""
@@ -348,24 +355,6 @@ class SweepPlan:
             raise PlanError(f"{where}: {one_line(error)}") from error
 
 
-def command(plan: SweepPlan, **changed: Any) -> str:
-    """The command line that runs `plan` with some of its fields changed."""
-    plan = dataclasses.replace(plan, **changed)
-    words = ["gradbench", "run", *plan.problems]
-    for field in dataclasses.fields(plan)[1:]:
-        value = getattr(plan, field.name)
-        if value == field.default:
-            continue
-        flag = (field.metadata["flags"] or ("--" + field.name.replace("_", "-"),))[-1]
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        elif field.name == "optimizers":
-            words += [word for spec in value for word in (flag, spec)]
-        else:
-            words += [flag, ",".join(f"{rate:g}" for rate in value) if isinstance(value, tuple) else str(value)]
-    return shlex.join(words)
-
-
 def with_full_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Settings by SweepPlan's fields; they may be named as the command line's options are, such as lr or batch-size.
 
@@ -379,17 +368,6 @@ def with_full_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise PlanError(f"{where}: {name} is given twice, here as {key!r}")
         named[name] = value
     return named
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings in a TOML file whose keys are SweepPlan's fields, or the command line's options."""
-    try:
-        with open(path, "rb") as file:
-            return with_full_names(tomllib.load(file), str(path))
-    except OSError as error:
-        raise PlanError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: not TOML: {one_line(error)}") from error
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

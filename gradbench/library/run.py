@@ -116,7 +116,9 @@ def plan_words(plan: SweepPlan) -> str:
     rates, seeds = len(plan.rates), plan.seeds
     low, high = min(plan.rates), max(plan.rates)
     span = f"{low:g}" if rates == 1 else f"{rates:,} learning rates from {low:g} to {high:g}"
-    return f"{' × '.join(names)}; {span}, {seeds} seed{'s' * (seeds != 1)}, {plan.steps:,} steps, {plan.dtype}"
+    return (
+        f"{' × '.join(names)}; {span}, {seeds} seed{'s' * (seeds != 1)}, {plan.steps:,} steps, {', '.join(plan.dtypes)}"
+    )
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -149,3 +149,18 @@ def test_a_bad_plan_of_axes_gets_one_line(settings, words):
         SweepPlan(optimizers=("sgd", "adam"), **settings)
     assert isinstance(caught.value, PlanError | OptimizerError)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_several_dtypes_are_an_optimizer_each_and_the_widest_stands_for_them():
+    plan = SweepPlan(optimizers=("sgd", "adam[b1=0.8|0.9]"), dtype="bfloat16, float64")
+    assert plan.optimizers[:2] == ("sgd[dtype=bfloat16]", "sgd[dtype=float64]")
+    assert (plan.dtype, plan.dtypes) == ("float64", ("bfloat16", "float64"))
+    assert plan.of(plan.optimizers[2]).dtype == "bfloat16"
+    assert SweepPlan(optimizers="sgd", dtype=["float32"]).optimizers == ("sgd",)
+    assert SweepPlan.from_dict(plan.to_dict()) == plan
+    with pytest.raises(PlanError, match="did you mean 'bfloat16'"):
+        SweepPlan(dtype="float32,bfloat")
+    with pytest.raises(PlanError, match="dtype: need values, each once"):
+        SweepPlan(dtype=("float32", "float32"))
+    with pytest.raises(PlanError, match="outside the range of float32"):
+        SweepPlan(dtype="float64,float32", learning_rates=(1e-50,))

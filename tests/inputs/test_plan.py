@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gradbench.errors import PlanError
-from gradbench.inputs.plan import SweepPlan, read_config
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.plan_text import read_config
 from gradbench.inputs.specs.rates import log_range, parse_rates
 
 

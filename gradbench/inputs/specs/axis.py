@@ -18,7 +18,7 @@ SCALES = (LINEAR, LOG, ONE_MINUS)
 NEAR_ONE = {"b1", "b2", "b3", "adam_b1", "adam_b2", "beta", "beta1", "beta2", "decay", "decay_rate", "momentum", "rho"}
 ORDERS_OF_MAGNITUDE = {"learning_rate", "weight_decay", "eps", "eps_root", "l2"}
 WHOLE = {"warmup", "stable"}
-OF_PLAN = ("batch_size", "steps")  # settings of a plan that a spec may set for the trials of its optimizer
+OF_PLAN = ("batch_size", "steps", "dtype")  # settings of a plan that a spec may set for the trials of its optimizer
 LISTED = "*"  # the values are those of a list of points
 MAX_VALUES = 10_000
 
