@@ -23,6 +23,7 @@ FOLDERS = (
     "analysis.races",
     "analysis.settings",
     "search",
+    "engine.slots",
     "engine",
     "archive",
     "reporting",

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from gradbench.analysis.summary import by_dtype, references
 from gradbench.analysis.verdicts import floats, judged, verdicts
 from gradbench.archive.again import recorded_block
-from gradbench.engine.pair import curve_points, wanted_rows
+from gradbench.engine.slots.points import curve_points, wanted_rows
 from gradbench.record.manifest import changed_files
 from gradbench.record.schema import COUNT, NUMBER, TRIALS
 from gradbench.record.store import Run

@@ -34,6 +34,7 @@ class ObservationConfig(NamedTuple):
     target: float  # the plan's relative gap
     stop_at_target: bool
     noisy: bool  # minibatches: the last half's rows are summed for a line through them
+    ends: Any = None  # the steps after which each slot's trial is over, (S,); `steps` for all if None
 
     def arrays(self, dtype: np.dtype) -> Any:
         """The same of arrays, the floats of `dtype`."""
@@ -165,6 +166,7 @@ def observe(
     """
     loss, count = rows.loss, rows.loss.shape[0]
     tiles = Tiles(count)
+    ends = config.steps if config.ends is None else config.ends
     fresh = first == 0
     events = _cleared(events, fresh)
     initial = jnp.where(fresh, loss[0], events.initial_loss)
@@ -181,12 +183,12 @@ def observe(
         """How many of the chunk's rows are at `step` at the latest."""
         return jnp.clip((step - first) // config.stride + 1, 0, count)
 
-    exist = rows_until(config.steps + config.stride - 1)  # the last row is at the last step, if less than a stride on
+    exist = rows_until(ends + config.stride - 1)  # the last row is at the last step, if less than a stride on
     seen = jnp.where(events.finished, 0, jnp.minimum(exist, stop + 1))
     rows_before_tail = jnp.minimum(seen, rows_until(jnp.asarray(TAIL * config.steps, jnp.int32)))
 
     def step(row: Any) -> jax.Array:
-        return jnp.minimum(first + config.stride * row, config.steps)
+        return jnp.minimum(first + config.stride * row, ends)
 
     def first_step(row: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where((old < 0) & (row < seen), step(row), old)
@@ -233,7 +235,7 @@ def observe(
         tail_overshot=events.tail_overshot + _between(rows.overshot, rows_before_tail, seen),
         half_start=half_start,
         half_sums=events.half_sums + half,
-        finished=stopped | (step(count - 1) >= config.steps),
+        finished=stopped | (step(count - 1) >= ends),
     )
     chunk = first // (config.stride * count)
     kept = jnp.clip(wanted[chunk].T, 0, count - 1)  # (K, S)

@@ -14,8 +14,9 @@ import pyarrow as pa
 from gradbench.analysis.verdicts import Reference, common, judged, reference
 from gradbench.engine.compiling import TIMED, CompiledPair, Compiler, Timings
 from gradbench.engine.driver import Driver, PairTables, Watcher, halved, modes_of_pair, sharpness_paths
-from gradbench.engine.pair import PairSweep, curve_points
+from gradbench.engine.pair import PairSweep
 from gradbench.engine.roofline import Limits, measure_limits
+from gradbench.engine.slots.points import curve_points
 from gradbench.engine.units import Job, facts, pair_name, prepare, sharpness_rows, survey
 from gradbench.errors import PlanError, RecordError, RunError, one_line
 from gradbench.inputs.optimizer import Optimizer

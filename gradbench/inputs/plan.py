@@ -16,6 +16,7 @@ from gradbench.inputs.specs.axis import LISTED, OF_PLAN, Axis, axes_of, expanded
 from gradbench.inputs.specs.checks import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.specs.designs import GRID, check_design, count, listed, points
 from gradbench.inputs.specs.rates import rate_range, rate_values, rates_as_kept
+from gradbench.inputs.specs.schedules import branched
 from gradbench.inputs.specs.searches import (
     ASKED,
     HALVING,
@@ -87,6 +88,17 @@ class SweepPlan:
         checks.axis_texts,
         ("--axis",),
     )
+    branch_at: str | tuple[int, ...] | None = _setting(
+        None,
+        "Decays that branch off one stable run, of every optimizer: the steps at which its rate begins to fall, "
+        "100,200,400 (schedule=wsd,stable=100|200|400). Trials then end where their rate has come down to 0.",
+        checks.or_none(checks.listed(checks.whole(1, 2**30))),
+    )
+    decay: str | tuple[float, ...] | None = _setting(
+        None,
+        "How long these decays are, as shares of the steps before: 0.1,0.2 (cooldown=0.1|0.2). [default: 0.2]",
+        checks.or_none(checks.listed(checks.share)),
+    )
     design: str | tuple[Mapping[str, float], ...] = _setting(
         GRID,
         "Which combinations of the axes' values: grid (all), random:64, sobol:64, or a .csv or .parquet file with a "
@@ -154,6 +166,7 @@ class SweepPlan:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, field.metadata["check"](field.name, getattr(self, field.name)))
+        self._take_branches()
         self._spread()
         self._take_axes()
         self._take_list()
@@ -195,6 +208,18 @@ class SweepPlan:
         settings = parse_spec(optimizer, OptimizerError).settings
         own = {name: settings[name] for name in OF_PLAN if name in settings}
         return dataclasses.replace(self, **own) if own else self
+
+    def _take_branches(self) -> None:
+        """Give every optimizer the schedule of `branch_at` and `decay`; the longest of them says the steps."""
+        if self.branch_at is None:
+            if self.decay is not None:
+                raise PlanError("decay: give the steps at which the rates begin to fall too, such as branch_at 100,200")
+            return
+        specs, steps = branched(self.optimizers, self.branch_at, self.decay)
+        if self.steps not in (type(self).steps, steps):
+            raise PlanError(f"steps: branch_at and decay say how long trials are, {steps} steps; leave steps out")
+        for name, value in (("optimizers", specs), ("steps", steps), ("branch_at", None), ("decay", None)):
+            object.__setattr__(self, name, value)
 
     @property
     def dtypes(self) -> tuple[str, ...]:

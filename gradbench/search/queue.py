@@ -23,7 +23,7 @@ class Queue:
     def __init__(self, plan: SweepPlan, optimizer: str, part: Sequence[int] | np.ndarray | None = None):
         self.plan, self.search = plan, _search(plan, optimizer)
         self.why: list[str] | None = None
-        self.ends: np.ndarray | None = None  # the steps that a halved trial of a record ran
+        self.ran: np.ndarray | None = None  # the steps that trials of a record ran
         self.asked = 0  # the first trial of what the search asked for last
         if self.search is None:
             self.settings, self.seeds = designed(plan, optimizer)
@@ -52,9 +52,8 @@ class Queue:
         for name in names:
             queue.settings[name][numbers] = trials[name].to_numpy()
         queue.seeds[numbers] = trials["seed"].to_numpy()
-        if plan.rungs:
-            queue.ends = np.zeros(size, np.int64)
-            queue.ends[numbers] = trials["steps_run"].to_numpy()
+        queue.ran = np.zeros(size, np.int64)
+        queue.ran[numbers] = trials["steps_run"].to_numpy()
         queue.order = numbers if part is None else queue.order
         return queue
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,11 +190,12 @@ def expanded(
         yield concrete(text, {axis.name: value for axis, value in zip(axes, values)}, error)
 
 
-def with_axis(text: str, name: str, values: str | Sequence[Any], error: type[GradbenchError]) -> str:
+def with_axis(text: str, name: str, values: str | Collection[Any], error: type[GradbenchError]) -> str:
     """A spec with one more setting, which may have several values."""
     spec = parse_spec(text, error)
     if name in spec.settings:
         raise error(f"{text!r}: {name} is given twice")
+    given: Any = values
     if not isinstance(values, str):
-        values = "|".join(_word(value) for value in values)
-    return spec_text(spec.target, dict(spec.settings) | {name: values})
+        given = next(iter(values)) if len(values) == 1 else "|".join(_word(value) for value in values)
+    return spec_text(spec.target, dict(spec.settings) | {name: given})

@@ -10,6 +10,7 @@ from typing import Any
 from gradbench.errors import OptimizerError, PlanError, nearest
 from gradbench.inputs.specs.axis import OF_PLAN, Axis, expanded
 from gradbench.inputs.specs.rates import as_list
+from gradbench.inputs.specs.spec import value_of
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 BITS = {"float64": 64, "float32": 32, "bfloat16": 16, "float16": 16}
@@ -61,6 +62,23 @@ def several(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
         return found if len(found) > 1 else found[0]
 
     return check_each
+
+
+def listed(check: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, ...]]:
+    """Values, of numbers, or of a text with commas."""
+    each = several(lambda name, value: check(name, value_of(value) if isinstance(value, str) else value))
+
+    def check_all(name: str, value: Any) -> tuple[Any, ...]:
+        found = each(name, value)
+        return found if isinstance(found, tuple) else (found,)
+
+    return check_all
+
+
+def share(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise PlanError(f"{name}: need shares of the steps before, such as 0.1,0.2, got {value!r}")
+    return float(value)
 
 
 def largest(values: Collection[Any]) -> Any:
