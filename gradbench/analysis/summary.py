@@ -29,6 +29,7 @@ from gradbench.analysis.verdicts import (
 from gradbench.errors import GradbenchError, OptimizerError
 from gradbench.inputs.plan import SweepPlan, steps_per_epoch
 from gradbench.inputs.specs.axis import concrete
+from gradbench.inputs.specs.schedules import risen
 from gradbench.record.store import Run
 from gradbench.theory.quadratic import stable_limit
 
@@ -46,6 +47,7 @@ class PairSummary:
     best: of the points whose seeds all reach the target, the one with the fewest median steps; failing that,
         of those where most do; failing that, the lowest median gap at the end without divergence. None where none
         works: each diverges, or ends no lower than it began.
+        Nor of a range test, whose rate rises.
     ties: the other points that do as well: as many steps, and gaps that are not told apart.
     good: the unbroken stretch of the grid around the best where every seed reaches the target in at most `factor` times
         the best's median steps, or ends under `floor` (not of a target: ends below one differ). Where the best does
@@ -235,7 +237,7 @@ def summarise_tables(
         solo, batched = (times.get((problem, optimizer, mode)) for mode in ("solo", "batched"))
         solo_step_s = solo["step_s_median"] if solo else None
         points = _points(rows, [axis.name for axis in plan.axes_of(optimizer)], solo_step_s, against)
-        best = best_point(points)
+        best = None if risen(optimizer) else best_point(points)
         settings = (best or min(points, key=lambda point: point.gap_median)).settings
         rates = [point for point in points if point.settings == settings]
         good = good_stretch(rates, best, floor, factor, equal_ends=against.kind != "target")
@@ -249,7 +251,7 @@ def summarise_tables(
             best,
             ties_of(points, best, floor),
             good and (good[0].learning_rate, good[1].learning_rate),
-            edge_of(rates),
+            (None, None) if risen(optimizer) else edge_of(rates),
             stable_limit(concrete(optimizer, settings, OptimizerError), curvature[1]) if curvature else None,
             diverged_share=float(np.mean(np.asarray(rows["verdict"]) == "diverged")),
             initial_loss=float(np.median(floats(rows, "initial_loss"))),

@@ -16,12 +16,13 @@ from gradbench.inputs.specs.axis import LISTED, OF_PLAN, Axis, axes_of, expanded
 from gradbench.inputs.specs.checks import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.specs.designs import GRID, check_design, count, listed, points
 from gradbench.inputs.specs.rates import rate_range, rate_values, rates_as_kept
-from gradbench.inputs.specs.schedules import branched
+from gradbench.inputs.specs.schedules import branched, rising
 from gradbench.inputs.specs.searches import (
     ASKED,
     HALVING,
     OPTUNA,
     OPTUNA_POINTS,
+    RANGE_TEST,
     REFINE,
     REFINE_POINTS,
     RUNGS,
@@ -90,13 +91,12 @@ class SweepPlan:
     )
     branch_at: str | tuple[int, ...] | None = _setting(
         None,
-        "Decays that branch off one stable run, of every optimizer: the steps at which its rate begins to fall, "
-        "100,200,400 (schedule=wsd,stable=100|200|400). Trials then end where their rate has come down to 0.",
+        "Decays that branch off one stable run of every optimizer, after so many steps, 100,200,400 (schedule=wsd).",
         checks.or_none(checks.listed(checks.whole(1, 2**30))),
     )
     decay: str | tuple[float, ...] | None = _setting(
         None,
-        "How long these decays are, as shares of the steps before: 0.1,0.2 (cooldown=0.1|0.2). [default: 0.2]",
+        "How long these decays are, as shares of the steps before, 0.1,0.2. [default: 0.2]",
         checks.or_none(checks.listed(checks.share)),
     )
     design: str | tuple[Mapping[str, float], ...] = _setting(
@@ -109,7 +109,7 @@ class SweepPlan:
         None,
         "Try some points only, of each pair: refine (a coarse grid, then finer around the best, to a factor of 1.1 or "
         "refine:1.05), halving (of the design, only one in 3, or halving:4, goes on at each rung), or optuna (also "
-        "optuna:cmaes).",
+        "optuna:cmaes). range-test is one trial whose rate rises from the lowest to the highest.",
         checks.or_none(lambda name, text: checks.as_written(read_search, text)),
     )
     budget: str | None = _setting(
@@ -125,9 +125,7 @@ class SweepPlan:
         checks.or_none(checks.several(checks.whole(1, 2**31 - 1))),
     )
     dtype: str = _setting(
-        "float32",
-        "float32, float64, bfloat16 or float16, or several, float32,bfloat16.",
-        checks.several(one_of(DTYPES)),
+        "float32", "float32, float64, bfloat16 or float16, or several.", checks.several(one_of(DTYPES))
     )
     precision: str = _setting(
         "highest", "Precision of matrix products: highest, tf32 or default (the device's).", one_of(PRECISIONS)
@@ -211,11 +209,9 @@ class SweepPlan:
 
     def _take_branches(self) -> None:
         """Give every optimizer the schedule of `branch_at` and `decay`; the longest of them says the steps."""
-        if self.branch_at is None:
-            if self.decay is not None:
-                raise PlanError("decay: give the steps at which the rates begin to fall too, such as branch_at 100,200")
+        if self.branch_at is None and self.decay is None:
             return
-        specs, steps = branched(self.optimizers, self.branch_at, self.decay)
+        specs, steps = branched(self.optimizers, self.branch_at, self.decay)  # the longest one's
         if self.steps not in (type(self).steps, steps):
             raise PlanError(f"steps: branch_at and decay say how long trials are, {steps} steps; leave steps out")
         for name, value in (("optimizers", specs), ("steps", steps), ("branch_at", None), ("decay", None)):
@@ -272,11 +268,14 @@ class SweepPlan:
         found = self.searching
         if found is None:
             return
+        if found.kind == RANGE_TEST:
+            object.__setattr__(self, "optimizers", rising(self.optimizers, self.rates))
+            object.__setattr__(self, "learning_rates", (max(self.rates),))
         if found.kind != HALVING and self.design != GRID:
             raise PlanError(f"search: {found.kind} chooses its own points; give no design beside it")
         scheduled = (parse_spec(spec, OptimizerError) for spec in self.optimizers)
         if found.kind == HALVING and any(spec.settings.get("schedule", "constant") != "constant" for spec in scheduled):
-            raise PlanError("search: halving compares trials before a schedule has ended, so it is for constant rates")
+            raise PlanError("search: halving compares trials before a schedule has ended; it is for constant rates")
 
     @property
     def searching(self) -> Search | None:
@@ -329,7 +328,7 @@ class SweepPlan:
     def side_by_side(self, optimizer: str) -> int:
         """Trials of a pair that may be under way at once: a search asks for few at a time."""
         trials, found = self.trials_of(optimizer), self.searching
-        if found is None or found.kind == HALVING:
+        if found is None or found.kind not in (REFINE, OPTUNA):
             return trials
         return min(trials, ASKED if found.kind == REFINE else ASKED * self.seeds)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.specs.searches import HALVING, REFINE
+from gradbench.inputs.specs.searches import OPTUNA, RANGE_TEST, REFINE
 from gradbench.search.ask_tell import ask_tell
 from gradbench.search.asked import Asked, Searching
 from gradbench.search.refine import refine
@@ -27,6 +27,8 @@ class Queue:
         self.asked = 0  # the first trial of what the search asked for last
         if self.search is None:
             self.settings, self.seeds = designed(plan, optimizer)
+            if plan.searching is not None and plan.searching.kind == RANGE_TEST:
+                self.why = ["range test"] * len(self.seeds)
         else:
             first = next(self.search)
             self.settings, self.seeds, self.why = dict(first.settings), first.seeds, list(first.why)
@@ -96,7 +98,7 @@ def designed(plan: SweepPlan, optimizer: str) -> tuple[dict[str, np.ndarray], np
 
 def _search(plan: SweepPlan, optimizer: str) -> Searching | None:
     found = plan.searching
-    if found is None or found.kind == HALVING:
+    if found is None or found.kind not in (REFINE, OPTUNA):
         return None
     return (refine if found.kind == REFINE else ask_tell)(plan, optimizer, found.argument)
 

@@ -12,6 +12,7 @@ from gradbench.errors import OptimizerError
 from gradbench.inputs.plan_text import command
 from gradbench.inputs.sources import given_as_object
 from gradbench.inputs.specs.axis import axes_of, concrete
+from gradbench.inputs.specs.schedules import risen
 from gradbench.record.store import Run
 from gradbench.tables import GO_ON, Column, percent, span
 
@@ -105,4 +106,5 @@ def edge_notes(run: Run, pair: PairSummary, found: Effects | None = None) -> lis
 
 def of_pairs(pairs: Sequence[PairSummary]) -> list[tuple[PairSummary, Effects]]:
     """Those pairs that have axes beside the learning rate, with what they say."""
-    return [(pair, effects(pair)) for pair in pairs if pair.settings and len(pair.points) > 1]
+    swept = [pair for pair in pairs if pair.settings and len(pair.points) > 1 and not risen(pair.optimizer)]
+    return [(pair, effects(pair)) for pair in swept]
