@@ -13,8 +13,9 @@ import gradbench
 from gradbench import check_gradient
 from gradbench.engine import runner
 from gradbench.inputs.optimizer import load_optimizer
-from gradbench.inputs.plan import DTYPES, SweepPlan
+from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import load_problem
+from gradbench.inputs.specs.checks import DTYPES
 from gradbench.machine.doctor import product_error
 from gradbench.program.program import Block, Program, Trial, numerics
 

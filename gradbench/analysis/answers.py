@@ -8,17 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradbench.analysis.metrics import chosen_metric, columns, metric_notes, metric_row
 from gradbench.analysis.points import RateSummary
 from gradbench.analysis.profiles import best_rate_interval
-from gradbench.analysis.summary import PairSummary, pair_trials, summarise
-from gradbench.analysis.verdicts import Reference
-from gradbench.inputs.sources import given_as_object
-from gradbench.inputs.written import command_of_pair
+from gradbench.analysis.summary import PairSummary, at_settings, pair_trials, summarise, trials_of
+from gradbench.analysis.verdicts import Reference, floats
+from gradbench.inputs.specs.schedules import risen
+from gradbench.inputs.transfer.sources import given_as_object
+from gradbench.inputs.transfer.written import command_of_pair
 from gradbench.record.store import Run
 from gradbench.tables import GO_ON, Column, note_lines, number, percent, render, seconds, span, to_json
+from gradbench.theory.rising import RangeTest, read_rise, risen_rates
 
 
 def _edge(below: float | None, above: float | None) -> str:
@@ -30,11 +33,12 @@ SUMMARY = (
     Column("problem", "problem", str),
     Column("optimizer", "optimizer", str),
     Column("best_learning_rate", "best lr"),
-    Column("best_settings", "at", str, 0, prose=True),
+    Column("best_settings", "at", lambda words: words or "–", 0, prose=True),
     Column(
         "best_low", "95 %", span, 6, "where the best rate lies, at 95 % by resampling the seeds", and_key="best_high"
     ),
     Column("verdict", "verdict", str, 1),
+    Column("suggested_learning_rate", "suggested", about="by a range test"),
     Column(
         "steps_to_target", "steps to target", priority=2, about="of the median seed", dash="where it is not reached"
     ),
@@ -80,7 +84,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
     """One flat row per pair, of numbers and words, None where there is none. From best_low to best_high lies the best
     learning rate, by the bootstrap, which needs the record; from good_low to good_high the good ones."""
-    interval = best_rate_interval(pair_trials(run, pair), to=pair.reference) if run else None
+    interval = best_rate_interval(pair_trials(run, pair), to=pair.reference) if run and pair.best else None
     best, low, high = pair.best, *pair.edge
     return {
         "problem": pair.problem,
@@ -92,7 +96,8 @@ def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
         "open_end": pair.open_end,
         "best_low": interval and interval.low,
         "best_high": interval and interval.high,
-        "verdict": best.verdict if best else f"none works: {_ends(pair)}",
+        "verdict": best.verdict if best else _without_best(pair),
+        **({"suggested_learning_rate": of[0][1].suggested} if run and (of := range_tests(run, pair)) else {}),
         "steps_to_target": best and best.steps_to_target,
         **_epochs(pair, best),
         "time_to_target_s": best and best.time_to_target_s,
@@ -130,6 +135,10 @@ def _epochs(pair: PairSummary, rate: RateSummary | None) -> dict[str, Any]:
 def present(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     """The columns that any of the rows has."""
     return [column for column in columns if any(column.key in row for row in rows)]
+
+
+def _without_best(pair: PairSummary) -> str:
+    return "range test" if risen(pair.optimizer) else f"none works: {_ends(pair)}"
 
 
 def _ends(pair: PairSummary) -> str:
@@ -190,6 +199,9 @@ def run_table(run: Run, output_format: str) -> str:
 def pair_sentence(pair: PairSummary) -> str:
     """What is to be said of a pair as soon as it is done."""
     name = f"{pair.problem} × {pair.optimizer}: "
+    if start := risen(pair.optimizer):
+        high = pair.rates[0].learning_rate
+        return f"{name}a range test, learning rates from {number(high * start)} to {number(high)}"
     if pair.best is None:
         return f"{name}no learning rate works: {_ends(pair)}"
     best = pair.best
@@ -227,6 +239,9 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
             notes.append(f"{stated} {number(to.loss)}: gaps are to that")
     for pair in pairs:
         name = f"{pair.problem} × {pair.optimizer}"
+        if risen(pair.optimizer):
+            notes += [f"{name}: {_range_words(point, found)}" for point, found in range_tests(run, pair)]
+            continue
         if run.plan.search or (run.plan.budget and not run.plan.until):
             notes += [f"{name}: {words}" for words in _tried(run, pair)]
         if pair.reference.kind != "best found" and pair.initial_loss <= pair.reference.loss:
@@ -243,10 +258,38 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
     return notes
 
 
+def range_tests(run: Run, pair: PairSummary) -> list[tuple[RateSummary, RangeTest]]:
+    """Of each point of a pair whose rate rises what that says, over its seeds; nothing of other pairs."""
+    start, found = risen(pair.optimizer), []
+    steps = run.plan.of(pair.optimizer).steps
+    for point in pair.points if start else ():
+        trials = at_settings(run.trials, dataclasses.replace(pair, settings=point.settings))
+        numbers = trials.filter(pc.field("problem") == pair.problem)["trial"].to_numpy()
+        curves = run.curves.filter(pc.field("trial").isin(pa.array(numbers)))
+        step = curves["step"].to_numpy()
+        kept = np.unique(step)
+        losses = np.full((len(numbers), len(kept)), np.nan)
+        losses[np.searchsorted(numbers, curves["trial"].to_numpy()), np.searchsorted(kept, step)] = floats(
+            curves, "loss"
+        )
+        rates = risen_rates(point.learning_rate, start or 1.0, steps)
+        found.append((point, read_rise(rates[np.minimum(kept, steps - 1)], losses)))
+    return found
+
+
+def _range_words(point: RateSummary, found: RangeTest) -> str:
+    at = f"range test at {settings_words(point.settings)}" if point.settings else "range test"
+    left = f"has left at {number(found.edge)}" if found.edge else "does not leave"
+    return (
+        f"{at}: as the learning rate rises the loss is lowest at {number(found.lowest)} and {left}; "
+        f"suggested {number(found.suggested)}, a tenth of the lowest"
+    )
+
+
 def _tried(run: Run, pair: PairSummary) -> Iterator[str]:
     """How much of what could be tried was: of a search, and of a plan with a budget."""
     plan = run.plan
-    trials = run.trials.filter((pc.field("problem") == pair.problem) & (pc.field("optimizer") == pair.optimizer))
+    trials = trials_of(run.trials, pair.problem, pair.optimizer)
     if plan.search:
         whole = dataclasses.replace(plan, search=None, budget=None).trials_of(pair.optimizer)
         share = int(np.sum(trials["steps_run"])) / (whole * plan.of(pair.optimizer).steps)

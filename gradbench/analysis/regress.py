@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import scipy.stats
 
-from gradbench.analysis.summary import problem_trials, references, summarise
+from gradbench.analysis.summary import problem_trials, references, summarise, trials_of
 from gradbench.analysis.verdicts import Reference, common, floats, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
@@ -272,7 +271,7 @@ def _gap_rows(
 def _outcomes(run: Run, problem: str, optimizer: str, to: Reference) -> dict[tuple[float, ...], tuple[float, float]]:
     """(values of the axes, learning rate, seed) -> (steps to the target, gap at the end), infinite for never and for
     diverged."""
-    rows = problem_trials(run, problem, to).filter(pc.field("optimizer") == optimizer)
+    rows = trials_of(problem_trials(run, problem, to), problem, optimizer)
     steps = floats(rows, "steps_to_target")
     steps = np.where(np.isnan(steps), np.inf, steps)
     axes = [axis.name for axis in run.plan.axes_of(optimizer)]

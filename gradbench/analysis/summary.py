@@ -29,6 +29,7 @@ from gradbench.analysis.verdicts import (
 from gradbench.errors import GradbenchError, OptimizerError
 from gradbench.inputs.plan import SweepPlan, steps_per_epoch
 from gradbench.inputs.specs.axis import concrete
+from gradbench.inputs.specs.schedules import risen
 from gradbench.record.store import Run
 from gradbench.theory.quadratic import stable_limit
 
@@ -46,6 +47,7 @@ class PairSummary:
     best: of the points whose seeds all reach the target, the one with the fewest median steps; failing that,
         of those where most do; failing that, the lowest median gap at the end without divergence. None where none
         works: each diverges, or ends no lower than it began.
+        Nor of a range test, whose rate rises.
     ties: the other points that do as well: as many steps, and gaps that are not told apart.
     good: the unbroken stretch of the grid around the best where every seed reaches the target in at most `factor` times
         the best's median steps, or ends under `floor` (not of a target: ends below one differ). Where the best does
@@ -115,9 +117,28 @@ def references(run: Run) -> dict[str, Reference]:
         facts = run.info.get("problems", {})
         parts = {name: run.trials.filter(pc.field("problem") == name) for name in run.plan.problems}
         _references[run] = {
-            name: reference(part, facts.get(name), run.plan.dtype) for name, part in parts.items() if len(part)
+            name: _reference_of(run.plan, part, facts.get(name)) for name, part in parts.items() if len(part)
         }
     return _references[run]
+
+
+def _reference_of(plan: SweepPlan, trials: pa.Table, facts: Mapping[str, Any] | None) -> Reference:
+    """Of one problem's trials: one for all dtypes, each of which says by its own rounding whether a minimum is one."""
+    return common(reference(part, facts, dtype) for dtype, part in by_dtype(plan, trials))
+
+
+def by_dtype(plan: SweepPlan, trials: pa.Table) -> list[tuple[str, pa.Table]]:
+    """Trials of a plan apart by their dtypes, those that have any; all together where none is there."""
+    if len(plan.dtypes) == 1:
+        return [(plan.dtypes[0], trials)]
+    optimizers = {dtype: [name for name in plan.optimizers if plan.of(name).dtype == dtype] for dtype in plan.dtypes}
+    parts = [(dtype, trials.filter(pc.field("optimizer").isin(names))) for dtype, names in optimizers.items()]
+    return [(dtype, part) for dtype, part in parts if len(part)] or [(plan.dtype, trials)]
+
+
+def trials_of(trials: pa.Table, problem: str, optimizer: str) -> pa.Table:
+    """Those of one pair."""
+    return trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
 
 
 def common_references(runs: Sequence[Run]) -> dict[str, Reference]:
@@ -145,9 +166,10 @@ def judged_trials(run: Run, to: Mapping[str, Reference] | None = None) -> pa.Tab
         if anew:
             parts = [trials.filter(~pc.field("problem").isin(anew))]
             parts += [
-                judged(part, run.curves, to[name], run.plan.target, run.plan.dtype)
+                judged(part, run.curves, to[name], run.plan.target, dtype)
                 for name in anew
-                if len(part := trials.filter(pc.field("problem") == name))
+                for dtype, part in by_dtype(run.plan, trials.filter(pc.field("problem") == name))
+                if len(part)
             ]
             trials = pa.concat_tables(parts).sort_by("trial")
         known[key] = trials
@@ -201,33 +223,35 @@ def summarise_tables(
         raise GradbenchError(f"factor: need a number of at least 1, got {factor}")
     times = {(row["problem"], row["optimizer"], row["mode"]): row for row in timings.to_pylist()}
     trials = trials.select([*_USED, *plan.axis_names])  # of millions of trials, each pair's are copied
-    floors: dict[str, float] = {}
+    floors: dict[tuple[str, str], float] = {}
     for problem, optimizer in plan.pairs:
         of_problem = trials.filter(pc.field("problem") == problem)
-        rows = of_problem.filter(pc.field("optimizer") == optimizer)
+        rows, own = trials_of(of_problem, problem, optimizer), plan.of(optimizer)
         if rows.num_rows == 0:
             continue
-        against = to[problem] if to else reference(of_problem, facts.get(problem), plan.dtype)
-        if problem not in floors:
-            floors[problem] = resolution(of_problem, against, plan.dtype)
+        against = to[problem] if to else _reference_of(plan, of_problem, facts.get(problem))
+        if (problem, own.dtype) not in floors:
+            alike = dict(by_dtype(plan, of_problem))[own.dtype]
+            floors[problem, own.dtype] = resolution(alike, against, own.dtype)
+        floor = floors[problem, own.dtype]
         solo, batched = (times.get((problem, optimizer, mode)) for mode in ("solo", "batched"))
         solo_step_s = solo["step_s_median"] if solo else None
         points = _points(rows, [axis.name for axis in plan.axes_of(optimizer)], solo_step_s, against)
-        best = best_point(points)
+        best = None if risen(optimizer) else best_point(points)
         settings = (best or min(points, key=lambda point: point.gap_median)).settings
         rates = [point for point in points if point.settings == settings]
-        good = good_stretch(rates, best, floors[problem], factor, equal_ends=against.kind != "target")
+        good = good_stretch(rates, best, floor, factor, equal_ends=against.kind != "target")
         curvature = facts.get(problem, {}).get("curvature")
         yield PairSummary(
             problem,
             optimizer,
             against,
-            floors[problem],
+            floor,
             rates,
             best,
-            ties_of(points, best, floors[problem]),
+            ties_of(points, best, floor),
             good and (good[0].learning_rate, good[1].learning_rate),
-            edge_of(rates),
+            (None, None) if risen(optimizer) else edge_of(rates),
             stable_limit(concrete(optimizer, settings, OptimizerError), curvature[1]) if curvature else None,
             diverged_share=float(np.mean(np.asarray(rows["verdict"]) == "diverged")),
             initial_loss=float(np.median(floats(rows, "initial_loss"))),
@@ -235,7 +259,7 @@ def summarise_tables(
             trial_steps_per_s=batched["trials"] / batched["step_s_median"] if batched else None,
             limit=batched["limit"] if batched else None,
             of_limit=batched["of_limit"] if batched else None,
-            epoch=epoch_steps(plan.of(optimizer), facts.get(problem, {})),
+            epoch=epoch_steps(own, facts.get(problem, {})),
             points=points,
             settings=settings,
         )

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
-import operator
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from gradbench.analysis.summary import trials_of
 from gradbench.analysis.verdicts import EPSILON
 from gradbench.engine.pair import PairSweep
 from gradbench.engine.timing import compile_program
@@ -91,8 +89,7 @@ class Pair:
         block = recorded_block(self.run, *self.run.plan.pairs[self.number])
         count = min(len(self.devices), math.ceil(len(queue) / block.lanes))
         program = kind(trial, dataclasses.replace(block, devices=count), self.devices)
-        names = zip(("problem", "optimizer"), self.run.plan.pairs[self.number])
-        rows = self.run.trials.filter(functools.reduce(operator.and_, (pc.field(name) == of for name, of in names)))
+        rows = trials_of(self.run.trials, *self.run.plan.pairs[self.number])
         with _kept(self.run.plan.axis_names) as store:
             try:
                 advance = compile_program(program).call

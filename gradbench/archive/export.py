@@ -22,6 +22,7 @@ import pyarrow.csv
 from gradbench.analysis.summary import judged_trials, pair_trials, summarise
 from gradbench.errors import GradbenchError, PlanError, RunError, nearest, one_line
 from gradbench.files import write_json, writing
+from gradbench.inputs.specs.axis import OF_PLAN
 from gradbench.record.schema import SCHEMAS, TABLES
 from gradbench.record.store import Run
 
@@ -74,8 +75,9 @@ def _best_trials(run: Run) -> np.ndarray:
 def trial_logs(run: Run, trials: np.ndarray) -> Iterator[TrialLog]:
     """These trials, one after another."""
     plan, place = run.plan, run.info["environment"]
-    common = {"record": run.id, "dtype": plan.dtype, "steps": plan.steps, "batch_size": plan.batch_size}
-    common |= {"device": place.get("device_kind"), "git_commit": place.get("git_commit")}
+    own = {name: plan.of(name) for name in plan.optimizers}
+    planned = {name: {key: getattr(of, key) for key in OF_PLAN} for name, of in own.items()}
+    common = {"record": run.id, "device": place.get("device_kind"), "git_commit": place.get("git_commit")}
     rows = judged_trials(run).filter(pc.field("trial").isin(pa.array(trials)))
     curves, metrics = _by_trial(run.curves), _by_trial(run.metrics)
     axes = [name for name in rows.column_names if name not in SCHEMAS["trials"].names]
@@ -87,9 +89,11 @@ def trial_logs(run: Run, trials: np.ndarray) -> Iterator[TrialLog]:
         for point in metrics(row["trial"]):
             points.setdefault(point["step"], {})[f"{point['split']}.{point['name']}"] = point["value"]
         known = [(step, {k: v for k, v in points[step].items() if v is not None}) for step in sorted(points)]
-        summary = {key: value for key, value in row.items() if key not in (*told, "trial") and value is not None}
+        known_of = (*told, *OF_PLAN, "trial")
+        summary = {key: value for key, value in row.items() if key not in known_of and value is not None}
         name = f"{row['problem']} {row['optimizer']} lr={row['learning_rate']:g} seed={row['seed']} ({row['trial']})"
-        yield TrialLog(name, common | {"trial": row["trial"]} | {key: row[key] for key in told}, summary, known)
+        config = common | planned[row["optimizer"]] | {key: row[key] for key in ("trial", *told)}
+        yield TrialLog(name, config, summary, known)
 
 
 def _by_trial(table: pa.Table) -> Callable[[int], list[dict[str, Any]]]:

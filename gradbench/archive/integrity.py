@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradbench.analysis.summary import references
+from gradbench.analysis.summary import by_dtype, references
 from gradbench.analysis.verdicts import floats, judged, verdicts
 from gradbench.archive.again import recorded_block
-from gradbench.engine.pair import curve_points, wanted_rows
+from gradbench.engine.slots.points import curve_points, wanted_rows
 from gradbench.record.manifest import changed_files
 from gradbench.record.schema import COUNT, NUMBER, TRIALS
 from gradbench.record.store import Run
@@ -138,16 +138,16 @@ def _verdicts(run: Run) -> Iterator[str]:
     for problem, to in references(run).items():
         if known.get(problem) != json.loads(json.dumps(to.to_dict())):
             yield f"run.json: the reference of {problem} is {known.get(problem)}, its trials give {to.to_dict()}"
-        rows = run.trials.filter(pc.field("problem") == problem)
-        if to.kind == "best found":
-            anew = judged(rows, run.curves, to, run.plan.target, run.plan.dtype)
-            expected = {name: np.asarray(anew[name]) for name in ("verdict", "steps_to_target")}
-        else:
-            expected = {"verdict": verdicts(_as_swept(rows, run.plan.dtype), to, run.plan.dtype)}
-        for name, values in expected.items():
-            here = np.asarray(rows[name])
-            same = here == values if name == "verdict" else _same(here.astype(float), values.astype(float))
-            yield from _named(f"{name} is not what the other columns give", rows["trial"].to_numpy()[~same])
+        for dtype, rows in by_dtype(run.plan, run.trials.filter(pc.field("problem") == problem)):
+            if to.kind == "best found":
+                anew = judged(rows, run.curves, to, run.plan.target, dtype)
+                expected = {name: np.asarray(anew[name]) for name in ("verdict", "steps_to_target")}
+            else:
+                expected = {"verdict": verdicts(_as_swept(rows, dtype), to, dtype)}
+            for name, values in expected.items():
+                here = np.asarray(rows[name])
+                same = here == values if name == "verdict" else _same(here.astype(float), values.astype(float))
+                yield from _named(f"{name} is not what the other columns give", rows["trial"].to_numpy()[~same])
 
 
 def _as_swept(trials: pa.Table, dtype: str) -> dict[str, np.ndarray]:

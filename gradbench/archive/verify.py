@@ -20,8 +20,8 @@ from gradbench.archive.cells import Judge, cells
 from gradbench.errors import GradbenchError, PlanError
 from gradbench.files import utc_now
 from gradbench.inputs.problem import Problem, load_problem, problem_names
-from gradbench.inputs.sources import difference, recorded_file, sources
 from gradbench.inputs.specs.spec import parse_spec
+from gradbench.inputs.transfer.sources import difference, recorded_file, sources
 from gradbench.machine.devices import find_devices
 from gradbench.machine.environment import environment
 from gradbench.program.xla.switch import enabled

@@ -19,8 +19,9 @@ from gradbench.gradients import self_test as planted
 from gradbench.gradients.check import check_gradient
 from gradbench.gradients.functions.report import REPRODUCE
 from gradbench.inputs.built_in import without_groups
-from gradbench.inputs.plan import DEFAULT_PROBLEMS, DTYPES
 from gradbench.inputs.problem import load_problem
+from gradbench.inputs.settings import DEFAULT_PROBLEMS
+from gradbench.inputs.specs.checks import DTYPES
 from gradbench.library.activity import Activity
 from gradbench.machine.devices import devices_to_check
 from gradbench.machine.environment import environment

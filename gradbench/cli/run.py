@@ -14,9 +14,10 @@ from cyclopts import Parameter
 from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Tables, note, show, whole, whole_or_several
 from gradbench.errors import PlanError
 from gradbench.failures import printing_to_stderr
-from gradbench.inputs.plan import NO_OPTIONS, SweepPlan
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.settings import NO_OPTIONS
 from gradbench.inputs.specs.axis import OF_PLAN
-from gradbench.inputs.written import read_config
+from gradbench.inputs.transfer.written import read_config
 
 if typing.TYPE_CHECKING:
     from gradbench.record.store import Run

@@ -209,8 +209,9 @@ class Driver:
 
     def _store(self, unit: Unit, result: Result) -> None:
         store = self.writer.pair(unit.pair)
-        if result.limits is not None and "limits" not in self.writer.info:
-            self.writer.info["limits"] = dataclasses.asdict(result.limits)
+        if result.limits is not None:
+            dtype = self.plan.of(self.plan.pairs[unit.pair][1]).dtype
+            self.writer.info.setdefault("limits", {})[dtype] = dataclasses.asdict(result.limits)
             self.writer.save_info()
         if unit.kind == "trials":
             store.add_unit(unit.part, result.tables)

@@ -34,6 +34,7 @@ class ObservationConfig(NamedTuple):
     target: float  # the plan's relative gap
     stop_at_target: bool
     noisy: bool  # minibatches: the last half's rows are summed for a line through them
+    ends: Any = None  # the steps after which each slot's trial is over, (S,); `steps` for all if None
 
     def arrays(self, dtype: np.dtype) -> Any:
         """The same of arrays, the floats of `dtype`."""
@@ -160,9 +161,14 @@ class Chunk(NamedTuple):
     count: int
     config: ObservationConfig
 
+    @property
+    def ends(self) -> Any:
+        """The trials' last steps."""
+        return self.config.steps if self.config.ends is None else self.config.ends
+
     def step(self, row: Any) -> jax.Array:
         """The step of a row."""
-        return jnp.minimum(self.first + self.config.stride * row, self.config.steps)
+        return jnp.minimum(self.first + self.config.stride * row, self.ends)
 
     def rows_until(self, step: Any) -> jax.Array:
         """How many of the rows are at `step` at the latest."""
@@ -206,7 +212,7 @@ def observe(
     reached = tiles.first(loss, ~(lows > levels), lambda x: x <= levels)  # (7, S)
     stop = jnp.minimum(failed, jnp.where(config.stop_at_target, reached[-1], count))
 
-    exist = chunk.rows_until(config.steps + config.stride - 1)  # the last may be less than a stride on
+    exist = chunk.rows_until(chunk.ends + config.stride - 1)  # the last may be less than a stride on
     seen = jnp.where(events.finished, 0, jnp.minimum(exist, stop + 1))
     rows_before_tail = jnp.minimum(seen, chunk.rows_until_part(TAIL))
 
@@ -249,7 +255,7 @@ def observe(
         tail_overshot=events.tail_overshot + _between(rows.overshot, rows_before_tail, seen),
         half_start=half_start,
         half_sums=events.half_sums + half,
-        finished=stopped | (chunk.step(count - 1) >= config.steps),
+        finished=stopped | (chunk.step(count - 1) >= chunk.ends),
     )
     kept = jnp.clip(wanted[first // (config.stride * count)].T, 0, count - 1)  # (K, S)
     status = jnp.stack([after.finished.astype(jnp.int32), after.steps_run])

@@ -10,8 +10,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -21,10 +20,14 @@ import pyarrow as pa
 
 from gradbench.analysis.verdicts import floats, stated_reference, verdicts
 from gradbench.engine import events as ev
+from gradbench.engine.slots.branches import Ready, branches_of
+from gradbench.engine.slots.packing import joined, packed, unpack
+from gradbench.engine.slots.points import curve_points, metric_points, rows_of_chunk, wanted_rows
+from gradbench.engine.slots.progress import Progress
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
 from gradbench.machine.internals import compiler_options
-from gradbench.program.program import Block, Observation, Program, State, numerics
+from gradbench.program.program import Observation, Program, State, numerics
 from gradbench.record.parts import PairStore, UnitRows
 from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, SWEPT, TARGET_COLUMNS
 from gradbench.search.asked import scores
@@ -35,57 +38,12 @@ CHECKPOINT_SECONDS = 5.0
 FEW_ROWS = 10**7  # of a pair's trials: fewer are gone through before code that is faster has paid for its compilation
 
 
-@dataclass
-class Progress:
-    """Where a pair's sweep stands: trials done, running in slots, and in all; trial-steps computed, and left to
-    compute at most (retired trials leave theirs undone); seconds since this process took it up."""
-
-    done: int
-    running: int
-    trials: int
-    trial_steps: int
-    steps_left: int
-    total_steps: int
-    seconds: float
-
-
-def recorded_rows(total_rows: int, points: int) -> np.ndarray:
-    """The rows of a curve that are kept: all, or both ends and log-spaced between, at most `points`; int64, sorted."""
-    if points >= total_rows:
-        return np.arange(total_rows)
-    last = total_rows - 1
-    spaced = np.geomspace(1, max(last, 1), max(points - 1, 1)).round().astype(np.int64)
-    return np.unique([0, *np.minimum(spaced, last), last]) if points > 2 else np.unique([0, last])
-
-
-def curve_points(plan: SweepPlan) -> int:
-    """Points a trial's curve keeps at most: --record-points, or fewer so that a run keeps at most 5 million rows."""
-    return max(2, min(plan.record_points, 5_000_000 // plan.trials))
-
-
-def metric_points(plan: SweepPlan, recorded: int) -> int:
-    """Points at which a trial's metrics are kept, `recorded` values each: as of its curve, and under the same bound."""
-    return max(2, min(curve_points(plan), 5_000_000 // (plan.trials * max(recorded, 1))))
-
-
 def solved_loss(plan: SweepPlan, problem: Problem) -> float:
     """The loss that the plan, or a problem of unknown minimum, states as solved; NaN where neither does."""
     stated = plan.solved(problem.name)
     if stated is None and problem.minimum is None:
         stated = problem.target
     return math.nan if stated is None else stated
-
-
-def wanted_rows(plan: SweepPlan, block: Block, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every chunk of a trial the rows that are kept, `points` of a trial at most: int32 (chunks, most rows kept), -1
-    where fewer; and the steps of them all."""
-    total_rows = -(-plan.steps // block.stride) + 1
-    kept = recorded_rows(total_rows, points)
-    by_chunk = [kept[kept // block.rows == c] for c in range(-(-total_rows // block.rows))]
-    wanted = np.full((len(by_chunk), max(map(len, by_chunk))), -1, np.int32)
-    for chunk, rows in enumerate(by_chunk):
-        wanted[chunk, : len(rows)] = rows - chunk * block.rows
-    return wanted, np.minimum(kept * block.stride, plan.steps)
 
 
 def observation_config(program: Program) -> ev.ObservationConfig:
@@ -132,11 +90,11 @@ def prepare_observing(program: Program) -> None:
         rows = Observation(*shapes(program.rows_sharded, (row, row, row.update(dtype=jnp.float32))))
         slots = ev.blank(block.slots, dtype), np.zeros(block.slots, np.int32)
         events, first = shapes(program.sharded, slots)
-        known = shapes(
+        config, wanted = shapes(
             program.replicated,
             (observation_config(program).arrays(dtype), wanted_rows(plan, block, curve_points(plan))[0]),
         )
-        observe_of(program).lower(events, rows, first, *known).compile()
+        observe_of(program).lower(events, rows, first, config._replace(ends=first), wanted).compile()
 
 
 class PairSweep:
@@ -164,6 +122,10 @@ class PairSweep:
         halves = plan.rungs and recorded is None
         self.rungs = Rungs([at for at in plan.rungs if at >= block.steps], plan.eta) if halves else None
         self.scores: dict[int, float] = {}  # of finished trials, for a search
+        self._know_lengths()
+        whole = recorded is None and plan.budget is None
+        self.branches = branches_of(self.queue, self.falls if whole else 0 * self.falls, block.steps, self.before)
+        self._know_lengths()
         self.config, self.observe = observation_config(program), observe_of(program)
         self.reference = stated_reference(program.trial.problem.minimum, self.config.solved)
         self.wanted, self.kept_steps = wanted_rows(plan, block, curve_points(plan))
@@ -173,6 +135,7 @@ class PairSweep:
         slots = block.slots
         self.slot_trial = np.full(slots, -1, np.int64)
         self.first = np.zeros(slots, np.int32)
+        self.slot_ends = np.full(slots, plan.steps)
         self.next_trial = 0  # its place in the queue
         self.trial_steps = 0
         self.state: State | None = None
@@ -185,6 +148,17 @@ class PairSweep:
 
     def _numerics(self):
         return numerics(self.plan.dtype, self.plan.precision)
+
+    def _know_lengths(self) -> None:
+        """Of every trial known so far Trial.fall, each (N,), and the trial-steps of the first n of the queue, (N + 1,).
+        A trial of an older record ran on at rate 0."""
+        trial, queue = self.program.trial, self.queue
+        shapes = trial.settings_shape()
+        with self._numerics():
+            found = trial.fall({name: np.asarray(of, shapes[name].dtype) for name, of in queue.settings.items()})
+        self.falls, ends = (np.broadcast_to(np.asarray(of, np.int64), len(queue.seeds)) for of in found)
+        self.ends = ends if queue.ran is None else np.where(queue.ran > ends, self.plan.steps, ends)
+        self.costs = np.append(0, np.cumsum(self.ends[queue.order]))
 
     def run(
         self, on_chunk: Callable[[Progress], None] = lambda _: None, should_stop: Callable[[], bool] = lambda: False
@@ -208,33 +182,63 @@ class PairSweep:
         return True
 
     def _progress(self, seconds: float) -> Progress:
-        running = self.slot_trial >= 0
-        waiting = len(self.queue) - self.next_trial
-        left = int((self.plan.steps - self.first[running]).clip(0).sum()) + waiting * self.plan.steps
-        done = self.next_trial - int(running.sum())
-        total = len(self.queue) * self.plan.steps
-        return Progress(done, int(running.sum()), len(self.queue), self.trial_steps, left, total, seconds)
+        running, branches = int((self.slot_trial >= 0).sum()), self.branches
+        trials = len(self.queue) + int(np.count_nonzero(branches.begin))
+        done = trials - running - (len(self.queue) - self.next_trial) - int(np.count_nonzero(branches.waits))
+        later, total = self.costs[-1] - self.costs[self.next_trial], self.costs[-1]
+        if branches.begin.any():
+            steps = self.ends - branches.begin
+            later, total = later + steps[branches.waits].sum(), total + steps[branches.begin > 0].sum()
+        left = self._steps_left() + int(later)
+        return Progress(done, running, trials, self.trial_steps, left, int(total), seconds)
+
+    def _steps_left(self) -> int:
+        """Trial-steps that the trials in slots have to make, at the most."""
+        return int((self.slot_ends - self.first)[self.slot_trial >= 0].clip(0).sum())
 
     def _fill(self) -> bool:
         """Give free slots to waiting trials; whether anything is left to run."""
-        if self.next_trial == len(self.queue) and not (self.slot_trial >= 0).any():
-            self.queue.ask(self.scores)
-        running = self.slot_trial >= 0
-        steps_left = int((self.plan.steps - self.first[running]).clip(0).sum())
-        room = self.spending.room(self.next_trial, self.trial_steps, steps_left)
-        free = np.flatnonzero(~running)[: min(len(self.queue) - self.next_trial, room)]
-        if len(free):
+        if self.next_trial == len(self.queue) and not (self.slot_trial >= 0).any() and self.queue.ask(self.scores):
+            self._know_lengths()
+        self.branches.leave(
+            self.slot_trial, self.first, lambda slots: self.program.copies(slots, (self.state, self.events))
+        )
+        free = np.flatnonzero(self.slot_trial < 0)
+        branching, free = free[: len(self.branches.ready)], free[len(self.branches.ready) :]
+        room = self.spending.room(self.next_trial, self.trial_steps, self._steps_left())
+        free = free[: min(len(self.queue) - self.next_trial, room)]
+        if len(free) + len(branching):
             self.slot_trial[free] = self.queue.order[self.next_trial : self.next_trial + len(free)]
             self.first[free] = 0
             self.next_trial += len(free)
-            fresh = np.zeros(len(self.slot_trial), bool)
-            fresh[free] = True
+            entering = self.branches.enter(len(branching))
+            self.slot_trial[branching] = [of.trial for of in entering]
+            self.first[branching] = self.branches.begin[self.slot_trial[branching]]
             self._place_slots()
             if self.state is None:
                 self.state = self.program.start(self.slot_seeds, self.settings)
-            else:
+            elif len(free):
+                fresh = np.isin(np.arange(len(self.slot_trial)), free)
                 self.state = self.program.admit(fresh, self.state, self.slot_seeds, self.settings)
+            self._branch_off(branching, entering)
         return bool((self.slot_trial >= 0).any())
+
+    def _branch_off(self, slots: np.ndarray, entering: Sequence[Ready]) -> None:
+        """Give these slots' branches their trunks' states and the rows made so far."""
+        for number in {of.copy for of in entering}:
+            place = np.full(len(self.slot_trial), -1, np.int32)
+            for slot, of in zip(slots, entering):
+                place[slot] = of.place if of.copy == number else -1
+            copies = self.branches.copies[number]
+            self.state, self.events = self.program.graft((self.state, self.events), copies, place)
+        self._add_copies([of.trial for of in entering])
+        if entering:
+            self.branches.forget(self.slot_trial)
+
+    def _add_copies(self, branches: Sequence[int], whole: bool = False) -> None:
+        for trial in branches:
+            for table, rows in self.branches.rows_of(trial, whole):
+                self.new[table].append(rows)
 
     def _place_slots(self) -> None:
         """Settings and seeds of the slots' trials, on the devices; an empty slot repeats a trial at rate 0."""
@@ -244,6 +248,9 @@ class PairSweep:
         values["learning_rate"] = np.where(self.slot_trial < 0, 0.0, values["learning_rate"])
         self.settings = self.program.settings(values)
         self.seeds = self.program.place(self.slot_seeds)
+        self.slot_ends = np.where(self.slot_trial < 0, self.plan.steps, self.ends[trial])
+        config, wanted = self.known
+        self.known = config._replace(ends=self.program.place(self.slot_ends.astype(np.int32))), wanted
         self.placed_first = self.program.place(self.first.copy())  # a device may share the host's memory
 
     def _chunk(self) -> None:
@@ -257,52 +264,57 @@ class PairSweep:
             # The rest of the events wait for a trial's end.
             (finished, steps_run), (losses, norms) = jax.device_get(seen)
         running = self.slot_trial >= 0
-        self.trial_steps += int(np.minimum(self.plan.steps - self.first[running], block.steps).clip(0).sum())
+        self.trial_steps += int(np.minimum(self.slot_ends - self.first, block.steps)[running].clip(0).sum())
         trial, step, place, _, slot = self._kept(self.wanted, running, steps_run)
         self._add_points(trial, step, losses[place, slot], norms[place, slot])
         if self.recorded:
-            trial, step, _, row, slot = self._kept(self.watched, running, steps_run)
+            trial, step, _, row, slot = self._kept(self.watched, running, steps_run, last_too=True)
             self._add_metrics(trial, step, np.asarray(metrics)[row, slot])
         before, self.first = self.first, self.first + np.int32(block.steps)
-        complete = self.first - block.stride >= self.plan.steps
+        complete = self.first - block.stride >= self.slot_ends
         done = running & (complete | (finished > 0 if self.plan.retire else False))
         done |= self._left_at_rung(before, running & ~done)
         if done.any():
             self._finish(done, jax.device_get(self.events))
 
-    def _rows_of(self, wanted: np.ndarray) -> np.ndarray:
-        """The rows of this chunk that each slot's trial keeps, (K, S), -1 where none."""
-        return wanted[np.minimum(self.first // self.program.block.steps, len(wanted) - 1)].T
-
     def _rows_watched(self) -> np.ndarray:
         """Whether any trial keeps metrics of a row of this chunk, bool (R,)."""
-        rows = self._rows_of(self.watched)[:, self.slot_trial >= 0]
-        return np.isin(np.arange(self.program.block.rows), rows)
+        rows = rows_of_chunk(self.watched, self.first, self.slot_ends, self.program.block, self.plan.steps, True)
+        return np.isin(np.arange(self.program.block.rows), rows[:, self.slot_trial >= 0])
 
-    def _kept(self, wanted: np.ndarray, running: np.ndarray, steps_run: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _kept(
+        self, wanted: np.ndarray, running: np.ndarray, steps_run: np.ndarray, last_too: bool = False
+    ) -> tuple[np.ndarray, ...]:
         """What is kept of this chunk: trials and steps, and where: the place among a slot's `wanted` rows, the row,
         and the slot, each (N,)."""
-        row = self._rows_of(wanted)
-        step = np.minimum(self.first + row * np.int64(self.program.block.stride), self.plan.steps)
+        row = rows_of_chunk(wanted, self.first, self.slot_ends, self.program.block, self.plan.steps, last_too)
+        step = np.minimum(self.first + row * np.int64(self.program.block.stride), self.slot_ends)
         place, slot = np.nonzero(running & (row >= 0) & (step <= steps_run))
         return self.slot_trial[slot], step[place, slot], place, row[place, slot], slot
 
     def _finish(self, done: np.ndarray, host: ev.Events) -> None:
         """Write down the trials in the slots where `done`, and free those slots."""
-        events = ev.Events(*(field[done] for field in host))
         trial = self.slot_trial[done]
+        places, branches = self.branches.ended(trial)
+        self._add_copies(branches.tolist(), whole=True)
+        places, trial = np.append(np.arange(len(trial)), places), np.append(trial, branches)
+        events = ev.Events(*(field[done][places] for field in host))
         # A trial that stopped early ends its curve where it stopped.
-        early = ~np.isin(events.steps_run, self.kept_steps)
+        stride = self.program.block.stride
+        early = ~np.isin(np.minimum(-(-events.steps_run // stride) * stride, self.plan.steps), self.kept_steps)
         self._add_points(trial[early], events.steps_run[early], events.final_loss[early], events.final_grad_norm[early])
         columns = {
             "trial": trial + self.before,
             **{name: values[trial] for name, values in self.queue.settings.items()},
             "seed": self.queue.seeds[trial],
+            "dtype": np.full(len(trial), self.plan.dtype, object),
             "minimum": np.full(len(trial), self.config.minimum),
             **{name: getattr(events, name) for name in EVENT_COLUMNS},
             **dict(zip((*TARGET_COLUMNS, "steps_to_target"), events.hits.T, strict=True)),
             **ev.last_part(events, self.config),
         }
+        if self.config.noisy:  # what has come down is judged at its end, not by a mean over its fall
+            columns["smoothed_loss"] = np.where(self.falls[trial] > 0, events.final_loss, columns["smoothed_loss"])
         if self.queue.why is not None:
             columns["tried"] = np.array(self.queue.why, object)[trial]
             self.scores |= zip(trial.tolist(), self._scores(columns))
@@ -315,8 +327,8 @@ class PairSweep:
 
     def _left_at_rung(self, before: np.ndarray, running: np.ndarray) -> np.ndarray:
         """Whether each slot's trial leaves at a rung that this chunk crossed."""
-        if self.queue.ends is not None:
-            return running & (self.first > self.queue.ends[np.maximum(self.slot_trial, 0)])
+        if self.queue.ran is not None and self.plan.rungs:
+            return running & (self.first > self.queue.ran[np.maximum(self.slot_trial, 0)])
         if self.rungs is None:
             return np.zeros(len(running), bool)
         rung = np.where(running, self.rungs.crossed(before, self.first), -1)
@@ -326,38 +338,42 @@ class PairSweep:
 
     def _verdicts(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """One word per trial as far as it can be said before the other pairs are done."""
-        steps = {
+        never = {
             name: np.where(columns[name] < 0, np.nan, columns[name]) for name in ("steps_to_target", "diverged_at")
         }
-        return verdicts(columns | steps, self.reference, self.plan.dtype)
+        return verdicts(columns | never, self.reference, self.plan.dtype)
 
     def _add_points(self, trial: np.ndarray, step: np.ndarray, loss: np.ndarray, norm: np.ndarray) -> None:
         columns = (trial + self.before, step, loss, norm)
-        self.new["curves"].append(dict(zip(SCHEMAS["curves"].names, columns, strict=True)))
+        self._add_rows("curves", dict(zip(SCHEMAS["curves"].names, columns, strict=True)))
 
     def _add_metrics(self, trial: np.ndarray, step: np.ndarray, values: np.ndarray) -> None:
         """`values` (N, V) of N points, a row for each number."""
         split, name = (np.tile(np.array(of, object), len(trial)) for of in zip(*self.recorded))
         trial, step = (np.repeat(each, len(self.recorded)) for each in (trial + self.before, step))
-        self.new["metrics"].append(dict(zip(SCHEMAS["metrics"].names, (trial, step, split, name, values.ravel()))))
+        self._add_rows("metrics", dict(zip(SCHEMAS["metrics"].names, (trial, step, split, name, values.ravel()))))
+
+    def _add_rows(self, table: str, rows: dict[str, np.ndarray]) -> None:
+        self.new[table].append(rows)
+        self.branches.note(table, rows)
 
     def _flush(self) -> None:
-        self.store.append({name: _joined(pieces) for name, pieces in self.new.items()}, *self.plan.pairs[self.pair])
+        self.store.append({name: joined(pieces) for name, pieces in self.new.items()}, *self.plan.pairs[self.pair])
         self.new = {name: [] for name in SWEPT}
 
     def _checkpoint(self) -> None:
         """Everything needed to go on, bit for bit: the rows so far, then the slots' state."""
         self._flush()
-        leaves = [_pack(leaf) for leaf in jax.tree.leaves((self.state, self.events))]
-        arrays = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
+        arrays = {f"leaf{i}": leaf for i, leaf in enumerate(packed((self.state, self.events)))}
+        arrays |= self.branches.arrays(packed)
         arrays |= {"slot_trial": self.slot_trial, "first": self.first} | (self.rungs.arrays() if self.rungs else {})
         arrays["counters"] = np.array([self.next_trial, self.trial_steps], np.int64)
         self.store.checkpoint(arrays)
 
     def _restore(self) -> None:
-        arrays = self.store.restore()
-        if arrays is None:
+        if (kept := self.store.restore()) is None:
             return
+        arrays = kept
         self.slot_trial, self.first = arrays["slot_trial"], arrays["first"]
         self.next_trial, self.trial_steps = (int(n) for n in arrays["counters"])
         if self.rungs:
@@ -367,27 +383,18 @@ class PairSweep:
             columns = {name: floats(rows, name) for name in ("initial_loss", "final_loss", "steps_to_target")}
             self.scores = dict(zip((rows["trial"].to_numpy() - self.before).tolist(), self._scores(columns)))
         self.queue.replay(self.scores)
+        self._know_lengths()
         self._place_slots()
         state = self.program.start(self.slot_seeds, self.settings)
+        likes, tree = jax.tree.flatten((state, self.events))
+
+        def unpacked(prefix: str, sharding: Any) -> Any:
+            leaves = (unpack(arrays[f"{prefix}{i}"], like) for i, like in enumerate(likes))
+            return jax.tree.unflatten(tree, [jax.device_put(leaf, sharding) for leaf in leaves])
+
         with self._numerics():
-            likes, tree = jax.tree.flatten((state, self.events))
-            leaves = [_unpack(arrays[f"leaf{i}"], like) for i, like in enumerate(likes)]
-            self.state, self.events = jax.tree.unflatten(tree, [self.program.place(leaf) for leaf in leaves])
-
-
-def _joined(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
-
-
-def _pack(leaf: jax.Array) -> np.ndarray:
-    """A device array as plain numbers that .npy can hold: keys as their data, bfloat16 as its bits."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
-    return array.view(np.uint16) if array.dtype.kind == "V" or array.dtype.name == "bfloat16" else array
-
-
-def _unpack(array: np.ndarray, like: jax.Array) -> Any:
-    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
-    return array.view(like.dtype) if array.dtype != like.dtype else array
+            self.state, self.events = unpacked("leaf", self.program.sharded)
+            if self.branches.pending:
+                tables = {name: self.store.read(name) for name in SWEPT}
+                copies = partial(unpacked, sharding=self.program.replicated)
+                self.branches.restore(arrays, self.slot_trial, tables, copies)

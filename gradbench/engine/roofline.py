@@ -60,16 +60,12 @@ class Limits:
         which = max(least, key=lambda name: least[name])
         return least[which], which
 
-    def add_roofline(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows of timings.parquet with limit_s, limit and of_limit."""
-
-        def with_roofline(row: dict[str, Any]) -> dict[str, Any]:
-            least, which = self.of_step(
-                row["devices"], row["flops_per_step"] or 0.0, row["moved_bytes"], row["kernels_per_step"]
-            )
-            return row | {"limit_s": least, "limit": which, "of_limit": least / row["step_s_median"]}
-
-        return [with_roofline(row) for row in rows]
+    def add_roofline(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of timings.parquet with limit_s, limit and of_limit."""
+        least, which = self.of_step(
+            row["devices"], row["flops_per_step"] or 0.0, row["moved_bytes"], row["kernels_per_step"]
+        )
+        return row | {"limit_s": least, "limit": which, "of_limit": least / row["step_s_median"]}
 
 
 @cache

@@ -14,16 +14,17 @@ import pyarrow as pa
 from gradbench.analysis.verdicts import Reference, common, judged, reference
 from gradbench.engine.compiling import TIMED, CompiledPair, Compiler, Timings
 from gradbench.engine.driver import Driver, PairTables, Watcher, halved, modes_of_pair, sharpness_paths
-from gradbench.engine.pair import PairSweep, curve_points
+from gradbench.engine.pair import PairSweep
 from gradbench.engine.roofline import Limits, measure_limits
+from gradbench.engine.slots.points import curve_points
 from gradbench.engine.units import Job, facts, pair_name, prepare, sharpness_rows, survey
 from gradbench.errors import PlanError, RecordError, RunError, one_line
 from gradbench.inputs.optimizer import Optimizer
-from gradbench.inputs.parcel import Kept, Parcel
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
-from gradbench.inputs.sources import difference as changed
-from gradbench.inputs.sources import file_sources, given_as_object, sources, with_data
+from gradbench.inputs.transfer.parcel import Kept, Parcel
+from gradbench.inputs.transfer.sources import difference as changed
+from gradbench.inputs.transfer.sources import file_sources, given_as_object, sources, with_data
 from gradbench.machine.devices import memory
 from gradbench.machine.environment import difference, environment
 from gradbench.machine.workers import Alone, Workers, describe, of_one_device
@@ -123,12 +124,23 @@ def _run(writer: RunWriter, by: _Here | _Others, watcher: Watcher) -> Run:
     watcher.started(writer.path)
     if by.run(writer, watcher):
         limits = by.limits(writer)
-        if limits is not None:
-            writer.info["limits"] = dataclasses.asdict(limits)
-        writer.finish(list if limits is None else limits.add_roofline, _judge(writer, by.plan))
+        if limits:
+            found = {dtype: dataclasses.asdict(of) for dtype, of in limits.items()}
+            writer.info["limits"] = found if len(found) > 1 else next(iter(found.values()))
+        writer.finish(_roofline(limits, by.plan), _judge(writer, by.plan))
     else:
         writer.interrupt()
     return load_run(writer.path)
+
+
+def _roofline(limits: Mapping[str, Limits], plan: SweepPlan) -> Callable[[list[dict]], list[dict]]:
+    """What adds to rows of timings.parquet how fast they could be, by the limits of each dtype; a problem's loss is
+    timed with its last optimizer."""
+
+    def add(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [limits[plan.of(row["optimizer"] or plan.optimizers[-1]).dtype].add_roofline(row) for row in rows]
+
+    return add if limits else list
 
 
 def _judge(writer: RunWriter, plan: SweepPlan) -> Callable[[int, pa.Table], pa.Table]:
@@ -138,10 +150,11 @@ def _judge(writer: RunWriter, plan: SweepPlan) -> Callable[[int, pa.Table], pa.T
     writer.info["references"] = {name: of.to_dict() for name, of in to.items()}
 
     def judge(number: int, trials: pa.Table) -> pa.Table:
-        of = to[plan.pairs[number][0]]
+        problem, optimizer = plan.pairs[number]
+        of = to[problem]
         if of.kind != "best found":  # known from the start: the sweep's own words stand
             return trials
-        return judged(trials, writer.pair(number).read("curves"), of, plan.target, plan.dtype)
+        return judged(trials, writer.pair(number).read("curves"), of, plan.target, plan.of(optimizer).dtype)
 
     return judge
 
@@ -150,8 +163,8 @@ def _references(writer: RunWriter, plan: SweepPlan) -> dict[str, Reference]:
     """What each problem's gaps are taken against, by name, from what all of its pairs have found."""
     facts: dict[str, Any] = writer.info["problems"]
     found: dict[str, Reference] = {}
-    for number, (problem, _) in enumerate(plan.pairs):
-        of_pair = reference(writer.pair(number).read("trials"), facts.get(problem), plan.dtype)
+    for number, (problem, optimizer) in enumerate(plan.pairs):
+        of_pair = reference(writer.pair(number).read("trials"), facts.get(problem), plan.of(optimizer).dtype)
         found[problem] = common([found[problem], of_pair]) if problem in found else of_pair
     return found
 
@@ -196,9 +209,9 @@ class _Others:
         job = Job(self.plan, self.parcel, blocks, self.environment, self.known.data, self.timeout)
         return Driver(writer, job, list(writer.info["units"].values()), self.workers, watcher).run()
 
-    def limits(self, writer: RunWriter) -> Limits | None:
-        """Those that a worker which timed has measured."""
-        return Limits(**writer.info["limits"]) if "limits" in writer.info else None
+    def limits(self, writer: RunWriter) -> dict[str, Limits]:
+        """Those that workers which timed have measured, by dtype."""
+        return {dtype: Limits(**of) for dtype, of in writer.info.get("limits", {}).items()}
 
 
 class _Here:
@@ -225,10 +238,10 @@ class _Here:
                     raise RunError(f"{problem} × {optimizer}: {one_line(error)}") from error
         return True
 
-    def limits(self, writer: RunWriter) -> Limits | None:
-        """What the devices allow, measured now; nothing where nothing is timed."""
-        timed = TIMED[self.plan.timing]
-        return measure_limits(tuple(self.devices), self.plan.dtype, self.plan.precision) if timed else None
+    def limits(self, writer: RunWriter) -> dict[str, Limits]:
+        """What the devices allow, by dtype, measured now; nothing where nothing is timed."""
+        dtypes = self.plan.dtypes if TIMED[self.plan.timing] else ()
+        return {dtype: measure_limits(tuple(self.devices), dtype, self.plan.precision) for dtype in dtypes}
 
 
 class _Pairs:

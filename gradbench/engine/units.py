@@ -29,11 +29,11 @@ from gradbench.engine.pair import PairSweep
 from gradbench.engine.roofline import Limits, measure_limits
 from gradbench.errors import GradbenchError, PlanError, RunError, error_text, one_line
 from gradbench.inputs.optimizer import Optimizer, load_optimizer
-from gradbench.inputs.parcel import Kept, Parcel
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, check_batch, load_problem, shapes, warn_of_idle_leaves
-from gradbench.inputs.sources import data_digests
 from gradbench.inputs.specs.searches import OPTUNA
+from gradbench.inputs.transfer.parcel import Kept, Parcel
+from gradbench.inputs.transfer.sources import data_digests
 from gradbench.machine.devices import find_devices
 from gradbench.machine.workers import misfit, name_of_worker
 from gradbench.program.block import choose_block, unit_trials
@@ -148,8 +148,9 @@ def prepare(
         warn_of_idle_leaves(problem)
         for own in {of.batch_size: of for _, of in optimizers}.values():
             check_batches(own, problem)
-        with numerics(plan.dtype, plan.precision):
-            trials += [Trial.of(problem, optimizer, own) for optimizer, own in optimizers]
+        for optimizer, own in optimizers:
+            with numerics(own.dtype, own.precision):
+                trials.append(Trial.of(problem, optimizer, own))
     return trials, devices
 
 
@@ -218,7 +219,7 @@ class _Loaded:
         if unit.kind == "timings":
             rows = Timings(pair, unit.modes).rows()
             tables = {"timings": pa.Table.from_pylist(rows, schema=SCHEMAS["timings"])}
-            limits = measure_limits(tuple(self.devices), plan.dtype, plan.precision)
+            limits = measure_limits(tuple(self.devices), plan.of(plan.pairs[unit.pair][1]).dtype, plan.precision)
         elif unit.kind == "sharpness":
             assert unit.paths is not None
             rows = sharpness_rows(pair.program.trial, unit.paths)
@@ -256,9 +257,9 @@ class _Loaded:
             if data_digests(one, {problem: loaded})[problem] != self.job.data[problem]:
                 raise RunError(f"the data of {problem} on this worker are not those that the run began with")
             self.problems[problem] = loaded
-        made = functions.get(optimizer) or load_optimizer(optimizer)
-        with numerics(plan.dtype, plan.precision):
-            return Trial.of(self.problems[problem], made, plan.of(optimizer))
+        made, own = functions.get(optimizer) or load_optimizer(optimizer), plan.of(optimizer)
+        with numerics(own.dtype, own.precision):
+            return Trial.of(self.problems[problem], made, own)
 
 
 _loaded: dict[str, _Loaded] = {}  # the last job's

@@ -24,8 +24,8 @@ from gradbench.gradients.report import CheckReport
 from gradbench.gradients.rounding import formats
 from gradbench.gradients.rounding.band import FEW, Spread
 from gradbench.gradients.second import check as second
-from gradbench.inputs.plan import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.problem import Problem, idle_leaves
+from gradbench.inputs.specs.checks import DTYPES, PRECISIONS, one_of
 from gradbench.machine.devices import devices_to_check
 
 LOG = logging.getLogger(__name__)

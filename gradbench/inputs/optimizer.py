@@ -18,6 +18,7 @@ import optax
 import optax.contrib
 
 from gradbench.errors import GradbenchError, OptimizerError, error_text, nearest
+from gradbench.inputs.specs import schedules
 from gradbench.inputs.specs.axis import OF_PLAN, Axis, concrete, split_axes
 from gradbench.inputs.specs.spec import SGD, Spec, check_settings, is_path, load_file, parse_spec
 
@@ -41,8 +42,6 @@ _RANGES = (
     (("momentum",), lambda x: -1 < x < 1, "between -1 and 1"),
     (("eps", "eps_root", "adam_eps_root"), lambda x: 0 <= x < math.inf, "finite and at least 0"),
 )
-SCHEDULES = ("constant", "cosine", "linear", "exponential", "wsd")
-_SCHEDULE_SETTINGS = ("schedule", "warmup", "end", "stable", "cooldown")
 
 
 Settings = Mapping[str, Any]  # of one trial: its learning rate and the values of its optimizer's axes, by name
@@ -55,7 +54,8 @@ class Optimizer:
     `build(learning_rate, steps, values)` gives the optax transformation; `values` has one for each of `axes`, by their
     names, and may be left out where there are none; those of `whole` are whole numbers. The learning rate and the
     values may be traced scalars, so one compiled program serves all of them. `steps` is the length that a schedule
-    decays over. `from_spec` is whether `spec` can be loaded, or only names `function`, which `build` calls.
+    decays over, and `fall(steps, values)` says where it does (schedules.fall). `from_spec` is whether `spec` can be
+    loaded, or only names `function`, which `build` calls.
     """
 
     spec: str
@@ -64,6 +64,7 @@ class Optimizer:
     whole: frozenset[str] = frozenset()
     from_spec: bool = True
     function: Callable[..., Any] | None = None
+    fall: Callable[[int, Mapping[str, Any]], tuple[Any, Any]] = lambda steps, values: (0, steps)
 
     def called(self, spec: str) -> Optimizer:
         """An optimizer that is a function, under its name with axes in brackets."""
@@ -79,7 +80,11 @@ class Optimizer:
     def at(self, values: Mapping[str, float]) -> Optimizer:
         """The optimizer of these values of its axes, which its spec has then."""
         spec = concrete(self.spec, values, OptimizerError)
-        return replace(self, spec=spec, axes=(), build=lambda rate, steps, _=None: self.build(rate, steps, values))
+        bound = {
+            "build": lambda rate, steps, _=None: self.build(rate, steps, values),
+            "fall": lambda steps, _=None: self.fall(steps, values),
+        }
+        return replace(self, spec=spec, axes=(), **bound)
 
 
 def optimizer_functions() -> dict[str, Callable[..., Any]]:
@@ -154,7 +159,7 @@ def _optimizer(text: str, spec: Spec, axes: tuple[Axis, ...], function: Callable
             "write def make(learning_rate, ...)"
         )
     own = _parameters(function)
-    scheduled = [name for name in _SCHEDULE_SETTINGS if name not in own]
+    scheduled = [name for name in schedules.SETTINGS if name not in own]
     shape = {key: value for key, value in spec.settings.items() if key in scheduled}
     if taken := [key for key in OF_PLAN if key in spec.settings and key in own]:
         raise OptimizerError(f"{text!r}: {taken[0]} is the plan's; give the parameter of {spec.target} another name")
@@ -171,7 +176,7 @@ def _optimizer(text: str, spec: Spec, axes: tuple[Axis, ...], function: Callable
         needs = ", ".join(f"{name}=" for name in missing)
         raise OptimizerError(f"{text!r}: {spec.target} has no default for {needs}; write {spec.target}[{needs}...]")
     for given in ({}, *_each_value(axis for axis in axes if axis.name in scheduled)):
-        _check_schedule(text, shape | given)
+        schedules.check(text, shape | given)
 
     def build(
         learning_rate: Any, steps: int, values: Mapping[str, Any] | None = None
@@ -179,15 +184,18 @@ def _optimizer(text: str, spec: Spec, axes: tuple[Axis, ...], function: Callable
         given = values or {}
         shaped = shape | {name: value for name, value in given.items() if name in scheduled}
         others = settings | {name: value for name, value in given.items() if name not in scheduled}
-        rate = _scheduled(learning_rate, steps, **shaped) if shaped else learning_rate
+        rate = schedules.rate(learning_rate, steps, **shaped) if shaped else learning_rate
         transformation = function(learning_rate=rate, **others)
         if not (callable(getattr(transformation, "init", None)) and callable(getattr(transformation, "update", None))):
             raise OptimizerError(f"{text!r}: did not return an optax.GradientTransformation")
         return _without_empty_arrays(_with_what_it_takes(transformation))
 
+    def falls(steps: int, values: Mapping[str, Any]) -> tuple[Any, Any]:
+        return schedules.fall(steps, **shape | {name: value for name, value in values.items() if name in scheduled})
+
     defaults = {name: p.default for name, p in own.items()} | {"warmup": 0, "stable": 1}
     whole = frozenset(a.name for a in axes if type(defaults.get(a.name)) is int)
-    return Optimizer(text, build, axes, whole, function=function)
+    return Optimizer(text, build, axes, whole, fall=falls, function=function)
 
 
 def _with_what_it_takes(inner: Any) -> optax.GradientTransformationExtraArgs:
@@ -254,55 +262,6 @@ def _check_ranges(text: str, settings: Mapping[str, Any]) -> None:
         for names, inside, wanted in _RANGES:
             if name in names and isinstance(value, int | float) and not inside(value):
                 raise OptimizerError(f"{text!r}: {name}={value} should be {wanted}")
-
-
-def _check_schedule(text: str, shape: dict[str, Any]) -> None:
-    kind, warmup, end = shape.get("schedule", "constant"), shape.get("warmup", 0), shape.get("end", 0.0)
-    if kind not in SCHEDULES:
-        raise OptimizerError(f"{text!r}: no schedule {kind!r}{nearest(str(kind), SCHEDULES)} ({', '.join(SCHEDULES)})")
-    if type(warmup) is not int or warmup < 0:
-        raise OptimizerError(f"{text!r}: warmup={warmup} should be a number of steps, such as warmup=100")
-    if not isinstance(end, int | float) or not 0 <= end <= 1 or (kind == "exponential" and end == 0 and "end" in shape):
-        raise OptimizerError(f"{text!r}: end={end} should be the last learning rate as a share of the peak, 0 to 1")
-    if others := [name for name in ("stable", "cooldown") if name in shape and kind != "wsd"]:
-        raise OptimizerError(f"{text!r}: {others[0]} is a setting of schedule=wsd")
-    if "stable" in shape and (type(shape["stable"]) is not int or shape["stable"] < 1):
-        raise OptimizerError(f"{text!r}: stable={shape['stable']} should be a number of steps, such as stable=200")
-    cooldown = shape.get("cooldown", 1)
-    if not isinstance(cooldown, int | float) or not 0 < cooldown < math.inf:
-        raise OptimizerError(
-            f"{text!r}: cooldown={cooldown} should be a share of the steps before, such as cooldown=0.2"
-        )
-
-
-def _scheduled(
-    peak: Any,
-    steps: int,
-    schedule: str = "constant",
-    warmup: Any = 0,
-    end: Any = None,
-    stable: Any = None,
-    cooldown: Any = 0.2,
-) -> Callable[[Any], Any]:
-    """`peak` times a shape of height 1: a linear rise over `warmup` steps, then a fall to `end` at the last step. The
-    fall of wsd (warm-up, stable, decay; Hu et al., MiniCPM, 2024) is linear, begins after `stable` steps and takes
-    `cooldown` times as many, by default so that it ends at the last step. All but `schedule` may be traced."""
-    end = end if end is not None else 0.01 if schedule == "exponential" else 0.0
-    stable = steps / (1 + cooldown) if stable is None else stable
-
-    def shape(count: Any) -> Any:
-        count = jnp.asarray(count, jnp.result_type(float))  # a quotient of whole numbers would be float32
-        done = jnp.clip((count - warmup) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)
-        fall = {
-            "constant": lambda: jnp.ones_like(done),
-            "cosine": lambda: end + (1.0 - end) * (0.5 + 0.5 * jnp.cos(jnp.pi * done)),
-            "linear": lambda: 1.0 + (end - 1.0) * done,
-            "exponential": lambda: jnp.exp(jnp.log(end) * done),
-            "wsd": lambda: 1.0 + (end - 1.0) * jnp.clip((count - stable) / (cooldown * stable), 0.0, 1.0),
-        }[schedule]()
-        return jnp.where(count < warmup, count / jnp.maximum(warmup, 1), fall)
-
-    return lambda count: peak * shape(count)
 
 
 ExtraArguments = Callable[[jax.Array, Any, Callable[[Any], jax.Array]], dict[str, Any]]

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import OptimizerError, PlanError, ProblemError, nearest, one_line
-from gradbench.inputs.built_in import without_groups
+from gradbench.inputs.settings import DEFAULT_OPTIMIZERS, SEEDS, SweepSettings, problem_specs
 from gradbench.inputs.specs import checks, races
-from gradbench.inputs.specs.axis import LISTED, OF_PLAN, Axis, axes_of, expanded, with_axis
-from gradbench.inputs.specs.checks import DTYPES, PRECISIONS, one_of
-from gradbench.inputs.specs.designs import GRID, check_design, count, listed, points
+from gradbench.inputs.specs.axis import LISTED, OF_PLAN, Axis, axes_of, with_axis
+from gradbench.inputs.specs.designs import GRID, count, listed, points
 from gradbench.inputs.specs.rates import check_rates_fit, rate_values, rates_as_kept
+from gradbench.inputs.specs.schedules import branched, rising
 from gradbench.inputs.specs.searches import (
     ASKED,
     HALVING,
     OPTUNA,
     OPTUNA_POINTS,
+    RANGE_TEST,
     REFINE,
     REFINE_POINTS,
     RUNGS,
@@ -33,148 +34,24 @@ from gradbench.inputs.specs.spec import parse_spec
 if TYPE_CHECKING:
     import numpy as np
 
-TIMINGS = ("full", "batched", "none")
-DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression", "mlp")
-DEFAULT_OPTIMIZERS = ("sgd", "momentum", "adam")
-SEEDS = 3
-NO_OPTIONS = ("problems", "targets")  # fields that are no option of the command line
 MAX_TRIALS = 2**31 - 1  # trial numbers are int32 on the device
 
 
-def _setting(default: Any, text: str, check: Callable[[str, Any], Any], flags: tuple[str, ...] = ()) -> Any:
-    """A field of SweepPlan: its help `text`, on the command line too; `check(name, value)`, which returns the value as
-    it is kept or raises PlanError; and its option's names there, if not --name."""
-    return dataclasses.field(default=default, metadata={"text": text, "check": check, "flags": flags})
-
-
-def _problems(name: str, value: Any) -> tuple[str, ...]:
-    specs = checks.specs_of("problem", "mlp")
-    named = without_groups(specs(name, value))
-    return specs(name, [one for spec in named for one in expanded(spec, ProblemError)])
-
-
 @dataclass(frozen=True)
-class SweepPlan:
-    """Every combination of problem, optimizer, learning rate and seed, and how to run them.
-
-    Each field says what it is and how it is checked; the command line's options, a TOML file's keys and run.json's plan
-    are these fields.
-    """
-
-    problems: tuple[str, ...] = _setting(
-        DEFAULT_PROBLEMS,
-        'Names with settings, such as "mlp[hidden=64]", groups, such as @networks, or files, such as ./mine.py; see '
-        "gradbench list.",
-        _problems,
-        ("--problem",),
-    )
-    optimizers: tuple[str, ...] = _setting(
-        DEFAULT_OPTIMIZERS,
-        'An optimizer of optax or optax.contrib, such as "adam[b1=0.8]", or ./mine.py:make; repeat for more. A setting '
-        'with several values, "adamw[weight_decay=1e-5:1e-1:5,b1=0.8|0.9]", is an axis of the sweep.',
-        checks.optimizers,
-        ("--optimizer", "-o"),
-    )
-    learning_rates: str | tuple[float, ...] = _setting(
-        "1e-4:10:25",
-        "Learning rates: low:high:count, log-spaced, both ends in, or values with commas.",
-        lambda name, rates: rates_as_kept(rates),
-        ("--lr",),
-    )
-    axes: tuple[str, ...] = _setting(
-        (),
-        "One more axis: adamw.b2=0.9:0.9999:4 (low:high:count, spaced by what the setting is: :log, :linear or "
-        ":one-minus behind it says how), b1=0.8|0.9 of every optimizer, mlp.hidden=16|32; repeat for more.",
-        checks.axis_texts,
-        ("--axis",),
-    )
-    design: str | tuple[Mapping[str, float], ...] = _setting(
-        GRID,
-        "Which combinations of the axes' values: grid (all), random:64, sobol:64, or a .csv or .parquet file with a "
-        "row for each, of learning_rate and other settings.",
-        check_design,
-    )
-    search: str | None = _setting(
-        None,
-        "Try some points only, of each pair: refine (a coarse grid, then finer around the best, to a factor of 1.1 or "
-        "refine:1.05), halving (of the design, only one in 3, or halving:4, goes on at each rung), or optuna (also "
-        "optuna:cmaes).",
-        checks.or_none(lambda name, text: checks.as_written(read_search, text)),
-    )
-    budget: str | None = _setting(
-        None,
-        "What the sweep of a pair may take: 60s, 1e6steps or 500trials; what is not run then is left out.",
-        checks.or_none(lambda name, text: checks.as_written(read_budget, text)),
-    )
-    until: str | None = _setting(
-        None,
-        '"adam<sgd": add seeds until it is decided which of the two wins, by a test that is wrong in at most 5 % of '
-        "races however often it looks, or until the seeds or the budget of a pair end; see docs/statistics.md. Exit 1 "
-        "where the second one wins.",
-        checks.or_none(lambda name, text: races.SIGN.join(races.sides(str(text)))),
-    )
-    seeds: int = _setting(
-        None,
-        f"Trials of each learning rate, from seeds 0, 1, ...: {SEEDS} if not given; with --until at the most so many, "
-        f"{races.SEEDS} if not given.",
-        checks.or_none(checks.whole(1, 2**31 - 1)),
-    )
-    steps: int = _setting(300, "Updates of a trial, or several, 100,300.", checks.several(checks.whole(1, 2**30)))
-    batch_size: int | None = _setting(
-        None,
-        "Rows of a minibatch, or several, 16,64,256; all the data if not given.",
-        checks.or_none(checks.several(checks.whole(1, 2**31 - 1))),
-    )
-    dtype: str = _setting("float32", "float32, float64, bfloat16 or float16.", one_of(DTYPES))
-    precision: str = _setting(
-        "highest", "Precision of matrix products: highest, tf32 or default (the device's).", one_of(PRECISIONS)
-    )
-    device: str | None = _setting(
-        None, "cpu, gpu (also cuda or rocm) or tpu; JAX's choice if not given.", checks.or_none(checks.device)
-    )
-    target: float = _setting(
-        1e-4,
-        "The loss gap, relative to the first, that counts as converged; a problem without a known minimum uses its own "
-        "target instead.",
-        checks.gap,
-    )
-    target_loss: float | None = _setting(
-        None,
-        "The loss that counts as converged, of the one problem of the plan, instead of the target.",
-        checks.or_none(checks.loss),
-    )
-    targets: Mapping[str, float] | None = _setting(
-        None,
-        "The same for several problems, by their specs: a table of a file of settings, no option.",
-        checks.or_none(checks.losses),
-    )
-    record_points: int = _setting(200, "Maximum number of points kept of a trial's curve.", checks.whole(2, 10**6))
-    retire: bool = _setting(True, "Replace a finished trial by a waiting one at once.", checks.switch)
-    stop_at_target: bool = _setting(False, "A trial is finished when it reaches the target.", checks.switch)
-    timing: str = _setting(
-        "full",
-        "What is timed of a pair after its sweep: full (one trial alone, the loss, its gradient, all trials together), "
-        "batched (all trials together) or none.",
-        one_of(TIMINGS),
-    )
-    sharpness: bool = _setting(
-        False,
-        "Also record the Hessian's top eigenvalue along the paths of up to four learning rates of each pair (too "
-        "small, right, too large, diverging), at 8 points each. Costs those trials once more and at most 2,600 "
-        "gradients.",
-        checks.switch,
-    )
+class SweepPlan(SweepSettings):
+    """Every combination of problem, optimizer, learning rate and seed, and how to run them."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, field.metadata["check"](field.name, getattr(self, field.name)))
         self._take_sides()
+        self._take_branches()
         self._spread()
         self._take_axes()
         self._take_list()
         self._check_search()
         self._check_until()
-        check_rates_fit(self.learning_rates, self.dtype)
+        check_rates_fit(self.learning_rates, self.dtypes)
         if self.target_loss is not None and len(self.problems) > 1:
             raise PlanError(f"target_loss: one loss is for one problem; this plan has {len(self.problems)}")
         if self.target_loss is not None and self.targets is not None:
@@ -205,25 +82,41 @@ class SweepPlan:
         _ = self.round_ends
 
     def _spread(self) -> None:
-        """Of several batch sizes or numbers of steps, an optimizer for each; the largest stands for the plan's own."""
+        """Of several batch sizes, numbers of steps or dtypes, an optimizer for each; the largest stands for all."""
         for name in OF_PLAN:
             values = getattr(self, name)
             if isinstance(values, tuple):
                 specs = [with_axis(spec, name, values, OptimizerError) for spec in self.optimizers]
                 object.__setattr__(self, "optimizers", checks.optimizers("optimizers", specs))
-                object.__setattr__(self, name, max(values))
+                object.__setattr__(self, name, checks.largest(values))
 
     def solved(self, problem: str) -> float | None:
         """The loss of a problem that the plan says counts as converged; None where it says none."""
         return self.target_loss if self.targets is None else self.targets.get(problem)
 
     def of(self, optimizer: str) -> SweepPlan:
-        """The plan with the batch size and the steps that an optimizer's spec sets for its trials."""
+        """The plan with the batch size, the steps and the dtype that an optimizer's spec sets for its trials."""
         if not any(name in optimizer for name in OF_PLAN):
             return self
         settings = parse_spec(optimizer, OptimizerError).settings
         own = {name: settings[name] for name in OF_PLAN if name in settings}
         return dataclasses.replace(self, **own) if own else self
+
+    def _take_branches(self) -> None:
+        """Give every optimizer the schedule of `branch_at` and `decay`; the longest of them says the steps."""
+        if self.branch_at is None and self.decay is None:
+            return
+        specs, steps = branched(self.optimizers, self.branch_at, self.decay)  # the longest one's
+        if self.steps not in (type(self).steps, steps):
+            raise PlanError(f"steps: branch_at and decay say how long trials are, {steps} steps; leave steps out")
+        for name, value in (("optimizers", specs), ("steps", steps), ("branch_at", None), ("decay", None)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes of the trials, each once: the plan's, or those that optimizers' specs set."""
+        settings = [parse_spec(spec, OptimizerError).settings if "dtype" in spec else {} for spec in self.optimizers]
+        return tuple(dict.fromkeys(of.get("dtype", self.dtype) for of in settings))
 
     def _take_axes(self) -> None:
         """Put each of `axes` into the specs it belongs to."""
@@ -241,7 +134,7 @@ class SweepPlan:
                 named = named or (list(specs) if not target and field == "optimizers" else [])
                 found |= bool(named)
                 after = [with_axis(spec, setting, values, error) if spec in named else spec for spec in specs]
-                check = checks.optimizers if field == "optimizers" else _problems
+                check = checks.optimizers if field == "optimizers" else problem_specs
                 object.__setattr__(self, field, check(field, after))
             if not found:
                 known = [parse_spec(spec, PlanError).target for spec in (*self.optimizers, *self.problems)]
@@ -270,11 +163,14 @@ class SweepPlan:
         found = self.searching
         if found is None:
             return
+        if found.kind == RANGE_TEST:
+            object.__setattr__(self, "optimizers", rising(self.optimizers, self.rates))
+            object.__setattr__(self, "learning_rates", (max(self.rates),))
         if found.kind != HALVING and self.design != GRID:
             raise PlanError(f"search: {found.kind} chooses its own points; give no design beside it")
         scheduled = (parse_spec(spec, OptimizerError) for spec in self.optimizers)
         if found.kind == HALVING and any(spec.settings.get("schedule", "constant") != "constant" for spec in scheduled):
-            raise PlanError("search: halving compares trials before a schedule has ended, so it is for constant rates")
+            raise PlanError("search: halving compares trials before a schedule has ended; it is for constant rates")
 
     @property
     def searching(self) -> Search | None:
@@ -339,7 +235,7 @@ class SweepPlan:
         trials, found = self.trials_of(optimizer), self.searching
         if self.until is not None:
             return min(trials, races.ADDED * self.settings)
-        if found is None or found.kind == HALVING:
+        if found is None or found.kind not in (REFINE, OPTUNA):
             return trials
         return min(trials, ASKED if found.kind == REFINE else ASKED * self.seeds)
 

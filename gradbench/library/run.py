@@ -116,8 +116,8 @@ def plan_words(plan: SweepPlan) -> str:
     rates, seeds = len(plan.rates), plan.seeds
     low, high = min(plan.rates), max(plan.rates)
     span = f"{low:g}" if rates == 1 else f"{rates:,} learning rates from {low:g} to {high:g}"
-    most = "up to " if plan.until else ""
-    return f"{' × '.join(names)}; {span}, {most}{seeds} seed{'s' * (seeds != 1)}, {plan.steps:,} steps, {plan.dtype}"
+    most, dtypes = "up to " if plan.until else "", ", ".join(plan.dtypes)
+    return f"{' × '.join(names)}; {span}, {most}{seeds} seed{'s' * (seeds != 1)}, {plan.steps:,} steps, {dtypes}"
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.inputs.plan import PRECISIONS
+from gradbench.inputs.specs.checks import PRECISIONS
 from gradbench.machine.cache import cache_folder
 from gradbench.machine.devices import find_devices
 from gradbench.machine.environment import environment

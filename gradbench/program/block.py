@@ -124,7 +124,17 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
         return Block(count, lanes, max(1, plan.rungs[0] // stride), stride, kind.matrices and on_cpu and lanes > 1)
     rows = max(1.0, min(rows, total_rows, machine.shared_bytes / (16 * lanes * spread)))
     chunks = math.ceil(total_rows / rows)
-    return Block(count, lanes, math.ceil(total_rows / chunks), stride, kind.matrices and on_cpu and lanes > 1)
+    rows = _up_to_forks(math.ceil(total_rows / chunks), [fork // stride for fork in trial.forks])
+    return Block(count, lanes, rows, stride, kind.matrices and on_cpu and lanes > 1)
+
+
+def _up_to_forks(rows: int, forks: list[int]) -> int:
+    """The rows of a chunk, `rows` at the most, such that chunks begin at all of these rows, or little before them:
+    trials part at the end of a chunk."""
+    if not forks:
+        return rows
+    apart, few = math.gcd(*forks), max(1, forks[0] // 8)
+    return max((size for size in range(1, rows + 1) if apart % size == 0 and size >= few), default=min(rows, few))
 
 
 def unit_trials(trial: Trial, block: Block, platform: str) -> int:

@@ -118,6 +118,8 @@ class Program:
         spread = jax.shard_map(begin, mesh=mesh, in_specs=P(TRIALS), out_specs=P(TRIALS), check_vma=False)
         self._begin = jax.jit(spread)
         self._admit = jax.jit(self._select, donate_argnums=1, out_shardings=self.sharded)
+        self._copies = jax.jit(self._taken, out_shardings=self.replicated)
+        self._graft = jax.jit(self._grafted, donate_argnums=0, out_shardings=self.sharded)
 
     def _with_metrics(self, trial: Trial, row: Callable[..., Any], data: Data, holdout: Data) -> Callable[..., Any]:
         """`row` of a scan that also takes whether to evaluate the metrics before it, all the trials' or none."""
@@ -235,6 +237,25 @@ class Program:
             return new
         with numerics(self.trial.plan.dtype, self.trial.plan.precision):
             return self._admit(self.place(fresh), state, new)
+
+    def copies(self, slots: np.ndarray, tree: Any) -> Any:
+        """Of arrays with an axis of slots those of these slots, (K, ...), on every device."""
+        with numerics(self.trial.plan.dtype, self.trial.plan.precision):
+            return self._copies(tree, slots)
+
+    def graft(self, tree: Any, copies: Any, place: np.ndarray) -> Any:
+        """`tree` with the slots where `place` (S,) is not negative set to that place of `copies`."""
+        with numerics(self.trial.plan.dtype, self.trial.plan.precision):
+            return self._graft(tree, copies, self.place(place))
+
+    @staticmethod
+    def _taken(tree: Any, slots: jax.Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[slots], tree)
+
+    @staticmethod
+    def _grafted(tree: Any, copies: Any, place: jax.Array) -> Any:
+        new = jax.tree.map(lambda leaf: leaf[jnp.maximum(place, 0)], copies)
+        return Program._select(place >= 0, tree, new)
 
     @staticmethod
     def _select(fresh: jax.Array, state: State, new: State) -> State:

@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gradbench.inputs.losses.objective import SPLITS, Objective, trial_key
 from gradbench.inputs.optimizer import Optimizer, Settings, extra_arguments, traced_settings
-from gradbench.inputs.plan import PRECISIONS, SweepPlan
+from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
+from gradbench.inputs.specs.checks import PRECISIONS
+from gradbench.inputs.specs.schedules import COOLING
 from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.xla.jaxprs import uncounted_flops
 from gradbench.program.xla.kind import Kind
@@ -144,7 +147,6 @@ class Trial:
         """The key that the loss of update number `step` gets; None of a loss that takes none."""
         if not self.objective.random:
             return None
-        step = jnp.minimum(step, self.plan.steps)  # where the last row is, if less than a stride on
         return jax.random.fold_in(jax.random.wrap_key_data(keys.noise), step)
 
     def start(self, drawn: Any, settings: Settings) -> State:
@@ -159,6 +161,20 @@ class Trial:
         drawn, _ = shapes(self.problem, self.plan.dtype)
         with numerics(self.plan.dtype, self.plan.precision):
             return jax.eval_shape(self.start, drawn, self.settings_shape())
+
+    def fall(self, settings: Settings) -> tuple[Any, Any]:
+        """Optimizer.fall of a trial's settings, or of several trials', each (N,)."""
+        return self.optimizer.fall(self.plan.steps, {k: v for k, v in settings.items() if k != "learning_rate"})
+
+    @property
+    def forks(self) -> list[int]:
+        """The steps at which trials that were one so far may part: where a design's rates begin to fall, ascending."""
+        plan, names = self.plan, [axis.name for axis in self.optimizer.axes]
+        if plan.search or plan.budget or not {*names} & {*COOLING}:
+            return []
+        points = plan.points(self.optimizer.spec)
+        falls, _ = self.optimizer.fall(plan.steps, {name: points[name] for name in names})
+        return [int(step) for step in np.unique(falls) if step > 0]
 
     def settings_shape(self) -> dict[str, jax.ShapeDtypeStruct]:
         """One trial's learning rate and values of the optimizer's axes, as shapes: float32 at least, or int32."""
@@ -201,11 +217,13 @@ class Trial:
         """One observation of all the data and `stride` updates, the first of which is number `step`. With minibatches
         the observation changes nothing, and a trial rests after its last update; without, stride is 1."""
         examples, batch_size = self.problem.examples, self.plan.batch_size
+        _, last = self.fall(settings)
+        here = jnp.minimum(step, last)  # the last row, if less than a stride on
 
         if batch_size is None:
-            return self.step(state, settings, data, self.noise(keys, step))
+            return self.step(state, settings, data, self.noise(keys, here))
         assert examples is not None
-        value, grads, _ = self.gradient(state.params, state.model_state, data, self.noise(keys, step))
+        value, grads, _ = self.gradient(state.params, state.model_state, data, self.noise(keys, here))
         value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
         row = Observation(value, inner(grads, grads), state.overshot / stride)
 
@@ -213,7 +231,7 @@ class Trial:
             batch = take_rows(data, batch_rows(step, examples, batch_size, keys.order), examples)
             after, seen = self.step(state, settings, batch, self.noise(keys, step))
             after = after._replace(overshot=state.overshot + seen.overshot)
-            return jax.tree.map(partial(jnp.where, step < self.plan.steps), after, state), None
+            return jax.tree.map(partial(jnp.where, step < last), after, state), None
 
         state = state._replace(overshot=jnp.zeros_like(state.overshot))
         state, _ = jax.lax.scan(update, state, step + jnp.arange(stride, dtype=jnp.int32))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gradbench.errors import RecordError, one_line
 from gradbench.files import write_json
-from gradbench.inputs.sources import digest
+from gradbench.inputs.transfer.sources import digest
 
 NAME = "manifest.json"
 

@@ -78,6 +78,7 @@ TRIALS = (
         "tail_overshot", NUMBER, "", f"share of the updates {_TAIL} past the lowest point of their line", **_LAST_PART
     ),
     Column("tried", TEXT, "", "why a search or a race tried it; null where all of a design is run", since=5),
+    Column("dtype", TEXT, "", "of the trial's numbers; null in an older record, whose plan has one for all", since=6),
 )
 TARGET_COLUMNS = tuple(column.name for column in TRIALS if column.name.startswith("steps_to_1e-"))
 EVENT_COLUMNS = tuple(column.name for column in TRIALS if column.source == "events")

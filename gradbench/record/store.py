@@ -24,8 +24,8 @@ import pyarrow as pa
 from gradbench.errors import GradbenchError, GradbenchWarning, RecordError, RunError, one_line
 from gradbench.failures import FORESEEN, keep_traceback
 from gradbench.files import utc_now, write_json, write_tables
-from gradbench.inputs import sources
 from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.transfer import sources
 from gradbench.machine.locks import NoLocks, hold
 from gradbench.record import manifest
 from gradbench.record.parts import PairStore, read_table

@@ -178,7 +178,7 @@ def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:
         device = f"{place.get('device_count')} × {place.get('device_kind')}"
         state = "" if shown["state"] == "complete" else f" <strong>({html.escape(shown['state'])})</strong>"
         lines.append(
-            f"<p>{html.escape(shown['name'])}: {ran}, {_length(run)}, {plan.dtype}, on "
+            f"<p>{html.escape(shown['name'])}: {ran}, {_length(run)}, {', '.join(plan.dtypes)}, on "
             f"{html.escape(device)}; {shown['trials']:,} trials{state} "
             f"<span class='soft'>{html.escape(run.id)}, {html.escape(str(shown['started']))}</span></p>"
         )

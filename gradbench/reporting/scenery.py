@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from gradbench.analysis.landscape import GRID, Landscape, landscape, valleys
 from gradbench.analysis.summary import PairSummary, at_settings, representative_rates, summarise
 from gradbench.inputs.problem import Problem
-from gradbench.inputs.sources import given_as_function, recorded_problem
+from gradbench.inputs.transfer.sources import given_as_function, recorded_problem
 from gradbench.record.store import Run
 from gradbench.reporting.charts import alt, encodings, rate_colour, said, spec
 from gradbench.reporting.data import short, short_rate

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.specs.searches import HALVING, REFINE
+from gradbench.inputs.specs.searches import OPTUNA, RANGE_TEST, REFINE
 from gradbench.search.ask_tell import ask_tell
 from gradbench.search.asked import Asked, Searching
 from gradbench.search.refine import refine
@@ -23,11 +23,13 @@ class Queue:
     def __init__(self, plan: SweepPlan, optimizer: str, part: Sequence[int] | np.ndarray | None = None):
         self.plan, self.search = plan, _search(plan, optimizer)
         self.why: list[str] | None = None
-        self.ends: np.ndarray | None = None  # the steps that a halved trial of a record ran
+        self.ran: np.ndarray | None = None  # the steps that trials of a record ran
         self.asked = 0  # the first trial of what the search asked for last
         if self.search is None:
             self.settings, self.seeds = designed(plan, optimizer)
             self.why = reasons(plan, self.seeds) if plan.until else None
+            if plan.searching is not None and plan.searching.kind == RANGE_TEST:
+                self.why = ["range test"] * len(self.seeds)
         else:
             first = next(self.search)
             self.settings, self.seeds, self.why = dict(first.settings), first.seeds, list(first.why)
@@ -53,9 +55,8 @@ class Queue:
         for name in names:
             queue.settings[name][numbers] = trials[name].to_numpy()
         queue.seeds[numbers] = trials["seed"].to_numpy()
-        if plan.rungs:
-            queue.ends = np.zeros(size, np.int64)
-            queue.ends[numbers] = trials["steps_run"].to_numpy()
+        queue.ran = np.zeros(size, np.int64)
+        queue.ran[numbers] = trials["steps_run"].to_numpy()
         queue.order = numbers if part is None else queue.order
         return queue
 
@@ -109,7 +110,7 @@ def reasons(plan: SweepPlan, seeds: np.ndarray) -> list[str]:
 
 def _search(plan: SweepPlan, optimizer: str) -> Searching | None:
     found = plan.searching
-    if found is None or found.kind == HALVING:
+    if found is None or found.kind not in (REFINE, OPTUNA):
         return None
     return (refine if found.kind == REFINE else ask_tell)(plan, optimizer, found.argument)
 

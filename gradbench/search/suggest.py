@@ -25,10 +25,10 @@ from gradbench.program.program import Trial, numerics
 from gradbench.program.spread import initialise, over_trials
 from gradbench.tables import Column, number, seconds
 from gradbench.theory.quadratic import stable_limit
+from gradbench.theory.rising import edge_of_rise, risen_rates
 
 RATES = 8
 LOWEST, HIGHEST = 1e-7, 1e3  # of the range test
-LEFT = 4.0  # times the loss at the start, where the range test has left
 BELOW, ABOVE = 1e-3, 2.0  # of that rate, where the rates that are run lie
 FINER = 1.6  # between the rates around the best
 TAIL = 0.2  # of the steps, whose mean loss ranks a rate
@@ -93,7 +93,7 @@ def suggest(
     if plan.axis_names:
         raise PlanError(f"suggest: {optimizer!r} has axes; give one value each")
     runs = _Runs(loaded, plan, seed)
-    edge = _edge(*runs.rising())
+    edge = edge_of_rise(*runs.rising())
     top = edge or HIGHEST
     first = np.geomspace(top * BELOW, top * ABOVE, RATES)
     early, states = runs.half(first)
@@ -118,14 +118,6 @@ def suggest(
     )
 
 
-def _edge(rates: np.ndarray, losses: np.ndarray) -> float | None:
-    """The first rate of the range test at which the loss has left for good, of the median start."""
-    gone = ~(losses <= losses[:, :1] + (LEFT - 1) * np.abs(losses[:, :1]))
-    at = [int(np.argmax(row)) if row.any() else len(row) for row in gone]
-    place = int(np.median(at))
-    return float(rates[place]) if place < len(rates) else None
-
-
 class _Runs:
     """RATES runs side by side, half of the plan's steps at a time, by one compiled program."""
 
@@ -139,7 +131,7 @@ class _Runs:
 
     def rising(self) -> tuple[np.ndarray, np.ndarray]:
         """The rates of the range test, (T,), and the losses of runs from RATES starts at them, (RATES, T)."""
-        rates = np.geomspace(LOWEST, HIGHEST, 2 * self.length)
+        rates = risen_rates(HIGHEST, LOWEST / HIGHEST, 2 * self.length)
         seeds = self.seeds + np.arange(RATES, dtype=np.uint32)
         losses, states = [], None
         for part in np.split(rates, 2):

@@ -20,7 +20,7 @@ from gradbench.gradients import faults
 from gradbench.gradients.execution import programs
 from gradbench.gradients.execution.execution import Execution
 from gradbench.gradients.formula import oracle
-from gradbench.inputs.plan import DTYPES
+from gradbench.inputs.specs.checks import DTYPES
 from gradbench.machine.environment import environment
 
 PROBLEMS = (

@@ -23,8 +23,8 @@ import pyarrow as pa
 
 from gradbench.engine.driver import Driver, Watcher
 from gradbench.engine.units import Job, Result, Unit
-from gradbench.inputs.parcel import Parcel
 from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.transfer.parcel import Parcel
 from gradbench.machine.cluster import connect
 from gradbench.machine.workers import Workers
 from gradbench.program.program import Block

@@ -1,10 +1,12 @@
 """How often a suggested learning rate lies within a factor of 2 of the full grid's best, and in its good range:
-`python tests/benchmarks/suggestions.py`."""
+`python tests/benchmarks/suggestions.py`. The quick problems come first; `--seconds` ends it with what is done then."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+import time
 from typing import Any
 
 import gradbench
@@ -15,7 +17,7 @@ from gradbench.search.suggest import suggest
 from gradbench.tables import Column, render, seconds
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "lion", "rmsprop")
-SLOW = ("cnn", "lstm", "transformer", "matrix_factorisation", "heat_rod_pinn", "image")
+SLOW = ("autoencoder", "image_network", "matrix_factorisation", "heat_rod_pinn", "lstm", "cnn", "transformer")
 COLUMNS = (
     Column("problem", "problem", str),
     Column("optimizer", "optimizer", str),
@@ -48,17 +50,23 @@ def row_of(problem: str, optimizer: str, steps: int, out: str) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--problems", nargs="*", default=[name for name in problem_names() if name not in SLOW])
+    quick = [name for name in problem_names() if name not in SLOW]
+    parser.add_argument("--problems", nargs="*", default=[*quick, *SLOW])
     parser.add_argument("--optimizers", nargs="*", default=OPTIMIZERS)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=1e9, help="no pair is begun after so long")
     parser.add_argument("--format", default="table")
     options = parser.parse_args()
-    rows = []
+    pairs = [(problem, optimizer) for problem in options.problems for optimizer in options.optimizers]
+    rows, began = [], time.monotonic()
     with tempfile.TemporaryDirectory() as out:
-        for problem in options.problems:
-            for optimizer in options.optimizers:
-                rows.append(row_of(problem, optimizer, options.steps, out))
+        for problem, optimizer in pairs:
+            if time.monotonic() - began > options.seconds:
+                break
+            rows.append(row_of(problem, optimizer, options.steps, out))
+            print(f"{time.monotonic() - began:.0f} s: {rows[-1]}", file=sys.stderr)
     print(render(rows, COLUMNS, options.format))
+    print(f"{len(rows)} of {len(pairs)} pairs")
     known = [row for row in rows if row["factor"] is not None]
     near = sum(row["factor"] <= 2 for row in known)
     good = sum(row["good"] == "yes" for row in known)

@@ -14,8 +14,9 @@ import pytest
 from synthetic import make_large_run
 
 from gradbench.inputs.optimizer import load_optimizer
-from gradbench.inputs.plan import DTYPES, SweepPlan
+from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import cast, load_problem, problem_names
+from gradbench.inputs.specs.checks import DTYPES
 from gradbench.machine.devices import find_devices
 from gradbench.program.block import choose_block, solo_block
 from gradbench.program.program import Program, Trial, numerics

@@ -15,7 +15,7 @@ from plain import plain_loop
 
 import gradbench
 from gradbench.engine import pair
-from gradbench.engine.pair import recorded_rows
+from gradbench.engine.slots.points import recorded_rows
 from gradbench.errors import GradbenchError
 from gradbench.program import program
 from gradbench.program.minibatch import batch_rows, permuted

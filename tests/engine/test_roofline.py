@@ -21,7 +21,7 @@ def test_a_step_is_limited_by_the_slowest_of_what_it_needs():
 
 def test_rows_are_judged_by_their_own_devices():
     row = {"devices": 1, "flops_per_step": 100.0, "moved_bytes": 0.0, "kernels_per_step": 0, "step_s_median": 8.0}
-    (judged,) = KNOWN.add_roofline([row])
+    judged = KNOWN.add_roofline(row)
     assert (judged["limit_s"], judged["limit"], judged["of_limit"]) == (2.0, "flops", 0.25)
 
 

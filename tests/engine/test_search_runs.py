@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from conftest import StopAfter
 
@@ -12,6 +13,8 @@ import gradbench
 from gradbench.engine import compiling
 from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.specs.schedules import risen
+from gradbench.theory.rising import risen_rates
 
 BOWL = {"problems": ("quadratic_bowl[dim=10]",), "optimizers": ("sgd",), "learning_rates": "1e-3:10:25", "steps": 200}
 
@@ -80,3 +83,31 @@ def test_without_optuna_nothing_is_begun(tmp_path, monkeypatch):
     with pytest.raises(PlanError, match="Optuna is not installed"):
         run_of(tmp_path / "results", search="optuna")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_range_test_is_one_trial_a_seed_whose_rate_rises_at_every_step(tmp_path):
+    """Of x² from 1 an update at rate r leaves 1 - 2 r of x."""
+    settings = {"problems": ("quadratic_bowl[dim=1]",), "learning_rates": "1e-3:0.4:9", "steps": 30, "seeds": 2}
+    run = run_of(tmp_path, search="range-test", **settings)
+    assert run.trials["tried"].to_pylist() == ["range test"] * 2
+    rates = risen_rates(0.4, risen(run.plan.optimizers[0]), 30)
+    np.testing.assert_allclose(rates[[0, 15, 29]], [1e-3, 1e-3 * 400 ** (15 / 29), 0.4], rtol=1e-5)
+    curve = run.curves.filter(pc.field("trial") == 1)
+    expected = np.append(1.0, np.cumprod(1 - 2 * rates) ** 2)[curve["step"].to_numpy()]
+    # A step rounds the rate, its product and the difference, and the loss squares what 30 steps add up to; 1 - 2 r is
+    # a difference, at r = 0.4 of five times its rounding.
+    np.testing.assert_allclose(curve["loss"].to_numpy(), expected, rtol=30 * 2 * 3 * 5 * 2**-24)
+    assert gradbench.SweepPlan.from_dict(run.plan.to_dict()) == run.plan
+
+
+def test_compare_says_what_a_range_test_suggests_and_names_no_best(tmp_path):
+    run = run_of(tmp_path, search="range-test", learning_rates="1e-3:100:25")
+    [pair] = run.summary()
+    found = gradbench.compare(run)
+    assert (pair["best_learning_rate"], pair["verdict"]) == (None, "range test")
+    step = run.curves["step"].to_numpy()[np.nanargmin(run.curves["loss"].to_numpy())]
+    rate = 1e-3 * 1e5 ** (step / 199)
+    assert rate > 1  # below 2 / L every part of the bowl's loss falls
+    assert pair["suggested_learning_rate"] == float(f"{rate / 10:.2g}")
+    assert f"suggested {pair['suggested_learning_rate']:g}, a tenth of the lowest" in str(found)
+    assert "tried; go on with" not in str(found)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import optax
+import pyarrow.compute as pc
 import pytest
 from conftest import StopAfter
 
 import gradbench
+from gradbench.analysis.summary import summarise
+from gradbench.archive.export import trial_logs
 from gradbench.engine import compiling
 from gradbench.errors import GradbenchError, OptimizerError
 from gradbench.inputs.plan import SweepPlan
@@ -203,3 +207,31 @@ def test_several_batch_sizes_and_steps_are_those_of_separate_runs(sweep):
         mine = [row for row in rows if row["optimizer"] == optimizer]
         for row, alone in zip(mine, apart.trials.to_pylist(), strict=True):
             assert row | {"trial": 0, "optimizer": ""} == alone | {"trial": 0, "optimizer": ""}
+
+
+def test_dtypes_of_one_record_are_those_of_separate_runs(sweep):
+    settings = {"seeds": 2, "steps": 20, "timing": "batched"}
+    dtypes = ["float32", "bfloat16", "float64"]
+    together = sweep("linear_regression", "sgd", [0.01, 0.1], dtype=dtypes, **settings)
+    assert together.trials["dtype"].to_pylist() == [dtype for dtype in dtypes for _ in range(4)]
+    assert together.info["limits"].keys() == set(dtypes)
+    for optimizer, dtype, pair in zip(together.plan.optimizers, dtypes, together.summary()):
+        apart = sweep("linear_regression", "sgd", [0.01, 0.1], dtype=dtype, **settings | {"timing": "none"})
+        mine = together.trials.filter(pc.field("optimizer") == optimizer).to_pylist()
+        for row, alone in zip(mine, apart.trials.to_pylist(), strict=True):
+            assert row | {"trial": 0, "optimizer": ""} == alone | {"trial": 0, "optimizer": ""}
+        [alone] = apart.summary()
+        said = ("best_learning_rate", "verdict", "final_gap", "good_low", "good_high", "reference_loss")
+        assert {name: pair[name] for name in said} == {name: alone[name] for name in said}
+    assert gradbench.verify(together, 12, seed=0).holds
+    assert [log.config["dtype"] for log in trial_logs(together, np.array([0, 4, 8]))] == dtypes
+
+
+def test_a_minimum_is_refuted_by_no_more_than_a_dtypes_own_rounding(sweep):
+    """1.003 rounds to 1 in bfloat16, far below it by float64's rounding and not by bfloat16's, of 2^-7."""
+    problem = gradbench.Problem(lambda key: jnp.ones(()), lambda x, _: x**2 + 1.003, minimum=1.003, name="raised")
+    run = sweep(problem, "sgd", [0.25], seeds=1, steps=30, dtype="float64,bfloat16", timing="none")
+    assert run.trials["best_loss"].to_pylist()[1] == 1.0
+    reference = run.info["references"]["raised"]
+    assert (reference["kind"], reference["loss"]) == ("minimum", 1.003)
+    assert [pair.floor for pair in summarise(run)] == pytest.approx([2.0**-52 * 1.003, 2.0**-7 * 1.003], rel=0.01)

@@ -19,9 +19,9 @@ from gradbench.engine import runner, units
 from gradbench.engine.units import Job, NoMemory, Unit, run_unit
 from gradbench.errors import GradbenchWarning, PlanError, ProblemError, RecordError, RunError
 from gradbench.inputs.optimizer import load_optimizer
-from gradbench.inputs.parcel import Parcel
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import load_problem
+from gradbench.inputs.transfer.parcel import Parcel
 from gradbench.machine.environment import difference, environment
 from gradbench.machine.workers import Alone, Here, name_of_worker
 from gradbench.program import block
@@ -247,7 +247,7 @@ HANGING = """
 import sys, time
 import gradbench
 from gradbench.engine.units import Job, Unit, run_unit
-from gradbench.inputs.parcel import Parcel
+from gradbench.inputs.transfer.parcel import Parcel
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.workers import describe
 from gradbench.program.program import Block

@@ -17,7 +17,7 @@ from gradbench.gradients.rounding.band import SAMPLES, Band, quantile
 from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, input_class
 from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Pair
-from gradbench.inputs.plan import DTYPES
+from gradbench.inputs.specs.checks import DTYPES
 from gradbench.program.xla.jaxprs import open_jaxpr
 
 CPU = jax.devices("cpu")[0]

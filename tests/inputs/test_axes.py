@@ -149,3 +149,44 @@ def test_a_bad_plan_of_axes_gets_one_line(settings, words):
         SweepPlan(optimizers=("sgd", "adam"), **settings)
     assert isinstance(caught.value, PlanError | OptimizerError)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_several_dtypes_are_an_optimizer_each_and_the_widest_stands_for_them():
+    plan = SweepPlan(optimizers=("sgd", "adam[b1=0.8|0.9]"), dtype="bfloat16, float64")
+    assert plan.optimizers[:2] == ("sgd[dtype=bfloat16]", "sgd[dtype=float64]")
+    assert (plan.dtype, plan.dtypes) == ("float64", ("bfloat16", "float64"))
+    assert plan.of(plan.optimizers[2]).dtype == "bfloat16"
+    assert SweepPlan(optimizers="sgd", dtype=["float32"]).optimizers == ("sgd",)
+    assert SweepPlan.from_dict(plan.to_dict()) == plan
+    with pytest.raises(PlanError, match="did you mean 'bfloat16'"):
+        SweepPlan(dtype="float32,bfloat")
+    with pytest.raises(PlanError, match="dtype: need values, each once"):
+        SweepPlan(dtype=("float32", "float32"))
+    with pytest.raises(PlanError, match="outside the range of float32"):
+        SweepPlan(dtype="float64,float32", learning_rates=(1e-50,))
+
+
+def test_branches_are_axes_of_a_wsd_schedule_and_say_the_steps():
+    plan = SweepPlan(optimizers=("adam", "sgd[schedule=wsd,warmup=5]"), branch_at="100,400", decay=[0.1, 0.2])
+    cooling = "stable=100|400,cooldown=0.1|0.2"
+    assert plan.optimizers == (f"adam[schedule=wsd,{cooling}]", f"sgd[schedule=wsd,warmup=5,{cooling}]")
+    assert plan.steps == 480
+    assert SweepPlan.from_dict(plan.to_dict()) == plan
+    assert SweepPlan(optimizers="adam", branch_at=100).optimizers == ("adam[schedule=wsd,stable=100,cooldown=0.2]",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"decay": 0.1}, "give the steps at which the rates begin to fall"),
+        ({"branch_at": "100,100"}, "need values, each once"),
+        ({"branch_at": [100.5]}, "need a whole number"),
+        ({"branch_at": 100, "decay": "half"}, "need shares of the steps before"),
+        ({"branch_at": 100, "steps": 50}, "say how long trials are, 120 steps"),
+        ({"branch_at": 100, "optimizers": "adam[schedule=cosine]"}, "schedule is given twice"),
+    ],
+)
+def test_bad_branches_get_one_line(settings, words):
+    with pytest.raises(GradbenchError, match=words) as caught:
+        SweepPlan(**settings)
+    assert len(str(caught.value).splitlines()) == 1

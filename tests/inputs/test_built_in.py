@@ -15,7 +15,8 @@ from gradbench.errors import GradbenchError, PlanError, ProblemError
 from gradbench.gradients.report import CheckReport
 from gradbench.inputs import built_in
 from gradbench.inputs.built_in import GROUPS, grouped_names, problem_group, problem_names, without_groups
-from gradbench.inputs.plan import DEFAULT_PROBLEMS, SweepPlan
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.settings import DEFAULT_PROBLEMS
 
 
 def test_every_built_in_problem_is_in_one_group():

@@ -10,7 +10,7 @@ import pytest
 from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs.rates import log_range, parse_rates
-from gradbench.inputs.written import read_config
+from gradbench.inputs.transfer.written import read_config
 
 
 def test_a_plan_survives_json_and_toml(tmp_path):

@@ -15,7 +15,7 @@ import gradbench
 from gradbench.analysis.settings.comparison import compare_text
 from gradbench.engine import runner
 from gradbench.errors import RecordError
-from gradbench.inputs.sources import fingerprint, recorded_file, recorded_problem, sources
+from gradbench.inputs.transfer.sources import fingerprint, recorded_file, recorded_problem, sources
 from gradbench.record.store import write_json
 from gradbench.reporting import write_report
 from gradbench.reporting.scenery import landscape_views

@@ -169,6 +169,7 @@ def test_a_budget_leaves_room_for_what_it_pays():
         ("refine:1", "a factor above 1"),
         ("halving:1", "a whole number"),
         ("optuna:magic", "one of tpe"),
+        ("range-test:2", "takes no argument"),
     ],
 )
 def test_a_bad_search_gets_one_line(text, words):
@@ -189,6 +190,9 @@ def test_a_bad_budget_gets_one_line(text):
     [
         ({"search": "refine", "design": "random:8"}, "chooses its own points"),
         ({"search": "halving", "optimizers": "adam[schedule=cosine]"}, "before a schedule has ended"),
+        ({"search": "range-test", "optimizers": "adam[schedule=cosine]"}, "cannot have a schedule"),
+        ({"search": "range-test", "learning_rates": 0.1}, "the lowest and the highest"),
+        ({"search": "range-test", "design": "random:8"}, "chooses its own points"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(settings, words):

@@ -11,6 +11,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import cast
 from gradbench.theory import curvature, quadratic, sharpness
 from gradbench.theory.replay import flat_loss, replay, start
+from gradbench.theory.rising import read_rise
 
 
 @pytest.mark.parametrize("name", ["quadratic_bowl", "linear_regression", "logistic_regression", "mlp[hidden=8]"])
@@ -173,3 +174,12 @@ def test_a_run_records_the_sharpness_of_a_network(sweep):
             assert abs(row["sharpness"] - first) <= row["error"] + 1e-4 * first
         assert row["edge"] is None  # there is no such theory for adam
     assert len({row["sharpness"] for row in rows}) > 4  # it moves along the path
+
+
+def test_a_rise_is_read_before_it_leaves():
+    """Two runs that fall to 0.5 at the third rate and leave at the fifth, though the second comes back lower later."""
+    rates = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+    losses = np.array([[1.0, 0.8, 0.5, 2.0, 9.0, np.nan], [1.0, 0.7, 0.5, 3.0, 8.0, 0.1]])
+    found = read_rise(rates, losses)
+    assert (found.lowest, found.edge, found.suggested) == (4.0, 16.0, 0.4)
+    assert read_rise(rates[:4], losses[:, :4]).edge is None

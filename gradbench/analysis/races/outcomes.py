@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradbench.analysis.points import best_of_seeds
-from gradbench.analysis.summary import common_references, problem_trials, references, resolution
+from gradbench.analysis.summary import by_dtype, common_references, problem_trials, references, resolution
 from gradbench.analysis.verdicts import floats, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.schema import SCHEMAS
@@ -148,13 +148,14 @@ def outcomes(
             if (problems and problem not in problems) or problem not in to:
                 continue
             trials = problem_trials(run, problem, to[problem])
-            floor = resolution(problem_trials(against or run, problem, to[problem]), to[problem], run.plan.dtype)
+            of = problem_trials(against or run, problem, to[problem])
+            floors = {dtype: resolution(part, to[problem], dtype) for dtype, part in by_dtype(run.plan, of)}
             for optimizer in run.plan.optimizers:
                 rows = trials.filter(pc.field("optimizer") == optimizer)
                 if len(rows):
                     name = optimizer if len(runs) == 1 else f"{optimizer} (run {place})"
                     gaps = relative_gaps(rows, to[problem])
-                    of = Outcomes.of(rows, problem, name, gaps, run.plan.steps, floor)
+                    of = Outcomes.of(rows, problem, name, gaps, run.plan.steps, floors[run.plan.of(optimizer).dtype])
                     if len(of.seeds):
                         found.setdefault(name, {})[problem] = of
     if not found:

@@ -26,7 +26,7 @@ from gradbench.analysis.settings.effects import Effects
 from gradbench.analysis.settings.tables import AXES, axis_notes, axis_rows, family_notes, of_pairs
 from gradbench.analysis.summary import PairSummary, summarise_all
 from gradbench.errors import GradbenchError, PlanError, nearest
-from gradbench.inputs.sources import recorded_file
+from gradbench.inputs.transfer.sources import recorded_file
 from gradbench.record.store import Run
 from gradbench.tables import Column, check_format, render, to_json
 

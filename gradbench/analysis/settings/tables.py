@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow.compute as pc
-
 from gradbench.analysis.settings.effects import Effects, at_an_end, effects
 from gradbench.analysis.settings.moves import Move, families, fitted, move
-from gradbench.analysis.summary import PairSummary, pair_trials, problem_trials
+from gradbench.analysis.summary import PairSummary, pair_trials, problem_trials, trials_of
 from gradbench.errors import OptimizerError
-from gradbench.inputs.sources import given_as_object
 from gradbench.inputs.specs.axis import axes_of, concrete
-from gradbench.inputs.written import command_of_pair
+from gradbench.inputs.specs.schedules import risen
+from gradbench.inputs.transfer.sources import given_as_object
+from gradbench.inputs.transfer.written import command_of_pair
 from gradbench.record.store import Run
 from gradbench.tables import GO_ON, Column, percent, span
 
@@ -59,7 +58,7 @@ def axis_rows(pair: PairSummary, found: Effects) -> list[dict[str, Any]]:
 
 def moves(run: Run, pair: PairSummary) -> list[Move]:
     """How the best learning rate moves along each other axis of a pair, where that can be told."""
-    trials = problem_trials(run, pair.problem, pair.reference).filter(pc.field("optimizer") == pair.optimizer)
+    trials = trials_of(problem_trials(run, pair.problem, pair.reference), pair.problem, pair.optimizer)
     found = (move(pair, trials, axis) for axis in pair.settings)
     return [of for of in found if of is not None]
 
@@ -107,4 +106,5 @@ def edge_notes(run: Run, pair: PairSummary, found: Effects | None = None) -> lis
 
 def of_pairs(pairs: Sequence[PairSummary]) -> list[tuple[PairSummary, Effects]]:
     """Those pairs that have axes beside the learning rate, with what they say."""
-    return [(pair, effects(pair)) for pair in pairs if pair.settings and len(pair.points) > 1]
+    swept = [pair for pair in pairs if pair.settings and len(pair.points) > 1 and not risen(pair.optimizer)]
+    return [(pair, effects(pair)) for pair in swept]

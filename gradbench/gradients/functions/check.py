@@ -24,8 +24,8 @@ from gradbench.gradients.functions.session import Session
 from gradbench.gradients.rounding.band import Spread
 from gradbench.gradients.rounding.formats import format_of, round_to
 from gradbench.gradients.second import check as second
-from gradbench.inputs.plan import DTYPES, PRECISIONS, one_of
 from gradbench.inputs.problem import Problem
+from gradbench.inputs.specs.checks import DTYPES, PRECISIONS, one_of
 from gradbench.machine.devices import devices_to_check
 
 LOG = logging.getLogger(__name__)

@@ -91,7 +91,7 @@ class Band:
 
     Args:
         function: `function(params, data)` -> a pytree of float arrays, traced in `dtype`.
-        dtype: one of plan.DTYPES. precision: one of plan.PRECISIONS. device: whose rounding is modelled.
+        dtype: one of checks.DTYPES. precision: one of checks.PRECISIONS. device: whose rounding is modelled.
         assume, worst_case: see Interpreter.
 
     Tracing happens at once and raises what the function raises; shapes of later calls must be the same.

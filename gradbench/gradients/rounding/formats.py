@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.inputs.plan import PRECISIONS
+from gradbench.inputs.specs.checks import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)

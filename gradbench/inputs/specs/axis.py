@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ SCALES = (LINEAR, LOG, ONE_MINUS)
 NEAR_ONE = {"b1", "b2", "b3", "adam_b1", "adam_b2", "beta", "beta1", "beta2", "decay", "decay_rate", "momentum", "rho"}
 ORDERS_OF_MAGNITUDE = {"learning_rate", "weight_decay", "eps", "eps_root", "l2"}
 WHOLE = {"warmup", "stable"}
-OF_PLAN = ("batch_size", "steps")  # settings of a plan that a spec may set for the trials of its optimizer
+OF_PLAN = ("batch_size", "steps", "dtype")  # settings of a plan that a spec may set for the trials of its optimizer
 LISTED = "*"  # the values are those of a list of points
 MAX_VALUES = 10_000
 
@@ -190,11 +190,12 @@ def expanded(
         yield concrete(text, {axis.name: value for axis, value in zip(axes, values)}, error)
 
 
-def with_axis(text: str, name: str, values: str | Sequence[Any], error: type[GradbenchError]) -> str:
+def with_axis(text: str, name: str, values: str | Collection[Any], error: type[GradbenchError]) -> str:
     """A spec with one more setting, which may have several values."""
     spec = parse_spec(text, error)
     if name in spec.settings:
         raise error(f"{text!r}: {name} is given twice")
+    given: Any = values
     if not isinstance(values, str):
-        values = "|".join(_word(value) for value in values)
-    return spec_text(spec.target, dict(spec.settings) | {name: values})
+        given = next(iter(values)) if len(values) == 1 else "|".join(_word(value) for value in values)
+    return spec_text(spec.target, dict(spec.settings) | {name: given})

@@ -10,8 +10,10 @@ from typing import Any
 from gradbench.errors import OptimizerError, PlanError, nearest
 from gradbench.inputs.specs.axis import OF_PLAN, Axis, expanded
 from gradbench.inputs.specs.rates import as_list
+from gradbench.inputs.specs.spec import value_of
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+BITS = {"float64": 64, "float32": 32, "bfloat16": 16, "float16": 16}
 # Of matrix products, by what jax.default_matmul_precision calls it; None leaves it to the device.
 PRECISIONS = {"highest": "highest", "tf32": "tensorfloat32", "default": None}
 DEVICES = ("cpu", "gpu", "tpu")
@@ -49,17 +51,39 @@ def whole(low: int, high: int) -> Callable[[str, Any], int]:
     return check
 
 
-def several(check: Callable[[str, Any], int]) -> Callable[[str, Any], int | tuple[int, ...]]:
+def several(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     """One value, or several that a plan spreads over its optimizers."""
 
-    def check_each(name: str, value: Any) -> int | tuple[int, ...]:
-        values = as_list(value)
+    def check_each(name: str, value: Any) -> Any:
+        values = [text.strip() for text in value.split(",")] if isinstance(value, str) else as_list(value)
         if not values or len(set(values)) < len(values):
             raise PlanError(f"{name}: need values, each once, got {value!r}")
         found = tuple(check(name, each) for each in values)
         return found if len(found) > 1 else found[0]
 
     return check_each
+
+
+def listed(check: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, ...]]:
+    """Values, of numbers, or of a text with commas."""
+    each = several(lambda name, value: check(name, value_of(value) if isinstance(value, str) else value))
+
+    def check_all(name: str, value: Any) -> tuple[Any, ...]:
+        found = each(name, value)
+        return found if isinstance(found, tuple) else (found,)
+
+    return check_all
+
+
+def share(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise PlanError(f"{name}: need shares of the steps before, such as 0.1,0.2, got {value!r}")
+    return float(value)
+
+
+def largest(values: Collection[Any]) -> Any:
+    """Of several values of a plan's setting the one that stands for all: the largest number, the widest dtype."""
+    return max(values, key=lambda value: BITS.get(value, value))
 
 
 def one_of(known: Collection[str]) -> Callable[[str, Any], str]:

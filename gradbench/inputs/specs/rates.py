@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -114,9 +114,9 @@ def rates_as_kept(rates: Any) -> str | tuple[float, ...]:
     return tuple(values)
 
 
-def check_rates_fit(rates: str | tuple[float, ...], dtype: str) -> None:
+def check_rates_fit(rates: str | tuple[float, ...], dtypes: Sequence[str]) -> None:
     """Learning rates are float32 on the device, float64 in a float64 run: each has to be a number of its own."""
-    single = dtype != "float64"
+    single = any(dtype != "float64" for dtype in dtypes)
     least, most, spacing = (2.0**-126, 2.0**128, 2.0**-23) if single else (2.0**-1022, math.inf, 2.0**-52)
     low, high, count = rate_range(rates) if isinstance(rates, str) else (min(rates), max(rates), 1)
     kind = "float32" if single else "float64"

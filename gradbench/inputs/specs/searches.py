@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from gradbench.errors import PlanError, nearest
 from gradbench.inputs.specs.spec import value_of
 
-REFINE, HALVING, OPTUNA = "refine", "halving", "optuna"
+REFINE, HALVING, OPTUNA, RANGE_TEST = "refine", "halving", "optuna", "range-test"
 FACTOR = 1.1  # to which refine knows the best learning rate
 ETA = 3  # of halving: one of so many goes on at a rung
 RUNGS = 2  # of halving: the first at 1 / ETA^RUNGS of the steps; earlier than that the best are often not ahead yet
@@ -36,7 +36,11 @@ def read_search(text: str) -> Search:
         return Search(kind, value or ETA)
     if kind == OPTUNA and (value is None or value in SAMPLERS):
         return Search(kind, value or SAMPLERS[0])
-    kinds = (REFINE, HALVING, OPTUNA)
+    if kind == RANGE_TEST and not colon:
+        return Search(kind, None)
+    kinds = (REFINE, HALVING, OPTUNA, RANGE_TEST)
+    if kind == RANGE_TEST:
+        raise PlanError(f"search: {text!r}: range-test takes no argument")
     if kind in kinds:
         right = {REFINE: "a factor above 1, as refine:1.05", HALVING: "a whole number, as halving:3"}
         samplers = f"one of {', '.join(SAMPLERS)}, as optuna:tpe"

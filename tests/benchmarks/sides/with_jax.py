@@ -52,7 +52,7 @@ class Engine(Side):
             program, self.compiled, "batched", {"learning_rate": np.resize(self.case.rates, slots)}, starts
         )
         limits = measure_limits(tuple(program.devices), "float32", "highest")
-        return limits.add_roofline([row])[0]["of_limit"]
+        return limits.add_roofline(row)["of_limit"]
 
     @property
     def chunks(self) -> int:

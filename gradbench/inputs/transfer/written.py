@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gradbench.errors import PlanError, one_line
-from gradbench.inputs.plan import NO_OPTIONS, SEEDS, SweepPlan, with_full_names
+from gradbench.inputs.plan import SweepPlan, with_full_names
+from gradbench.inputs.settings import NO_OPTIONS, SEEDS
 
 
 def command(plan: SweepPlan, **changed: Any) -> str:

@@ -1,0 +1,1 @@
+"""A plan and what it names, as text and in other processes."""

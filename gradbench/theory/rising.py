@@ -1,0 +1,47 @@
+"""The learning rate range test: what the losses of a run say whose rate rises exponentially, a little at every step
+(Smith, Cyclical Learning Rates for Training Neural Networks, WACV 2017)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LEFT = 4.0  # times the loss at the start, where it has left for good
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The rates at which the loss was lowest, and had left (None where it did not), of the median run."""
+
+    lowest: float
+    edge: float | None
+
+    @property
+    def suggested(self) -> float:
+        """A tenth of the rate where the loss was lowest, as is the custom: there the run has begun to be thrown out."""
+        return float(f"{self.lowest / 10:.2g}")
+
+
+def risen_rates(high: float, start: float, steps: int) -> np.ndarray:
+    """The rate of each update of a run of schedule=rise, (T,), float64."""
+    return high * start ** (1 - np.arange(steps) / max(steps - 1, 1))
+
+
+def _left(losses: np.ndarray) -> np.ndarray:
+    """Of each run the place at which its loss (S, T) has left, T where it does not, (S,)."""
+    gone = ~(losses <= losses[:, :1] + (LEFT - 1) * np.abs(losses[:, :1]))
+    return np.where(gone.any(axis=1), gone.argmax(axis=1), losses.shape[1])
+
+
+def edge_of_rise(rates: np.ndarray, losses: np.ndarray) -> float | None:
+    """The first of the rates (T,) at which the loss (S, T) has left, of the median run."""
+    place = int(np.median(_left(losses)))
+    return float(rates[place]) if place < len(rates) else None
+
+
+def read_rise(rates: np.ndarray, losses: np.ndarray) -> RangeTest:
+    """Of the rates (T,) and the losses (S, T) before the updates at them."""
+    before = np.arange(len(rates)) < _left(losses)[:, None]
+    lowest = np.where(before, losses, np.inf).argmin(axis=1)
+    return RangeTest(float(rates[int(np.median(lowest))]), edge_of_rise(rates, losses))

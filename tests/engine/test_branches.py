@@ -1,0 +1,107 @@
+"""Decays that branch off one stable run: the numbers of runs apart, for the steps of the trunk and its branches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import StopAfter
+
+import gradbench
+from gradbench.engine.runner import Watcher
+from gradbench.engine.slots.branches import shared
+from gradbench.inputs.plan import SweepPlan
+
+APART = {"budget": "1000trials"}  # with a budget every trial runs from its start
+
+
+def plan_of(problem="quadratic_bowl[dim=3]", optimizer="momentum", **settings):
+    spec = f"{optimizer}[schedule=wsd,stable=8|20|30,cooldown=0.1|0.4]"
+    given = {"learning_rates": (0.01, 0.1, 100.0), "seeds": 1, "steps": 42, "timing": "none"}
+    return SweepPlan((problem,), (spec,), **given | settings)
+
+
+class Steps(Watcher):
+    def chunk(self, progress):
+        self.last = progress
+
+
+def run_of(plan, out, watcher=None):
+    return gradbench.run_plan(plan, out=out, watcher=watcher or Watcher())
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"problem": "mlp[hidden=4]", "optimizer": "adam"},
+        {"problem": "linear_regression", "batch_size": 128},  # observed every third step: falls end between rows
+        {"dtype": "bfloat16", "stop_at_target": True},
+    ],
+)
+def test_branches_are_the_trials_that_run_from_their_start(tmp_path, small_blocks, settings):
+    small_blocks(lanes=2, rows=5)
+    together, apart = (run_of(plan_of(**settings, **how), tmp_path) for how in ({}, APART))
+    assert together.trials.equals(apart.trials)
+    assert together.curves.equals(apart.curves)
+    ran = together.trials.filter(np.asarray(together.trials["learning_rate"]) < 1)
+    if not settings.get("stop_at_target"):  # each ends where its rate has come down to 0
+        cooled = np.ceil(0.999 * ran["stable"].to_numpy() * ran["cooldown"].to_numpy())
+        assert ran["steps_run"].to_pylist() == (ran["stable"].to_numpy() + cooled).tolist()
+
+
+def test_a_branch_ends_where_a_run_of_its_length_does(tmp_path, small_blocks):
+    small_blocks(lanes=2, rows=5)
+    run = run_of(plan_of("mlp[hidden=4]"), tmp_path)
+    for stable, cooldown, steps in ((8, 0.4, 12), (20, 0.1, 22)):
+        points = [{"learning_rate": 0.1, "stable": stable, "cooldown": cooldown}]
+        plan = SweepPlan(
+            ("mlp[hidden=4]",), ("momentum[schedule=wsd]",), seeds=1, timing="none", design=points, steps=steps
+        )
+        [alone] = run_of(plan, tmp_path).trials.to_pylist()
+        [row] = [row for row in run.trials.to_pylist() if row | points[0] == row]
+        assert (row["final_loss"], row["steps_run"]) == (alone["final_loss"], steps)
+
+
+def test_what_is_shared_is_computed_once(tmp_path, small_blocks):
+    small_blocks(lanes=2, rows=5)
+    steps, rates = Steps(), (0.01, 0.1)
+    run = run_of(plan_of(learning_rates=rates, retire=False), tmp_path, steps)
+    # A trunk of 42 steps; 30 | 0.1 goes on from 30 to 33, 20 from 20 to 22 and 28, 8 from 5, a chunk's start, to 9, 12.
+    assert steps.last.trial_steps == len(rates) * (42 + 3 + 2 + 8 + 4 + 7) == steps.last.total_steps
+    assert (steps.last.done, steps.last.trials, steps.last.steps_left) == (12, 12, 0)
+    assert run.trials.num_rows == 12
+    apart = Steps()
+    run_of(plan_of(learning_rates=rates, retire=False, **APART), tmp_path, apart)
+    assert apart.last.trial_steps == len(rates) * (9 + 12 + 22 + 28 + 33 + 42)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize("questions", [4, 9])  # when branches are due and wait for slots
+def test_a_stopped_run_goes_on_with_its_branches(tmp_path, small_blocks, questions):
+    small_blocks(lanes=1, rows=5, devices=2)
+    plan = plan_of(seeds=2)
+    whole = run_of(plan, tmp_path / "whole")
+    stopped = run_of(plan, tmp_path / "stopped", StopAfter(questions))
+    assert stopped.info["state"] == "interrupted"
+    steps = Steps()
+    resumed = gradbench.resume(stopped.path, watcher=steps)
+    assert resumed.trials.equals(whole.trials)
+    assert resumed.curves.equals(whole.curves)
+    assert steps.last.trial_steps <= steps.last.total_steps
+
+
+def test_a_branch_is_replayed_from_its_start(tmp_path, small_blocks):
+    small_blocks(lanes=2, rows=5)
+    assert gradbench.verify(run_of(plan_of(), tmp_path), 18, seed=1).holds
+
+
+def test_trials_that_differ_in_nothing_but_their_fall_share_the_one_that_falls_last():
+    settings = {
+        "b1": np.array([0.9, 0.9, 0.9, 0.8, 0.9]),
+        "stable": np.array([10.0, 40, 25, 10, 40]),
+        "learning_rate": np.ones(5),
+    }
+    trunk, begin = shared(settings, np.zeros(5, np.int64), settings["stable"].astype(int), chunk=20)
+    assert trunk.tolist() == [0, 1, 1, 3, 1]  # the first parts before a chunk is over, the fourth has another b1
+    assert begin.tolist() == [0, 0, 20, 0, 40]
