@@ -78,15 +78,18 @@ def test_two_workers_that_are_joined_leave_the_record_of_one_process(sweep, clus
     assert run.info["environment"] == alone.info["environment"]
 
 
+@pytest.mark.thorough
 def test_spawned_processes_leave_the_record_of_one_process(sweep, alone):
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
         assert same(sweep(**PLAN, executor=processes), alone)
 
 
+@pytest.mark.thorough
 def test_an_executor_of_dask_leaves_the_record_of_one_process(sweep, cluster, alone):
     assert same(sweep(**PLAN, executor=cluster.client.get_executor(pure=False)), alone)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 4])
 def test_one_worker_and_four_leave_the_record_of_one_process(sweep, alone, workers):
     with connect(f"local:{workers}", "cpu") as other:
@@ -95,6 +98,7 @@ def test_one_worker_and_four_leave_the_record_of_one_process(sweep, alone, worke
         assert other.alone() == (workers == 1)
 
 
+@pytest.mark.thorough
 def test_a_driver_of_another_kind_leaves_the_choice_of_blocks_to_a_worker(sweep, cluster, alone, monkeypatch):
     monkeypatch.setattr(runner, "difference", lambda *_: "is another machine")
     monkeypatch.setattr(units, "choose_block", None)  # here, not in the worker
@@ -166,6 +170,7 @@ def faulty(tmp_path):
     return plan
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_killed_loses_one_unit_and_no_row(sweep, cluster, alone, faulty, submitted):
     run = sweep(**faulty("kill"), executor=cluster)
     assert run.trials.drop_columns(["problem"]).equals(alone.trials.drop_columns(["problem"]))
@@ -173,6 +178,7 @@ def test_a_worker_that_is_killed_loses_one_unit_and_no_row(sweep, cluster, alone
     assert len(submitted) == UNITS + 1
 
 
+@pytest.mark.thorough
 def test_a_poisoned_problem_is_left_out_and_the_other_is_recorded(sweep, cluster, alone, faulty, tmp_path):
     words = r"trials 0 to 2, failed 3 times, and 3 more units; all else is recorded: .*MemoryError: no more"
     with pytest.raises(RunError, match=words):
@@ -210,6 +216,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 def test_a_driver_that_was_killed_goes_on_with_what_is_missing(cluster, alone, submitted, tmp_path):
     command = [sys.executable, "-c", DRIVER, address(cluster), repr(PLAN), str(tmp_path / "killed")]
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=120)
@@ -233,6 +240,7 @@ def dask(*arguments: str, **variables: str):
         process.wait()
 
 
+@pytest.mark.thorough
 def test_a_worker_of_another_kind_is_refused_by_name(cluster, alone):
     with dask("worker", address(cluster), "--no-nanny", "--no-dashboard", "--name", "other", JAX_DEBUG_NANS="1"):
         cluster.client.wait_for_workers(3, timeout=60)
@@ -256,6 +264,7 @@ def scheduler_and_worker(port: int):
         yield scheduler
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("comes_back", [False, True])
 def test_a_scheduler_that_is_killed_loses_no_row(sweep, cluster, alone, tmp_path, monkeypatch, comes_back):
     """If it comes back the run goes on, if not a resume does."""

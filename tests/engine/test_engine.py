@@ -12,6 +12,7 @@ import pytest
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from plain import plain_loop
+from sampling import sample
 
 import gradbench
 from gradbench.engine import pair
@@ -30,7 +31,7 @@ def momentum(rate):
     return optax.sgd(rate, momentum=0.9)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum", "adamw"])
+@pytest.mark.parametrize("optimizer", sample(["sgd", "adam", "momentum", "adamw"]))
 def test_trajectories_are_those_of_a_plain_optax_loop(sweep, optimizer):
     rates, steps = [0.003, 0.03], 30
     run = sweep(
@@ -153,7 +154,7 @@ def test_two_runs_of_one_plan_are_identical(sweep, small_blocks, compiled_afresh
 
 
 @pytest.mark.usefixtures("compiled_quickly")
-@pytest.mark.parametrize("extra", [{}, {"stop_at_target": True, "target": 0.1}, {"batch_size": 100}])
+@pytest.mark.parametrize("extra", sample([{}, {"stop_at_target": True, "target": 0.1}, {"batch_size": 100}]))
 def test_retirement_changes_only_the_work(sweep, small_blocks, extra):
     small_blocks()
     with_it, without = (sweep("linear_regression", **PLAN, **extra, retire=retire) for retire in (True, False))
@@ -211,8 +212,7 @@ def test_the_engine_compiles_each_block_program_once(sweep, small_blocks, monkey
     assert observe._cache_size() == 1  # shared by both pairs
 
 
-@pytest.mark.parametrize("batch_size", [None, 50])
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize(("optimizer", "batch_size"), sample(itertools.product(["momentum", "adam"], [50, None])))
 def test_a_loop_without_copies_computes_the_same(optimizer, batch_size, sweep, monkeypatch):
     """The compiler's option changes what is copied, and nothing else: on every problem the bits stay."""
     problems = [p for p in ("quadratic_bowl", "beale", "logistic_regression") if batch_size is None or "_r" in p]
@@ -251,8 +251,9 @@ def test_a_diverged_trial_ends_where_it_diverged_and_is_not_padded(sweep):
 
 
 @pytest.mark.usefixtures("compiled_quickly")
-@pytest.mark.parametrize("offset", [0.0, 1e-9, 100.0])
-@pytest.mark.parametrize("facts", [{}, {"minimum": -1.0}, {"target": -0.999}])
+@pytest.mark.parametrize(
+    ("facts", "offset"), sample(itertools.product([{"minimum": -1.0}, {}, {"target": -0.999}], [1e-9, 0.0, 100.0]), 2)
+)
 def test_a_loss_that_begins_near_0_or_below_may_rise_and_is_diverged_when_it_blows_up(sweep, offset, facts):
     facts = {name: value - offset for name, value in facts.items()}
     problem = gradbench.Problem(

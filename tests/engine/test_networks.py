@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from plain import plain_loop
+from sampling import sample
 
 import gradbench
 from gradbench.program.spread import initialise
 
 STEPS = 50
 SMALL = {
+    "autoencoder": "autoencoder[hidden=6,code=3]",
     "cnn": "cnn[channels=2]",
     "lstm": "lstm[hidden=4,length=6,examples=8]",
     "transformer": "transformer[layers=1,width=8,heads=2,length=6,examples=8]",
-    "autoencoder": "autoencoder[hidden=6,code=3]",
     "matrix_factorisation": "matrix_factorisation[users=20,items=10,rank=2,ratings=200]",
 }
 
@@ -26,8 +29,7 @@ def momentum(rate):
     return optax.sgd(rate, momentum=0.9)
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("batch_size", [None, pytest.param(4, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(("batch_size", "name"), sample(itertools.product([None, 4], SMALL)))
 def test_trajectories_are_those_of_a_plain_loop(sweep, name, batch_size):
     rates = [0.003, 0.03]
     settings = {"batch_size": batch_size, "record_points": 99, "timing": "none"}

@@ -15,6 +15,7 @@ import pytest
 from conftest import StopAfter
 from objectives import EXAMPLES, PROBLEMS
 from quick import compile_little
+from sampling import sample
 from sklearn.metrics import accuracy_score, log_loss
 
 import gradbench
@@ -71,8 +72,7 @@ def columns(run, name):
     return {key: np.array(values) for key, values in getattr(run, name).to_pydict().items()}
 
 
-@pytest.mark.parametrize("batch_size", [None, 8])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("name", "batch_size"), sample(itertools.product(KINDS, [8, None]), 2))
 def test_trajectories_are_those_of_a_plain_optax_loop(sweep, small_blocks, name, batch_size):
     small_blocks(lanes=2, rows=7)
     rates, steps = [0.003, 0.03], 50
@@ -97,7 +97,7 @@ def metrics_of(run):
     return found
 
 
-@pytest.mark.parametrize("batch_size", [None, 8])
+@pytest.mark.parametrize("batch_size", sample([8, None]))
 def test_metrics_are_those_that_scikit_learn_finds_at_the_replayed_params(sweep, small_blocks, batch_size):
     small_blocks(lanes=2, rows=7)
     problem, rates = PROBLEMS["judged"], [0.01, 0.3]
@@ -129,7 +129,7 @@ def test_a_replay_has_the_keys_and_the_state_of_its_trial(sweep):
         np.testing.assert_allclose(np.linalg.norm(path.params[trial, k]), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("batch_size", [None, 8])
+@pytest.mark.parametrize("batch_size", sample([8, None]))
 def test_neither_blocks_nor_neighbours_change_a_trial(sweep, small_blocks, batch_size):
     """Solo and batched, in chunks of any length: the same keys, state and metrics."""
     settings = {"seeds": 2, "steps": 30, "dtype": "float64", "batch_size": batch_size, "timing": "none"}
@@ -143,7 +143,7 @@ def test_neither_blocks_nor_neighbours_change_a_trial(sweep, small_blocks, batch
         np.testing.assert_allclose(list(first.values()), list(other.values()), rtol=1e-9)
 
 
-@pytest.mark.parametrize("batch_size", [None, 8])
+@pytest.mark.parametrize("batch_size", sample([8, None]))
 def test_an_interrupted_run_resumes_with_its_state_keys_and_metrics(sweep, small_blocks, tmp_path, batch_size):
     small_blocks(lanes=2, rows=2)
     plan = SweepPlan((objectives.__file__,), ("adam",), (0.01, 0.03, 0.1), seeds=1, steps=30, batch_size=batch_size)

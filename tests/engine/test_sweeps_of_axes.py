@@ -10,6 +10,7 @@ import optax
 import pyarrow.compute as pc
 import pytest
 from conftest import StopAfter
+from sampling import sample
 
 import gradbench
 from gradbench.analysis.summary import summarise
@@ -53,7 +54,7 @@ CASES = [
 
 
 @pytest.mark.usefixtures("compiled_quickly")
-@pytest.mark.parametrize(("optimizer", "name", "values"), CASES)
+@pytest.mark.parametrize(("optimizer", "name", "values"), sample(CASES, 2))
 def test_trials_of_an_axis_are_those_of_separate_runs(sweep, small_blocks, programs, optimizer, name, values):
     small_blocks(lanes=2, rows=5)
     given = {"mine": own} if optimizer == "mine" else optimizer
@@ -73,7 +74,9 @@ def test_trials_of_an_axis_are_those_of_separate_runs(sweep, small_blocks, progr
 
 
 @pytest.mark.usefixtures("compiled_quickly")
-@pytest.mark.parametrize(("optimizer", "name", "values"), [case for case in CASES if case[0] not in ("mine", "lion")])
+@pytest.mark.parametrize(
+    ("optimizer", "name", "values"), sample(case for case in CASES if case[0] not in ("mine", "lion"))
+)
 def test_a_traced_setting_is_the_constant_within_rounding(sweep, optimizer, name, values):
     settings = {"seeds": 1, "steps": 12, "timing": "none", "dtype": "float64"}
     together = sweep("mlp[hidden=4]", optimizer, [0.01, 0.1], **settings, axes={name: values}).trials

@@ -1,0 +1,15 @@
+"""Which of a test's many parameters `make test` takes; .ci/run takes all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def sample(values: Iterable[Any], count: int = 1) -> list[Any]:
+    """Parameters of a test, one each or tuples: the first `count` for every run, the others for the thorough one."""
+    chosen = list(values)
+    later = (pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.thorough) for v in chosen[count:])
+    return [*chosen[:count], *later]
