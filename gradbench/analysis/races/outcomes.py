@@ -123,7 +123,8 @@ def outcomes(
             if (problems and problem not in problems) or problem not in to:
                 continue
             trials = problem_trials(run, problem, to[problem])
-            floor = resolution(problem_trials(against or run, problem, to[problem]), to[problem], run.plan.dtype)
+            told_apart_by = problem_trials(against, problem, to[problem]) if against else trials
+            floor = resolution(told_apart_by, to[problem], run.plan.dtype)
             for optimizer in run.plan.optimizers:
                 rows = trials.filter(pc.field("optimizer") == optimizer)
                 if len(rows):
