@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.optimize
 
 from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
@@ -170,6 +169,8 @@ def valleys(problem: Problem, plan: SweepPlan, trials: Sequence[tuple[str, float
     A valley is named by its lowest point, found by BFGS from where the trial ended; ends that lead within 1e-3 to one
     point share a valley, numbered from the lowest. valley is None (with no x, y, loss) for a diverged trial.
     """
+    import scipy.optimize  # a third of a second, and few pages have valleys
+
     ends = np.empty((len(trials), 2))
     for optimizer in dict.fromkeys(name for name, _, _ in trials):
         mine = [i for i, trial in enumerate(trials) if trial[0] == optimizer]

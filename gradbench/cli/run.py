@@ -110,8 +110,6 @@ def run(
     given: dict[str, Any] = {"problems": problems} if problems else {}
     given |= {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
     given |= {} if epochs is None else {"epochs": epochs}
-    if strict and resume is None and not (given.get("until") or config):
-        raise PlanError("--strict is for --until: nothing else of a run is undecided")
     if resume is not None and (given or config):
         raise PlanError("--resume goes on with a run's own plan; give no problem or option beside it")
     with Activity(quiet) as activity:
@@ -123,6 +121,8 @@ def run(
         use_cache()
         with watching(activity) as watcher, printing_to_stderr():
             plan = None if resume is not None else _plan(config, given)
+            if strict and plan is not None and plan.until is None:
+                raise PlanError("--strict is for --until: nothing else of a run is undecided")
             with _workers(cluster, unit_timeout, plan) as executor:
                 by: dict[str, Any] = {"watcher": watcher, "executor": executor, "unit_timeout": unit_timeout}
                 if plan is None:

@@ -65,7 +65,8 @@ def sweep(
         Dask's client.get_executor(); or gradbench.connect("local:4"). The record is that of one process, but for the
         timings, which workers leave out that share their cores. This process writes it.
     unit_timeout: seconds after which a part of a pair that a worker runs is stopped, with that worker's process.
-    settings: SweepPlan's other fields, such as seeds=3, steps=1000, dtype="float64".
+    settings: SweepPlan's other fields, such as seeds=3, steps=1000, dtype="float64"; or until="adam<sgd", with which
+        seeds are added until it is decided which of the two wins: `races` of the run has the answer.
 
     Raises a GradbenchError for bad input, RunError if the run itself fails.
     """

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -78,12 +78,15 @@ def landscape_views(
                 found.setdefault(name, LandscapeView(missing=why))
             elif name not in chosen:
                 chosen[name] = run, problem, sorted(pairs, key=lambda pair: momentum_of(pair.at) is None)
-    # Most of it is XLA's compiling, which threads share out.
+    # Most of it is XLA's compiling, which threads share out: the longest first, and what belongs to no picture apart.
     order = sorted(chosen.items(), key=lambda item: -item[1][0].info["problems"][item[0]]["parameters"])
     LOG.info("landscapes of %s", ", ".join(chosen))
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        made = list(pool.map(lambda item: _view(item[0], *item[1], paths), order))
-    return found | {name: view for (name, _), view in zip(order, made, strict=True)}
+        views = {name: pool.submit(_view, name, *of, paths) for name, of in order}
+        local = {name: pool.submit(_largest_at_start, name, *of) for name, of in order}
+        for name, view in views.items():
+            found[name] = replace(view.result(), largest_at_start=local[name].result())
+    return found
 
 
 def _drawable(
@@ -116,10 +119,8 @@ def _view(name: str, run: Run, problem: Problem, pairs: list[PairSummary], paths
     size, stated = facts["parameters"], facts.get("curvature") is not None
     work = size * (facts.get("examples") or 1)
     most = int(min(paths, WORK // (work * run.plan.steps)))
-    theory = any(momentum_of(pair.at) for pair in pairs)
-    local = measured_curvature(problem, None, "float32", 60, 1e-3).largest if theory and not stated else None
     if size < 2:
-        return LandscapeView(None, [], local, "the problem has one parameter, and a landscape needs two")
+        return LandscapeView(missing="the problem has one parameter, and a landscape needs two")
     first, *others = [(pair.at, _path_rates(pair, most)) for pair in pairs]
     seen = landscape(
         problem,
@@ -134,7 +135,14 @@ def _view(name: str, run: Run, problem: Problem, pairs: list[PairSummary], paths
         pair = of[path["optimizer"]]
         ends = pair.rates[0].learning_rate, pair.rates[-1].learning_rate
         path |= {"optimizer": pair.optimizer, "colour": rate_colour(path["learning_rate"], *ends)}
-    return LandscapeView(seen, _ends(problem, run, pairs) if size == 2 and not stated else [], local)
+    return LandscapeView(seen, _ends(problem, run, pairs) if size == 2 and not stated else [])
+
+
+def _largest_at_start(name: str, run: Run, problem: Problem, pairs: list[PairSummary]) -> float | None:
+    """L by Lanczos at seed 0's start, where the problem states none and an optimizer has a theory that needs it."""
+    if run.info["problems"][name].get("curvature") is not None or not any(momentum_of(pair.at) for pair in pairs):
+        return None
+    return measured_curvature(problem, None, "float32", 60, 1e-3).largest
 
 
 def _path_rates(pair: PairSummary, most: int) -> dict[float, str]:

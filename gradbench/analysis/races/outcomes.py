@@ -148,8 +148,9 @@ def outcomes(
             if (problems and problem not in problems) or problem not in to:
                 continue
             trials = problem_trials(run, problem, to[problem])
-            of = problem_trials(against or run, problem, to[problem])
-            floors = {dtype: resolution(part, to[problem], dtype) for dtype, part in by_dtype(run.plan, of)}
+            told_apart_by = problem_trials(against, problem, to[problem]) if against else trials
+            parts = by_dtype(run.plan, told_apart_by)
+            floors = {dtype: resolution(part, to[problem], dtype) for dtype, part in parts}
             for optimizer in run.plan.optimizers:
                 rows = trials.filter(pc.field("optimizer") == optimizer)
                 if len(rows):

@@ -22,9 +22,8 @@ from gradbench.analysis.races.intervals import CONFIDENCE, POWER
 
 STRENGTHS = (0.5, 2.0)  # half the stake on each, a quarter on each sign: small differences, and large ones
 LEVEL = math.log(1 / (1 - CONFIDENCE))
-_WIDE = np.concatenate(
-    [np.linspace(0, 3, 121), np.geomspace(3, 1e4, 41)[1:]]
-)  # where the interval's ends are looked for
+# Where an interval's ends are looked for, in ranges of the values.
+_WIDE = np.concatenate([np.linspace(0, 3, 121), np.geomspace(3, 1e4, 41)[1:]])
 _COPIES = 200  # of the values, to find what would have been seen
 
 
@@ -92,7 +91,9 @@ def detectable(values: np.ndarray, looks: np.ndarray) -> float:
         reached = log_fortunes(copies + middle)[:, looks - 1] >= LEVEL
         return bool(reached.any(axis=1).mean() >= POWER)
 
-    high = max(float(np.abs(spread).max()), 1e-6) * 100
+    if not spread.any():
+        return 0.0 if seen(1.0) else math.nan
+    high = 100 * float(np.abs(spread).max())
     if not seen(high):
         return math.nan
     low = 0.0
