@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import peers
 import pytest
+from sampling import sample
 from sides.cases import PROBLEMS, Case, named, short
 from sides.rounding import tolerances
 from sides.with_jax import Engine, JittedLoop, ScanPerTrial
@@ -32,13 +33,13 @@ SPECS = [TINY.get(short(spec), spec) for spec in PROBLEMS]
 
 
 CASES = [
-    *[Case.of("quadratic_bowl", "momentum", 6, 10), Case.of("logistic_regression", "sgd", 6, 10)],
+    *[Case.of("logistic_regression", "sgd", 6, 10), Case.of("quadratic_bowl", "momentum", 6, 10)],
     Case.of("logistic_regression", "adam", 6, 10),
     Case(TINY["matrix_factorisation"], "sgd", np.geomspace(0.01, 1, 6, dtype=np.float32), 10),  # has metrics
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{short(case.problem_name)}-{case.optimizer_name}")
+@pytest.mark.parametrize("case", sample(CASES), ids=lambda case: f"{short(case.problem_name)}-{case.optimizer_name}")
 def test_every_side_ends_where_the_engine_does(case):
     allowed, (_, expected) = tolerances(case), Engine(case).run()
     assert (allowed < 1e-3 * expected[case.judged]).all()  # a wrong optimizer is further off

@@ -308,6 +308,7 @@ def test_one_target_loss_is_for_one_problem():
         SweepPlan(target_loss=0.3)
 
 
+@pytest.mark.thorough
 def test_what_the_tables_cannot_say_stands_below_them(sweep):
     run = sweep("quadratic_bowl[dim=1]", ["sgd"], [1e-4, 1e-3], seeds=1, steps=10)
     [pair] = summarise(run)

@@ -11,6 +11,7 @@ import gradbench
 from gradbench.engine import timing
 
 
+@pytest.mark.thorough
 def test_a_run_times_every_mode_and_stage(tmp_path):
     run = gradbench.sweep("linear_regression", ["sgd", "adam"], "0.01:0.1:4", seeds=1, steps=50, out=tmp_path)
     rows = run.timings.to_pylist()

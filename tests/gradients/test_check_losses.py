@@ -190,6 +190,7 @@ def test_a_complex_constant_is_modelled():
     assert report.verdict == "PASS", str(report)
 
 
+@pytest.mark.thorough
 def test_a_loop_that_does_not_end_in_the_dtype_is_stopped_and_said():
     def counted(x):  # from 4096 on float32 is spaced by 2^-11
         top = jax.lax.while_loop(lambda c: c < 4097, lambda c: c + 2.0**-13, jnp.full((), 4096, x.dtype))

@@ -123,6 +123,7 @@ def test_the_rods_exact_solution_solves_its_equation():
     np.testing.assert_allclose(datasets.heat_rod(np.array([0.0, 1.0]), t, 0.1, 1.0), 0, atol=1e-15)
 
 
+@pytest.mark.thorough
 def test_the_rods_conductivity_and_source_are_recovered_within_the_noise():
     """Least squares estimates have covariance (n H)^-1 in units of the noise; five standard errors."""
     problem = load_problem("heat_rod")
@@ -151,12 +152,14 @@ def test_the_autoencoders_target_is_scikit_learns_principal_components():
     assert problem.target == pytest.approx(error, rel=1e-10)
 
 
+@pytest.mark.thorough
 def test_the_cnn_beats_the_support_vector_machine_of_scikit_learns_example():
     """Whose accuracy on digits held out is 0.97 (scikit-learn's example "Recognizing hand-written digits")."""
     problem = load_problem("cnn")
     assert metric(problem, "accuracy", trained(problem, optax.adam(1e-2), 150, batch_size=128)) > 0.97
 
 
+@pytest.mark.thorough
 def test_the_lstm_beats_the_constant_answer_on_held_out_sequences():
     problem = load_problem("lstm[hidden=16,length=8]")
     assert metric(problem, "rmse", trained(problem, optax.adam(0.03), 300)) < (1 / 6) ** 0.5
@@ -177,6 +180,7 @@ def test_the_languages_entropy_is_that_of_its_text():
     assert problem.target / 1.05 == pytest.approx(floor, abs=15 * 16 / (2 * n) + 5 * np.log(160) / 2 / n**0.5)
 
 
+@pytest.mark.thorough
 def test_the_transformer_reaches_the_languages_entropy_on_held_out_text():
     problem = load_problem("transformer[layers=1,width=32,heads=2,length=8,examples=12800]")
     params = trained(problem, optax.adam(1e-2), 200, batch_size=64)

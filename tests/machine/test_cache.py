@@ -57,6 +57,7 @@ def test_second_run_loads_what_the_first_compiled(tmp_path):
     assert not any(damaged.timings["compile_cached"].to_pylist())
 
 
+@pytest.mark.thorough
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     assert not any(run(tmp_path / "file", tmp_path / "out").timings["compile_cached"].to_pylist())

@@ -72,6 +72,7 @@ PAIRS = (
 )
 
 
+@pytest.mark.thorough
 def test_all_numbers_of_devices_give_the_same_record(tmp_path):
     (tmp_path / "normalised.py").write_text(NORMALISED)
     pairs = [(str(tmp_path / name) if name.endswith(".py") else name, optimizer) for name, optimizer in PAIRS]

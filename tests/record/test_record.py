@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import StopAfter, time_little
 from quick import child_environment
+from sampling import sample
 
 import gradbench
 from gradbench.engine import events, runner
@@ -68,7 +69,7 @@ def test_a_record_without_sharpness_has_no_table_of_it_and_older_plans_load(swee
     assert load_run(run.path).sharpness.num_rows == 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", sample(["float32", "bfloat16"]))
 def test_an_interrupted_run_resumes_to_the_same_record(sweep, small_blocks, tmp_path, dtype):
     small_blocks()
     plan = gradbench.SweepPlan(("linear_regression",), batch_size=None, dtype=dtype, **PLAN)

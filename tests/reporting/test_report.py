@@ -12,6 +12,7 @@ import subprocess
 import pyarrow as pa
 import pytest
 import vl_convert
+from sampling import sample
 from synthetic import make_large_run, make_run
 
 from gradbench.cli.check import run_check
@@ -314,6 +315,7 @@ def test_a_page_does_not_take_the_place_of_a_device(tmp_path):
     assert (tmp_path / "page.html").is_fifo()
 
 
+@pytest.mark.thorough
 def test_a_record_of_100_000_trials_stays_under_5_megabytes(tmp_path):
     run = make_large_run()
     assert run.trials.num_rows == 100_000
@@ -396,7 +398,7 @@ def in_chromium(path, width, fragment=""):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 @pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("width", sample([1280, 500]))
 def test_in_chromium_a_click_on_a_learning_rate_changes_the_linked_views(width, tmp_path):
     path = write_report([make_run(optimizers=["sgd"], decay=diverging)], tmp_path / "page.html")
     before, _, after = path.read_text().rpartition("</body>")

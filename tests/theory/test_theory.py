@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sampling import sample
 
 import gradbench
 from gradbench.analysis import profiles
@@ -14,7 +15,9 @@ from gradbench.theory.replay import flat_loss, replay, start
 from gradbench.theory.rising import read_rise
 
 
-@pytest.mark.parametrize("name", ["quadratic_bowl", "linear_regression", "logistic_regression", "mlp[hidden=8]"])
+@pytest.mark.parametrize(
+    "name", sample(["quadratic_bowl", "linear_regression", "logistic_regression", "mlp[hidden=8]"], 2)
+)
 def test_lanczos_agrees_with_numpys_eigenvalues(name):
     problem = gradbench.load_problem(name)
     with jax.enable_x64(True):
@@ -70,7 +73,7 @@ def test_the_bowl_diverges_just_above_the_stable_limit_and_not_below(optimizer):
     assert below[1] < below[0] < above[1]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "momentum[momentum=0.5]", "nesterov"])
+@pytest.mark.parametrize("optimizer", sample(["sgd", "momentum", "momentum[momentum=0.5]", "nesterov"], 2))
 def test_the_rate_fitted_from_the_curve_is_the_predicted_one_at_every_converging_learning_rate(sweep, optimizer):
     """On the default bowl, and 1 % is of the decay: of the rate's logarithm, which is the stricter reading.
 
@@ -164,6 +167,7 @@ def test_a_run_records_the_sharpness_of_the_bowl(sweep):
     assert [row["step"] for row in rows if row["learning_rate"] == 0.9] == [0, 7, 14, 21, 29, 36, 43, 50]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("compiled_quickly")
 def test_a_run_records_the_sharpness_of_a_network(sweep):
     run = sweep("mlp[hidden=2]", ["adam"], (0.01, 1.0), seeds=1, steps=20, sharpness=True)
