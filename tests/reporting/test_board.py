@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import pytest
 from synthetic import make_run
+from test_report import CHROMIUM, in_chromium
 
 from gradbench.archive.verified import NAME, keep, standing_verification
 from gradbench.archive.verify import verify_run
@@ -96,3 +98,45 @@ def test_records_that_do_not_compare_are_refused_by_name_with_exit_2(sweep, caps
     assert invoke(["board", str(one.path), str(two.path), "--out", str(tmp_path / "b.html"), "--quiet"]) == 2
     assert f"{one.id} and {two.id} do not compare: steps is 5 and 6" in capsys.readouterr().err
     assert invoke(["board", str(one.path), "--out", str(tmp_path / "b.html"), "--quiet"]) == 0
+
+
+PROBE = """<script>
+const faults = [], pause = () => new Promise((next) => setTimeout(next, 25));
+addEventListener("error", (event) => faults.push(event.message));
+addEventListener("unhandledrejection", (event) => faults.push(String(event.reason)));
+(async () => {
+  const until = async (done) => { for (let i = 0; i < 400 && !done(); i++) await pause(); };
+  await until(() => document.body.dataset.ready);
+  const names = () => [...document.querySelectorAll("#matrix td.name")].map((td) => td.textContent);
+  const found = { before: names(), charts: document.querySelectorAll("#sweeps svg").length };
+  found.wide = document.documentElement.scrollWidth - innerWidth;
+  document.querySelectorAll("#matrix tbody tr")[1].click();
+  await until(() => document.getElementById("chosen").textContent === found.before[1]);
+  found.chosen = document.getElementById("chosen").textContent;
+  const family = document.getElementById("family");
+  family.value = "Adam";
+  family.dispatchEvent(new Event("change"));
+  await until(() => names().length === 1);
+  found.adam = names();
+  found.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
+  const made = document.createElement("pre"); made.id = "result";
+  made.textContent = JSON.stringify({ ...found, faults });
+  document.body.append(made);
+})();
+</script>"""
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
+@pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_in_chromium_a_row_opens_its_sweeps_and_a_family_filters(width, tmp_path):
+    path = write_board([make(problems=["quadratic_bowl", "rosenbrock"])], tmp_path / "board.html")
+    before, _, after = path.read_text().rpartition("</body>")
+    path.write_text(before + PROBE + "</body>" + after)
+    result = in_chromium(path, width)
+    assert result["faults"] == []
+    assert result["requests"] == []
+    assert result["wide"] <= 0
+    assert (result["before"], result["chosen"], result["adam"]) == (["adam", "sgd"], "sgd", ["adam"])
+    assert result["charts"] == 2  # a sweep for each problem
