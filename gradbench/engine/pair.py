@@ -234,9 +234,8 @@ class PairSweep:
             self.branches.forget(self.slot_trial)
 
     def _add_copies(self, branches: Sequence[int], whole: bool = False) -> None:
-        for trial in branches:
-            for table, rows in self.branches.rows_of(trial, whole):
-                self.new[table].append(rows)
+        for table, rows in self.branches.rows_of(branches, whole):
+            self.new[table].append(rows)
 
     def _place_slots(self) -> None:
         """Settings and seeds of the slots' trials, on the devices; an empty slot repeats a trial at rate 0."""

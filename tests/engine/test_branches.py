@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from conftest import StopAfter
 
@@ -48,6 +50,29 @@ def test_branches_are_the_trials_that_run_from_their_start(tmp_path, small_block
     if not settings.get("stop_at_target"):  # each ends where its rate has come down to 0
         cooled = np.ceil(0.999 * ran["stable"].to_numpy() * ran["cooldown"].to_numpy())
         assert ran["steps_run"].to_pylist() == (ran["stable"].to_numpy() + cooled).tolist()
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_metrics_of_branches_are_those_of_trials_from_their_start_and_reach_their_ends(tmp_path, small_blocks):
+    small_blocks(lanes=2, rows=3)
+    data = {"x": np.linspace(-1, 1, 16)}
+    objects = {
+        "line": gradbench.Problem(
+            lambda key: jnp.ones(()),
+            lambda w, data: jnp.mean((w * data["x"] - data["x"]) ** 2 + w),
+            data=data,
+            examples=16,
+            holdout=data,
+            metrics={"slope": lambda w, data: w},
+            name="line",
+        )
+    }
+    plans = [plan_of("line", learning_rates=(0.1,), batch_size=4, record_points=6, **how) for how in ({}, APART)]
+    together, apart = (gradbench.run_plan(plan, out=tmp_path, objects=objects) for plan in plans)
+    assert together.metrics.equals(apart.metrics)
+    for row in together.trials.to_pylist():
+        steps = together.metrics.filter(pc.field("trial") == row["trial"])["step"].to_numpy()
+        assert (steps.max(), len(np.unique(steps))) == (row["steps_run"], len(steps) // 4)  # loss and slope, of both
 
 
 def test_a_branch_ends_where_a_run_of_its_length_does(tmp_path, small_blocks):
