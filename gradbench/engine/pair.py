@@ -149,13 +149,14 @@ class PairSweep:
 
     def _know_lengths(self) -> None:
         """Of every trial known so far Trial.fall, each (N,), and the trial-steps of the first n of the queue, (N + 1,).
-        A trial of an older record ran on at rate 0."""
+        In an older record trials ran on at rate 0."""
         trial, queue = self.program.trial, self.queue
         shapes = trial.settings_shape()
         with self._numerics():
             found = trial.fall({name: np.asarray(of, shapes[name].dtype) for name, of in queue.settings.items()})
-        self.falls, ends = (np.broadcast_to(np.asarray(of, np.int64), len(queue.seeds)) for of in found)
-        self.ends = ends if queue.ran is None else np.where(queue.ran > ends, self.plan.steps, ends)
+        self.falls, self.ends = (np.broadcast_to(np.asarray(of, np.int64), len(queue.seeds)) for of in found)
+        if queue.ran is not None and (queue.ran > self.ends).any():
+            self.falls, self.ends = 0 * self.falls, np.full_like(self.ends, self.plan.steps)
         self.costs = np.append(0, np.cumsum(self.ends[queue.order]))
 
     def run(

@@ -9,9 +9,11 @@ import pytest
 from conftest import StopAfter
 
 import gradbench
+from gradbench.engine import units
 from gradbench.engine.runner import Watcher
 from gradbench.engine.slots.branches import shared
 from gradbench.inputs.plan import SweepPlan
+from gradbench.machine.workers import Alone
 
 APART = {"budget": "1000trials"}  # with a budget every trial runs from its start
 
@@ -114,6 +116,16 @@ def test_a_stopped_run_goes_on_with_its_branches(tmp_path, small_blocks, questio
     assert resumed.trials.equals(whole.trials)
     assert resumed.curves.equals(whole.curves)
     assert steps.last.trial_steps <= steps.last.total_steps
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_units_share_what_each_has_and_leave_the_same_record(tmp_path, small_blocks, monkeypatch):
+    small_blocks(lanes=2, rows=5)
+    monkeypatch.setattr(units, "unit_trials", lambda *_: 7)  # of 18 trials, whose branches lie in other units too
+    whole = run_of(plan_of(), tmp_path)
+    by_units = gradbench.run_plan(plan_of(), out=tmp_path, executor=Alone())
+    assert by_units.trials.equals(whole.trials)
+    assert by_units.curves.equals(whole.curves)
 
 
 def test_a_branch_is_replayed_from_its_start(tmp_path, small_blocks):
