@@ -38,7 +38,7 @@ def run_of(plan, out, watcher=None):
     "settings",
     [
         {},
-        {"problem": "mlp[hidden=4]", "optimizer": "adam"},
+        pytest.param({"problem": "mlp[hidden=4]", "optimizer": "adam"}, marks=pytest.mark.thorough),
         {"problem": "linear_regression", "batch_size": 128},  # observed every third step: falls end between rows
         {"dtype": "bfloat16", "stop_at_target": True},
     ],
@@ -77,17 +77,15 @@ def test_metrics_of_branches_are_those_of_trials_from_their_start_and_reach_thei
         assert (steps.max(), len(np.unique(steps))) == (row["steps_run"], len(steps) // 4)  # loss and slope, of both
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_branch_ends_where_a_run_of_its_length_does(tmp_path, small_blocks):
     small_blocks(lanes=2, rows=5)
-    run = run_of(plan_of("mlp[hidden=4]"), tmp_path)
-    for stable, cooldown, steps in ((8, 0.4, 12), (20, 0.1, 22)):
-        points = [{"learning_rate": 0.1, "stable": stable, "cooldown": cooldown}]
-        plan = SweepPlan(
-            ("mlp[hidden=4]",), ("momentum[schedule=wsd]",), seeds=1, timing="none", design=points, steps=steps
-        )
-        [alone] = run_of(plan, tmp_path).trials.to_pylist()
-        [row] = [row for row in run.trials.to_pylist() if row | points[0] == row]
-        assert (row["final_loss"], row["steps_run"]) == (alone["final_loss"], steps)
+    run, point = run_of(plan_of(), tmp_path), {"learning_rate": 0.1, "stable": 8, "cooldown": 0.4}
+    [problem], spec = run.plan.problems, "momentum[schedule=wsd]"
+    short = SweepPlan((problem,), (spec,), seeds=1, timing="none", design=[point], steps=12)  # 8 + 0.4 × 8, whole
+    [alone] = run_of(short, tmp_path).trials.to_pylist()
+    [row] = [row for row in run.trials.to_pylist() if row | point == row]
+    assert (row["final_loss"], row["steps_run"]) == (alone["final_loss"], 12)
 
 
 def test_what_is_shared_is_computed_once(tmp_path, small_blocks):
