@@ -157,10 +157,11 @@ def axes_of(text: str, error: type[GradbenchError]) -> tuple[Axis, ...]:
 
 
 def concrete(text: str, values: Mapping[str, Any], error: type[GradbenchError]) -> str:
-    """A spec with `values` for those settings, in their places."""
+    """A spec with `values` for those settings, in their places; a column of a record has numbers of steps as floats."""
     if not values:
         return text
     spec = parse_spec(text, error)
+    values = {name: int(of) if name in WHOLE and isinstance(of, float) else of for name, of in values.items()}
     settings = {name: values.get(name, value) for name, value in spec.settings.items()}
     return spec_text(spec.target, settings)
 
