@@ -19,6 +19,7 @@ from gradbench.inputs.specs.rates import rate_range, rate_values, rates_as_kept
 from gradbench.inputs.specs.schedules import branched, rising
 from gradbench.inputs.specs.searches import (
     ASKED,
+    ASKING,
     HALVING,
     OPTUNA,
     OPTUNA_POINTS,
@@ -328,7 +329,7 @@ class SweepPlan:
     def side_by_side(self, optimizer: str) -> int:
         """Trials of a pair that may be under way at once: a search asks for few at a time."""
         trials, found = self.trials_of(optimizer), self.searching
-        if found is None or found.kind not in (REFINE, OPTUNA):
+        if found is None or found.kind not in ASKING:
             return trials
         return min(trials, ASKED if found.kind == REFINE else ASKED * self.seeds)
 
