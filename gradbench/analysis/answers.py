@@ -199,7 +199,7 @@ def run_table(run: Run, output_format: str) -> str:
 def pair_sentence(pair: PairSummary) -> str:
     """What is to be said of a pair as soon as it is done."""
     name = f"{pair.problem} × {pair.optimizer}: "
-    if start := risen(pair.optimizer):
+    if start := risen(pair.optimizer, pair.settings):
         high = pair.rates[0].learning_rate
         return f"{name}a range test, learning rates from {number(high * start)} to {number(high)}"
     if pair.best is None:
@@ -260,19 +260,17 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
 
 def range_tests(run: Run, pair: PairSummary) -> list[tuple[RateSummary, RangeTest]]:
     """Of each point of a pair whose rate rises what that says, over its seeds; nothing of other pairs."""
-    start, found = risen(pair.optimizer), []
-    steps = run.plan.of(pair.optimizer).steps
-    for point in pair.points if start else ():
+    found, steps = [], run.plan.of(pair.optimizer).steps
+    for point in pair.points if risen(pair.optimizer) else ():
         trials = at_settings(run.trials, dataclasses.replace(pair, settings=point.settings))
         numbers = trials.filter(pc.field("problem") == pair.problem)["trial"].to_numpy()
         curves = run.curves.filter(pc.field("trial").isin(pa.array(numbers)))
         step = curves["step"].to_numpy()
         kept = np.unique(step)
         losses = np.full((len(numbers), len(kept)), np.nan)
-        losses[np.searchsorted(numbers, curves["trial"].to_numpy()), np.searchsorted(kept, step)] = floats(
-            curves, "loss"
-        )
-        rates = risen_rates(point.learning_rate, start or 1.0, steps)
+        place = np.searchsorted(numbers, curves["trial"].to_numpy()), np.searchsorted(kept, step)
+        losses[place] = floats(curves, "loss")
+        rates = risen_rates(point.learning_rate, risen(pair.optimizer, point.settings) or 1.0, steps)
         found.append((point, read_rise(rates[np.minimum(kept, steps - 1)], losses)))
     return found
 

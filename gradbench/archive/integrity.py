@@ -14,6 +14,7 @@ from gradbench.analysis.summary import by_dtype, references
 from gradbench.analysis.verdicts import floats, judged, verdicts
 from gradbench.archive.again import recorded_block
 from gradbench.engine.slots.points import curve_points, wanted_rows
+from gradbench.inputs.specs.searches import ASKING
 from gradbench.record.manifest import changed_files
 from gradbench.record.schema import COUNT, NUMBER, TRIALS
 from gradbench.record.store import Run
@@ -70,7 +71,7 @@ def planned_columns(run: Run, number: np.ndarray) -> dict[str, np.ndarray]:
     problems, optimizers = (np.array(names, object)[pair] for names in zip(*plan.pairs))
     columns = {name: np.full(len(number), np.nan) for name in (*plan.axis_names, "learning_rate")}
     seeds = np.zeros(len(number), np.int64)
-    if plan.search is not None and not plan.rungs:  # which settings it asks for, what it was told decides
+    if plan.searching is not None and plan.searching.kind in ASKING:
         return {"problem": problems, "optimizer": optimizers}
     for of in np.unique(pair).tolist():
         at = pair == of

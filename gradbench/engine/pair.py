@@ -151,13 +151,14 @@ class PairSweep:
 
     def _know_lengths(self) -> None:
         """Of every trial known so far Trial.fall, each (N,), and the trial-steps of the first n of the queue, (N + 1,).
-        A trial of an older record ran on at rate 0."""
+        In an older record trials ran on at rate 0."""
         trial, queue = self.program.trial, self.queue
         shapes = trial.settings_shape()
         with self._numerics():
             found = trial.fall({name: np.asarray(of, shapes[name].dtype) for name, of in queue.settings.items()})
-        self.falls, ends = (np.broadcast_to(np.asarray(of, np.int64), len(queue.seeds)) for of in found)
-        self.ends = ends if queue.ran is None else np.where(queue.ran > ends, self.plan.steps, ends)
+        self.falls, self.ends = (np.broadcast_to(np.asarray(of, np.int64), len(queue.seeds)) for of in found)
+        if queue.ran is not None and (queue.ran > self.ends).any():
+            self.falls, self.ends = 0 * self.falls, np.full_like(self.ends, self.plan.steps)
         self.costs = np.append(0, np.cumsum(self.ends[queue.order]))
 
     def run(
@@ -236,9 +237,8 @@ class PairSweep:
             self.branches.forget(self.slot_trial)
 
     def _add_copies(self, branches: Sequence[int], whole: bool = False) -> None:
-        for trial in branches:
-            for table, rows in self.branches.rows_of(trial, whole):
-                self.new[table].append(rows)
+        for table, rows in self.branches.rows_of(branches, whole):
+            self.new[table].append(rows)
 
     def _place_slots(self) -> None:
         """Settings and seeds of the slots' trials, on the devices; an empty slot repeats a trial at rate 0."""

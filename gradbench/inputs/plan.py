@@ -17,6 +17,7 @@ from gradbench.inputs.specs.rates import check_rates_fit, rate_values, rates_as_
 from gradbench.inputs.specs.schedules import branched, rising
 from gradbench.inputs.specs.searches import (
     ASKED,
+    ASKING,
     HALVING,
     OPTUNA,
     OPTUNA_POINTS,
@@ -235,7 +236,7 @@ class SweepPlan(SweepSettings):
         trials, found = self.trials_of(optimizer), self.searching
         if self.until is not None:
             return min(trials, races.ADDED * self.settings)
-        if found is None or found.kind not in (REFINE, OPTUNA):
+        if found is None or found.kind not in ASKING:
             return trials
         return min(trials, ASKED if found.kind == REFINE else ASKED * self.seeds)
 

@@ -98,6 +98,8 @@ def _drawable(
         return None, "the record does not say how many parameters the problem has"
     if size > MAX_PARAMETERS:
         return None, f"the problem has {size:,} parameters, and at most {MAX_PARAMETERS:,} are drawn"
+    if not pairs and all(run.plan.of(spec) is not run.plan for spec in run.plan.optimizers):
+        return None, "every optimizer has steps, a batch size or a dtype of its own"
     if not pairs:
         return None, "all optimizers are a user's own, and a record's files are not run"
     return (objects[name], "") if name in objects else _same_problem(runs, name)

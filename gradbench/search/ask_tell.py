@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import warnings
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from gradbench.errors import PlanError, one_line
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.specs.axis import LINEAR, LOG, ONE_MINUS, Axis
+from gradbench.inputs.specs.axis import LOG, ONE_MINUS, Axis, place_of, value_at
 from gradbench.inputs.specs.searches import ASKED
 from gradbench.search.asked import Asked, Searching
 
@@ -74,6 +73,4 @@ def _distribution(optuna: Any, axis: Axis) -> Any:
 def _value(axis: Axis, value: float) -> float:
     if axis.scale is None or len(axis.values) == 1:
         return value
-    if axis.scale == LINEAR:
-        return float(f"{value:.6g}")
-    return float(f"{1 - value:.12g}") if axis.scale == ONE_MINUS else float(f"{value:.6g}") if value else math.nan
+    return value_at(place_of(1 - value if axis.scale == ONE_MINUS else value, axis.scale), axis.scale)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.specs.searches import OPTUNA, RANGE_TEST, REFINE
+from gradbench.inputs.specs.searches import ASKING, RANGE_TEST, REFINE
 from gradbench.search.ask_tell import ask_tell
 from gradbench.search.asked import Asked, Searching
 from gradbench.search.refine import refine
@@ -110,7 +110,7 @@ def reasons(plan: SweepPlan, seeds: np.ndarray) -> list[str]:
 
 def _search(plan: SweepPlan, optimizer: str) -> Searching | None:
     found = plan.searching
-    if found is None or found.kind not in (REFINE, OPTUNA):
+    if found is None or found.kind not in ASKING:
         return None
     return (refine if found.kind == REFINE else ask_tell)(plan, optimizer, found.argument)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.specs.axis import LINEAR, LOG, Axis
+from gradbench.inputs.specs.axis import LOG, Axis, place_of, value_at
 from gradbench.inputs.specs.searches import REFINE_POINTS
 from gradbench.search.asked import Asked, Searching
 
@@ -29,26 +29,16 @@ class Line:
 
     def __init__(self, axis: Axis, step: float | None = None, finest: float = 0.0, beyond: float = 0.0):
         self.axis, self.ranged = axis, axis.scale is not None
-        ends = (axis.values[0], axis.values[-1]) if self.ranged else (0, len(axis.values) - 1)
-        low, high = (self.place(value) for value in ends) if self.ranged else ends
+        low, high = 0.0, float(len(axis.values) - 1)
+        if axis.scale is not None:
+            low, high = (place_of(axis.values[end], axis.scale) for end in (0, -1))
         self.low, self.high = low - beyond, high + beyond
         self.step = 1.0 if not self.ranged else step or (high - low) / 4
         self.finest = 1.0 if not self.ranged else finest or (high - low) * FINEST
         self.middle = (low + high) / 2 if self.ranged else float((len(axis.values) - 1) // 2)
 
-    def place(self, value: float) -> float:
-        if self.axis.scale == LOG:
-            return math.log(value)
-        return value if self.axis.scale == LINEAR else -math.log1p(-value)
-
     def value(self, place: float) -> float:
-        if not self.ranged:
-            return self.axis.values[round(place)]
-        if self.axis.scale == LINEAR:
-            return float(f"{place:.6g}")
-        if self.axis.scale == LOG:
-            return float(f"{math.exp(place):.6g}")
-        return float(f"{1 - float(f'{math.exp(-place):.6g}'):.12g}")
+        return self.axis.values[round(place)] if self.axis.scale is None else value_at(place, self.axis.scale)
 
     def beside(self, place: float) -> list[float]:
         """A step to each side, as far as there is something."""

@@ -25,12 +25,14 @@ COLUMNS = (
     Column("best", "grid's best"),
     Column("factor", "factor"),
     Column("good", "in the good range", str),
+    Column("range_test", "a range test's factor"),
     Column("seconds", "in", seconds),
 )
 
 
 def row_of(problem: str, optimizer: str, steps: int, out: str) -> dict[str, Any]:
     row: dict[str, Any] = {"problem": problem, "optimizer": optimizer, "suggested": None, "factor": None, "good": "–"}
+    row["range_test"] = None
     try:
         found = suggest(problem, optimizer, steps=steps)
     except GradbenchError as error:
@@ -40,10 +42,13 @@ def row_of(problem: str, optimizer: str, steps: int, out: str) -> dict[str, Any]
     row |= {"suggested": found.learning_rate, "seconds": found.seconds, "best": pair.best and pair.best.learning_rate}
     if pair.best is None or pair.good is None:
         return row
-    ratio = found.learning_rate / pair.best.learning_rate
+    risen = {"search": "range-test", "seeds": 1, "steps": steps, "timing": "none", "out": out}
+    [test] = gradbench.sweep(problem, optimizer, "1e-5:100:2", **risen).summary()
+    ratios = [rate / pair.best.learning_rate for rate in (found.learning_rate, test["suggested_learning_rate"])]
     low, high = pair.good
     return row | {
-        "factor": max(ratio, 1 / ratio),
+        "factor": max(ratios[0], 1 / ratios[0]),
+        "range_test": max(ratios[1], 1 / ratios[1]),
         "good": "yes" if low / 1.3 <= found.learning_rate <= high * 1.3 else "no",
     }
 
@@ -71,6 +76,7 @@ def main() -> None:
     near = sum(row["factor"] <= 2 for row in known)
     good = sum(row["good"] == "yes" for row in known)
     print(f"within a factor of 2 on {near} of {len(known)}, in the good range (or a grid step from it) on {good}")
+    print(f"a range test's tenth within a factor of 2 on {sum(row['range_test'] <= 2 for row in known)}")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from conftest import StopAfter
 
 import gradbench
+from gradbench.engine import units
 from gradbench.engine.runner import Watcher
 from gradbench.engine.slots.branches import shared
 from gradbench.inputs.plan import SweepPlan
+from gradbench.machine.workers import Alone
 
 APART = {"budget": "1000trials"}  # with a budget every trial runs from its start
 
@@ -34,7 +38,7 @@ def run_of(plan, out, watcher=None):
     "settings",
     [
         {},
-        {"problem": "mlp[hidden=4]", "optimizer": "adam"},
+        pytest.param({"problem": "mlp[hidden=4]", "optimizer": "adam"}, marks=pytest.mark.thorough),
         {"problem": "linear_regression", "batch_size": 128},  # observed every third step: falls end between rows
         {"dtype": "bfloat16", "stop_at_target": True},
     ],
@@ -50,17 +54,38 @@ def test_branches_are_the_trials_that_run_from_their_start(tmp_path, small_block
         assert ran["steps_run"].to_pylist() == (ran["stable"].to_numpy() + cooled).tolist()
 
 
+@pytest.mark.usefixtures("compiled_quickly")
+def test_metrics_of_branches_are_those_of_trials_from_their_start_and_reach_their_ends(tmp_path, small_blocks):
+    small_blocks(lanes=2, rows=3)
+    data = {"x": np.linspace(-1, 1, 16)}
+    objects = {
+        "line": gradbench.Problem(
+            lambda key: jnp.ones(()),
+            lambda w, data: jnp.mean((w * data["x"] - data["x"]) ** 2 + w),
+            data=data,
+            examples=16,
+            holdout=data,
+            metrics={"slope": lambda w, data: w},
+            name="line",
+        )
+    }
+    plans = [plan_of("line", learning_rates=(0.1,), batch_size=4, record_points=6, **how) for how in ({}, APART)]
+    together, apart = (gradbench.run_plan(plan, out=tmp_path, objects=objects) for plan in plans)
+    assert together.metrics.equals(apart.metrics)
+    for row in together.trials.to_pylist():
+        steps = together.metrics.filter(pc.field("trial") == row["trial"])["step"].to_numpy()
+        assert (steps.max(), len(np.unique(steps))) == (row["steps_run"], len(steps) // 4)  # loss and slope, of both
+
+
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_branch_ends_where_a_run_of_its_length_does(tmp_path, small_blocks):
     small_blocks(lanes=2, rows=5)
-    run = run_of(plan_of("mlp[hidden=4]"), tmp_path)
-    for stable, cooldown, steps in ((8, 0.4, 12), (20, 0.1, 22)):
-        points = [{"learning_rate": 0.1, "stable": stable, "cooldown": cooldown}]
-        plan = SweepPlan(
-            ("mlp[hidden=4]",), ("momentum[schedule=wsd]",), seeds=1, timing="none", design=points, steps=steps
-        )
-        [alone] = run_of(plan, tmp_path).trials.to_pylist()
-        [row] = [row for row in run.trials.to_pylist() if row | points[0] == row]
-        assert (row["final_loss"], row["steps_run"]) == (alone["final_loss"], steps)
+    run, point = run_of(plan_of(), tmp_path), {"learning_rate": 0.1, "stable": 8, "cooldown": 0.4}
+    [problem], spec = run.plan.problems, "momentum[schedule=wsd]"
+    short = SweepPlan((problem,), (spec,), seeds=1, timing="none", design=[point], steps=12)  # 8 + 0.4 × 8, whole
+    [alone] = run_of(short, tmp_path).trials.to_pylist()
+    [row] = [row for row in run.trials.to_pylist() if row | point == row]
+    assert (row["final_loss"], row["steps_run"]) == (alone["final_loss"], 12)
 
 
 def test_what_is_shared_is_computed_once(tmp_path, small_blocks):
@@ -89,6 +114,16 @@ def test_a_stopped_run_goes_on_with_its_branches(tmp_path, small_blocks, questio
     assert resumed.trials.equals(whole.trials)
     assert resumed.curves.equals(whole.curves)
     assert steps.last.trial_steps <= steps.last.total_steps
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_units_share_what_each_has_and_leave_the_same_record(tmp_path, small_blocks, monkeypatch):
+    small_blocks(lanes=2, rows=5)
+    monkeypatch.setattr(units, "unit_trials", lambda *_: 7)  # of 18 trials, whose branches lie in other units too
+    whole = run_of(plan_of(), tmp_path)
+    by_units = gradbench.run_plan(plan_of(), out=tmp_path, executor=Alone())
+    assert by_units.trials.equals(whole.trials)
+    assert by_units.curves.equals(whole.curves)
 
 
 def test_a_branch_is_replayed_from_its_start(tmp_path, small_blocks):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from gradbench.errors import GradbenchError, OptimizerError, PlanError
+from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.specs.axis import axes_of, without_axes
+from gradbench.inputs.specs.axis import axes_of, concrete, without_axes
 
 
 def values(text: str) -> tuple[float, ...]:
@@ -190,3 +191,10 @@ def test_bad_branches_get_one_line(settings, words):
     with pytest.raises(GradbenchError, match=words) as caught:
         SweepPlan(**settings)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_number_of_steps_stays_one_when_a_record_has_it_as_a_float():
+    text = "adam[schedule=wsd,stable=100|200,cooldown=0.1|0.2]"
+    one = concrete(text, {"stable": 200.0, "cooldown": 0.2}, OptimizerError)
+    assert one == "adam[schedule=wsd,stable=200,cooldown=0.2]"
+    assert load_optimizer(one).spec == one

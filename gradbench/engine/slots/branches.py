@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gradbench.engine.slots.packing import joined
 from gradbench.inputs.specs.schedules import COOLING
 from gradbench.search.queue import Queue
 
@@ -120,15 +121,18 @@ class Branches:
         self.waits[branches] = False
         return places, branches
 
-    def rows_of(self, trial: int, whole: bool = False) -> Iterator[tuple[str, Columns]]:
-        """A branch's rows of each table before it has branched off, or all of its trunk's if `whole`."""
-        for table, pieces in self.past.items():
-            for piece in pieces:
-                mine = piece["trial"] == self.trunk[trial] + self.before
-                mine &= whole | (piece["step"] < self.begin[trial])
-                if mine.any():
-                    copy = {name: of[mine] for name, of in piece.items()}
-                    yield table, copy | {"trial": np.full(int(mine.sum()), trial + self.before)}
+    def rows_of(self, branches: Sequence[int], whole: bool = False) -> Iterator[tuple[str, Columns]]:
+        """Rows of each table that branches have of their trunks: those before they branch off, or all if `whole`."""
+        for table, pieces in self.past.items() if len(branches) else ():
+            rows = joined(pieces)
+            order = np.argsort(rows["trial"], kind="stable")
+            of_trunk = self.trunk[branches] + self.before
+            low, high = (np.searchsorted(rows["trial"], of_trunk, side, sorter=order) for side in ("left", "right"))
+            place = np.concatenate([order[start:end] for start, end in zip(low, high)])
+            owner = np.repeat(branches, high - low)
+            mine = whole | (rows["step"][place] < self.begin[owner])
+            copies = {name: of[place][mine] for name, of in rows.items()}
+            yield table, copies | {"trial": owner[mine] + self.before}
 
     def forget(self, slot_trial: np.ndarray) -> None:
         """Drop copies and rows that no branch needs any more."""
@@ -136,8 +140,9 @@ class Branches:
         self.copies = {number: of for number, of in self.copies.items() if number in used}
         needed = self._trunks(slot_trial)
         for table, pieces in self.past.items():
-            kept = [({name: of[mine] for name, of in piece.items()}, mine) for piece, mine in _of(pieces, needed)]
-            self.past[table] = [piece for piece, mine in kept if mine.any()]
+            rows = joined(pieces)
+            mine = np.isin(rows["trial"], needed)
+            self.past[table] = [{name: of[mine] for name, of in rows.items()}]
 
     def _trunks(self, slot_trial: np.ndarray) -> np.ndarray:
         """Trunks with branches to come, by their numbers in the record."""
@@ -174,7 +179,3 @@ class Branches:
             mine = np.isin(rows["trial"], needed)
             if mine.any():
                 self.past[name] = [{key: of[mine] for key, of in rows.items()}]
-
-
-def _of(pieces: Sequence[Columns], trials: np.ndarray) -> Iterator[tuple[Columns, np.ndarray]]:
-    return ((piece, np.isin(piece["trial"], trials)) for piece in pieces)

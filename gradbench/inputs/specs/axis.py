@@ -70,16 +70,23 @@ def scale_of(name: str) -> str:
 
 
 def between(low: float, high: float, share: float, scale: str, whole: bool = False) -> float:
-    """A value `share` of the way from low to high, to six digits (of 1 - value, where that is what is spaced)."""
+    """A value `share` of the way from low to high."""
     if share in (0, 1):
         return high if share else low
-    if scale == LINEAR:
-        value = low + (high - low) * share
-    elif scale == LOG:
-        value = math.exp(math.log(low) + (math.log(high) - math.log(low)) * share)
-    else:
-        distance = math.exp(math.log1p(-low) + (math.log1p(-high) - math.log1p(-low)) * share)
-        return float(f"{1 - float(f'{distance:.6g}'):.12g}")
+    first, last = place_of(low, scale), place_of(high, scale)
+    return value_at(first + (last - first) * share, scale, whole)
+
+
+def place_of(value: float, scale: str) -> float:
+    """Where a value lies on its scale, on which equal steps are equal: itself, its logarithm, or -log(1 - value)."""
+    return value if scale == LINEAR else math.log(value) if scale == LOG else -math.log1p(-value)
+
+
+def value_at(place: float, scale: str, whole: bool = False) -> float:
+    """The value at a place, to six digits (of 1 - value, where that is what is spaced)."""
+    if scale == ONE_MINUS:
+        return float(f"{1 - float(f'{math.exp(-place):.6g}'):.12g}")
+    value = math.exp(place) if scale == LOG else place
     return round(value) if whole else float(f"{value:.6g}")
 
 
@@ -150,10 +157,11 @@ def axes_of(text: str, error: type[GradbenchError]) -> tuple[Axis, ...]:
 
 
 def concrete(text: str, values: Mapping[str, Any], error: type[GradbenchError]) -> str:
-    """A spec with `values` for those settings, in their places."""
+    """A spec with `values` for those settings, in their places; a column of a record has numbers of steps as floats."""
     if not values:
         return text
     spec = parse_spec(text, error)
+    values = {name: int(of) if name in WHOLE and isinstance(of, float) else of for name, of in values.items()}
     settings = {name: values.get(name, value) for name, value in spec.settings.items()}
     return spec_text(spec.target, settings)
 

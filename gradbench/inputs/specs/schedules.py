@@ -14,6 +14,7 @@ SCHEDULES = ("constant", "cosine", "linear", "exponential", "wsd", "rise")
 COOLING = ("stable", "cooldown")  # of wsd: they change nothing before the fall
 SETTINGS = ("schedule", "warmup", "end", *COOLING, "start")
 DECAY = 0.2  # updates of wsd's fall, by default, as a share of those before
+START = 1e-5  # of rise, the first rate as a share of the last
 _ROUNDING = 1 - 2.0**-20  # 0.1 × 100 is a little over 10 in float32, and no step more
 
 
@@ -50,13 +51,13 @@ def rate(
     end: Any = None,
     stable: Any = None,
     cooldown: Any = DECAY,
-    start: Any = 1e-5,
+    start: Any = START,
 ) -> Callable[[Any], Any]:
     """`peak` times a shape of height 1: a linear rise over `warmup` steps, then a fall to `end` at the last step. The
     fall of wsd (warm-up, stable, decay; Hu et al., MiniCPM, 2024) is linear, begins after `stable` steps and takes
-    `cooldown` times as many, by default so that it ends at the last step. rise goes
-    the other way, exponentially from `start` of the peak at the first update to the peak at the last one: the learning
-    rate range test (Smith, WACV 2017). All but `schedule` may be traced."""
+    `cooldown` times as many, by default so that it ends at the last step. rise goes the other way, exponentially from
+    `start` of the peak at the first update to the peak at the last one: the learning rate range test (Smith, WACV
+    2017). All but `schedule` may be traced."""
     import jax.numpy as jnp  # a plan does not wait for JAX
 
     end = end if end is not None else 0.01 if schedule == "exponential" else 0.0
@@ -118,20 +119,25 @@ def rising(optimizers: Sequence[str], rates: Sequence[float]) -> tuple[str, ...]
     has a schedule, or where there is one rate."""
     specs = []
     for spec in optimizers:
-        schedule = parse_spec(spec, OptimizerError).settings.get("schedule", "constant")
+        settings = parse_spec(spec, OptimizerError).settings
+        schedule = settings.get("schedule", "constant")
         if schedule == "rise":
             specs.append(spec)
             continue
-        if schedule != "constant":
+        if schedule != "constant" or "warmup" in settings:
             raise PlanError(f"search: range-test raises the rate at every step, so {spec!r} cannot have a schedule")
         if min(rates) == max(rates):
             raise PlanError("search: range-test needs the lowest and the highest learning rate, such as 1e-4:10:25")
-        start = float(f"{min(rates) / max(rates):.6g}")
-        specs.append(with_axis(with_axis(spec, "schedule", ["rise"], OptimizerError), "start", [start], OptimizerError))
+        spec = with_axis(spec, "schedule", ["rise"], OptimizerError)
+        specs.append(with_axis(spec, "start", [float(f"{min(rates) / max(rates):.6g}")], OptimizerError))
     return tuple(specs)
 
 
-def risen(optimizer: str) -> float | None:
-    """Of an optimizer whose rate rises, its first rate as a share of the last; None of others."""
+def risen(optimizer: str, values: Mapping[str, float] | None = None) -> float | None:
+    """Of an optimizer whose rate rises, at these values of its axes, its first rate as a share of the last (1 where
+    that is an axis without a value); None of others."""
     settings = parse_spec(optimizer, OptimizerError).settings if "rise" in optimizer else {}
-    return float(settings.get("start", 1e-5)) if settings.get("schedule") == "rise" else None
+    if settings.get("schedule") != "rise":
+        return None
+    start = {**settings, **(values or {})}.get("start", START)
+    return float(start) if isinstance(start, int | float) else 1.0

@@ -9,6 +9,7 @@ from gradbench.errors import PlanError, nearest
 from gradbench.inputs.specs.spec import value_of
 
 REFINE, HALVING, OPTUNA, RANGE_TEST = "refine", "halving", "optuna", "range-test"
+ASKING = (REFINE, OPTUNA)  # what they try is known only as they are told what was found
 FACTOR = 1.1  # to which refine knows the best learning rate
 ETA = 3  # of halving: one of so many goes on at a rung
 RUNGS = 2  # of halving: the first at 1 / ETA^RUNGS of the steps; earlier than that the best are often not ahead yet
