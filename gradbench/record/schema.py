@@ -71,7 +71,13 @@ TRIALS = (
         for k in range(1, len(TARGETS) + 1)
     ),
     Column("steps_to_target", COUNT, "steps", "first step that reaches the plan's target; null if never"),
-    Column("smoothed_loss", NUMBER, "loss", f"mean {_TAIL}; null where the gradients have no noise", **_LAST_PART),
+    Column(
+        "smoothed_loss",
+        NUMBER,
+        "loss",
+        f"mean {_TAIL}, of wsd with a stable length the last loss; null where the gradients have no noise",
+        **_LAST_PART,
+    ),
     Column("tail_drop", NUMBER, "loss", f"by how much the loss fell {_TAIL}", **_LAST_PART),
     Column("tail_drop_error", NUMBER, "loss", "of tail_drop, what noise alone passes in 1 of 100 cases", **_LAST_PART),
     Column(
