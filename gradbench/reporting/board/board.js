@@ -18,11 +18,17 @@ function ranked(place) {
   return place.rank_low === place.rank_high ? `${place.rank}` : `${place.rank} (${place.rank_low}–${place.rank_high})`;
 }
 
+// The distance from the best, and over all problems its 95 %.
+function spread(place) {
+  const ends = state.problem || place.low === null ? "" : ` (${Number(place.low.toPrecision(2))}–${Number(place.high.toPrecision(2))})`;
+  return `${Number(place.distance.toPrecision(2))}${ends}`;
+}
+
 function matrix() {
   const made = find("matrix");
   made.replaceChildren();
   const head = element("tr", undefined, element("thead", undefined, made));
-  for (const [text, title] of [["optimizer"], ["rank", "among all of its ruleset; in brackets 95 %"], ["× best", "geometric mean over problems"], ["verified"]]) {
+  for (const [text, title] of [["optimizer"], ["rank", "among all of its ruleset; in brackets 95 %"], ["× best", "geometric mean over problems; in brackets 95 %"], ["verified"]]) {
     const th = element("th", text, head);
     th.scope = "col";
     if (title) th.title = title;
@@ -43,8 +49,7 @@ function matrix() {
     button.title = row.name;
     tr.addEventListener("click", () => choose(row.name));
     element("td", place ? ranked(place) : "–", tr);
-    const value = element("td", place ? number(place.distance) : "–", tr);
-    if (place && place.low !== null && !state.problem) value.title = `95 %: ${number(place.low)} to ${number(place.high)}, ${place.problems} problems`;
+    element("td", place ? spread(place) : "–", tr).title = place ? `95 %, ${place.problems} problem${place.problems === 1 ? "" : "s"}` : "";
     const done = row.records.filter((id) => verdict.get(id) && verdict.get(id).holds);
     element("td", done.length === row.records.length ? "✓" : `${done.length} of ${row.records.length}`, tr).title = "records of it that were verified";
     for (const problem of problems()) paint(element("td", undefined, tr), cell(row.name, problem));
