@@ -137,6 +137,8 @@ class Interpreter:
         outs = [v.aval.dtype for v in equation.outvars]
         as_traced = name in ("bitcast_convert_type", "nextafter")  # these work on the bits of the narrow format
         units = rounding.units(name, params)
+        if name in rounding.OF_MODULUS and jnp.issubdtype(dtypes[0], jnp.complexfloating):
+            units = rounding.MODULUS_UNITS
         if units is None and not (
             name in rounding.EXACT | rounding.SUMS | rounding.PRODUCTS | rounding.BACKWARD_STABLE
             or name in special.SPECIAL | {"one_minus_square", "polynomial"}
@@ -216,7 +218,7 @@ class Interpreter:
         """How far rounding may take this result, or None where it is exact. Rules: the docstring of `primitives`."""
         if self.seed is None or not is_float_array(exact):
             return None
-        if name in rounding.EXACT and name not in ("convert_element_type", "reduce_precision"):
+        if units is None and name in rounding.EXACT and name not in ("convert_element_type", "reduce_precision"):
             return None
         form = format_of(dtype)
 
