@@ -187,7 +187,10 @@ class Interpreter:
             amplitude = self.amplitude(name, params, results_of, ins, e, dtypes, dtype, units)
             if amplitude is not None:
                 form = format_of(dtype)
-                n = self.shared(equation, ins, e, self.add(n, e, amplitude), form)
+                kept = e
+                if name in rounding.SUMS:  # one that cancels to 0 has rounded on the way; one of zeros has not
+                    kept = jnp.where((e == 0) & (amplitude > self.underflow(dtype)), 1.0, e)
+                n = self.shared(equation, ins, e, self.add(n, kept, amplitude, picks=self._picks(e)), form)
                 if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(e):
                     # One correctly rounded operation on numbers as they are: exact where its result is in the format.
                     moved = [p for p in ins if p.noisy is not p.exact]
