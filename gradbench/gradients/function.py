@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,24 +52,35 @@ def _of_function(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Ch
         raise ProblemError(f"{name}: {error}; write check_gradient({name}, its arguments, dtype=...)") from error
     # A namedtuple, so that paths begin with the argument's name.
     made = collections.namedtuple("Arguments", bound, rename=True)(*bound.values())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(made):
-        if _is(leaf, jnp.complexfloating):
-            where = jax.tree_util.keystr(path).lstrip(".")
-            raise ProblemError(f"{name}: {where} is complex; give its real and imaginary parts as two arguments")
-    floats = jax.tree.map(lambda leaf: np.asarray(leaf) if _is(leaf, jnp.floating) else None, made)
+    floats = jax.tree.map(_float, made)
     arrays = jax.tree.map(lambda leaf: np.asarray(leaf) if _is_data(leaf) else None, made)
     if not jax.tree.leaves(floats):
         raise ProblemError(f"{name}: no float among its arguments, so nothing to differentiate; write 3.0 for 3")
 
     def loss(params: Any, data: Any) -> Any:
         def first(*given: Any) -> Any:
-            return next((value for value in given if value is not None), None)
+            found = next((value for value in given if value is not None), None)
+            return jax.lax.complex(*found) if isinstance(found, Parts) else found
 
-        whole = jax.tree.map(first, params, data, made, is_leaf=lambda x: x is None)
+        whole = jax.tree.map(first, params, data, made, is_leaf=lambda x: x is None or isinstance(x, Parts))
         return function(*inspect.BoundArguments(signature, collections.OrderedDict(zip(bound, whole))).args)
 
     problem = load_problem(Problem(init=lambda key: floats, loss=loss, data=arrays, name=name))
     return Checked(problem, ", ".join([name, *bound]), is_function=True)
+
+
+class Parts(NamedTuple):
+    """A complex argument, which is differentiated by its real and its imaginary part."""
+
+    real: Any
+    imag: Any
+
+
+def _float(leaf: Any) -> Any:
+    """What is differentiated of a leaf: it, its parts, or None."""
+    if _is(leaf, jnp.complexfloating):
+        return Parts(np.asarray(leaf).real.copy(), np.asarray(leaf).imag.copy())
+    return np.asarray(leaf) if _is(leaf, jnp.floating) else None
 
 
 def _is(leaf: Any, kind: Any) -> bool:

@@ -210,11 +210,13 @@ def matmul(x, w):
 
 
 def in_parts(x, w, total=lambda t: t, parts=8):
-    out = jnp.zeros((x.shape[0], w.shape[1]), x.dtype)
+    """Summed in float32 at least: in 16 bits a sum of parts is the fault that `total` plants."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    out = jnp.zeros((x.shape[0], w.shape[1]), wide)
     for part in np.array_split(np.arange(x.shape[1]), parts):
         if len(part):
-            out = total(out + jnp.dot(x[:, part], w[part]))
-    return out
+            out = total(out + jnp.dot(x[:, part], w[part], preferred_element_type=wide))
+    return out.astype(x.dtype)
 
 
 def matmul_ruled(backward: Callable, forward: Callable | None = None) -> Callable:

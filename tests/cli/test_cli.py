@@ -62,9 +62,9 @@ def test_neither_import_nor_help_loads_jax():
 
 
 def test_the_public_names():
-    names = "GradbenchError Problem Run SweepPlan __version__ assert_function assert_gradient check_function"
+    names = "GradbenchError Problem Run SweepPlan __version__ assert_function assert_gradient board check_function"
     names += " check_gradient compare connect export history load_optimizer load_problem load_run log_range races"
-    names += " regress report resume run_plan suggest sweep tunability verify"
+    names += " regress report resume run_plan run_suite standing suggest sweep tunability verify"
     assert sorted(gradbench.__all__) == names.split()
     for name in gradbench.__all__:
         assert getattr(gradbench, name) is not None

@@ -51,9 +51,14 @@ class Test:
 
 
 class Loss:
-    """The loss at a point as a function of one number, the step along a direction; float64, op by op."""
+    """The loss at a point as a function of one number, the step along a direction; float64, op by op.
 
-    def __init__(self, problem: Problem, point: oracle.Point, noise: float | None):
+    `size` is a change of it that matters, where all slopes may be 0; `roundings` one standard deviation of the norm of
+    each leaf of its gradient.
+    """
+
+    def __init__(self, problem: Problem, point: oracle.Point, noise: float | None, size: float, roundings: list[float]):
+        self.size, self.roundings = size, roundings
         self.trace = oracle.trace(problem.loss, point.params, point.data)
         self.leaves = [np.asarray(x).astype(np.float64) for x in jax.tree.leaves(point.params)]
         self._data = jax.tree.leaves(point.data)
@@ -112,14 +117,14 @@ def check(
     slopes may be 0.
     """
     value, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), point.params, point.data)
-    loss = Loss(problem, point, None if spread is None else float(spread.sigma[0]) / share)
+    norms = [0.0] * len(gradient) if spread is None else [n / share for n in spread.norm[1:]]
+    loss = Loss(problem, point, None if spread is None else float(spread.sigma[0]) / share, size, norms)
     # x + hv is rounded to float64 too, which moves the loss by g times that.
     inputs = sum(float(np.nansum((x * g) ** 2)) for x, g in zip(loss.leaves, gradient) if np.isfinite(g).all())
     loss.noise += UNIT * math.sqrt(inputs)
     names = leaf_names(point.params)
     generator = np.random.default_rng(1)
-    norms = [0.0] * len(gradient) if spread is None else [n / share for n in spread.norm[1:]]
-    differences, reach = _differences(loss, gradient, names, generator, fast, point.examples, size)
+    differences, reach = _differences(loss, gradient, names, generator, fast, point.examples)
     tests = [differences]
     if differences.verdict != "FAIL" or all(np.isfinite(g).all() for g in gradient):
         tests.append(_taylor(loss, gradient, reach, generator))
@@ -132,7 +137,7 @@ def check(
 
         def agrees(other: list[np.ndarray]) -> bool:
             own = np.random.default_rng(1)
-            return _differences(loss, other, names, own, fast, point.examples, size)[0].verdict != "FAIL"
+            return _differences(loss, other, names, own, fast, point.examples)[0].verdict != "FAIL"
 
         finding, culprit = (suspects or Suspects.of(loss.trace, point)).judge(gradient, names, agrees)
         tests.append(Test("suspects", "INCONCLUSIVE", finding, culprit=culprit))
@@ -180,9 +185,7 @@ def _value_of_rules(loss: Loss, with_gradient: float) -> list[Test]:
     return [Test("value of the rules", "FAIL", finding, culprit=f"the value of {likely(loss.rules)}")]
 
 
-def _differences(
-    loss: Loss, gradient, names, generator, fast: bool, examples: int | None, least: float
-) -> tuple[Test, list[float]]:
+def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: int | None) -> tuple[Test, list[float]]:
     """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones. Also, per leaf, how
     far an entry was moved where a slope was known best."""
     reach = [oracle.length(leaf) for leaf in loss.leaves]
@@ -194,7 +197,7 @@ def _differences(
     # What the loss changes by as a leaf moves by its length, of the leaf where that is most: beside it a slope of 0
     # need not be known to a share of itself.
     sizes = [float(np.sqrt(np.mean(g**2))) * oracle.length(leaf) for leaf, g in zip(loss.leaves, gradient)]
-    steepest = max((size for size in [least, *sizes] if math.isfinite(size)), default=0.0)
+    steepest = max((size for size in [loss.size, *sizes] if math.isfinite(size)), default=0.0)
     for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
         length = oracle.length(leaf)
         entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
@@ -231,7 +234,9 @@ def _differences(
                 faults.append((math.inf, f"{where}: the gradient is {along}, {give}{_where(loss)}", name))
                 continue
             kinks += slope.kink
-            slack = slope.tolerance + UNIT * (norm * 8 + abs(along))
+            # The gradient rounds too: a leaf that is 0 by cancellation is not 0 in float64.
+            own = quantile(1) * loss.roundings[number] if math.isfinite(loss.roundings[number]) else 0.0
+            slack = slope.tolerance + own + UNIT * (norm * 8 + abs(along))
             off = slope.off(along)
             reference = max(abs(along), norm / math.sqrt(g.size), abs(middle))
             if slack < off <= negligible * reference:
@@ -246,7 +251,7 @@ def _differences(
                 faults.append((off / slack, f"{where}: slope {along:.7g}, {kind} {got} +- {slack:.1e}{ratio}", name))
             elif slack > COARSEST * reference and slack * length > NEGLIGIBLE * steepest:
                 unclear.append(f"{where}: differences are only good to {slack:.1e}")
-            elif reference > 0:
+            elif slack <= COARSEST * reference:
                 seen = max(seen, slack / reference)
     name = "finite differences"
     if faults:

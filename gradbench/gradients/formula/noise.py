@@ -27,7 +27,8 @@ from gradbench.program.xla.jaxprs import open_jaxpr, scan_counts
 # Beside the primitives that round a result of their own.
 _ELEMENTWISE = rounding.names(
     "neg abs sign copy copy_p select_n max min stop_gradient is_finite eq ne lt le gt ge and or not xor floor ceil "
-    "round clamp convert_element_type reduce_precision name optimization_barrier integer_pow logistic add_any square"
+    "round clamp convert_element_type reduce_precision name optimization_barrier integer_pow logistic add_any square "
+    "real imag conj complex"
 )
 
 
@@ -131,6 +132,8 @@ class _Samples(Interpreter):
     def _once(self, equation: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
         if reference.is_known(equation, operands):
             return reference.equation_of(equation, operands)
+        if _is_elementwise(equation):  # JAX wants operands of one shape
+            operands = list(np.broadcast_arrays(*operands))
         return [np.asarray(x) for x in super().results(equation, operands, params)]
 
     def scan(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:

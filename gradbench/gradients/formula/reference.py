@@ -19,7 +19,7 @@ import threadpoolctl
 
 from gradbench.gradients.rounding.interpreter import MAX_TURNS, Interpreter
 from gradbench.gradients.rounding.pairs import Pair, wide
-from gradbench.gradients.rounding.primitives import sum_terms
+from gradbench.gradients.rounding.primitives import names, sum_terms
 from gradbench.program.xla.jaxprs import called, equations, evaluate, is_literal, open_jaxpr, scan_counts
 
 
@@ -123,6 +123,8 @@ def equation_of(equation: Any, ins: list[Any]) -> list[Any]:
 def is_known(equation: Any, ins: list[Any]) -> bool:
     """Whether NumPy does it, of these operands."""
     name, dtypes = equation.primitive.name, {getattr(x, "dtype", None) for x in ins}
+    if np.dtype(np.complex128) in dtypes:
+        return name in _COMPLEX and dtypes <= _PLAIN | {np.dtype(np.complex128)}
     return (name in _ANY and dtypes <= _PLAIN) or (name in _FLOAT and dtypes == {np.dtype(np.float64)})
 
 
@@ -182,6 +184,16 @@ def _logistic(x: np.ndarray) -> np.ndarray:
     return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
+def _converted(x: np.ndarray, dtype: Any) -> np.ndarray:
+    return (x.real if np.iscomplexobj(x) and dtype != np.complex128 else x).astype(dtype)
+
+
+def _complex(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    made = np.empty(np.broadcast_shapes(x.shape, y.shape), np.complex128)
+    made.real, made.imag = x, y  # x + 1j * y makes NaN of infinities
+    return made
+
+
 def _iota(params: dict[str, Any]) -> np.ndarray:
     shape, axis = params["shape"], params["dimension"]
     line = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
@@ -224,7 +236,7 @@ _ANY: dict[str, Callable] = {
     "rev": lambda params, x: np.flip(x, params["dimensions"]),
     "slice": _slice,
     "iota": lambda params: _iota(params),
-    "convert_element_type": lambda params, x: x.astype(wide(np.dtype(params["new_dtype"]))),
+    "convert_element_type": lambda params, x: _converted(x, wide(np.dtype(params["new_dtype"]))),
     "select_n": lambda params, which, *cases: np.choose(which.astype(np.int32), cases),
     "reduce_and": _reduction(np.all),
     "reduce_or": _reduction(np.any),
@@ -259,4 +271,15 @@ _FLOAT |= {
         "rsqrt": lambda x: 1.0 / np.sqrt(x), "logistic": _logistic, "is_finite": np.isfinite,
     }.items()
 }  # fmt: skip
+# Of complex numbers too. A quotient of them, and what has a branch cut, is JAX's.
+_COMPLEX = names(
+    "reshape broadcast_in_dim transpose squeeze expand_dims concatenate rev slice convert_element_type select_n add "
+    "sub mul neg eq ne add_any exp sin cos reduce_sum cumsum dot_general real imag conj abs"
+)
+_FLOAT |= {
+    "real": lambda params, x: x.real,
+    "imag": lambda params, x: x.imag,
+    "conj": lambda params, x: np.conj(x),
+    "complex": lambda params, x, y: _complex(x, y),
+}
 _NUMPY = _ANY | _FLOAT

@@ -31,7 +31,10 @@ DTYPE_NAMES = {
     "u8": "uint8",
     "u32": "uint32",
     "bool": "bool",
+    "c64": "complex64",
+    "c128": "complex128",
 }
+COMPLEX = {"float32": "complex64", "float64": "complex128"}  # of parts in these dtypes
 _EXAMPLE = 'write --args "x: f32[n,d], idx: i32[n] in 0..n, axis = -1"'
 _ARRAY = re.compile(r"(\w+)\s*:\s*(\w+)\s*\[([^\]]*)\]\s*(?:in\s+(.+?)\.\.(.+))?$")
 _STATIC = re.compile(r"(\w+)\s*=\s*(.+)$")
@@ -50,7 +53,17 @@ class Argument:
 
     @property
     def is_float(self) -> bool:
-        return "float" in self.dtype
+        """Of complex numbers too, whose parts are floats."""
+        return "float" in self.dtype or self.is_complex
+
+    @property
+    def is_complex(self) -> bool:
+        return "complex" in self.dtype
+
+    @property
+    def part(self) -> str:
+        """The float dtype of its numbers, or of their parts."""
+        return next((part for part, whole in COMPLEX.items() if whole == self.dtype), self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Arguments:
     @property
     def own_dtype(self) -> str | None:
         """The narrowest float dtype that is written out, which is the one under test where no other is asked for."""
-        named = [item.dtype for item in self.items if item.is_float and item.dtype != "float"]
+        named = [item.part for item in self.items if item.is_float and item.dtype != "float"]
         return max(named, key=lambda dtype: float(jnp.finfo(dtype).eps), default=None)
 
 
@@ -152,8 +165,14 @@ def draw(arguments: Arguments, sizes: Mapping[str, int], dtype: str, generator: 
             raise PlanError(f"args: {item.name} has a negative size at {dict(sizes)}")
         low, high = (size_of(bound, sizes) for bound in item.bounds or ("0", "2"))
         if item.is_float:
-            numbers = generator.uniform(low, high, shape) if item.bounds else generator.standard_normal(shape)
-            return numbers.astype(jnp.dtype(dtype or ("float32" if item.dtype == "float" else item.dtype)))
+            own = dtype or ("float32" if item.dtype == "float" else item.part)
+            parts = [
+                generator.uniform(low, high, shape) if item.bounds else generator.standard_normal(shape)
+                for _ in range(1 + item.is_complex)
+            ]
+            if item.is_complex:
+                return (parts[0] + 1j * parts[1]).astype(COMPLEX.get(own, item.dtype))
+            return parts[0].astype(jnp.dtype(own))
         if high <= low and 0 not in shape:
             raise PlanError(f"args: {item.name}: nothing lies in {low}..{high} at {dict(sizes)}")
         return generator.integers(low, max(high, low + 1), shape).astype(item.dtype)

@@ -92,16 +92,21 @@ ONE_BY_ONE = ("inf", "-inf", "nan")  # an entry of one argument after another
 
 
 def altered(kind: str, arguments: tuple[Any, ...], generator: np.random.Generator) -> tuple[Any, ...]:
-    """Arguments with their float arrays made of a kind: all of them, or as `nan:1` says only the second one. Indices
-    are all the same where floats are."""
+    """Arguments with their float arrays made of a kind: all of them, or as `nan:1` says only the second one, where a
+    complex one is two. Indices are all the same where floats are."""
     kind, _, only = kind.partition(":")
     place = -1
 
     def one(leaf: Any) -> Any:
+        if is_complex_array(leaf):
+            return complex_of(*map(part, parts(leaf)))
+        if is_float_array(leaf):
+            return part(leaf)
+        same = kind == "equal" and isinstance(leaf, np.ndarray) and leaf.size
+        return np.full_like(leaf, leaf.flat[0]) if same else leaf
+
+    def part(leaf: Any) -> Any:
         nonlocal place
-        if not is_float_array(leaf):
-            same = kind == "equal" and isinstance(leaf, np.ndarray) and leaf.size
-            return np.full_like(leaf, leaf.flat[0]) if same else leaf
         place += 1
         if only and place != int(only):
             return leaf
@@ -119,6 +124,25 @@ def altered(kind: str, arguments: tuple[Any, ...], generator: np.random.Generato
 
 def is_float_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic) and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def is_complex_array(leaf: Any) -> bool:
+    known = isinstance(leaf, jax.Array | np.ndarray | np.generic)
+    return known and jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+
+
+def parts(leaf: Any) -> tuple[Any, Any]:
+    """The real and the imaginary part of a complex array, each an array of its own."""
+    return (np.array(leaf.real), np.array(leaf.imag)) if isinstance(leaf, np.ndarray) else (leaf.real, leaf.imag)
+
+
+def complex_of(real: Any, imaginary: Any) -> Any:
+    """The array of these parts: NumPy's of NumPy's, else JAX's."""
+    if not isinstance(real, np.ndarray):
+        return jax.lax.complex(real, imaginary)
+    made = np.empty(real.shape, np.result_type(real.dtype, np.complex64))
+    made.real, made.imag = real, imaginary
+    return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +180,8 @@ class Source:
             yield self.case(base, "given", 0)
         for seed in range(SEEDS):
             yield self.case(base, "random", seed)
-        floats = sum(map(is_float_array, jax.tree.leaves(self.case(base, "random", 0).arguments)))
+        leaves = jax.tree.leaves(self.case(base, "random", 0).arguments)
+        floats = sum(is_float_array(leaf) + 2 * is_complex_array(leaf) for leaf in leaves)
         for kind in () if fast or self.ranged else KINDS[1:]:
             for each in [f"{kind}:{i}" for i in range(floats)] if kind in ONE_BY_ONE else [kind]:
                 yield self.case(base, each, 0, modes_of(kind))
@@ -212,6 +237,8 @@ def modes_of(kind: str) -> tuple[str, ...]:
 
 def _near(leaf: Any, generator: np.random.Generator) -> Any:
     """A step of a tenth of the array's root mean square, or of 1 where it is 0, as the check of a problem takes."""
+    if is_complex_array(leaf):
+        return complex_of(*(_near(part, generator) for part in parts(np.asarray(leaf))))
     if not is_float_array(leaf):
         return leaf
     wide = np.array(leaf, np.float64)

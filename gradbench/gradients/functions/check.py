@@ -17,7 +17,8 @@ from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.formula.noise import sample
 from gradbench.gradients.functions import programs
-from gradbench.gradients.functions.cases import Case, Source, from_letters, is_float_array
+from gradbench.gradients.functions.arguments import COMPLEX
+from gradbench.gradients.functions.cases import Case, Source, from_letters, is_complex_array, is_float_array
 from gradbench.gradients.functions.programs import Layout
 from gradbench.gradients.functions.report import FunctionReport, FunctionRow
 from gradbench.gradients.functions.session import Session
@@ -127,6 +128,9 @@ class Check:
             LOG.info("%s in %s", self.names[0], used)
             base = source.case(source.base(), "given" if source.given else "random", 0)
             layout = Layout.of(base.arguments, self._argument_names(len(base.arguments)))
+            if "complex" in layout.kinds and used not in COMPLEX:
+                raise PlanError(f"dtype={used}: an argument is complex; complex numbers have {' or '.join(COMPLEX)}")
+            layout = layout.with_outputs(self.reference or self.mine, base.arguments)
             mine = layout.flat(self.mine)
             plain = layout.flat(self.reference) if self.reference else self._itself(base, layout)
             named = (self.names[0], self.names[1] or f"{self.names[0]} without its rules")
@@ -136,7 +140,7 @@ class Check:
             report.rows += _rows(session, shrink=case is None)
             report.cases = len({f.case for f in session.findings})
             report.skipped |= session.skipped
-            report.notes += session.notes
+            report.notes += [*session.notes, *filter(None, [session.reference.holomorphic(base, layout)])]
             first = self.reference is None and not report.formula
             then = order == 2 and not report.second and session.traced is not None
             try:
@@ -157,10 +161,9 @@ class Check:
             given, letters = [self.arguments], ()
         else:
             given, letters = _listed(self.inputs, 0), ("case",) * (len(_listed(self.inputs, 0)) > 1)
-        for leaf in jax.tree.leaves(given):
-            if programs.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-                raise ProblemError(f"{self.names[0]}: an argument is complex; give its real and imaginary parts apart")
-        own = [str(x.dtype) for x in jax.tree.leaves(given) if is_float_array(x)]
+        leaves = jax.tree.leaves(given)
+        own = [str(x.dtype) for x in leaves if is_float_array(x)]
+        own += [str(x.real.dtype) for x in leaves if is_complex_array(x)]
         used = dtype or min(own, key=lambda d: (format_of(d).digits, DTYPES.index(d)), default="float32")
 
         def draw(sizes: Any, generator: np.random.Generator) -> tuple[Any, ...]:
@@ -271,6 +274,9 @@ def _cast(leaf: Any, dtype: str | None, used: str) -> Any:
     if not programs.is_array(leaf):
         return leaf
     array = np.asarray(leaf)
+    if is_complex_array(array):
+        narrow = dtype or (used if array.dtype == np.complex128 else str(array.real.dtype))
+        return array.astype(COMPLEX.get(narrow, array.dtype))
     if jnp.issubdtype(array.dtype, jnp.floating):
         return round_to(array, dtype or (used if array.dtype == np.float64 else str(array.dtype)))
     return array.astype(np.int32) if array.dtype == np.int64 else array

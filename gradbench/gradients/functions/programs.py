@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.gradients.functions.cases import is_float_array
+from gradbench.gradients.functions.cases import complex_of, is_complex_array, is_float_array, parts
 from gradbench.gradients.second.products import OVER, PRODUCTS, inner
 from gradbench.program.xla.jaxprs import CALLS, bind, called, equations, evaluate, open_jaxpr, with_bodies
 
@@ -26,41 +27,61 @@ class Layout:
 
     tree: Any
     leaves: tuple[Any, ...]  # None in the place of an array
-    floats: tuple[bool, ...]  # of the arrays
+    kinds: tuple[str, ...]  # of the arrays: float, complex (two float arrays) or other
     names: tuple[str, ...]  # of the float arrays
+    outputs: tuple[str, ...] = ()  # names of the flat outputs, where they are known
 
     @classmethod
     def of(cls, arguments: tuple[Any, ...], argument_names: tuple[str, ...]) -> Layout:
         paths = jax.tree_util.tree_leaves_with_path(arguments)
         arrays = [(path, leaf) for path, leaf in paths if is_array(leaf)]
-        names = [
-            argument_names[path[0].idx] + jax.tree_util.keystr(path[1:])
-            for path, leaf in arrays
-            if is_float_array(leaf)
-        ]
-        return cls(
-            jax.tree.structure(arguments),
-            tuple(None if is_array(leaf) else leaf for _, leaf in paths),
-            tuple(is_float_array(leaf) for _, leaf in arrays),
-            tuple(names),
+        kinds = tuple(
+            "complex" if is_complex_array(leaf) else "float" if is_float_array(leaf) else "other" for _, leaf in arrays
         )
+        names = []
+        for (path, _), kind in zip(arrays, kinds):
+            name = argument_names[path[0].idx] + jax.tree_util.keystr(path[1:])
+            names += {"float": [name], "complex": [f"{name}.real", f"{name}.imag"], "other": []}[kind]
+        leaves = tuple(None if is_array(leaf) else leaf for _, leaf in paths)
+        return cls(jax.tree.structure(arguments), leaves, kinds, tuple(names))
+
+    def with_outputs(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Layout:
+        """With the names of what `function` returns; without where JAX cannot trace it."""
+        try:
+            with jax.enable_x64(True):
+                found = jax.tree.leaves(jax.eval_shape(lambda f, o: function(*self.join(f, o)), *self.split(arguments)))
+        except Exception:
+            return self
+        names = ["value"] if len(found) == 1 else [f"value[{i}]" for i in range(len(found))]
+        each = [[f"{n}.real", f"{n}.imag"] if is_complex(x) else [n] for n, x in zip(names, found)]
+        return dataclasses.replace(self, outputs=tuple(itertools.chain(*each)))
 
     def split(self, arguments: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
         """(float arrays, other arrays)."""
         arrays = [leaf for leaf in jax.tree.leaves(arguments) if is_array(leaf)]
-        return (
-            [a for a, is_float in zip(arrays, self.floats) if is_float],
-            [a for a, is_float in zip(arrays, self.floats) if not is_float],
-        )
+        floats: list[Any] = []
+        for array, kind in zip(arrays, self.kinds):
+            floats += {"float": lambda a: [a], "complex": parts, "other": lambda a: []}[kind](array)
+        return floats, [a for a, kind in zip(arrays, self.kinds) if kind == "other"]
 
     def join(self, floats: list[Any], others: list[Any]) -> tuple[Any, ...]:
         one, other = iter(floats), iter(others)
-        arrays = iter([next(one) if is_float else next(other) for is_float in self.floats])
+        made = {
+            "float": lambda: next(one),
+            "complex": lambda: complex_of(next(one), next(one)),
+            "other": lambda: next(other),
+        }
+        arrays = iter([made[kind]() for kind in self.kinds])
         return jax.tree.unflatten(self.tree, [next(arrays) if leaf is None else leaf for leaf in self.leaves])
 
     def flat(self, function: Callable[..., Any]) -> Flat:
-        """`function` of (float arrays, other arrays), with its outputs' leaves."""
-        return lambda floats, others: jax.tree.leaves(function(*self.join(floats, others)))
+        """`function` of (float arrays, other arrays), with its outputs' leaves, of a complex one both parts."""
+
+        def run(floats: list[Any], others: list[Any]) -> list[Any]:
+            leaves = jax.tree.leaves(function(*self.join(floats, others)))
+            return [part for x in leaves for part in ((x.real, x.imag) if is_complex(x) else (x,))]
+
+        return run
 
 
 def is_array(leaf: Any) -> bool:
@@ -69,6 +90,11 @@ def is_array(leaf: Any) -> bool:
 
 def is_float(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def is_complex(x: Any) -> bool:
+    """Whether it is a complex array of JAX's or NumPy's, or the shape of one."""
+    return jnp.issubdtype(getattr(x, "dtype", np.dtype(bool)), jnp.complexfloating)
 
 
 def value(flat: Flat) -> Flat:

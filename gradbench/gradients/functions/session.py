@@ -264,6 +264,8 @@ class Session:
             own = [np.asarray(x) for x in program(floats, _rest(found.check, others, expected))]
         if self._compare(found, own, expected.parts[found.check]).verdict == "FAIL":
             reason = f"the reference itself, run in {self.dtype}, leaves its band here"
+        elif self.dtype == "float64" and expected.case.kind == "overflow":
+            reason = f"near overflow, and no wider format says what is right; {found.reason}"
         elif found.check != "value" and self.reference.kinked and np.isfinite(found.off):
             reason = f"the reference may have a kink here, and another derivative; {found.reason}"
         else:

@@ -133,10 +133,11 @@ class Band:
         def moments(seeds, arguments):
             exact, noisy, flags = over_trials(sample, (0, None), "cpu")(seeds, arguments)
             exact = [x[0] for x in exact]  # the same for all seeds
-            squares, norms, along = [], [], []
+            squares, norms, along, units = [], [], [], []
             for e, n in zip(exact, noisy):
                 # In units of the leaf's largest entry, so that squares stay inside float64's range.
-                finite, unit = jnp.isfinite(e), _largest(e, jnp)
+                finite, unit = jnp.isfinite(e), _largest(e)
+                units.append(unit)
                 relative = jnp.where(finite, e, 0.0) / unit
                 deviation = jnp.where(finite, n - e, 0.0) / unit
                 squares.append(jnp.sum(deviation * deviation, axis=0))
@@ -145,7 +146,8 @@ class Band:
                 total = jnp.sum(relative * relative)
                 product = jnp.sum(deviation * relative, axis=axes)
                 along.append(jnp.sum((product / jnp.where(total > 0, total, 1.0)) ** 2))
-            return exact, squares, norms, along, *(flag.any() for flag in flags)
+            # What cancels to 0 is another rounding of 0 each time XLA computes it: the units used are those returned.
+            return (exact, units), squares, norms, along, *(flag.any() for flag in flags)
 
         entries = max(_entries(self._jaxpr), 1)
         self.part = min(max(_AT_ONCE // entries, FEW // 2), SAMPLES)
@@ -185,7 +187,7 @@ class Sampling:
         while self._taken < samples:
             exact, *part = band.moments(self._taken, self._leaves)
             if self._sums is None:
-                self._exact, self._sums = exact, part
+                (self._exact, self._units), self._sums = exact, part
             else:
                 self._sums = jax.tree.map(
                     lambda a, b: a | b if np.asarray(a).dtype == bool else a + b, self._sums, part
@@ -196,11 +198,10 @@ class Sampling:
         def deviation(total: Any) -> Any:
             return np.sqrt(np.asarray(total) / self._taken) / band.scale * band.reference_share
 
-        units = [_largest(e, np) for e in self._exact]
         return Spread(
             exact=[np.asarray(e) for e in self._exact],
-            sigma=[deviation(s) * u for s, u in zip(squares, units)],
-            norm=[float(deviation(n) * u) for n, u in zip(norms, units)],
+            sigma=[deviation(s) * u for s, u in zip(squares, self._units)],
+            norm=[float(deviation(n) * u) for n, u in zip(norms, self._units)],
             along=[float(deviation(a)) for a in along],
             overflow=bool(overflow),
             tie=bool(tie),
@@ -248,7 +249,7 @@ def _is_plain(constant: Any) -> bool:
     return not jax.dtypes.issubdtype(getattr(constant, "dtype", np.dtype(float)), jax.dtypes.extended)
 
 
-def _largest(array: Any, numpy: Any) -> Any:
-    """The largest finite magnitude in `array`, or 1 where all is 0 (`numpy` is NumPy or jax.numpy)."""
-    largest = numpy.max(numpy.where(numpy.isfinite(array), numpy.abs(array), 0.0))
-    return numpy.where(largest > 0, largest, 1.0)
+def _largest(array: Any) -> Any:
+    """The largest finite magnitude in `array`, or 1 where all is 0."""
+    largest = jnp.max(jnp.where(jnp.isfinite(array), jnp.abs(array), 0.0))
+    return jnp.where(largest > 0, largest, 1.0)

@@ -137,6 +137,8 @@ class Interpreter:
         outs = [v.aval.dtype for v in equation.outvars]
         as_traced = name in ("bitcast_convert_type", "nextafter")  # these work on the bits of the narrow format
         units = rounding.units(name, params)
+        if name in rounding.OF_MODULUS and jnp.issubdtype(dtypes[0], jnp.complexfloating):
+            units = rounding.MODULUS_UNITS
         if units is None and not (
             name in rounding.EXACT | rounding.SUMS | rounding.PRODUCTS | rounding.BACKWARD_STABLE
             or name in special.SPECIAL | {"one_minus_square", "polynomial"}
@@ -184,18 +186,27 @@ class Interpreter:
                 flags = flags._replace(reciprocal=loses_reciprocal(e, ins[1].exact, format_of(dtype)))
             amplitude = self.amplitude(name, params, results_of, ins, e, dtypes, dtype, units)
             if amplitude is not None:
-                form = format_of(dtype)
-                n = self.shared(equation, ins, e, self.add(n, e, amplitude), form)
-                if name == "conv_general_dilated" and self.device.platform != "cpu":
-                    n = self.add(
-                        n, jnp.ones_like(e), self.by_transforms(params, results_of, ins, form), picks=_places(e)
-                    )
-                if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(e):
-                    # One correctly rounded operation on numbers as they are: exact where its result is in the format.
-                    moved = [p for p in ins if p.noisy is not p.exact]
-                    n = noise.unless_held(e, n, moved, form.digits)
+                n = self.rounded(equation, ins, Pair(e, n), amplitude, results_of, dtype)
             results.append(Pair(e, n))
         return results, flags
+
+    def rounded(self, equation: Any, ins: list[Pair], found: Pair, amplitude: Any, bind: Any, dtype: Any) -> Any:
+        """What a result with the noise of its operands becomes with its own, of that amplitude and shared."""
+        name, form, exact = equation.primitive.name, format_of(dtype), found.exact
+        kept = exact
+        if name in rounding.SUMS:  # one that cancels to 0 has rounded on the way; one of zeros has not
+            kept = jnp.where((exact == 0) & (amplitude > self.underflow(dtype)), 1.0, exact)
+        noisy = self.shared(
+            equation, ins, exact, self.add(found.noisy, kept, amplitude, picks=self._picks(exact)), form
+        )
+        if name == "conv_general_dilated" and self.device.platform != "cpu":
+            spread = self.by_transforms(equation.params, bind, ins, form)
+            noisy = self.add(noisy, jnp.ones_like(exact), spread, picks=_places(exact))
+        if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(exact):
+            # One correctly rounded operation on numbers as they are: exact where its result is in the format.
+            moved = [p for p in ins if p.noisy is not p.exact]
+            noisy = noise.unless_held(exact, noisy, moved, form.digits)
+        return noisy
 
     def by_transforms(self, params: dict[str, Any], bind: Any, ins: list[Pair], form: Format) -> Any:
         """How far a convolution by transforms may be off."""
@@ -225,7 +236,7 @@ class Interpreter:
         """How far rounding may take this result, or None where it is exact. Rules: the docstring of `primitives`."""
         if self.seed is None or not is_float_array(exact):
             return None
-        if name in rounding.EXACT and name not in ("convert_element_type", "reduce_precision"):
+        if units is None and name in rounding.EXACT and name not in ("convert_element_type", "reduce_precision"):
             return None
         form = format_of(dtype)
 

@@ -63,6 +63,8 @@ EXACT = names(
     "random_clone threefry2x32 dynamic_gather tile nextafter lu_pivots_to_permutation sharding_constraint mesh_cast "
     "reshard convert_element_type bitcast_convert_type empty2 dce_sink create_token copysign unstack stack"
 )
+OF_MODULUS = frozenset(["abs", "sign"])  # exact of a real number; of a complex one they take sqrt(x^2 + y^2)
+MODULUS_UNITS = 4.0  # two squares, a sum, a root, half of whose relative error is theirs; and the quotient of sign
 ONE_ROUNDING = frozenset(["add", "sub", "mul", "add_any", "square", "rem"])
 TWO_ROUNDINGS = frozenset(["div", "sqrt"])
 ELEMENTARY = names(

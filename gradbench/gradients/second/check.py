@@ -64,7 +64,11 @@ def check(
             for device in devices:
                 execution = Products(problem, dtype, precision, device)
                 LOG.info("%s: Hessian-vector products in %s on %s", problem.name, dtype, device.platform)
-                rows, skipped = execution.check(points, OVER[:1] if fast else OVER)
+                try:
+                    rows, skipped = execution.check(points, OVER[:1] if fast else OVER)
+                except Exception as error:  # a user's loss may hold anything
+                    reason = f"its band cannot be run: {error_text(error)}"
+                    rows, skipped = [execution.error_row(OVER[0], "INCONCLUSIVE", reason)], {}
                 found.rows += rows
                 found.skipped |= skipped
                 if spread is None and dtype == "float32" and execution.spreads:

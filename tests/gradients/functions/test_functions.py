@@ -255,7 +255,6 @@ def test_the_report_says_everything_in_json():
         ),
         (lambda x: x @ x, {"inputs": LETTERS, "reference": plain}, r"f raised \w+Error: .*; at float32\[5, 3\]"),
         (plain, {"inputs": LETTERS, "reference": lambda x: x > 0}, r"f: it returns no float \(bool\)"),
-        (plain, {"inputs": LETTERS, "reference": lambda x: x * 1j}, "f: it returns complex64; give real and imaginary"),
         (opaque, {"inputs": LETTERS}, "opaque: nothing is known of what pallas_call should compute; give a reference"),
         (of_numpy, {"inputs": LETTERS}, "of_numpy: JAX cannot trace it .*; give a reference"),
         (plain, {}, "give arguments, or inputs: shapes by letters"),

@@ -62,3 +62,12 @@ def test_where_nothing_rounds_there_is_no_spread():
     found = noise.sample(trace, [X.astype(np.float32)], "float32", "highest", jax.devices("cpu")[0])
     assert not any(sigma[1:].any() for sigma in found.spread.sigma if sigma.ndim)
     assert [d.shape for d in found.deviations] == [(SAMPLES, 5, 4), (SAMPLES,), (SAMPLES, 4, 5)]
+
+
+def test_a_sum_that_cancels_to_zero_has_rounded_and_one_of_zeros_has_not():
+    given = np.array([[0.75, 1.0 / 3, -0.75, -1.0 / 3], [0, 0, 0, 0]], np.float32)
+    given[0, 3] = -given[0, 1]
+    trace = jax.make_jaxpr(lambda x: [jnp.sum(x, axis=1)])(given)
+    (sigma,) = noise.sample(trace, [given], "float32", "highest", jax.devices("cpu")[0]).spread.sigma
+    assert sigma[0] > 2.0**-26
+    assert sigma[1] == 0
