@@ -18,17 +18,20 @@ function ranked(place) {
   return place.rank_low === place.rank_high ? `${place.rank}` : `${place.rank} (${place.rank_low}–${place.rank_high})`;
 }
 
-// The distance from the best, and over all problems its 95 %.
-function spread(place) {
-  const ends = state.problem || place.low === null ? "" : ` (${Number(place.low.toPrecision(2))}–${Number(place.high.toPrecision(2))})`;
-  return `${Number(place.distance.toPrecision(2))}${ends}`;
+// The distance from the best, and over all problems its 95 %, where there is room.
+function spread(td, place) {
+  if (!place) return void (td.textContent = "–");
+  td.textContent = Number(place.distance.toPrecision(2)).toString();
+  td.title = `95 %, ${place.problems} problem${place.problems === 1 ? "" : "s"}`;
+  if (state.problem || place.low === null) return;
+  element("span", ` (${Number(place.low.toPrecision(2))}–${Number(place.high.toPrecision(2))})`, td).className = "ends";
 }
 
 function matrix() {
   const made = find("matrix");
   made.replaceChildren();
   const head = element("tr", undefined, element("thead", undefined, made));
-  for (const [text, title] of [["optimizer"], ["rank", "among all of its ruleset; in brackets 95 %"], ["× best", "geometric mean over problems; in brackets 95 %"], ["verified"]]) {
+  for (const [text, title] of [["optimizer"], ["rank", "among all of its ruleset; in brackets 95 %"], ["× best", "geometric mean over problems; in brackets 95 %"]]) {
     const th = element("th", text, head);
     th.scope = "col";
     if (title) th.title = title;
@@ -40,6 +43,7 @@ function matrix() {
     th.scope = "col";
     element("span", short(problem), th).title = problem;
   }
+  element("th", "verified", head).scope = "col";
   const body = element("tbody", undefined, made);
   for (const row of rows()) {
     const tr = element("tr", undefined, body), place = state.problem ? cell(row.name, state.problem) : row.place;
@@ -49,10 +53,10 @@ function matrix() {
     button.title = row.name;
     tr.addEventListener("click", () => choose(row.name));
     element("td", place ? ranked(place) : "–", tr);
-    element("td", place ? spread(place) : "–", tr).title = place ? `95 %, ${place.problems} problem${place.problems === 1 ? "" : "s"}` : "";
+    spread(element("td", undefined, tr), place);
+    for (const problem of problems()) paint(element("td", undefined, tr), cell(row.name, problem));
     const done = row.records.filter((id) => verdict.get(id) && verdict.get(id).holds);
     element("td", done.length === row.records.length ? "✓" : `${done.length} of ${row.records.length}`, tr).title = "records of it that were verified";
-    for (const problem of problems()) paint(element("td", undefined, tr), cell(row.name, problem));
   }
 }
 
