@@ -199,7 +199,7 @@ def _ratio(value: float, allowed: float) -> float:
 
 
 def _explain(worst: LeafFinding, factor: float, spread: Spread, position: int, examples: int | None, what: str) -> str:
-    if worst.path == "value":
+    if worst.path == "value" and worst.worst:
         entry = worst.worst[0]
         return (
             f"the loss is {entry['got']:.7g}, expected {entry['expected']:.7g}: {entry['bands']:.3g} times "
