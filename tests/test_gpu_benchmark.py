@@ -16,6 +16,7 @@ needs_pallas = pytest.mark.skipif(kernel.available() is not None, reason=str(ker
 CPU = jax.local_devices(backend="cpu")[0]
 
 
+@pytest.mark.thorough
 def test_every_case_is_measured_or_says_why_not(tmp_path):
     saved = []
     rows = gpu.measure(cases.SMALL, CPU, rounds=1, budget=1000.0, save=lambda rows: saved.append(len(rows)))

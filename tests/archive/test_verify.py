@@ -92,6 +92,7 @@ def elsewhere(monkeypatch, compiled_quickly):
     monkeypatch.setattr(again, lambda *given: dataclasses.replace(block(*given), lanes=1, relayout=False))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("problem", sample(["logistic_regression", "mlp[hidden=8]"]))
 def test_elsewhere_a_record_holds_within_the_bound_and_a_thousandth_is_found(sweep, elsewhere, problem):
     run = sweep(problem, ["sgd"], [0.03, 0.3, 3.0], seeds=1, steps=40, timing="none")
@@ -159,6 +160,7 @@ def test_files_that_a_record_names_are_not_run_unasked(tmp_path, sweep, monkeypa
     assert found.faults == ["./chaos.py here is not the file of this run"]
 
 
+@pytest.mark.thorough
 def test_another_problem_file_is_found_whatever_is_drawn_and_left_out_trials_are_not_spoken_for(
     tmp_path, sweep, monkeypatch
 ):

@@ -389,6 +389,7 @@ def test_a_warning_of_ours_is_one_line(command, monkeypatch):
         assert command("list") == (0, "text\n", "gradbench: cannot be locked\n")
 
 
+@pytest.mark.thorough
 def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(tmp_path):
     line = [sys.executable, "-c", "import quick, gradbench.__main__ as cli; quick.time_little(); cli.main()"]
     line += ["run", "beale", "-o", "sgd", "--steps", "1e8", "--lr", "1e-12,2e-12"]

@@ -54,6 +54,7 @@ def test_branches_are_the_trials_that_run_from_their_start(tmp_path, small_block
         assert ran["steps_run"].to_pylist() == (ran["stable"].to_numpy() + cooled).tolist()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("compiled_quickly")
 def test_metrics_of_branches_are_those_of_trials_from_their_start_and_reach_their_ends(tmp_path, small_blocks):
     small_blocks(lanes=2, rows=3)

@@ -169,6 +169,7 @@ def test_a_run_without_timing_is_the_same_but_for_the_timings(sweep):
     assert not any("time" in row["what"].split() for row in found.rows)
 
 
+@pytest.mark.thorough
 def test_what_takes_the_rows_does_the_same_compiled_quickly(sweep, monkeypatch):
     plan = {"learning_rates": "0.01:10:6", "seeds": 2, "steps": 60, "timing": "none"}
     quick = sweep("linear_regression", ["sgd"], **plan)

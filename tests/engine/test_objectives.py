@@ -119,6 +119,7 @@ def test_metrics_are_those_that_scikit_learn_finds_at_the_replayed_params(sweep,
             np.testing.assert_allclose(found[trial, step, f"{split}.loss"], loss, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_a_replay_has_the_keys_and_the_state_of_its_trial(sweep):
     problem, rates = PROBLEMS["all"], [0.01, 0.03]
     run = sweep(problem, ["adam"], rates, seeds=1, steps=20, dtype="float64", timing="none")
@@ -129,6 +130,7 @@ def test_a_replay_has_the_keys_and_the_state_of_its_trial(sweep):
         np.testing.assert_allclose(np.linalg.norm(path.params[trial, k]), expected, rtol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch_size", sample([8, None]))
 def test_neither_blocks_nor_neighbours_change_a_trial(sweep, small_blocks, batch_size):
     """Solo and batched, in chunks of any length: the same keys, state and metrics."""
@@ -164,6 +166,7 @@ def test_a_problem_that_records_no_metrics_leaves_no_file(sweep):
     assert not (run.path / "metrics.parquet").exists()
 
 
+@pytest.mark.thorough
 def test_what_is_timed_does_without_keys_state_and_metrics(sweep, monkeypatch):
     monkeypatch.setattr(driver, "TIMED", TIMED)
     run = sweep(PROBLEMS["all"], ["adam"], [0.01], seeds=1, steps=20)

@@ -104,6 +104,7 @@ def test_a_grid_of_any_size_compiles_once_a_pair(sweep, programs):
     assert run.trials["trial"].to_pylist() == list(range(144))
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_traced_is_a_program_of_its_own(sweep, programs):
     run = sweep("quadratic_bowl[dim=3]", "lbfgs[memory_size=3|5]", [0.1], seeds=1, steps=3, timing="none")
     assert programs == ["lbfgs[memory_size=3]", "lbfgs[memory_size=5]"]
@@ -200,6 +201,7 @@ def test_an_axis_named_as_a_column_of_trials_is_refused(sweep):
         sweep("quadratic_bowl[dim=2]", {"mine": make}, [0.1], seeds=1, steps=2, axes={"seed": [0.0, 0.1]})
 
 
+@pytest.mark.thorough
 def test_several_batch_sizes_and_steps_are_those_of_separate_runs(sweep):
     settings = {"seeds": 2, "timing": "none"}
     together = sweep("linear_regression", "sgd", [0.01, 0.1], batch_size=[32, 64], steps=[10, 25], **settings)

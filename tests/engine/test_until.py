@@ -109,6 +109,7 @@ def test_a_budget_of_trials_is_of_a_pair_and_one_of_time_ends_between_seeds(tmp_
     assert in_no_time.trials.num_rows == 0
 
 
+@pytest.mark.thorough
 def test_verify_holds_a_race_and_finds_a_seed_that_was_dropped(equals):
     assert verify_run(equals, sample=1, seed=0).holds
     without = dataclasses.replace(equals, trials=equals.trials.filter(equals.trials["trial"].to_numpy() != 3))

@@ -134,6 +134,7 @@ def test_beta_is_explained(beta, words):
     assert words in told if words else told == ""
 
 
+@pytest.mark.thorough
 def test_a_wrong_forward_derivative_fails(network):
     execution, reference = network
     right = execution.forward(reference.point, reference)

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from quick import compile_little
+from sampling import sample
 
 from gradbench.cli import main as cli
 from gradbench.datasets import load_table
@@ -47,7 +48,7 @@ class Stop(GradbenchError):
     """Raised where a run would begin."""
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sample(COMMANDS, 5))
 def test_a_command_is_read_and_its_steps_lower_the_loss(folder, monkeypatch, command):
     for name in re.findall(r"\w+\.py", command):
         for package in packages(FILES[name]):

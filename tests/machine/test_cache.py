@@ -38,6 +38,7 @@ def run(home: Path, out: Path, **variables: str) -> Run:
     return load_run("latest", out)
 
 
+@pytest.mark.thorough
 def test_second_run_loads_what_the_first_compiled(tmp_path):
     home = tmp_path / "home"
     cold, warm = (run(home, tmp_path / name) for name in ("cold", "warm"))

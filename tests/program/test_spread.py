@@ -56,6 +56,7 @@ def test_the_check_takes_no_batches_of_them_either():
     assert factorisations(jax.make_jaxpr(run)(params, ((), programs.directions(params)))) == {2}
 
 
+@pytest.mark.thorough
 def test_a_sweep_with_factorisations_on_all_cores_ends(sweep):
     """With jax 0.10.1, batches of them on two devices beside other work wait for each other for good."""
     run = sweep(gradbench.Problem(init, loss), ["sgd"], "1e-4:1e-3:8", seeds=2, steps=5)

@@ -92,6 +92,7 @@ def test_an_optimizer_with_a_random_key_resumes(sweep, small_blocks, tmp_path):
     assert same(gradbench.resume(stopped.path), whole)
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_resumes_to_the_same_sharpness(sweep, small_blocks, tmp_path):
     small_blocks()
     plan = gradbench.SweepPlan(("himmelblau",), sharpness=True, **PLAN)
@@ -138,6 +139,7 @@ else:
 """
 
 
+@pytest.mark.thorough
 def test_killed_runs_resume_to_the_same_record(tmp_path):
     def start(folder, how):
         command = [sys.executable, "-c", KILLED, str(folder), how]

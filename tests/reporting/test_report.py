@@ -217,6 +217,7 @@ def test_a_record_reports_without_the_data_file_it_was_made_from(tmp_path):
     assert "gone.csv" in view["missing"]
 
 
+@pytest.mark.thorough
 def test_every_learning_rate_of_every_optimizer_has_a_path_in_the_landscape(tmp_path):
     run = make_run((1e-4, 1e-3, 1e-2), problems=["rosenbrock"])
     run.info["problems"]["rosenbrock"] |= {"parameters": 2, "curvature": None}

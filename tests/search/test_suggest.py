@@ -24,6 +24,7 @@ def test_gradient_descent_on_a_bowl_is_given_the_best_fixed_step(condition):
     assert found.losses[min(found.losses, key=found.losses.get)] == min(found.losses.values())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", sample(["adam", "momentum", "lion"]))
 def test_a_suggestion_is_as_good_as_a_sweep_finds(sweep, optimizer):
     found = suggest("linear_regression", optimizer, steps=100)

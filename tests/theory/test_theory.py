@@ -144,6 +144,7 @@ def test_sharpness_along_ends_where_the_trial_diverged():
     assert [row["step"] for row in rows] == [0]
 
 
+@pytest.mark.thorough
 def test_a_replay_repeats_the_sweeps_losses(sweep):
     name = "logistic_regression[examples=64,features=4]"
     run = sweep(name, ["adam"], (0.01, 0.1), seeds=2, steps=12, batch_size=16)

@@ -63,6 +63,7 @@ def test_the_conjugate_is_the_imaginary_part_with_its_sign_flipped():
     assert "the sign is flipped" in str(report)
 
 
+@pytest.mark.thorough
 def test_a_rule_that_conjugates_is_found_by_itself():
     assert check(squared(lambda z, ct: ct * 2 * z), None).verdict == "PASS"
     report = check(squared(lambda z, ct: ct * 2 * jnp.conj(z)), None)

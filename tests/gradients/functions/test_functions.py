@@ -202,6 +202,7 @@ def test_whole_numbers_are_compared_exactly():
     assert row(check(last, best, case="equal,0"), "value").worst.reason == "value[1][0] is 2 instead of 0"
 
 
+@pytest.mark.thorough
 def test_pytrees_in_and_out():
     def layer(params, x, scale):
         return {"y": x @ params["w"] + params["b"], "norms": [jnp.sum(x * x) * scale]}
