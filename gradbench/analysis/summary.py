@@ -46,8 +46,7 @@ class PairSummary:
         them that have the best's values, `settings`: the whole pair where it has no axes.
     best: of the points whose seeds all reach the target, the one with the fewest median steps; failing that,
         of those where most do; failing that, the lowest median gap at the end without divergence. None where none
-        works: each diverges, or ends no lower than it began.
-        Nor of a range test, whose rate rises.
+        works: each diverges, or ends no lower than it began; and of a range test, whose rate rises.
     ties: the other points that do as well: as many steps, and gaps that are not told apart.
     good: the unbroken stretch of the grid around the best where every seed reaches the target in at most `factor` times
         the best's median steps, or ends under `floor` (not of a target: ends below one differ). Where the best does

@@ -117,11 +117,12 @@ def run(
         from gradbench.cli.progress import watching
         from gradbench.engine import runner
         from gradbench.machine.cache import use_cache
+        from gradbench.record.store import load_run
 
         use_cache()
         with watching(activity) as watcher, printing_to_stderr():
             plan = None if resume is not None else _plan(config, given)
-            if strict and plan is not None and plan.until is None:
+            if strict and (plan or load_run(str(resume), out).plan).until is None:
                 raise PlanError("--strict is for --until: nothing else of a run is undecided")
             with _workers(cluster, unit_timeout, plan) as executor:
                 by: dict[str, Any] = {"watcher": watcher, "executor": executor, "unit_timeout": unit_timeout}

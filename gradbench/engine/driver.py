@@ -19,6 +19,7 @@ import pyarrow as pa
 from gradbench.analysis.summary import representative_rates, summarise_tables
 from gradbench.engine.compiling import EVALUATIONS, TIMED
 from gradbench.engine.pair import Progress
+from gradbench.engine.roofline import stored_limits
 from gradbench.engine.units import Job, NoMemory, Paths, Result, Unit, run_unit
 from gradbench.errors import GradbenchWarning, RunError, one_line
 from gradbench.inputs.plan import SweepPlan
@@ -211,8 +212,10 @@ class Driver:
         store = self.writer.pair(unit.pair)
         if result.limits is not None:
             dtype = self.plan.of(self.plan.pairs[unit.pair][1]).dtype
-            self.writer.info.setdefault("limits", {})[dtype] = dataclasses.asdict(result.limits)
-            self.writer.save_info()
+            limits = stored_limits(self.writer.info, self.plan.dtypes)
+            if dtype not in limits:
+                self.writer.info["limits"] = limits | {dtype: dataclasses.asdict(result.limits)}
+                self.writer.save_info()
         if unit.kind == "trials":
             store.add_unit(unit.part, result.tables)
         else:

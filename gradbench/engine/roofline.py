@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -66,6 +66,12 @@ class Limits:
             row["devices"], row["flops_per_step"] or 0.0, row["moved_bytes"], row["kernels_per_step"]
         )
         return row | {"limit_s": least, "limit": which, "of_limit": least / row["step_s_median"]}
+
+
+def stored_limits(info: Mapping[str, Any], dtypes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of run.json, by dtype: a record whose trials have one dtype holds that one's alone."""
+    found = info.get("limits", {})
+    return {dtypes[0]: dict(found)} if "kernel_s" in found else dict(found)
 
 
 @cache

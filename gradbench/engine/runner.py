@@ -15,7 +15,7 @@ from gradbench.analysis.verdicts import Reference, common, judged, reference
 from gradbench.engine.compiling import TIMED, CompiledPair, Compiler, Timings
 from gradbench.engine.driver import Driver, PairTables, Watcher, halved, modes_of_pair, sharpness_paths
 from gradbench.engine.pair import PairSweep
-from gradbench.engine.roofline import Limits, measure_limits
+from gradbench.engine.roofline import Limits, measure_limits, stored_limits
 from gradbench.engine.slots.points import curve_points
 from gradbench.engine.units import Job, facts, pair_name, prepare, sharpness_rows, survey
 from gradbench.errors import PlanError, RecordError, RunError, one_line
@@ -211,7 +211,7 @@ class _Others:
 
     def limits(self, writer: RunWriter) -> dict[str, Limits]:
         """Those that workers which timed have measured, by dtype."""
-        return {dtype: Limits(**of) for dtype, of in writer.info.get("limits", {}).items()}
+        return {dtype: Limits(**of) for dtype, of in stored_limits(writer.info, self.plan.dtypes).items()}
 
 
 class _Here:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import OptimizerError, PlanError, ProblemError, nearest, one_line
-from gradbench.inputs.settings import DEFAULT_OPTIMIZERS, SEEDS, SweepSettings, problem_specs
+from gradbench.inputs.settings import DEFAULT_OPTIMIZERS, SEEDS, STEPS, SweepSettings, problem_specs
 from gradbench.inputs.specs import checks, races
 from gradbench.inputs.specs.axis import LISTED, OF_PLAN, Axis, axes_of, with_axis
 from gradbench.inputs.specs.designs import GRID, count, listed, points
@@ -43,9 +43,10 @@ class SweepPlan(SweepSettings):
     """Every combination of problem, optimizer, learning rate and seed, and how to run them."""
 
     def __post_init__(self) -> None:
+        chosen = self.optimizers is not DEFAULT_OPTIMIZERS
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, field.metadata["check"](field.name, getattr(self, field.name)))
-        self._take_sides()
+        self._take_sides(chosen)
         self._take_branches()
         self._spread()
         self._take_axes()
@@ -60,14 +61,14 @@ class SweepPlan(SweepSettings):
         if self.trials > MAX_TRIALS:
             raise PlanError(f"the plan has {self.trials:,} trials; at most {MAX_TRIALS:,} fit one run")
 
-    def _take_sides(self) -> None:
-        """Of a race: its two optimizers, unless they are given too. And the seeds where they are not given."""
+    def _take_sides(self, chosen: bool) -> None:
+        """Of a race: its two optimizers; others that are `chosen` beside it are refused. And the seeds if not given."""
         if self.seeds is None:
             object.__setattr__(self, "seeds", SEEDS if self.until is None else races.SEEDS)
         if self.until is None:
             return
         named = checks.optimizers("until", races.sides(self.until))
-        if set(self.optimizers) not in (set(named), set(DEFAULT_OPTIMIZERS)):
+        if chosen and set(self.optimizers) != set(named):
             both = " and ".join(self.optimizers)
             raise PlanError(f"until: {self.until} compares two optimizers, and the plan has {both}; give no others")
         object.__setattr__(self, "optimizers", named)
@@ -106,9 +107,10 @@ class SweepPlan(SweepSettings):
     def _take_branches(self) -> None:
         """Give every optimizer the schedule of `branch_at` and `decay`; the longest of them says the steps."""
         if self.branch_at is None and self.decay is None:
+            object.__setattr__(self, "steps", STEPS if self.steps is None else self.steps)
             return
         specs, steps = branched(self.optimizers, self.branch_at, self.decay)  # the longest one's
-        if self.steps not in (type(self).steps, steps):
+        if self.steps not in (None, steps):
             raise PlanError(f"steps: branch_at and decay say how long trials are, {steps} steps; leave steps out")
         for name, value in (("optimizers", specs), ("steps", steps), ("branch_at", None), ("decay", None)):
             object.__setattr__(self, name, value)

@@ -19,7 +19,7 @@ from gradbench.inputs.specs.searches import read_budget, read_search
 TIMINGS = ("full", "batched", "none")
 DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression", "mlp")
 DEFAULT_OPTIMIZERS = ("sgd", "momentum", "adam")
-SEEDS = 3
+SEEDS, STEPS = 3, 300  # if not given
 NO_OPTIONS = ("problems", "targets")  # fields that are no option of the command line
 
 
@@ -108,7 +108,11 @@ class SweepSettings:
         f"{races.SEEDS} if not given.",
         checks.or_none(checks.whole(1, 2**31 - 1)),
     )
-    steps: int = _setting(300, "Updates of a trial, or several, 100,300.", checks.several(checks.whole(1, 2**30)))
+    steps: int = _setting(
+        None,
+        f"Updates of a trial, or several, 100,300; {STEPS} if not given.",
+        checks.or_none(checks.several(checks.whole(1, 2**30))),
+    )
     batch_size: int | None = _setting(
         None,
         "Rows of a minibatch, or several, 16,64,256; all the data if not given.",

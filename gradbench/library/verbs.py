@@ -72,7 +72,9 @@ def sweep(
     """
     names, objects = take_problems(problems)
     chosen, functions = take_optimizers(optimizers)
-    values = {"problems": names, "optimizers": chosen, "learning_rates": learning_rates, **settings}
+    values = {"problems": names, "learning_rates": learning_rates, **settings}
+    if optimizers is not SweepPlan.optimizers:  # which a plan tells from those that are given
+        values["optimizers"] = chosen
     plan = SweepPlan.from_dict(values)
     by: dict[str, Any] = {"executor": executor, "unit_timeout": unit_timeout}
     return run_plan(plan, out=out, objects=objects, functions=functions, progress=progress, **by)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 
 from gradbench.engine import roofline as limits
-from gradbench.engine.roofline import Limits, measure_limits
+from gradbench.engine.roofline import Limits, measure_limits, stored_limits
 from gradbench.machine.devices import find_devices
 
 KNOWN = Limits(devices=2, flops_per_s=100.0, bytes_per_s=((10, 50.0), (1000, 20.0)), kernel_s=0.5)
@@ -23,6 +26,17 @@ def test_rows_are_judged_by_their_own_devices():
     row = {"devices": 1, "flops_per_step": 100.0, "moved_bytes": 0.0, "kernels_per_step": 0, "step_s_median": 8.0}
     judged = KNOWN.add_roofline(row)
     assert (judged["limit_s"], judged["limit"], judged["of_limit"]) == (2.0, "flops", 0.25)
+
+
+@pytest.mark.parametrize("dtypes", [("float32",), ("float32", "bfloat16")])
+def test_limits_are_read_as_they_are_kept(dtypes):
+    """A finished record of one dtype holds its limits alone; one that could not be finished has that form too."""
+    kept = json.loads(json.dumps(dataclasses.asdict(KNOWN)))
+    info = {"limits": kept if len(dtypes) == 1 else dict.fromkeys(dtypes, kept)}
+    found = stored_limits(info, dtypes)
+    assert list(found) == list(dtypes)
+    assert Limits(**found["float32"]).of_step(2, flops=300, moved=0, kernels=1) == (3.0, "flops")
+    assert stored_limits({}, dtypes) == {}
 
 
 def test_what_is_measured_is_possible(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs.rates import log_range, parse_rates
-from gradbench.inputs.transfer.written import read_config
+from gradbench.inputs.transfer.written import command, read_config
 
 
 def test_a_plan_survives_json_and_toml(tmp_path):
@@ -144,3 +144,15 @@ def test_the_warning_about_a_tuple_names_the_callers_line_through_the_library_to
     with pytest.warns(FutureWarning, match="log_range") as caught:
         SweepPlan.from_dict({"learning_rates": (0.1, 1, 10)})
     assert caught[0].filename == __file__
+
+
+def test_what_is_given_is_not_taken_for_a_default():
+    """Defaults give way to a race's two optimizers and to the steps of branches; the same values, if given, do not."""
+    assert SweepPlan(until="adam<sgd").optimizers == ("adam", "sgd")
+    with pytest.raises(PlanError, match="give no others"):
+        SweepPlan(until="adam<sgd", optimizers=("sgd", "momentum", "adam"))
+    assert SweepPlan(branch_at=(100, 200)).steps == 240
+    with pytest.raises(PlanError, match="leave steps out"):
+        SweepPlan(branch_at=(100, 200), steps=300)
+    assert SweepPlan().steps == 300
+    assert command(SweepPlan()) == "gradbench run quadratic_bowl linear_regression logistic_regression mlp"

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from gradbench.engine.slots.packing import joined
+from gradbench.errors import RecordError
 from gradbench.inputs.specs.schedules import COOLING
 from gradbench.search.queue import Queue
 
@@ -163,7 +164,10 @@ class Branches:
         tables: Mapping[str, pa.Table],
         unpacked: Callable[[str], Any],
     ) -> None:
-        """Go on from a checkpoint: `tables` are the rows so far, `unpacked(prefix)` a state from its leaves."""
+        """Go on from a checkpoint: `tables` are the rows so far, `unpacked(prefix)` a state from its leaves. Raises
+        RecordError where an older version, whose trials share no steps, made it."""
+        if "ready" not in arrays:
+            raise RecordError("an older version, whose trials share no steps, began this run; begin a new one")
         self.ready = [Ready(*row) for row in arrays["ready"].tolist()]
         self.copies = {number: unpacked(f"copy{number}leaf") for number in {of.copy for of in self.ready}}
         begun = {*(tables["trials"]["trial"].to_numpy() - self.before).tolist()}

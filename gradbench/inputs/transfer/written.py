@@ -10,7 +10,9 @@ from typing import Any
 
 from gradbench.errors import PlanError, one_line
 from gradbench.inputs.plan import SweepPlan, with_full_names
-from gradbench.inputs.settings import NO_OPTIONS, SEEDS
+from gradbench.inputs.settings import NO_OPTIONS, SEEDS, STEPS
+
+IF_NOT_GIVEN = {"seeds": SEEDS, "steps": STEPS}
 
 
 def command(plan: SweepPlan, **changed: Any) -> str:
@@ -19,7 +21,7 @@ def command(plan: SweepPlan, **changed: Any) -> str:
     words = ["gradbench", "run", *plan.problems]
     for field in dataclasses.fields(plan):
         value = getattr(plan, field.name)
-        if field.name in NO_OPTIONS or value == (field.default if field.name != "seeds" else SEEDS):
+        if field.name in NO_OPTIONS or value == IF_NOT_GIVEN.get(field.name, field.default):
             continue
         flag = (field.metadata["flags"] or ("--" + field.name.replace("_", "-"),))[-1]
         if isinstance(value, bool):

@@ -11,8 +11,8 @@ High Performance Convolutional Neural Networks for Document Processing, 2006). T
 from the phases of the image, each without gaps, since the derivative of a slice with gaps is a padding with gaps, which
 XLA computes entry by entry.
 
-On a GPU several trials' convolutions take 3.6 times as long as the products (a network of 16 channels, 8 trials, on an
-H100), and their derivatives are not the same from call to call; products of several axes are as fast as they are.
+On a GPU several trials' convolutions take 3 times as long as the products (docs/gpu.md), and their derivatives are not
+the same from call to call; products of several axes are as fast as they are.
 
 The numbers are the same but for rounding: the terms of each sum are, and their order is not.
 """

@@ -13,8 +13,8 @@ logs: taking them in the folding kernel costs more than it saves. Many longer su
 Products. Those of several lanes on a CPU may be taken in the order of axes that suits it: see layout.py. What is a
 product without being written as one of two matrices, a convolution above all, is made one before: see products.py.
 
-Scatters. A GPU adds what is scattered to one place in any order, unless it is told not to, and then takes several times
-as long. So where each place gets one term, as a label's logit does, XLA is told that.
+Scatters. A GPU adds what is scattered to one place in any order, unless it is told not to, and then takes longer. So
+where each place gets one term, as a label's logit does, XLA is told that.
 
 All hold over the whole range of a dtype, non-finite numbers included, with two exceptions that XLA itself makes. Sums
 and products whose terms' absolute values add up to more than the largest number may overflow on the way or not, by
