@@ -216,3 +216,16 @@ def test_every_format_has_the_numbers(output_format):
     elif output_format != "csv":
         assert races.sentences[0] in text
         assert "half" in tunability_text(tuned, output_format)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_seeds_that_all_give_the_same_are_no_interval_and_a_small_ratio_keeps_its_digits(sweep):
+    """On the bowl every seed is the same run; 1.0003 is not written as 1."""
+    run = sweep("quadratic_bowl[dim=2]", ["sgd", "adam"], (0.05, 0.2), seeds=4, steps=30, timing="none")
+    [row] = gradbench.races(run).rows
+    assert row["low"] == row["high"] == row["ratio"]
+    assert "every seed gives the same" in sentence(row)
+    assert "95 %" not in sentence(row)
+    row |= {"ratio": 1.000312, "low": 1.0002, "high": 1.0004}
+    assert "1.00031×" in sentence(row)
+    assert "95 %: 1.0002 to 1.0004" in sentence(row)

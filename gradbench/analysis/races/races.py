@@ -157,7 +157,9 @@ def _choice(found: dict[str, dict[str, Outcomes]]) -> str:
 
 
 def _factor(value: float) -> str:
-    """Two digits, and no exponent below a million."""
+    """Two digits, of what is beyond 1 where that is little, and no exponent below a million."""
+    if 1 < value < 1.1:
+        return f"{1 + float(f'{value - 1:.2g}'):.8g}"
     return f"{value:.2g}" if value < 100 or value >= 1e6 else f"{value:.0f}"
 
 
@@ -166,6 +168,8 @@ def sentence(row: dict[str, Any]) -> str:
     ratio = f"{_factor(row['ratio'])}×"
     where = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}, {row['ahead']} of {row['problems']} problems"
     interval = "" if row["low"] is None else f"95 %: {_factor(row['low'])} to {_factor(row['high'])}, "
+    if row["low"] is not None and row["low"] == row["high"]:  # as where nothing in a trial depends on its seed
+        interval = "every seed gives the same, so without an interval; "
     if row["decided"]:
         least = "at least " if row["what"] == STEPS and row["unreached_slower"] > row["unreached_faster"] else ""
         what = f"reaches the target {least}{ratio} sooner than" if row["what"] == STEPS else f"ends {ratio} lower than"
