@@ -221,7 +221,7 @@ def pair_sentence(pair: PairSummary) -> str:
 
 def step_words(steps: float, epoch: int | None) -> str:
     """So many steps; with minibatches, and so many updates of an `epoch`, also in epochs."""
-    return f"{number(steps)} steps" + (f" ({number(steps / epoch)} epochs)" if epoch else "")
+    return f"{number(steps)} step{'s' * (steps != 1)}" + (f" ({number(steps / epoch)} epochs)" if epoch else "")
 
 
 def reference_words(to: Reference) -> str:

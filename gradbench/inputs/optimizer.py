@@ -250,6 +250,10 @@ def _find(spec: Spec) -> Callable[..., Any]:
         raise OptimizerError(f"{spec.text!r}: cannot be swept: {REFUSED[spec.target]}")
     functions = optimizer_functions()
     if spec.target not in functions:
+        if all(name.strip() in functions for name in spec.target.split(",")):
+            raise OptimizerError(
+                f"no optimizer {spec.target!r}: name each by itself, -o {' -o '.join(spec.target.split(','))}"
+            )
         raise OptimizerError(
             f"no optimizer {spec.target!r}{nearest(spec.target, functions)} "
             "(any of optax and optax.contrib, see gradbench list; or ./mine.py:make)"
