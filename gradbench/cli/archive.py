@@ -43,7 +43,7 @@ def verify(
     """
     from gradbench.archive.verified import keep
     from gradbench.archive.verify import verify_run, verify_text
-    from gradbench.errors import RunError
+    from gradbench.errors import GradbenchError
     from gradbench.library.activity import Activity
     from gradbench.machine.cache import use_cache
     from gradbench.record.store import load_run
@@ -58,7 +58,9 @@ def verify(
     show(verify_text(found, output.chosen))
     try:
         keep(run, found, by)
-    except RunError as error:  # a record that can only be read
+    except (
+        GradbenchError
+    ) as error:  # a record that can only be read, or a damaged verified.json: no answer of the record
         note(f"the answer is not kept: {error}")
     return 0 if found.holds else 1
 
