@@ -10,7 +10,7 @@ import pytest
 from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs.rates import log_range, parse_rates
-from gradbench.inputs.transfer.written import read_config
+from gradbench.inputs.transfer.written import command_of_pair, read_config
 
 
 def test_a_plan_survives_json_and_toml(tmp_path):
@@ -144,3 +144,9 @@ def test_the_warning_about_a_tuple_names_the_callers_line_through_the_library_to
     with pytest.warns(FutureWarning, match="log_range") as caught:
         SweepPlan.from_dict({"learning_rates": (0.1, 1, 10)})
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("problem", "words"), [("himmelblau", " --target-loss -14.77"), ("beale", "")])
+def test_the_command_of_a_pair_has_its_own_of_the_targets(problem, words):
+    plan = SweepPlan(("beale", "himmelblau"), ("sgd", "adam"), [0.1], targets={"himmelblau": -14.77})
+    assert command_of_pair(plan, problem, "sgd", steps=7) == f"gradbench run {problem} -o sgd --lr 0.1 --steps 7{words}"
