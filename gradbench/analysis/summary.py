@@ -148,6 +148,11 @@ def common_references(runs: Sequence[Run]) -> dict[str, Reference]:
     return {name: common(of[name] for of in found if name in of) for name in names}
 
 
+def name_among(runs: Sequence[Run], place: int, optimizer: str) -> str:
+    """What an optimizer of one of these records is called beside those of the others; places are counted from 1."""
+    return optimizer if len(runs) == 1 else f"{optimizer} (run {place})"
+
+
 def summarise_all(runs: Sequence[Run], factor: float = GOOD_FACTOR) -> list[list[PairSummary]]:
     """Each record's summaries, with one reference for all records that have a problem."""
     to = common_references(runs)
