@@ -83,7 +83,7 @@ def measure(
         runs = []
         with tempfile.TemporaryDirectory(prefix="gradbench-freeze-") as folder:
             for group in groups:
-                say(f"{of_problems.specs[0]} and {len(of_problems.specs) - 1} more × {group.specs[0]}")
+                say(f"measuring {', '.join(of_problems.specs)} × {group.specs[0]}")
                 [(_, plan)] = suite.plans(of_problems.specs, (group,))
                 settings = {"steps": max(1, plan.steps // 2), "seeds": seeds, "record_points": POINTS}
                 plan = dataclasses.replace(plan, **settings, targets=None, timing="none")

@@ -6,7 +6,9 @@ import tomllib
 
 import pytest
 
+from gradbench.cli.main import invoke
 from gradbench.errors import PlanError
+from gradbench.suites import freeze
 from gradbench.suites.definition import load_suite, suite_from, suite_path
 from gradbench.suites.freeze import Measured, with_targets, write_targets
 
@@ -59,6 +61,15 @@ def test_targets_that_are_no_table_of_their_own_are_refused_and_the_file_is_left
     with pytest.raises(PlanError, match=r"tiny\.toml: its targets cannot be replaced"):
         write_targets(path, [MEASURED])
     assert path.read_text() == text + HEAD + OPTIMIZERS
+
+
+def test_freeze_says_on_stderr_what_it_measures(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "tiny.toml"
+    path.write_text('references = ["sgd"]\n' + HEAD + OPTIMIZERS)
+    monkeypatch.setattr(freeze.runner, "run_plan", lambda *_, **__: None)
+    monkeypatch.setattr(freeze, "target_of", lambda *_: MEASURED)
+    assert invoke(["suite", "freeze", str(path)]) == 0
+    assert capsys.readouterr().err == "measuring himmelblau × sgd\n"
 
 
 def test_a_built_in_suite_keeps_its_text_when_its_own_targets_are_written():
