@@ -10,10 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from gradbench.analysis.points import best_of_seeds
-from gradbench.analysis.summary import by_dtype, common_references, name_among, problem_trials, references, resolution
+from gradbench.analysis.summary import (
+    by_dtype,
+    common_references,
+    name_among,
+    problem_trials,
+    references,
+    resolution,
+    rows_where,
+)
 from gradbench.analysis.verdicts import floats, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.schema import SCHEMAS
@@ -158,7 +165,7 @@ def outcomes(
             parts = by_dtype(run.plan, told_apart_by)
             floors = {dtype: resolution(part, to[problem], dtype) for dtype, part in parts}
             for optimizer in run.plan.optimizers:
-                rows = trials.filter(pc.field("optimizer") == optimizer)
+                rows = rows_where(trials, {"optimizer": optimizer})
                 if len(rows):
                     name = name_among(runs, place, optimizer)
                     gaps = relative_gaps(rows, to[problem])
