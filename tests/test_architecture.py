@@ -78,6 +78,11 @@ def test_no_file_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
+def test_no_test_file_is_long():
+    for path in Path(__file__).parent.rglob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
 def test_no_folder_is_crowded():
     for folder in {path.parent for path in FILES}:
         assert len([path for path in folder.iterdir() if path.is_file()]) <= 9, folder

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
-from gradbench.analysis.summary import PairSummary, pair_trials
+from gradbench.analysis.summary import PairSummary, pair_trials, rows_where
 from gradbench.errors import PlanError, nearest
 from gradbench.record.store import Run
 from gradbench.tables import Column, number
 
 HELD_OUT = "holdout.loss"
+_known: weakref.WeakKeyDictionary[Run, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
 
 
 def recorded(run: Run, problem: str) -> list[str]:
@@ -129,17 +130,25 @@ def columns(name: str | None) -> tuple[Column, ...]:
     )
 
 
+def _last(run: Run, name: str) -> np.ndarray:
+    """A metric at the last recorded point of each trial, by the trial's number; NaN where it has none. Found once."""
+    known = _known.setdefault(run, {})
+    if name not in known:
+        split, _, short = name.partition(".")
+        points = rows_where(run.metrics, {"split": split, "name": short})
+        number, value = points["trial"].to_numpy(), points["value"].to_numpy(zero_copy_only=False)
+        ends = np.append(number[1:] != number[:-1], True) if len(number) else np.zeros(0, bool)  # sorted by trial, step
+        last = np.full(1 + max(run.trials["trial"].to_numpy().max(), number.max(initial=0)), np.nan)
+        last[number[ends]] = value[ends]
+        known[name] = last
+    return known[name]
+
+
 def _at_end(run: Run, pair: PairSummary, name: str) -> dict[float, tuple[float, float, float]]:
     """The median, lowest and highest over the seeds of a metric at each trial's last recorded point, by the learning
     rates at which it is finite for every seed and none diverged, ascending."""
-    split, _, short = name.partition(".")
-    trials = pair_trials(run, pair)
-    points = run.metrics.filter((pc.field("split") == split) & (pc.field("name") == short))
-    number, value = points["trial"].to_numpy(), points["value"].to_numpy(zero_copy_only=False)
-    ends = np.append(number[1:] != number[:-1], True) if len(number) else np.zeros(0, bool)  # sorted by trial, step
+    trials, last = pair_trials(run, pair), _last(run, name)
     trial, rate = trials["trial"].to_numpy(), trials["learning_rate"].to_numpy()
-    last = np.full(1 + max(trial.max(), number.max(initial=0)), np.nan)
-    last[number[ends]] = value[ends]
     end = np.where(np.isfinite(last[trial]) & (np.asarray(trials["verdict"]) != "diverged"), last[trial], np.nan)
     order = np.lexsort((end, rate))  # NaN last of a learning rate
     rates, first, seeds = np.unique(rate[order], return_index=True, return_counts=True)

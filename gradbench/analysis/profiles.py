@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradbench.analysis.points import best_of_seeds
-from gradbench.analysis.summary import PairSummary, pair_trials, summarise_all
+from gradbench.analysis.summary import PairSummary, name_among, pair_trials, summarise_all
 from gradbench.analysis.verdicts import Reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.schema import TARGET_COLUMNS
@@ -132,10 +132,9 @@ def steps_at_best(run: Run, pair: PairSummary) -> np.ndarray:
 
 def _solvers(runs: Sequence[Run]) -> dict[str, list[tuple[Run, PairSummary]]]:
     solvers: dict[str, list[tuple[Run, PairSummary]]] = {}
-    for number, (run, pairs) in enumerate(zip(runs, summarise_all(runs))):
+    for place, (run, pairs) in enumerate(zip(runs, summarise_all(runs)), 1):
         for pair in pairs:
-            name = pair.optimizer if len(runs) == 1 else f"{pair.optimizer} (run {number + 1})"
-            solvers.setdefault(name, []).append((run, pair))
+            solvers.setdefault(name_among(runs, place, pair.optimizer), []).append((run, pair))
     return solvers
 
 

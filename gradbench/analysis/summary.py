@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import functools
 import math
-import operator
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,7 +113,7 @@ def references(run: Run) -> dict[str, Reference]:
     """What each problem's gaps are taken against, of those that have trials, by name."""
     if run not in _references:
         facts = run.info.get("problems", {})
-        parts = {name: run.trials.filter(pc.field("problem") == name) for name in run.plan.problems}
+        parts = {name: rows_where(run.trials, {"problem": name}) for name in run.plan.problems}
         _references[run] = {
             name: _reference_of(run.plan, part, facts.get(name)) for name, part in parts.items() if len(part)
         }
@@ -135,9 +134,16 @@ def by_dtype(plan: SweepPlan, trials: pa.Table) -> list[tuple[str, pa.Table]]:
     return [(dtype, part) for dtype, part in parts if len(part)] or [(plan.dtype, trials)]
 
 
+def rows_where(table: pa.Table, values: Mapping[str, Any]) -> pa.Table:
+    """The rows that have these values in these columns. By a mask: pyarrow plans an expression anew for each table,
+    which of a pair's few rows is most of the time."""
+    masks = (pc.call_function("equal", [table[name], pa.scalar(value)]) for name, value in values.items())
+    return table.filter(functools.reduce(lambda one, other: pc.call_function("and", [one, other]), masks))
+
+
 def trials_of(trials: pa.Table, problem: str, optimizer: str) -> pa.Table:
     """Those of one pair."""
-    return trials.filter((pc.field("problem") == problem) & (pc.field("optimizer") == optimizer))
+    return rows_where(trials, {"problem": problem, "optimizer": optimizer})
 
 
 def common_references(runs: Sequence[Run]) -> dict[str, Reference]:
@@ -145,6 +151,11 @@ def common_references(runs: Sequence[Run]) -> dict[str, Reference]:
     found = [references(run) for run in runs]
     names = dict.fromkeys(name for of in found for name in of)
     return {name: common(of[name] for of in found if name in of) for name in names}
+
+
+def name_among(runs: Sequence[Run], place: int, optimizer: str) -> str:
+    """What an optimizer of one of these records is called beside those of the others; places are counted from 1."""
+    return optimizer if len(runs) == 1 else f"{optimizer} (run {place})"
 
 
 def summarise_all(runs: Sequence[Run], factor: float = GOOD_FACTOR) -> list[list[PairSummary]]:
@@ -177,7 +188,7 @@ def judged_trials(run: Run, to: Mapping[str, Reference] | None = None) -> pa.Tab
 
 def problem_trials(run: Run, problem: str, to: Reference) -> pa.Table:
     """The trials of a problem, judged against a reference."""
-    return judged_trials(run, references(run) | {problem: to}).filter(pc.field("problem") == problem)
+    return rows_where(judged_trials(run, references(run) | {problem: to}), {"problem": problem})
 
 
 def pair_trials(run: Run, pair: PairSummary) -> pa.Table:
@@ -187,13 +198,7 @@ def pair_trials(run: Run, pair: PairSummary) -> pa.Table:
 
 def at_settings(trials: pa.Table, pair: PairSummary) -> pa.Table:
     """Those of a pair's optimizer and of the values of its axes that `pair.rates` have."""
-    return trials.filter(
-        functools.reduce(
-            operator.and_,
-            (pc.field(name) == value for name, value in pair.settings.items()),
-            pc.field("optimizer") == pair.optimizer,
-        )
-    )
+    return rows_where(trials, {"optimizer": pair.optimizer, **pair.settings})
 
 
 def summarise(run: Run, factor: float = GOOD_FACTOR, to: Mapping[str, Reference] | None = None) -> list[PairSummary]:
@@ -224,7 +229,7 @@ def summarise_tables(
     trials = trials.select([*_USED, *plan.axis_names])  # of millions of trials, each pair's are copied
     floors: dict[tuple[str, str], float] = {}
     for problem, optimizer in plan.pairs:
-        of_problem = trials.filter(pc.field("problem") == problem)
+        of_problem = rows_where(trials, {"problem": problem})
         rows, own = trials_of(of_problem, problem, optimizer), plan.of(optimizer)
         if rows.num_rows == 0:
             continue

@@ -13,8 +13,9 @@ from collections import Counter
 from typing import Any
 
 from gradbench.archive.verify import DIFFERS, EXACT, WITHIN, Verification
-from gradbench.errors import RecordError
+from gradbench.errors import RecordError, RunError, one_line
 from gradbench.files import write_json
+from gradbench.machine.locks import alone_in
 from gradbench.record.manifest import record_digest
 from gradbench.record.store import Run
 
@@ -42,7 +43,11 @@ def keep(run: Run, found: Verification, by: str | None = None) -> dict[str, Any]
         "versions": place.get("versions"),
         "record_sha256": found.facts["record_sha256"],
     }
-    write_json({"verifications": [*verifications(run), entry]}, run.path / NAME)
+    try:
+        with alone_in(run.path):  # two that end at once are both kept
+            write_json({"verifications": [*verifications(run), entry]}, run.path / NAME)
+    except OSError as error:
+        raise RunError(f"{run.path}: cannot be read: {error.strerror}") from error
     return entry
 
 
@@ -56,7 +61,7 @@ def verifications(run: Run) -> list[dict[str, Any]]:
         if not all(isinstance(entry, dict) and {"at", "by", "holds"} <= entry.keys() for entry in found):
             raise KeyError("verifications")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RecordError(f"{file}: damaged: {error}") from error
+        raise RecordError(f"{file}: damaged: {one_line(error)}") from error
     return found
 
 

@@ -3,13 +3,20 @@ compared."""
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Results, Tables, note, show, whole
 from gradbench.failures import printing_to_stderr
+
+if typing.TYPE_CHECKING:
+    from gradbench.library.activity import Activity
+    from gradbench.record.store import Run
+    from gradbench.suites.definition import Suite
 
 suite = App(name="suite", help="Frozen suites of problems, search spaces, budgets and targets (docs/suites.md).")
 Specs = Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"])]
@@ -43,7 +50,7 @@ def verify(
     """
     from gradbench.archive.verified import keep
     from gradbench.archive.verify import verify_run, verify_text
-    from gradbench.errors import RunError
+    from gradbench.errors import GradbenchError
     from gradbench.library.activity import Activity
     from gradbench.machine.cache import use_cache
     from gradbench.record.store import load_run
@@ -58,7 +65,9 @@ def verify(
     show(verify_text(found, output.chosen))
     try:
         keep(run, found, by)
-    except RunError as error:  # a record that can only be read
+    except (
+        GradbenchError
+    ) as error:  # a record that can only be read, or a damaged verified.json: no answer of the record
         note(f"the answer is not kept: {error}")
     return 0 if found.holds else 1
 
@@ -67,9 +76,9 @@ def export(
     record: str = "latest",
     *,
     to: str,
-    into: Path | None = None,
+    into: Annotated[Path | None, Parameter(name=["--into", "--out"])] = None,
     best: bool = False,
-    results: Results = Path("results"),
+    results: Annotated[Path, Parameter(name="--results", help="Where records are kept.")] = Path("results"),
     quiet: Quiet = False,
 ) -> int:
     """A record for other tools, on disk: csv, or each trial as a run of tensorboard, wandb (offline) or mlflow.
@@ -167,8 +176,7 @@ def suite_run(
     ruleset
         Of the optimizers given: tuned (settings drawn from a search space) or self-tuning (one trial, nothing set).
     lr
-        The search space of the optimizers given, low:high; self-tuning, their one learning rate. [default: the
-        suite's, or the optimizer's own default]
+        The search space of those given, low:high; self-tuning, their one rate. [default: the suite's, or their own]
     reduced
         At the steps, trials and seeds that the suite states for a machine without the device that it is meant for.
     device
@@ -179,34 +187,42 @@ def suite_run(
         The folder of the records to compare with. [default: results/archive/NAME of a checkout]
     """
     from gradbench.library.activity import Activity
-    from gradbench.suites.definition import chosen_groups, load_suite
+    from gradbench.suites.definition import load_suite
     from gradbench.tables import check_format
 
     check_format(output.chosen)
     chosen = load_suite(name)
+    settings = {"problems": problem, "reduced": reduced or None, "device": device, "out": out, "resume": resume}
     with Activity(quiet) as activity:
-        activity.say("starting JAX")
-        from gradbench.cli.progress import watching
-        from gradbench.machine.cache import use_cache
-        from gradbench.suites.running import archived, run_suite
+        runs = _run(activity, chosen, (optimizer, ruleset, lr), settings)
+        if runs[-1].info["state"] != "complete":
+            note("the suite is not done; go on with the same command and --resume")
+            return INTERRUPTED
+        activity.say("comparing")
+        from gradbench.suites.running import archived
         from gradbench.suites.text import result_text
 
-        use_cache()
-        with printing_to_stderr():
-            groups = chosen_groups(chosen, optimizer, ruleset, lr)
-            settings = {"problems": problem, "optimizers": groups, "reduced": reduced or None, "device": device}
-            runs = run_suite(chosen, **settings, out=out, resume=resume, watching=lambda: watching(activity))
-        complete = runs[-1].info["state"] == "complete"
-        if complete:
-            activity.say("comparing")
-            text = result_text(runs, archived(runs, archive), output.chosen)
-    if not complete:
-        note("the suite is not done; go on with the same command and --resume")
-        return INTERRUPTED
+        text = result_text(runs, archived(runs, archive), output.chosen)
     show(text)
     if not quiet:
         note("records: " + " ".join(str(run.path) for run in runs))
     return 0
+
+
+def _run(
+    activity: Activity, of: Suite, optimizers: tuple[Sequence[str], str, str | None], settings: Mapping[str, Any]
+) -> list[Run]:
+    """Run a suite by run_suite's `settings`; its optimizers are given as specs, their ruleset and their --lr."""
+    activity.say("starting JAX")
+    from gradbench.cli.progress import watching
+    from gradbench.machine.cache import use_cache
+    from gradbench.suites.definition import chosen_groups
+    from gradbench.suites.running import run_suite
+
+    use_cache()
+    with printing_to_stderr():
+        groups = chosen_groups(of, *optimizers)
+        return run_suite(of, optimizers=groups, **settings, watching=lambda: watching(activity))
 
 
 @suite.command(name="freeze")
@@ -236,7 +252,7 @@ def suite_freeze(
     check_format(output.chosen)
     with Activity(quiet) as activity, watching(activity) as watcher, printing_to_stderr():
         use_cache()
-        found = freeze(name, seeds, watcher)
+        found = freeze(name, seeds, watcher, say=activity.print)
     show(frozen_text(found, output.chosen))
     return 0
 

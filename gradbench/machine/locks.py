@@ -1,7 +1,11 @@
-"""Files that one process at a time holds, until it closes them or ends, however it ends."""
+"""Files and folders that one process at a time holds, until it closes them or ends, however it ends."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Generator
+from pathlib import Path
 from typing import IO, Any
 
 try:
@@ -29,3 +33,21 @@ def hold(file: IO[Any]) -> bool:
     except OSError as error:
         raise NoLocks(error.strerror or str(error)) from error
     return True
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Generator[None]:
+    """Wait until nobody else is in here with this folder. Where there are no locks (see `hold`), nobody waits.
+
+    Raises OSError for a folder that cannot be opened.
+    """
+    if fcntl is None:
+        yield
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -227,18 +228,19 @@ def suite_from(values: Mapping[str, Any], where: str, name: str) -> Suite:
     named = tuple(spec for group in problems for spec in group.specs)
     if others := [problem for problem in {**targets, **holdout} if problem not in named]:
         raise PlanError(f"{where}: targets: no problem {others[0]!r}{nearest(others[0], named)}")
-    references = tuple(values.get("references", ()))
-    reduced = {
-        key: checks.whole(1, 2**30)(f"{where}: reduced: {key}", of) for key, of in values.get("reduced", {}).items()
-    }
+    references = _references(values.get("references", []), where)
+    table = values.get("reduced", {})
+    if not isinstance(table, dict):
+        raise PlanError(f"{where}: reduced: need a table of {', '.join(sorted(_REDUCED))}, got {table!r}")
+    reduced = {key: checks.whole(1, 2**30)(f"{where}: reduced: {key}", of) for key, of in table.items()}
     if others := reduced.keys() - _REDUCED:
         raise PlanError(f"{where}: reduced: no setting {min(others)!r} ({', '.join(sorted(_REDUCED))})")
     meant_for = values.get("meant_for")
     if meant_for is not None:
-        checks.device(f"{where}: meant_for", meant_for)
+        meant_for = checks.device(f"{where}: meant_for", meant_for)
     suite = Suite(
-        str(values.get("name", name)),
-        str(values.get("about", "")),
+        _text(values, "name", name, where),
+        _text(values, "about", "", where),
         settings,
         tuple(_checked_problems(group, where) for group in problems),
         tuple(_checked_optimizers(group, where) for group in optimizers),
@@ -255,6 +257,19 @@ def suite_from(values: Mapping[str, Any], where: str, name: str) -> Suite:
     if others := [spec for spec in references if spec not in tuned]:
         raise PlanError(f"{where}: references: no tuned optimizer {others[0]!r}{nearest(others[0], tuned)}")
     return suite
+
+
+def _text(values: Mapping[str, Any], key: str, default: str, where: str) -> str:
+    found = values.get(key, default)
+    if not isinstance(found, str):
+        raise PlanError(f"{where}: {key}: need a text, got {found!r}")
+    return found
+
+
+def _references(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise PlanError(f'{where}: references: need a list of optimizers, such as ["sgd", "adam"], got {value!r}')
+    return checks.specs_of("optimizer", "adam")(f"{where}: references", value) if value else ()
 
 
 def _groups(values: Mapping[str, Any], key: str, known: set[str], where: str) -> list[Group]:
@@ -289,7 +304,9 @@ def _checked_optimizers(group: Group, where: str) -> Group:
 
 def _space(text: Any, where: str) -> str:
     """A search space of learning rates, low:high."""
-    if not isinstance(text, str) or text.count(":") != 1:
-        raise PlanError(f"{where}: need learning_rates = low:high, such as 1e-4:1, got {text!r}")
-    rates_as_kept(f"{text}:2")
-    return text
+    if isinstance(text, str) and text.count(":") == 1:
+        with contextlib.suppress(PlanError):
+            rates_as_kept(f"{text}:2")
+            return text
+    need = "need learning_rates = low:high, above 0 and low below high, such as 1e-4:1"
+    raise PlanError(f"{where}: {need}, got {text!r}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from gradbench.analysis.metrics import HELD_OUT, ByMetric
 from gradbench.analysis.races.outcomes import Outcomes, check_comparable, outcomes
-from gradbench.analysis.summary import PairSummary, summarise_all
+from gradbench.analysis.summary import PairSummary, name_among, summarise_all
 from gradbench.errors import OptimizerError
 from gradbench.inputs.specs.spec import parse_spec
 from gradbench.record.store import Run
@@ -91,7 +91,7 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
         known = outcomes(sharing, [problem])
         for place, run in enumerate(sharing, 1):
             for optimizer in run.plan.optimizers:
-                of = known.get(optimizer if len(sharing) == 1 else f"{optimizer} (run {place})", {}).get(problem)
+                of = known.get(name_among(sharing, place, optimizer), {}).get(problem)
                 if of is not None:
                     pair = by_pair[run.id, problem, optimizer]
                     found.append(Entry(names[run.id, optimizer], ruleset_of(run), run, pair, of))

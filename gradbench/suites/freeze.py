@@ -11,10 +11,12 @@ lies in rounding. So the best reference reaches it in half of the suite's steps,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,11 @@ from gradbench.suites.definition import Suite, load_suite, suite_path
 
 SEEDS = 20
 POINTS = 40  # of a trial's curve, at which held-out losses are known
-_TABLES = re.compile(r"^\[(targets|holdout)\]", re.MULTILINE)
+# A table with the blank lines before it, up to its last key: comments behind that are the next table's.
+_TABLE = re.compile(
+    r"""\s*^[ \t]*\[[ \t]*(["']?)(?:targets|holdout)\1[ \t]*\].*(?:\n(?:[ \t]*(?:#.*)?\n)*[ \t]*[^\s\[#].*)*""",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ def freeze(
     Raises PlanError for a suite without references, RunError where no reference gets anywhere on a problem.
     """
     suite = load_suite(name)
+    with_targets(suite_path(name), [])  # whether they can be written, before hours of measuring
     found = list(measure(suite, seeds, watcher, say))
     order = {problem: place for place, problem in enumerate(suite.all_problems)}
     found.sort(key=lambda one: order[one.problem])
@@ -76,7 +83,7 @@ def measure(
         runs = []
         with tempfile.TemporaryDirectory(prefix="gradbench-freeze-") as folder:
             for group in groups:
-                say(f"{of_problems.specs[0]} and {len(of_problems.specs) - 1} more × {group.specs[0]}")
+                say(f"measuring {', '.join(of_problems.specs)} × {group.specs[0]}")
                 [(_, plan)] = suite.plans(of_problems.specs, (group,))
                 settings = {"steps": max(1, plan.steps // 2), "seeds": seeds, "record_points": POINTS}
                 plan = dataclasses.replace(plan, **settings, targets=None, timing="none")
@@ -143,18 +150,33 @@ def _bounded(loss: float, trials: pa.Table, gap: float) -> float:
 
 
 def write_targets(path: Path, found: list[Measured]) -> None:
-    """Replace the tables of targets at the end of a suite's file."""
+    """Replace the tables of targets in a suite's file, and nothing else of it.
+
+    Raises PlanError where they are written in another way than as tables of their own.
+    """
+    text = with_targets(path, found)
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def with_targets(path: Path, found: list[Measured]) -> str:
+    """A suite's file with these targets, in the place of those that it has or at its end."""
     text = path.read_text(encoding="utf-8")
-    match = _TABLES.search(text)
-    head = text[: match.start()] if match else text + ("" if text.endswith("\n") else "\n") + "\n"
     lines = ["[targets] # training losses, measured: gradbench suite freeze"]
     lines += [f"{_key(one.problem)} = {one.target!r} # {one.optimizer} at {one.learning_rate:.3g}" for one in found]
-    held = [one for one in found if one.holdout is not None]
+    held = {one.problem: float(f"{one.holdout:.4g}") for one in found if one.holdout is not None}
     if held:
         lines += ["", "[holdout] # the held-out losses that those come from"]
-        lines += [f"{_key(one.problem)} = {float(f'{one.holdout:.4g}')!r}" for one in held]
-    with writing(path) as temporary:
-        temporary.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+        lines += [f"{_key(problem)} = {loss!r}" for problem, loss in held.items()]
+    tables = iter(["\n\n" + "\n".join(lines)])
+    made, count = _TABLE.subn(lambda _: next(tables, ""), text)
+    made = (made if count else text.rstrip() + next(tables)).strip("\n") + "\n"
+    others = {key: value for key, value in tomllib.loads(text).items() if key not in ("targets", "holdout")}
+    wanted = {**others, "targets": {one.problem: one.target for one in found}, **({"holdout": held} if held else {})}
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        if tomllib.loads(made) == wanted:
+            return made
+    raise PlanError(f"{path}: its targets cannot be replaced; write [targets] and [holdout] as tables of their own")
 
 
 def _key(problem: str) -> str:

@@ -56,30 +56,29 @@ class Ranked:
 def ranks(found: Table) -> list[Ranked]:
     """Every optimizer on every problem, and over all."""
     problems = list(dict.fromkeys(problem for of in found.values() for problem in of))
-    held = {(name, problem): of.held_out() for name, by in found.items() for problem, of in by.items()}
-    rows = [row for problem in problems for row in _on_problem(found, held, problem)]
-    return rows + _over_all(found, held, rows)
+    rows = [row for problem in problems for row in _on_problem(found, problem)]
+    return rows + _over_all(found, rows)
 
 
-def _on_problem(found: Table, held: Mapping[tuple[str, str], Held], problem: str) -> list[Ranked]:
-    names = [name for name in found if problem in found[name]]
-    what = STEPS if any(held[name, problem].reached.any() for name in names) else GAP
-    estimates = {name: _estimate([held[name, problem]], what) for name in names}
-    gaps = {name: float(held[name, problem].gaps.mean()) for name in names}
-    order = sorted(names, key=lambda name: (estimates[name].value, gaps[name]))
+def _on_problem(found: Table, problem: str) -> list[Ranked]:
+    held = {name: by[problem].held for name, by in found.items() if problem in by}
+    what = STEPS if any(of.reached.any() for of in held.values()) else GAP
+    estimates = {name: _estimate([of], what) for name, of in held.items()}
+    gaps = {name: float(of.gaps.mean()) for name, of in held.items()}
+    order = sorted(held, key=lambda name: (estimates[name].value, gaps[name]))
     places = _rank_intervals({name: {problem: found[name][problem]} for name in order})
     best = estimates[order[0]].value
     rows = []
     for rank, name in enumerate(order, 1):
         value, low, high = _exponentials(estimates[name])
-        reached = float(held[name, problem].reached.mean())
+        reached = float(held[name].reached.mean())
         distance = math.exp(min(estimates[name].value - best, 700))
         place = _with(places[name], rank)
-        rows.append(Ranked(name, problem, what, value, low, high, distance, reached, rank, *place, len(names)))
+        rows.append(Ranked(name, problem, what, value, low, high, distance, reached, rank, *place, len(held)))
     return rows
 
 
-def _over_all(found: Table, held: Mapping[tuple[str, str], Held], rows: Sequence[Ranked]) -> list[Ranked]:
+def _over_all(found: Table, rows: Sequence[Ranked]) -> list[Ranked]:
     best: dict[str, float] = {}
     for row in rows:
         if row.problem is not None and row.what == STEPS:
@@ -88,14 +87,14 @@ def _over_all(found: Table, held: Mapping[tuple[str, str], Held], rows: Sequence
     shared = {name: by for name, by in shared.items() if by}
     estimates = {}
     for name, by in shared.items():
-        raw = _estimate([held[name, problem] for problem in by], STEPS)
+        raw = _estimate([of.held for of in by.values()], STEPS)
         estimates[name] = raw._replace(value=raw.value - float(np.mean([math.log(best[problem]) for problem in by])))
     order = sorted(shared, key=lambda name: estimates[name].value)
     places = _rank_intervals({name: shared[name] for name in order})
     made = []
     for rank, name in enumerate(order, 1):
         value, low, high = _exponentials(estimates[name])
-        reached = float(np.concatenate([held[name, problem].reached for problem in shared[name]]).mean())
+        reached = float(np.concatenate([of.held.reached for of in shared[name].values()]).mean())
         place, count = _with(places[name], rank), len(shared[name])
         made.append(Ranked(name, None, STEPS, value, low, high, value, reached, rank, *place, len(order), count))
     return made

@@ -90,6 +90,8 @@ def archived(mine: Sequence[Run], folder: Path | None = None) -> list[Run]:
     where gradbench's own are."""
     name, version = mine[0].info["suite"]["name"], suite_words(mine[0])
     own = {run.id for run in mine}
+    if folder is not None and not folder.is_dir():
+        raise RecordError(f"{folder}: no such folder of archived records")
     runs = [load_run(path) for path in suite_records(folder or ARCHIVE / name)]
     return [r for r in runs if suite_words(r) == version and r.info["state"] == "complete" and r.id not in own]
 

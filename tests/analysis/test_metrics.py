@@ -9,6 +9,8 @@ from synthetic import make_judged_run as judged
 from synthetic import make_run, with_diverged
 
 import gradbench
+from gradbench.analysis import metrics
+from gradbench.analysis.summary import summarise
 from gradbench.errors import PlanError
 
 
@@ -25,6 +27,15 @@ def test_the_held_out_loss_is_shown_where_there_is_one():
     assert any(
         "by holdout.loss 0.01 is the best learning rate (0.6, 0.8 at the best by training" in n for n in found.notes
     )
+
+
+def test_a_record_s_metrics_are_read_once_and_not_for_each_pair(monkeypatch):
+    run, read = judged(), []
+    pairs, rows_where = summarise(run), metrics.rows_where
+    monkeypatch.setattr(metrics, "rows_where", lambda table, values: read.append(values) or rows_where(table, values))
+    found = [metrics.ByMetric.of(run, pair, metrics.HELD_OUT) for pair in pairs * 2]
+    assert read == [{"split": "holdout", "name": "loss"}, {"split": "train", "name": "loss"}]
+    assert found[0] == found[1]
 
 
 def test_more_is_better_of_what_is_maximised_and_a_diverged_rate_is_none():

@@ -10,7 +10,7 @@ import pytest
 from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs.rates import log_range, parse_rates
-from gradbench.inputs.transfer.written import command, read_config
+from gradbench.inputs.transfer.written import command, command_of_pair, read_config
 
 
 def test_a_plan_survives_json_and_toml(tmp_path):
@@ -156,3 +156,9 @@ def test_what_is_given_is_not_taken_for_a_default():
         SweepPlan(branch_at=(100, 200), steps=300)
     assert SweepPlan().steps == 300
     assert command(SweepPlan()) == "gradbench run quadratic_bowl linear_regression logistic_regression mlp"
+
+
+@pytest.mark.parametrize(("problem", "words"), [("himmelblau", " --target-loss -14.77"), ("beale", "")])
+def test_the_command_of_a_pair_has_its_own_of_the_targets(problem, words):
+    plan = SweepPlan(("beale", "himmelblau"), ("sgd", "adam"), [0.1], targets={"himmelblau": -14.77})
+    assert command_of_pair(plan, problem, "sgd", steps=7) == f"gradbench run {problem} -o sgd --lr 0.1 --steps 7{words}"

@@ -7,7 +7,7 @@ import re
 
 import pytest
 from synthetic import make_run
-from test_report import CHROMIUM, in_chromium
+from test_report_in_chromium import CHROMIUM, in_chromium
 
 from gradbench.archive.verified import NAME, keep, standing_verification
 from gradbench.archive.verify import verify_run

@@ -6,7 +6,8 @@ import os
 import pyarrow as pa
 import pytest
 from synthetic import make_judged_run, make_run, with_diverged
-from test_report import CHROMIUM, in_chromium, page_json
+from test_report import page_json
+from test_report_in_chromium import CHROMIUM, in_chromium
 
 import gradbench
 from gradbench.errors import PlanError

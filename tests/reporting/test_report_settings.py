@@ -9,7 +9,8 @@ import pytest
 import vl_convert
 from sampling import sample
 from synthetic import make_run
-from test_report import CHROMIUM, in_chromium, page_json
+from test_report import page_json
+from test_report_in_chromium import CHROMIUM, in_chromium
 from test_report_metrics import with_script
 
 from gradbench.analysis.summary import summarise

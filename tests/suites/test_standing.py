@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from synthetic import make_run
 
+from gradbench.analysis.races.outcomes import Outcomes
 from gradbench.errors import GradbenchError
 from gradbench.suites.definition import SELF_TUNING, TUNED
 from gradbench.suites.entries import FAMILIES, OWN, by_name, entries, family_of
@@ -39,6 +40,13 @@ def test_ranks_and_distances_are_those_of_the_steps():
         assert at[name].distance == pytest.approx(np.exp(expected - steps["adam"]))
     over_all = {row.optimizer: row for row in table if row.problem is None}
     assert over_all["sgd"].distance == pytest.approx(at["sgd"].distance)  # the same on both problems
+
+
+def test_each_pair_s_settings_are_chosen_once(monkeypatch):
+    chosen, held_out = [], Outcomes.held_out
+    monkeypatch.setattr(Outcomes, "held_out", lambda of, *groups: chosen.append(of) or held_out(of, *groups))
+    ranks(by_name(entries([suite_run(["sgd", "adam", "momentum"])]), TUNED))
+    assert len(chosen) == 3
 
 
 def test_a_rank_is_as_sure_as_the_differences_that_are_shown():

@@ -3,16 +3,24 @@ that it is judged on."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from gradbench.analysis.points import best_of_seeds
-from gradbench.analysis.summary import by_dtype, common_references, problem_trials, references, resolution
+from gradbench.analysis.summary import (
+    by_dtype,
+    common_references,
+    name_among,
+    problem_trials,
+    references,
+    resolution,
+    rows_where,
+)
 from gradbench.analysis.verdicts import floats, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.schema import SCHEMAS
@@ -85,6 +93,11 @@ class Outcomes:
         count = max(1, min(GROUPS, len(self.seeds) // 2))
         return np.arange(len(self.seeds)) * count // len(self.seeds)
 
+    @functools.cached_property
+    def held(self) -> Held:
+        """`held_out` by the usual groups, found once."""
+        return self.held_out()
+
     def held_out(self, groups: np.ndarray | None = None) -> Held:
         """Every seed at the setting that is best on the other seeds of its group, (S,); of one seed, on itself.
 
@@ -152,9 +165,9 @@ def outcomes(
             parts = by_dtype(run.plan, told_apart_by)
             floors = {dtype: resolution(part, to[problem], dtype) for dtype, part in parts}
             for optimizer in run.plan.optimizers:
-                rows = trials.filter(pc.field("optimizer") == optimizer)
+                rows = rows_where(trials, {"optimizer": optimizer})
                 if len(rows):
-                    name = optimizer if len(runs) == 1 else f"{optimizer} (run {place})"
+                    name = name_among(runs, place, optimizer)
                     gaps = relative_gaps(rows, to[problem])
                     of = Outcomes.of(rows, problem, name, gaps, run.plan.steps, floors[run.plan.of(optimizer).dtype])
                     if len(of.seeds):

@@ -46,13 +46,14 @@ class Races:
 
 def races_of(found: dict[str, dict[str, Outcomes]]) -> Races:
     """Of outcomes by optimizer and problem. Raises GradbenchError where no two optimizers share a problem."""
-    held = {name: {problem: each.held_out() for problem, each in of.items()} for name, of in found.items()}
     rows: list[dict[str, Any]] = []
     notes = [_choice(found)]
     for a, b in itertools.combinations(found, 2):
         shared = [problem for problem in found[a] if problem in found[b]]
         if shared:
-            sides = [{p: side(found[of][p], held[of][p], held[of][p].units) for p in shared} for of in (a, b)]
+            sides = [
+                {p: side(found[of][p], found[of][p].held, found[of][p].held.units) for p in shared} for of in (a, b)
+            ]
             row, left = _race(a, b, paired(sides))
             rows.append(row)
             notes += left

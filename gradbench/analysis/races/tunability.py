@@ -155,7 +155,7 @@ def _exponentials(of: Estimate, *keys: str) -> dict[str, float | None]:
 
 def _robustness(of: Outcomes, what: str) -> dict[str, Any]:
     """Factors of half and twice the learning rate that each seed's group chooses, on that seed."""
-    held, values = of.held_out(), _values(of, what)
+    held, values = of.held, _values(of, what)
     row: dict[str, Any] = {"problem": of.problem, "optimizer": of.optimizer, "what": what}
     log_rates, order = np.log(of.rates), np.argsort(of.rates)
     for factor, name in zip(FACTORS, ("half", "twice")):

@@ -15,9 +15,12 @@ from gradbench.inputs.settings import NO_OPTIONS, SEEDS, STEPS
 IF_NOT_GIVEN = {"seeds": SEEDS, "steps": STEPS}
 
 
-def command(plan: SweepPlan, **changed: Any) -> str:
-    """The command line that runs `plan` with some of its fields changed."""
-    plan = dataclasses.replace(plan, **changed)
+def command_of_pair(plan: SweepPlan, problem: str, optimizer: str, **changed: Any) -> str:
+    """The command line that runs one pair of `plan` with some of its fields changed; of a race's plan, a sweep with the
+    usual seeds."""
+    alone: dict[str, Any] = {"until": None, "seeds": None} if plan.until else {}
+    alone |= {"targets": None, "target_loss": plan.solved(problem)}
+    plan = dataclasses.replace(plan, problems=(problem,), optimizers=(optimizer,), **alone, **changed)
     words = ["gradbench", "run", *plan.problems]
     for field in dataclasses.fields(plan):
         value = getattr(plan, field.name)
@@ -31,12 +34,6 @@ def command(plan: SweepPlan, **changed: Any) -> str:
         else:
             words += [flag, ",".join(f"{rate:g}" for rate in value) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)
-
-
-def command_of_pair(plan: SweepPlan, problem: str, optimizer: str, **changed: Any) -> str:
-    """The same of one pair of the plan; of a race's plan, a sweep with the usual seeds."""
-    alone: dict[str, Any] = {"until": None, "seeds": None} if plan.until else {}
-    return command(plan, problems=(problem,), optimizers=(optimizer,), **alone, **changed)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
