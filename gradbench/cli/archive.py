@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
+from cyclopts.types import ExistingDirectory
 
 from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Results, Tables, note, show, whole
 from gradbench.failures import printing_to_stderr
@@ -158,7 +159,7 @@ def suite_run(
     reduced: bool = False,
     device: str | None = None,
     resume: bool = False,
-    archive: Path | None = None,
+    archive: ExistingDirectory | None = None,
     out: Out = Path("results"),
     quiet: Quiet = False,
     output: Tables = TABLES,

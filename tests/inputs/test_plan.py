@@ -10,7 +10,7 @@ import pytest
 from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs.rates import log_range, parse_rates
-from gradbench.inputs.transfer.written import command, command_of_pair, read_config
+from gradbench.inputs.transfer.written import command_of_pair, read_config
 
 
 def test_a_plan_survives_json_and_toml(tmp_path):
@@ -155,7 +155,7 @@ def test_what_is_given_is_not_taken_for_a_default():
     with pytest.raises(PlanError, match="leave steps out"):
         SweepPlan(branch_at=(100, 200), steps=300)
     assert SweepPlan().steps == 300
-    assert command(SweepPlan()) == "gradbench run quadratic_bowl linear_regression logistic_regression mlp"
+    assert command_of_pair(SweepPlan(), "mlp", "adam") == "gradbench run mlp -o adam"
 
 
 @pytest.mark.parametrize(("problem", "words"), [("himmelblau", " --target-loss -14.77"), ("beale", "")])
