@@ -79,9 +79,14 @@ def check(
     try:
         found.tests = tests(problem, reference, spread, share, fast)
     except Exception as error:
-        reason = f"it cannot be run one primitive at a time in float64: {error_text(error)}"
-        found.tests = [Test("Hessian-vector product", "INCONCLUSIVE", reason)]
+        found.tests = [undecided(error)]
     return found
+
+
+def undecided(error: Exception) -> Test:
+    """The test of what raises in float64."""
+    reason = f"it cannot be run one primitive at a time in float64: {error_text(error)}"
+    return Test("Hessian-vector product", "INCONCLUSIVE", reason)
 
 
 def missing(problem: Problem, point: oracle.Point) -> Test | None:

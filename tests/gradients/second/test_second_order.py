@@ -8,7 +8,9 @@ from jax import lax
 
 import gradbench
 from gradbench.errors import PlanError
+from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
+
 from gradbench.gradients.second import check as second
 from gradbench.gradients.second.products import OVER, PRODUCTS
 from gradbench.inputs.problem import Problem, load_problem
@@ -167,6 +169,25 @@ def test_of_a_function_first_order_passes_and_second_fails():
     failed = {row.check for row in report.rows if row.verdict == "FAIL"}
     assert failed == {OVER[0], OVER[1]}
     assert "custom_vjp of sin" in next(test.culprit for test in report.second if test.name == "suspects")
+
+
+def raises(*_):
+    raise NotImplementedError("no such primitive")
+
+
+def test_a_second_order_that_cannot_be_run_is_inconclusive(monkeypatch):
+    monkeypatch.setattr(second, "tests", raises)
+    report = gradbench.check_function(jnp.sin, jnp.ones(2), reference=jnp.sin, order=2, fast=True)
+    assert report.verdict == "INCONCLUSIVE"
+    assert "no such primitive" in report.second[0].finding
+
+
+def test_the_second_order_is_judged_where_the_first_cannot_be_run(monkeypatch):
+    monkeypatch.setattr(formula, "check", raises)
+    monkeypatch.setattr(second, "tests", lambda *_: [formula.Test("symmetry", "PASS", "")])
+    report = gradbench.check_function(jnp.sin, jnp.ones(2), order=2, fast=True)
+    assert "no such primitive" in report.skipped["formula"]
+    assert [test.name for test in report.second] == ["symmetry"]
 
 
 def test_a_right_rule_by_itself_passes_in_all_three_ways():
