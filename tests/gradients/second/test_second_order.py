@@ -10,7 +10,6 @@ import gradbench
 from gradbench.errors import PlanError
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
-
 from gradbench.gradients.second import check as second
 from gradbench.gradients.second.products import OVER, PRODUCTS
 from gradbench.inputs.problem import Problem, load_problem
