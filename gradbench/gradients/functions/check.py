@@ -135,7 +135,18 @@ class Check:
             plain = layout.flat(self.reference) if self.reference else self._itself(base, layout)
             named = (self.names[0], self.names[1] or f"{self.names[0]} without its rules")
             judge = getattr(self.mine, "session", Session)  # a function of another library brings its own
-            session = judge(mine, plain, source, layout, used, precision, target, named, order, fast)
+            session = judge(
+                mine=mine,
+                reference=plain,
+                source=source,
+                layout=layout,
+                dtype=used,
+                precision=precision,
+                device=target,
+                names=named,
+                order=order,
+                fast=fast,
+            )
             session.run(iter([source.one(case)]) if case else source.cases(fast))
             report.rows += _rows(session, shrink=case is None)
             report.cases = len({f.case for f in session.findings})
