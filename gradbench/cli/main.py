@@ -222,15 +222,8 @@ def check(
     seed
         Of the points, directions and noise.
     """
-    common: dict[str, Any] = {
-        "precision": precision,
-        "device": device,
-        "fast": fast,
-        "strict": strict,
-        "order": order,
-        "out": out,
-    }
-    common |= {"output_format": output.chosen, "note": (lambda text: None) if quiet else note}
+    common: dict[str, Any] = {"precision": precision, "device": device, "fast": fast, "strict": strict}
+    common |= {"order": order, "out": out, "output_format": output.chosen}
     of_function = {"against": against, "args": args, "case": case}
     of_problem = {"programs": program or None, "seed": seed, "self_test": self_test}
     return _checked(problems, dtype, quiet, common, of_function, of_problem)
@@ -254,12 +247,13 @@ def _checked(
         from gradbench.machine.cache import use_cache
 
         use_cache()  # of a check's seconds most are compiling; the programs kept are those that would be compiled
+        common |= {"note": (lambda text: None) if quiet else note, "activity": activity}
         if any(of_function.values()) or any(map(is_function, problems)):
             if any(of_problem.values()):
                 raise PlanError("--program, --seed and --self-test are for problems; of a function choose a --case")
-            return run_check_function(problems, dtypes=dtype, activity=activity, **common, **of_function)
+            return run_check_function(problems, dtypes=dtype, **common, **of_function)
         dtypes = dtype or (() if of_problem["self_test"] else ("float32",))
-        return run_check(problems, dtypes=dtypes, activity=activity, **common, **of_problem)
+        return run_check(problems, dtypes=dtypes, **common, **of_problem)
 
 
 @app.command(name="list")
