@@ -82,13 +82,13 @@ class TorchFunction:
         """Calls within go through this program, of `function` as `cast` gave it, on another device with a module's
         parameters there, with float32 products of this precision; after it all is as it was."""
         before = self._module, self._torch.get_float32_matmul_precision()
-        if how == COMPILED:
-            self._run = self._compiled
-        elif how != EAGER and isinstance(function, self._torch.nn.Module):
-            function = copy.deepcopy(function).to(how)
-        self._module = function
-        self._torch.set_float32_matmul_precision("highest" if precision == "highest" else "high")
         try:
+            if how == COMPILED:
+                self._run = self._compiled
+            elif how != EAGER and isinstance(function, self._torch.nn.Module):
+                function = copy.deepcopy(function).to(how)
+            self._module = function
+            self._torch.set_float32_matmul_precision("highest" if precision == "highest" else "high")
             yield
         finally:
             self._run, (self._module, products) = self._plain, before

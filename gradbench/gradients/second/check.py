@@ -152,6 +152,7 @@ def spread_of(problem: Problem, point: oracle.Point) -> tuple[Spread | None, flo
         return None, share
 
 
+@np.errstate(all="ignore")
 def tests(problem: Problem, point: oracle.Point, spread: Spread | None, share: float, fast: bool) -> list[Test]:
     """The tests of H v in float64 at a float64 point. `spread` is that of (<v, gradient>, H v) in some dtype, `share`
     its unit over float64's."""
@@ -208,7 +209,7 @@ def _compositions(
             off = float(np.linalg.norm((o - p) / unit)) if _finite([o]) else math.inf
             worst = max(worst, (off / allowed if allowed else (math.inf if off else 0.0), off, leaf))
         ratio, off, leaf = worst
-        relative = off / size if size else off
+        relative = off / size if size else off * unit
         finding = f"{leaf or 'it'} differs from reverse over reverse by {relative:.1e} of its norm"
         yield _told(name, finding, ratio <= 1, math.isinf(off) or _known(norms), f"{name} of leaf {leaf}")
 
@@ -221,7 +222,7 @@ def _symmetry(problem: Problem, point: oracle.Point, product: list[np.ndarray], 
     if not _finite([*product, *turned]):
         fault = _finite(product) and _is_finite_by_forward(problem, other)
         finding = "a product along a random direction is not finite"
-        return _told("symmetry", finding, False, fault, f"{OVER[1]} is not finite along every direction")
+        return _told("symmetry", finding, False, fault, f"{OVER[1]} is not finite along a direction")
     unit = _largest([*product, *turned])
     product, turned = ([x / unit for x in leaves] for leaves in (product, turned))
     left, right = inner_of(u, product), inner_of(v, turned)
@@ -265,8 +266,9 @@ def _known(norms: list[float]) -> bool:
 
 
 def _largest(leaves: list[np.ndarray]) -> float:
-    """The largest finite magnitude, a unit in which squares stay in range; 1 where all is 0."""
-    return max((float(np.max(np.abs(x), where=np.isfinite(x), initial=0.0)) for x in leaves), default=0.0) or 1.0
+    """The power of 2 below the largest finite magnitude, a unit in which squares stay in range; 1/2 where all is 0."""
+    largest = max((float(np.max(np.abs(x), where=np.isfinite(x), initial=0.0)) for x in leaves), default=0.0)
+    return math.ldexp(0.5, math.frexp(largest)[1])
 
 
 def inner_of(one: list[np.ndarray], other: list[np.ndarray]) -> float:
