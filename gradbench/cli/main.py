@@ -222,6 +222,22 @@ def check(
     seed
         Of the points, directions and noise.
     """
+    common: dict[str, Any] = {"precision": precision, "device": device, "fast": fast, "strict": strict}
+    common |= {"order": order, "out": out, "output_format": output.chosen}
+    of_function = {"against": against, "args": args, "case": case}
+    of_problem = {"programs": program or None, "seed": seed, "self_test": self_test}
+    return _checked(problems, dtype, quiet, common, of_function, of_problem)
+
+
+def _checked(
+    problems: tuple[str, ...],
+    dtype: tuple[str, ...],
+    quiet: bool,
+    common: dict[str, Any],
+    of_function: dict[str, Any],
+    of_problem: dict[str, Any],
+) -> int:
+    """`check` with the options of both kinds, of functions and of problems."""
     from gradbench.library.activity import Activity
 
     with Activity(quiet) as activity:
@@ -231,41 +247,13 @@ def check(
         from gradbench.machine.cache import use_cache
 
         use_cache()  # of a check's seconds most are compiling; the programs kept are those that would be compiled
-        if against or args or case or any(map(is_function, problems)):
-            if program or seed or self_test:
+        common |= {"note": (lambda text: None) if quiet else note, "activity": activity}
+        if any(of_function.values()) or any(map(is_function, problems)):
+            if any(of_problem.values()):
                 raise PlanError("--program, --seed and --self-test are for problems; of a function choose a --case")
-            return run_check_function(
-                problems,
-                against=against,
-                args=args,
-                case=case,
-                order=order,
-                dtypes=dtype,
-                precision=precision,
-                device=device,
-                fast=fast,
-                strict=strict,
-                output_format=output.chosen,
-                out=out,
-                note=(lambda text: None) if quiet else note,
-                activity=activity,
-            )
-        return run_check(
-            problems,
-            dtypes=dtype or (() if self_test else ("float32",)),
-            precision=precision,
-            device=device,
-            programs=program or None,
-            fast=fast,
-            strict=strict,
-            seed=seed,
-            order=order,
-            self_test=self_test,
-            output_format=output.chosen,
-            out=out,
-            note=(lambda text: None) if quiet else note,
-            activity=activity,
-        )
+            return run_check_function(problems, dtypes=dtype, **common, **of_function)
+        dtypes = dtype or (() if of_problem["self_test"] else ("float32",))
+        return run_check(problems, dtypes=dtypes, **common, **of_problem)
 
 
 @app.command(name="list")

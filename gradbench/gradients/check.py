@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,11 +15,11 @@ import numpy as np
 from gradbench.errors import PlanError, ProblemError, error_text
 from gradbench.gradients.execution import programs as program_table
 from gradbench.gradients.execution import sandbox
-from gradbench.gradients.execution.execution import Execution, Row
+from gradbench.gradients.execution.execution import Execution
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.formula.lesson import lesson
-from gradbench.gradients.function import checked
+from gradbench.gradients.function import Checked, checked
 from gradbench.gradients.report import CheckReport
 from gradbench.gradients.rounding import formats
 from gradbench.gradients.rounding.band import FEW, Spread
@@ -67,85 +67,119 @@ def check_gradient(
         raise PlanError(f"seed={seed}: need a whole number from 0 to {2**31 - 1}")
     second.known(order)
     given = checked(problem, arguments)
-    problem = given.problem if given.is_function else given.problem.plain
-    takes = given.problem.objective
-    fixed = [words for words, fact in (("the key", takes.random), ("the state", takes.stateful)) if fact]
     dtypes = [one_of(DTYPES)("dtype", d) for d in ([dtype] if isinstance(dtype, str) else dtype)]
     classes = [precision] if isinstance(precision, str) else list(precision)
     classes = [one_of(PRECISIONS)("precision", p) for p in classes]
     names = program_table.select(None if programs is None else tuple(programs), fast)
     if programs is None and given.is_function:
         names = [name for name in names if name not in ("batched", "microbatches")]
-    targets = devices_to_check(device)
-    if "batched" in names and any(target.platform == "cpu" for target in targets):
-        sandbox.child()  # it starts while the rest is being done
-    LOG.info("%s: the gradient in float64", problem.name)
-    places = oracle.unrounded(problem, 2, seed)
-    reference, start = (place.rounded("float64") for place in places)
-    try:
-        oracle.trace(jax.value_and_grad(problem.loss), reference.params, reference.data)
-    except Exception as error:
-        raise ProblemError(f"{problem.name}: the loss has no gradient: {error_text(error)}") from error
-    report = CheckReport(
-        problem=problem.name,
-        formula=[],
-        rows=[],
-        skipped={},
-        lesson=[],
-        examples=reference.examples,
-        parameters=sum(x.size for x in jax.tree.leaves(reference.params)),
-        seconds=0.0,
-        seed=seed,
-        from_spec=given.from_spec,
-        call=given.call,
-        idle=idle_leaves(problem),
-        fixed=fixed,
-    )
-    if (not_finite := formula.check_value(problem, start)) is not None:
-        return replace(report, formula=[not_finite], seconds=time.perf_counter() - started)
-    rows: list[Row] = []
-    skipped: dict[str, str] = {}
-    spreads: list[Spread] = []
-    share = 1.0
-    for one in dtypes:
-        points = [place.rounded(one) for place in places[: 1 if fast else 2]]
-        for kind in classes if one == "float32" else classes[:1]:  # only float32 products have a choice of precision
-            first: set[str] = set()
-            for target in targets:
-                execution = Execution(problem, one, kind, target)
-                asked = names if target.platform not in first else _one(names)
-                first.add(target.platform)
-                try:
-                    found, left_out = execution.check(points, asked)
-                except Exception as error:
-                    reason = f"the loss or its band cannot be run: {error_text(error)}"
-                    rows.append(execution.error_row("all", "INCONCLUSIVE", reason))
-                    continue
-                rows += found
-                skipped |= left_out
-                # Of a float64 trace that rounds to a narrower format the spread is that format's.
-                if not spreads and (one == "float32" or (one == "float64" and not execution.band(points[0]).mixed)):
-                    spreads, share = execution.spreads, _share(execution)
-    if not spreads:
-        spreads, share = _fallback_spreads(problem, places[: 1 if fast else 2])
-    near = spreads[0] if spreads else None
-    at_start = spreads[1] if len(spreads) > 1 else None
-    lines: list[str] = []
-    LOG.info("%s: the formula, by differences in float64", problem.name)
-    try:
-        tests, gradient = formula.check(problem, reference, near, share, fast)
-        if not any(test.verdict == "FAIL" for test in tests):
-            tests += formula.check_start(problem, start, at_start, share, fast)
-        with contextlib.suppress(Exception):  # it leaves the point, and may leave the loss's domain
-            lines = lesson(problem, reference, gradient)
-    except Exception as error:  # a user's loss may hold anything: a kernel for another device, a callback that raises
-        reason = f"the loss cannot be run one primitive at a time in float64: {error_text(error)}"
-        tests = [formula.Test("finite differences", "INCONCLUSIVE", reason)]
-    if order == 2:
-        found = second.check(problem, places, dtypes, classes, targets, fast)
-        report.second, rows, skipped = found.tests, rows + found.rows, skipped | found.skipped
-    seconds = time.perf_counter() - started
-    return replace(report, formula=tests, rows=rows, skipped=skipped, lesson=lines, seconds=seconds)
+    battery = _Battery(given, dtypes, classes, names, devices_to_check(device), fast, seed, order)
+    return replace(battery.report(), seconds=time.perf_counter() - started)
+
+
+@dataclass
+class _Battery:
+    """What is checked, in which dtypes, classes of precision and programs, and on which devices."""
+
+    given: Checked
+    dtypes: list[str]
+    classes: list[str]
+    names: list[str]
+    targets: list[jax.Device]
+    fast: bool
+    seed: int
+    order: int
+
+    def __post_init__(self) -> None:
+        self.problem = self.given.problem if self.given.is_function else self.given.problem.plain
+
+    def report(self) -> CheckReport:
+        """But for the time it takes."""
+        problem, fast = self.problem, self.fast
+        if "batched" in self.names and any(target.platform == "cpu" for target in self.targets):
+            sandbox.child()  # it starts while the rest is being done
+        LOG.info("%s: the gradient in float64", problem.name)
+        places = oracle.unrounded(problem, 2, self.seed)
+        reference, start = (place.rounded("float64") for place in places)
+        try:
+            oracle.trace(jax.value_and_grad(problem.loss), reference.params, reference.data)
+        except Exception as error:
+            raise ProblemError(f"{problem.name}: the loss has no gradient: {error_text(error)}") from error
+        report = self._empty(reference)
+        if (not_finite := formula.check_value(problem, start)) is not None:
+            return replace(report, formula=[not_finite])
+        spreads, share = self._execute(report, places)
+        if not spreads:
+            spreads, share = _fallback_spreads(problem, places[: 1 if fast else 2])
+        LOG.info("%s: the formula, by differences in float64", problem.name)
+        self._derive(report, reference, start, spreads, share)
+        if self.order == 2:
+            found = second.check(problem, places, self.dtypes, self.classes, self.targets, fast)
+            report.second, report.rows = found.tests, report.rows + found.rows
+            report.skipped |= found.skipped
+        return report
+
+    def _empty(self, reference: oracle.Point) -> CheckReport:
+        """The report before anything is found."""
+        takes = self.given.problem.objective
+        return CheckReport(
+            problem=self.problem.name,
+            formula=[],
+            rows=[],
+            skipped={},
+            lesson=[],
+            examples=reference.examples,
+            parameters=sum(x.size for x in jax.tree.leaves(reference.params)),
+            seconds=0.0,
+            seed=self.seed,
+            from_spec=self.given.from_spec,
+            call=self.given.call,
+            idle=idle_leaves(self.problem),
+            fixed=[words for words, fact in (("the key", takes.random), ("the state", takes.stateful)) if fact],
+        )
+
+    def _execute(self, report: CheckReport, places: list[oracle.Point]) -> tuple[list[Spread], float]:
+        """The rows of every program; and the spread of (value, gradient) at each place, with the share of its unit."""
+        spreads: list[Spread] = []
+        share = 1.0
+        for one in self.dtypes:
+            points = [place.rounded(one) for place in places[: 1 if self.fast else 2]]
+            # Only float32 products have a choice of precision.
+            for kind in self.classes if one == "float32" else self.classes[:1]:
+                first: set[str] = set()
+                for target in self.targets:
+                    execution = Execution(self.problem, one, kind, target)
+                    asked = self.names if target.platform not in first else _one(self.names)
+                    first.add(target.platform)
+                    try:
+                        found, left_out = execution.check(points, asked)
+                    except Exception as error:
+                        reason = f"the loss or its band cannot be run: {error_text(error)}"
+                        report.rows.append(execution.error_row("all", "INCONCLUSIVE", reason))
+                        continue
+                    report.rows += found
+                    report.skipped |= left_out
+                    # Of a float64 trace that rounds to a narrower format the spread is that format's.
+                    if not spreads and (one == "float32" or (one == "float64" and not execution.band(points[0]).mixed)):
+                        spreads, share = execution.spreads, _share(execution)
+        return spreads, share
+
+    def _derive(
+        self, report: CheckReport, reference: oracle.Point, start: oracle.Point, spreads: list[Spread], share: float
+    ) -> None:
+        """The tests of the derivative, and the lesson."""
+        problem, near = self.problem, spreads[0] if spreads else None
+        at_start = spreads[1] if len(spreads) > 1 else None
+        try:
+            tests, gradient = formula.check(problem, reference, near, share, self.fast)
+            if not any(test.verdict == "FAIL" for test in tests):
+                tests += formula.check_start(problem, start, at_start, share, self.fast)
+            with contextlib.suppress(Exception):  # it leaves the point, and may leave the loss's domain
+                report.lesson = lesson(problem, reference, gradient)
+        except Exception as error:  # a user's loss may hold anything: a kernel for another device, a raising callback
+            reason = f"the loss cannot be run one primitive at a time in float64: {error_text(error)}"
+            tests = [formula.Test("finite differences", "INCONCLUSIVE", reason)]
+        report.formula = tests
 
 
 def assert_gradient(

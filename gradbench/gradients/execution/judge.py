@@ -125,7 +125,8 @@ def _and(reason: str) -> str:
 
 
 def _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, leaf_factor, underflow) -> LeafFinding:
-    sigma = spread.sigma[position]
+    # Where the samples leave float64's range, as those of a root of what cancels to 0, nothing is known.
+    sigma = np.where(np.isfinite(spread.sigma[position]), spread.sigma[position], np.inf)
     allowed = entry_factor * sigma + extra_tolerance + underflow
     with np.errstate(all="ignore"):
         # Rounded to the format a number beyond its range is infinite; near the limit both answers are right.
@@ -133,17 +134,8 @@ def _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, lea
         edge = (np.abs(e) + allowed > form.largest) & ~beyond
         wanted = np.where(beyond, np.copysign(np.inf, e), e)
         finite = np.isfinite(wanted) & ~(edge & np.isinf(g))
-        error = np.where(finite & np.isfinite(g), np.abs(g - wanted), 0.0)
-        units = np.where(error > 0, error / np.maximum(allowed, 1e-320), 0.0)
-    fault = None
-    undefined = np.isnan(e)
-    wrong = (finite & ~np.isfinite(g)) | (np.isinf(wanted) & (g != wanted) & ~undefined)
-    if wrong.any():
-        index = tuple(int(i) for i in np.argwhere(wrong)[0])
-        what = "is not finite" if not np.isfinite(g[index]) else "is finite where it overflows"
-        fault = (
-            f"entry {list(index)} {what}: got {g[index]:.6g}, expected {wanted[index]:.6g} ({int(wrong.sum())} such)"
-        )
+        error = np.where(finite & np.isfinite(g), g - wanted, 0.0)
+        units = np.where(error != 0, np.abs(error) / np.maximum(allowed, 1e-320), 0.0)
     usable = finite & np.isfinite(g)
     # Norms and products are taken of e / largest, so that numbers near the end of float64's range do not overflow.
     largest = float(np.max(np.abs(e[usable]), initial=0.0))
@@ -160,24 +152,13 @@ def _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, lea
     if not (np.isfinite(norm_sigma) and np.isfinite(along)):  # some entries overflow: the others are judged alone
         norm_sigma = float(np.linalg.norm(sigma[usable]))
         along = norm_sigma / (unit * size) if size > 0 else 0.0
+    if centre_size == 0 and size > 0:  # it cancels to 0 there, and to a rounding of 0 here: it has no component along 0
+        along = norm_sigma / (unit * size)
     norm_allowed = leaf_factor * norm_sigma / unit + slack
-    beta = float(np.sum(g[usable] / unit * relative) / size**2) if size > 0 else 1.0
+    # Summed from the errors: the sums of what is right to the last bit give exactly 1, however many numbers there are.
+    beta = 1.0 + float(np.sum(error[usable] / unit * relative) / size**2) if size > 0 else 1.0
     # 2^-49: the sums made here are float64 too.
     beta_allowed = leaf_factor * along + 2.0**-49 + (slack / size if size > 0 else 0.0)
-    few = min(3, units.size)
-    order = np.argpartition(units, units.size - few, axis=None)[units.size - few :] if few else []
-    worst = []
-    for flat in sorted(order, key=lambda i: -units.flat[i]):
-        index = np.unravel_index(flat, e.shape)
-        if units[index] > 0:
-            worst.append(
-                {
-                    "index": [int(i) for i in index],
-                    "got": float(g[index]),
-                    "expected": float(e[index]),
-                    "bands": float(units[index]),
-                }
-            )
     return LeafFinding(
         path=name,
         entry=float(units.max(initial=0.0)),
@@ -186,9 +167,36 @@ def _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, lea
         beta_off=_ratio(abs(beta - 1), beta_allowed) if size > 0 else 0.0,
         resolves=(norm_allowed + miss) / size if size > 0 else 0.0,
         scale_resolves=beta_allowed if size > 0 else 0.0,
-        worst=worst,
-        fault=fault,
+        worst=_worst(units, g, e),
+        fault=_fault(g, e, wanted, finite),
     )
+
+
+def _fault(g: np.ndarray, e: np.ndarray, wanted: np.ndarray, finite: np.ndarray) -> str | None:
+    """The first entry that is finite where it should not be, or the contrary."""
+    wrong = (finite & ~np.isfinite(g)) | (np.isinf(wanted) & (g != wanted) & ~np.isnan(e))
+    if not wrong.any():
+        return None
+    index = tuple(int(i) for i in np.argwhere(wrong)[0])
+    what = "is not finite" if not np.isfinite(g[index]) else "is finite where it overflows"
+    return f"entry {list(index)} {what}: got {g[index]:.6g}, expected {wanted[index]:.6g} ({int(wrong.sum())} such)"
+
+
+def _worst(units: np.ndarray, g: np.ndarray, e: np.ndarray) -> list[dict[str, Any]]:
+    """The three entries that are furthest off, in units of what is allowed; of those that are not off none."""
+    few = min(3, units.size)
+    order = np.argpartition(units, units.size - few, axis=None)[units.size - few :] if few else []
+    places = [np.unravel_index(flat, e.shape) for flat in sorted(order, key=lambda i: -units.flat[i])]
+    return [
+        {
+            "index": [int(i) for i in place],
+            "got": float(g[place]),
+            "expected": float(e[place]),
+            "bands": float(units[place]),
+        }
+        for place in places
+        if units[place] > 0
+    ]
 
 
 def _ratio(value: float, allowed: float) -> float:
@@ -199,7 +207,7 @@ def _ratio(value: float, allowed: float) -> float:
 
 
 def _explain(worst: LeafFinding, factor: float, spread: Spread, position: int, examples: int | None, what: str) -> str:
-    if worst.path == "value" and worst.worst:
+    if worst.path == "value":
         entry = worst.worst[0]
         return (
             f"the loss is {entry['got']:.7g}, expected {entry['expected']:.7g}: {entry['bands']:.3g} times "

@@ -189,30 +189,15 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
     """Per leaf: random directions of +-1/sqrt(n), and single entries, the largest and random ones. Also, per leaf, how
     far an entry was moved where a slope was known best."""
     reach = [oracle.length(leaf) for leaf in loss.leaves]
-    faults, close, unclear, seen, kinks, tried = [], [], [], 0.0, 0, 0
-    large = sum(g.size for g in gradient) > 10**5
-    negligible, excuse = NEGLIGIBLE, "less than float32 resolves"
-    if loss.iterates:
-        negligible, excuse = NEGLIGIBLE_ITERATED, _ITERATES
+    few = fast or sum(g.size for g in gradient) > 10**5
     # What the loss changes by as a leaf moves by its length, of the leaf where that is most: beside it a slope of 0
     # need not be known to a share of itself.
     sizes = [float(np.sqrt(np.mean(g**2))) * oracle.length(leaf) for leaf, g in zip(loss.leaves, gradient)]
     steepest = max((size for size in [loss.size, *sizes] if math.isfinite(size)), default=0.0)
+    found = _Along(loss, examples, steepest)
     for number, (leaf, g, name) in enumerate(zip(loss.leaves, gradient, names)):
-        length = oracle.length(leaf)
-        entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
-        entries += [int(i) for i in np.flatnonzero(~np.isfinite(g))[:1]]
-        if not (fast or large):
-            entries += [int(i) for i in generator.integers(g.size, size=2)]
-        directions = [(np.where(generator.random(g.shape) < 0.5, -1.0, 1.0) / math.sqrt(g.size), None)]
-        if g.size == 1:
-            directions = []
-        elif not (fast or large):
-            directions.append((np.where(generator.random(g.shape) < 0.5, -1.0, 1.0) / math.sqrt(g.size), None))
-        directions += [(_unit(g.shape, i), i) for i in dict.fromkeys(entries)]
-        norm = float(np.linalg.norm(g))
-        for direction, entry in directions:
-            tried += 1
+        length, norm = oracle.length(leaf), float(np.linalg.norm(g))
+        for direction, entry in _directions(g, generator, few):
             whole = [direction if n == number else None for n in range(len(gradient))]
             along = float(np.sum(g * direction)) if entry is None else float(g.reshape(-1)[entry])
             size = max(abs(along), norm / math.sqrt(g.size)) if math.isfinite(norm) else 0.0
@@ -220,50 +205,99 @@ def _differences(loss: Loss, gradient, names, generator, fast: bool, examples: i
             spread = math.sqrt(g.size) if entry is None else 1.0
             slope = loss.slope(whole, length * min(spread, 16), size)
             where = name if entry is None else f"{name}{list(map(int, np.unravel_index(entry, g.shape)))}"
-            if slope is None:
-                if math.isfinite(along):
-                    unclear.append(f"{where}: the loss is not finite nearby")
-                else:
-                    faults.append((math.inf, f"{where}: the gradient is {along}, the loss not finite nearby", name))
-                continue
-            reach[number] = min(reach[number], slope.step / spread)
-            middle = (slope.low + slope.high) / 2
-            if not math.isfinite(along):
-                one_sided = f"one-sided slopes are {slope.low:.6g} and {slope.high:.6g}"
-                give = one_sided if slope.kink else f"differences give {middle:.6g}"
-                faults.append((math.inf, f"{where}: the gradient is {along}, {give}{_where(loss)}", name))
-                continue
-            kinks += slope.kink
-            # The gradient rounds too: a leaf that is 0 by cancellation is not 0 in float64.
-            own = quantile(1) * loss.roundings[number] if math.isfinite(loss.roundings[number]) else 0.0
-            slack = slope.tolerance + own + UNIT * (norm * 8 + abs(along))
-            off = slope.off(along)
-            reference = max(abs(along), norm / math.sqrt(g.size), abs(middle))
-            if slack < off <= negligible * reference:
-                text = f"{where}: slope {along:.10g}, differences give {middle:.10g}, {off / reference:.0e} apart"
-                close.append((off / reference, f"{text}: {excuse}"))
-            elif off > slack:
-                ratio = f", {along / middle:.7g} times" if abs(middle) > slack else ""
-                told = meaning(along / middle, examples, slack / abs(middle)) if ratio else ""
-                ratio += f": {told}" if told and "too large" not in told and "of what" not in told else ""
-                kind = "not between the one-sided slopes" if slope.kink else "differences give"
-                got = f"{slope.low:.7g} and {slope.high:.7g}" if slope.kink else f"{middle:.7g}"
-                faults.append((off / slack, f"{where}: slope {along:.7g}, {kind} {got} +- {slack:.1e}{ratio}", name))
-            elif slack > COARSEST * reference and slack * length > NEGLIGIBLE * steepest:
-                unclear.append(f"{where}: differences are only good to {slack:.1e}")
-            elif slack <= COARSEST * reference:
-                seen = max(seen, slack / reference)
-    name = "finite differences"
-    if faults:
-        off, text, leaf = max(faults)
-        culprit = f"leaf {leaf}" + (" is not finite" if math.isinf(off) else "")
-        return Test(name, "FAIL", f"{text} ({len(faults)} of {tried} directions)", culprit=culprit), reach
-    if close:
-        return Test(name, "INCONCLUSIVE", f"{max(close)[1]} ({len(close)} of {tried})", max(close)[0]), reach
-    if unclear:
-        return Test(name, "INCONCLUSIVE", unclear[0] + f" ({len(unclear)} of {tried})"), reach
-    finding = f"{tried} directions agree" + (f", {kinks} at kinks, between the one-sided slopes" if kinks else "")
-    return Test(name, "PASS", finding, seen), reach
+            found.add(number, name, where, slope, along, norm, norm / math.sqrt(g.size), length)
+            if slope is not None:
+                reach[number] = min(reach[number], slope.step / spread)
+    return found.test(), reach
+
+
+def _directions(g: np.ndarray, generator: np.random.Generator, few: bool) -> list[tuple[np.ndarray, int | None]]:
+    """Directions in a leaf, each with the entry that it moves, or None where it moves all."""
+    entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
+    entries += [int(i) for i in np.flatnonzero(~np.isfinite(g))[:1]]
+    entries += [] if few else [int(i) for i in generator.integers(g.size, size=2)]
+    drawn = [generator.random(g.shape) < 0.5 for _ in range(1 if few or g.size == 1 else 2)]
+    whole = [(np.where(d, -1.0, 1.0) / math.sqrt(g.size), None) for d in drawn if g.size > 1]
+    return [*whole, *((_unit(g.shape, i), i) for i in dict.fromkeys(entries))]
+
+
+class _Along:
+    """What differences say of a gradient along one direction after another; `steepest` is a change of the loss beside
+    which smaller ones need not be known."""
+
+    def __init__(self, loss: Loss, examples: int | None, steepest: float):
+        self._loss, self._examples, self._steepest = loss, examples, steepest
+        self._faults: list[tuple[float, str, str]] = []
+        self._close: list[tuple[float, str]] = []
+        self._unclear: list[str] = []
+        self._seen, self._kinks, self._tried = 0.0, 0, 0
+
+    def add(
+        self,
+        number: int,
+        name: str,
+        where: str,
+        slope: Slope | None,
+        along: float,
+        norm: float,
+        root: float,
+        length: float,
+    ) -> None:
+        """The slope `along` against differences, in leaf `number`, whose gradient has the norm, and the root of the
+        mean of squares, `root`."""
+        self._tried += 1
+        if slope is None:
+            if math.isfinite(along):
+                self._unclear.append(f"{where}: the loss is not finite nearby")
+            else:
+                text = f"{where}: the gradient is {along}, the loss not finite nearby"
+                self._faults.append((math.inf, text, name))
+            return
+        middle = (slope.low + slope.high) / 2
+        if not math.isfinite(along):
+            one_sided = f"one-sided slopes are {slope.low:.6g} and {slope.high:.6g}"
+            give = one_sided if slope.kink else f"differences give {middle:.6g}"
+            self._faults.append((math.inf, f"{where}: the gradient is {along}, {give}{_where(self._loss)}", name))
+            return
+        self._kinks += slope.kink
+        # The gradient rounds too: a leaf that is 0 by cancellation is not 0 in float64.
+        rounding = self._loss.roundings[number]
+        own = quantile(1) * rounding if math.isfinite(rounding) else 0.0
+        slack = slope.tolerance + own + UNIT * (norm * 8 + abs(along))
+        off, reference = slope.off(along), max(abs(along), root, abs(middle))
+        iterates = self._loss.iterates
+        if slack < off <= (NEGLIGIBLE_ITERATED if iterates else NEGLIGIBLE) * reference:
+            text = f"{where}: slope {along:.10g}, differences give {middle:.10g}, {off / reference:.0e} apart"
+            excuse = _ITERATES if iterates else "less than float32 resolves"
+            self._close.append((off / reference, f"{text}: {excuse}"))
+        elif off > slack:
+            self._faults.append((off / slack, f"{where}: {self._told(slope, along, middle, slack)}", name))
+        elif slack > COARSEST * reference and slack * length > NEGLIGIBLE * self._steepest:
+            self._unclear.append(f"{where}: differences are only good to {slack:.1e}")
+        elif slack <= COARSEST * reference:
+            self._seen = max(self._seen, slack / reference)
+
+    def _told(self, slope: Slope, along: float, middle: float, slack: float) -> str:
+        ratio = f", {along / middle:.7g} times" if abs(middle) > slack else ""
+        told = meaning(along / middle, self._examples, slack / abs(middle)) if ratio else ""
+        ratio += f": {told}" if told and "too large" not in told and "of what" not in told else ""
+        kind = "not between the one-sided slopes" if slope.kink else "differences give"
+        got = f"{slope.low:.7g} and {slope.high:.7g}" if slope.kink else f"{middle:.7g}"
+        return f"slope {along:.7g}, {kind} {got} +- {slack:.1e}{ratio}"
+
+    def test(self) -> Test:
+        name, tried = "finite differences", self._tried
+        if self._faults:
+            off, text, leaf = max(self._faults)
+            culprit = f"leaf {leaf}" + (" is not finite" if math.isinf(off) else "")
+            return Test(name, "FAIL", f"{text} ({len(self._faults)} of {tried} directions)", culprit=culprit)
+        if self._close:
+            relative, text = max(self._close)
+            return Test(name, "INCONCLUSIVE", f"{text} ({len(self._close)} of {tried})", relative)
+        if self._unclear:
+            return Test(name, "INCONCLUSIVE", f"{self._unclear[0]} ({len(self._unclear)} of {tried})")
+        kinks = f", {self._kinks} at kinks, between the one-sided slopes" if self._kinks else ""
+        return Test(name, "PASS", f"{tried} directions agree{kinks}", self._seen)
 
 
 def _unit(shape: tuple[int, ...], entry: int) -> np.ndarray:

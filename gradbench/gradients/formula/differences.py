@@ -87,19 +87,7 @@ def slope_at_zero(
             rounding += blur / step * max(map(abs, slopes))
             known[number] = _Difference(step, *slopes, rounding)
 
-    number = 1
-    while number < _FINEST:
-        difference(number)
-        last = known.get(number)
-        if last and last.rounding > _HIDDEN * max(abs(last.ahead), abs(last.behind), size):
-            break
-        number += 1 if number < _EVERY else _APART
-    central = _refined(known, difference)
-    number = 0
-    while number >= _COARSEST and (central is None or (central[2] <= number + 2 and central[1] > _SETTLED * size)):
-        difference(number)
-        number -= 2
-        central = _refined(known, difference)
+    central = _searched(known, difference, size)
     if central is None:
         return None
     middle, error, best = central
@@ -116,6 +104,26 @@ def slope_at_zero(
     # A kink smaller than the errors may be there: its ends are allowed for.
     reach = max(error, abs(ahead - middle) + ahead_error, abs(behind - middle) + behind_error)
     return dataclasses.replace(smooth_slope, tolerance=reach)
+
+
+def _searched(
+    known: dict[int, _Difference], difference: Callable[[int], None], size: float
+) -> tuple[float, float, int] | None:
+    """`_refined` of ever shorter steps until rounding hides the slope, and of longer ones until it is settled."""
+    number = 1
+    while number < _FINEST:
+        difference(number)
+        last = known.get(number)
+        if last and last.rounding > _HIDDEN * max(abs(last.ahead), abs(last.behind), size):
+            break
+        number += 1 if number < _EVERY else _APART
+    central = _refined(known, difference)
+    number = 0
+    while number >= _COARSEST and (central is None or (central[2] <= number + 2 and central[1] > _SETTLED * size)):
+        difference(number)
+        number -= 2
+        central = _refined(known, difference)
+    return central
 
 
 _Sequence = dict[int, tuple[float, float]]  # n -> a slope and its rounding

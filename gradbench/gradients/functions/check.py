@@ -135,21 +135,33 @@ class Check:
             plain = layout.flat(self.reference) if self.reference else self._itself(base, layout)
             named = (self.names[0], self.names[1] or f"{self.names[0]} without its rules")
             judge = getattr(self.mine, "session", Session)  # a function of another library brings its own
-            session = judge(mine, plain, source, layout, used, precision, target, named, order, fast)
+            session = judge(
+                mine=mine,
+                reference=plain,
+                source=source,
+                layout=layout,
+                dtype=used,
+                precision=precision,
+                device=target,
+                names=named,
+                order=order,
+                fast=fast,
+            )
             session.run(iter([source.one(case)]) if case else source.cases(fast))
             report.rows += _rows(session, shrink=case is None)
             report.cases = len({f.case for f in session.findings})
             report.skipped |= session.skipped
             report.notes += [*session.notes, *filter(None, [session.reference.holomorphic(base, layout)])]
-            first = self.reference is None and not report.formula
-            then = order == 2 and not report.second and session.traced is not None
-            try:
-                if first or then:
-                    problem, point = self._scalar(base, layout)
-                report.formula += self._formula(problem, point, fast) if first else []
-                report.second += self._second(problem, point, fast) if then else []
-            except Exception as error:
-                report.skipped["formula"] = f"its derivative cannot be run in float64: {error_text(error)}"
+            if self.reference is None and not report.formula:
+                try:
+                    report.formula += self._formula(*self._scalar(base, layout), fast)
+                except Exception as error:
+                    report.skipped["formula"] = f"its derivative cannot be run in float64: {error_text(error)}"
+            if order == 2 and not report.second and session.traced is not None:
+                try:
+                    report.second += self._second(*self._scalar(base, layout), fast)
+                except Exception as error:
+                    report.second.append(second.undecided(error))
         report.seconds = time.perf_counter() - started
         return report
 

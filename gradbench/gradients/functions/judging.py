@@ -78,13 +78,12 @@ def compare(got: list[Any], part: Part, form: Format, underflow: float, finding:
         if (lost := nan & ~np.isnan(g)).any():
             index = tuple(int(k) for k in np.argwhere(lost)[0])
             return _fail(finding, f"{name}{list(index) or ''} is {g[index]:.6g} where the reference is NaN")
-    # What is NaN in both is judged already; where the samples leave float64's range nothing is known.
+    # What is NaN in both is judged already.
     got, expected = ([np.where(n, 0.0, x) for n, x in zip(undefined, xs)] for xs in (got, expected))
-    known = [np.isfinite(s) for s in (spread.sigma[i] for i in floats)]
     judged = dataclasses.replace(
         spread,
         exact=[np.where(n, 0.0, spread.exact[i]) for n, i in zip(undefined, floats)],
-        sigma=[np.where(k, spread.sigma[i], np.inf) for k, i in zip(known, floats)],
+        sigma=[spread.sigma[i] for i in floats],
         norm=[spread.norm[i] for i in floats],
         along=[spread.along[i] for i in floats],
     )

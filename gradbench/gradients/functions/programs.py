@@ -93,8 +93,8 @@ def is_float(x: Any) -> bool:
 
 
 def is_complex(x: Any) -> bool:
-    """Whether it is a complex array of JAX's or NumPy's, or the shape of one."""
-    return jnp.issubdtype(getattr(x, "dtype", np.dtype(bool)), jnp.complexfloating)
+    """Whether it is a complex array, or the shape of one; PyTorch's have dtypes that NumPy does not know."""
+    return "complex" in str(getattr(x, "dtype", ""))
 
 
 def value(flat: Flat) -> Flat:

@@ -202,7 +202,8 @@ class Session:
             for a, b in zip(now, was):
                 if isinstance(a, jax.Array) and a.is_deleted():
                     raise _Changed("an argument is gone after the call (donated?)")
-                if self._host(a).astype(b.dtype).tobytes() != np.asarray(b).tobytes():
+                held = self._host(a)
+                if held.tobytes() != np.asarray(b).astype(held.dtype).tobytes():  # whole numbers may be held wider
                     raise _Changed(f"an argument, {described([b])}, is changed by the call")
         return answer
 

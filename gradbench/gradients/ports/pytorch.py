@@ -53,7 +53,7 @@ class TorchFunction:
                 raise ProblemError(
                     f"{function.__name__}: cannot be made without arguments: {error_text(error)}"
                 ) from error
-        self._given = self._module = function
+        self._module = function
         self._run: Callable[..., Any] = self._plain
         self.__name__ = getattr(function, "__name__", type(function).__name__)
         with contextlib.suppress(TypeError, ValueError):
@@ -68,27 +68,31 @@ class TorchFunction:
             return self._torch.func.functional_call(module, arguments[0], arguments[1:])
         return module(*arguments)
 
-    def session(self, *options: Any) -> TorchSession:
+    def session(self, **options: Any) -> TorchSession:
         """What judges it (see `Session`, whose options these are)."""
-        return TorchSession(self, *options)
+        return TorchSession(self, **options)
 
-    def cast(self, dtype: Any) -> None:
-        """A module's own parameters in a dtype of torch's."""
-        if isinstance(self._given, self._torch.nn.Module):
-            self._module = copy.deepcopy(self._given).to(dtype)
+    def cast(self, dtype: Any) -> Any:
+        """The function; of a module a copy, with its own parameters in a dtype of torch's."""
+        is_module = isinstance(self._module, self._torch.nn.Module)
+        return copy.deepcopy(self._module).to(dtype) if is_module else self._module
 
     @contextlib.contextmanager
-    def by(self, how: str) -> Generator[None]:
-        """Calls within go through this program; on another device with a module's parameters there."""
-        module = self._module
-        if how == COMPILED:
-            self._run = self._compiled
-        elif how != EAGER and isinstance(module, self._torch.nn.Module):
-            self._module = copy.deepcopy(module).to(how)
+    def by(self, how: str, function: Any, precision: str) -> Generator[None]:
+        """Calls within go through this program, of `function` as `cast` gave it, on another device with a module's
+        parameters there, with float32 products of this precision; after it all is as it was."""
+        before = self._module, self._torch.get_float32_matmul_precision()
         try:
+            if how == COMPILED:
+                self._run = self._compiled
+            elif how != EAGER and isinstance(function, self._torch.nn.Module):
+                function = copy.deepcopy(function).to(how)
+            self._module = function
+            self._torch.set_float32_matmul_precision("highest" if precision == "highest" else "high")
             yield
         finally:
-            self._run, self._module = self._plain, module
+            self._run, (self._module, products) = self._plain, before
+            self._torch.set_float32_matmul_precision(products)
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
@@ -98,11 +102,10 @@ class TorchFunction:
 class TorchSession(Session):
     """A torch function in one dtype. Its programs are eager, torch.compile and, where there is a GPU, eager there."""
 
-    def __init__(self, function: TorchFunction, *options: Any):
+    def __init__(self, function: TorchFunction, *, dtype: str, **options: Any):
         self._torch, self._function = _torch(), function
-        dtype = options[4]
-        function.cast(getattr(self._torch, dtype))
-        super().__init__(*options)
+        self._cast = function.cast(getattr(self._torch, dtype))
+        super().__init__(dtype=dtype, **options)
 
     def _trace(self, base: Case) -> Any:
         return None  # nothing of it is JAX's
@@ -126,7 +129,8 @@ class TorchSession(Session):
         return True
 
     def _differentiable(self, base: Case) -> bool:
-        with self._context(), contextlib.suppress(Exception):
+        as_given = self._function.by(EAGER, self._cast, self.precision)
+        with self._context(), as_given, contextlib.suppress(Exception):
             floats, others = self._place(base)
             return any(x.requires_grad for x in self.mine([x.requires_grad_() for x in floats], others))
         return False
@@ -153,8 +157,7 @@ class TorchSession(Session):
             def there(x: Any) -> Any:
                 return (x if isinstance(x, self._torch.Tensor) else self._tensor(x)).to(where)
 
-            self._torch.set_float32_matmul_precision("highest" if self.precision == "highest" else "high")
-            with self._function.by(how), warnings.catch_warnings():
+            with self._function.by(how, self._cast, self.precision), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's about itself
                 return [self._host(x) for x in run(*jax.tree.map(there, (floats, rest)))]
 
@@ -208,8 +211,7 @@ class TorchSession(Session):
         return tensor.to(self._torch.int64) if whole else tensor
 
     def _host(self, array: Any) -> np.ndarray:
-        """A tensor's numbers as NumPy's; whole numbers as int32, as JAX has them."""
+        """A tensor's numbers as NumPy's."""
         tensor = self._torch.as_tensor(array).detach().cpu().resolve_conj().contiguous()
         narrow = tensor.dtype == self._torch.bfloat16
-        numbers = np.asarray(jax.dlpack.from_dlpack(tensor)) if narrow else tensor.numpy()
-        return numbers.astype(np.int32) if numbers.dtype == np.int64 else numbers
+        return np.asarray(jax.dlpack.from_dlpack(tensor)) if narrow else tensor.numpy()

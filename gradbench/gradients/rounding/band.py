@@ -133,21 +133,9 @@ class Band:
         def moments(seeds, arguments):
             exact, noisy, flags = over_trials(sample, (0, None), "cpu")(seeds, arguments)
             exact = [x[0] for x in exact]  # the same for all seeds
-            squares, norms, along, units = [], [], [], []
-            for e, n in zip(exact, noisy):
-                # In units of the leaf's largest entry, so that squares stay inside float64's range.
-                finite, unit = jnp.isfinite(e), _largest(e)
-                units.append(unit)
-                relative = jnp.where(finite, e, 0.0) / unit
-                deviation = jnp.where(finite, n - e, 0.0) / unit
-                squares.append(jnp.sum(deviation * deviation, axis=0))
-                axes = tuple(range(1, deviation.ndim))
-                norms.append(jnp.sum(deviation * deviation))
-                total = jnp.sum(relative * relative)
-                product = jnp.sum(deviation * relative, axis=axes)
-                along.append(jnp.sum((product / jnp.where(total > 0, total, 1.0)) ** 2))
             # What cancels to 0 is another rounding of 0 each time XLA computes it: the units used are those returned.
-            return (exact, units), squares, norms, along, *(flag.any() for flag in flags)
+            units, *sums = zip(*map(_moments, exact, noisy))
+            return (exact, list(units)), *map(list, sums), *(flag.any() for flag in flags)
 
         entries = max(_entries(self._jaxpr), 1)
         self.part = min(max(_AT_ONCE // entries, FEW // 2), SAMPLES)
@@ -210,6 +198,18 @@ class Sampling:
             stagnating=tuple(sorted(band.stagnating)),
             samples=self._taken,
         )
+
+
+def _moments(exact: Any, noisy: Any) -> tuple[Any, Any, Any, Any]:
+    """Of a leaf and its samples, leading axis: the largest entry, and in units of it, so that squares stay inside
+    float64's range, the sums of the squares of deviations: of each entry, of the norm, along the leaf."""
+    finite, unit = jnp.isfinite(exact), _largest(exact)
+    relative = jnp.where(finite, exact, 0.0) / unit
+    deviation = jnp.where(finite, noisy - exact, 0.0) / unit
+    total = jnp.sum(relative * relative)
+    product = jnp.sum(deviation * relative, axis=tuple(range(1, deviation.ndim)))
+    along = jnp.sum((product / jnp.where(total > 0, total, 1.0)) ** 2)
+    return unit, jnp.sum(deviation * deviation, axis=0), jnp.sum(deviation * deviation), along
 
 
 def noise_scale(trace: Any, dtype: str) -> tuple[float, bool]:

@@ -1,5 +1,7 @@
 """Complex arguments and results: their real and imaginary parts are judged, and holomorphic or not is said."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax.test_util import check_grads
 
 import gradbench
 from gradbench.errors import PlanError
-from gradbench.gradients.functions import arguments, cases
+from gradbench.gradients.functions import arguments, cases, programs
 
 LETTERS = "z: c64[n], w: c64[n]"
 
@@ -120,3 +122,9 @@ def test_a_wrong_rule_of_complex_parameters_is_found():
 def test_a_gradient_that_cancels_to_zero_is_not_accused():
     report = gradbench.check_gradient(lambda z: jnp.sum(jnp.abs(jnp.exp(z)) ** 2), Z, fast=True)
     assert report.formula_verdict == "PASS"
+
+
+def test_an_array_of_another_library_is_told_by_its_dtypes_name():
+    """PyTorch's dtypes are none that NumPy knows: asking NumPy raised."""
+    assert programs.is_complex(SimpleNamespace(dtype="torch.complex64"))
+    assert not programs.is_complex(SimpleNamespace(dtype="torch.float32"))

@@ -129,6 +129,34 @@ def test_indices_are_torchs_and_whole_results_are_compared():
 
 
 @needs_torch
+def test_whole_numbers_beyond_32_bits_are_compared_as_they_are():
+    letters = "t: f32[n], i: i32[n] in 0..9"
+    assert check(lambda t, i: (t, i + 2**32), lambda t, i: (t, i), letters).verdict == "FAIL"
+
+    def changes(t, i):
+        i += 2**32
+        return t
+
+    assert "is changed by the call" in str(check(changes, lambda t, i: t, letters))
+
+
+@needs_torch
+def test_torchs_precision_and_a_module_are_left_as_they_were():
+    module = torch.nn.Linear(2, 2, bias=False)
+    weight = module.weight.detach().numpy().copy()
+    function, x = pytorch.TorchFunction(module), np.ones((3, 2), np.float32)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        options = {"reference": lambda x: x @ weight.T, "fast": True, "dtype": ["bfloat16", "float16"]}
+        gradbench.check_function(function, x, **options)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert function(torch.ones(3, 2)).dtype == torch.float32
+
+
+@needs_torch
 @pytest.mark.thorough
 def test_what_torch_compile_makes_is_judged_too():
     report = check(lambda x, w: torch.softmax(x @ w, -1), fast=False, case="n=5,d=3,k=7,random,0")
