@@ -333,5 +333,8 @@ def invoke(arguments: list[str]) -> int:
         note("gradbench: interrupted")
         return INTERRUPTED
     except (Exception, SystemExit) as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich's word for the same, in a help text
+            discard_stdout()
+            return 0
         note(f"gradbench: {sentence(error)}")
         return 3

@@ -1,9 +1,10 @@
-"""The command line as a process of its own: a full stdout, a platform that is none, Ctrl-C."""
+"""The command line as a process of its own: a full stdout, a reader that goes away, a platform that is none, Ctrl-C."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -70,3 +71,12 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(tmp_path):
     assert "go on with: gradbench run --resume results/" in err
     assert list(tmp_path.glob("results/*/parts/0000/checkpoint.npz"))
     assert "Traceback" not in out + err
+
+
+def test_a_reader_of_a_help_text_may_go_away(tmp_path):
+    """gradbench check --help | head: rich raises SystemExit(1) there."""
+    command = f"{shlex.quote(sys.executable)} -m gradbench check --help | true; echo ${{PIPESTATUS[0]}}"
+    environment = child_environment(TMPDIR=str(tmp_path))
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert not list(tmp_path.iterdir())
