@@ -20,6 +20,7 @@ from gradbench.inputs.specs.axis import OF_PLAN
 from gradbench.inputs.transfer.written import read_config
 
 if typing.TYPE_CHECKING:
+    from gradbench.library.activity import Activity
     from gradbench.record.store import Run
 
 
@@ -113,33 +114,51 @@ def run(
     if resume is not None and (given or config):
         raise PlanError("--resume goes on with a run's own plan; give no problem or option beside it")
     with Activity(quiet) as activity:
-        activity.say("starting JAX")
-        from gradbench.cli.progress import watching
-        from gradbench.engine import runner
-        from gradbench.machine.cache import use_cache
-        from gradbench.record.store import load_run
+        record, began = _made(activity, config, given, resume, strict, out, (cluster, unit_timeout))
+    complete = record.info["state"] == "complete"
+    try:
+        _show(record, output.chosen)
+    finally:  # where the record is, even if stdout is full
+        if complete and not quiet:
+            note(f"record: {record.path}" + ("" if began else " (complete: nothing was left to run)"))
+    return _exit_code(record, strict) if complete else INTERRUPTED
 
-        use_cache()
-        with watching(activity) as watcher, printing_to_stderr():
-            plan = None if resume is not None else _plan(config, given)
-            if strict and (plan or load_run(str(resume), out).plan).until is None:
-                raise PlanError("--strict is for --until: nothing else of a run is undecided")
-            with _workers(cluster, unit_timeout, plan) as executor:
-                by: dict[str, Any] = {"watcher": watcher, "executor": executor, "unit_timeout": unit_timeout}
-                if plan is None:
-                    record = runner.resume(str(resume), results=out, **by)
-                else:
-                    record = runner.run_plan(plan, out=out, **by)
+
+def _made(
+    activity: Activity,
+    config: Path | None,
+    given: dict[str, Any],
+    resume: str | None,
+    strict: bool,
+    out: Path,
+    workers: tuple[str | None, float | None],
+) -> tuple[Run, bool]:
+    """The record of a run that is begun or gone on with, and whether anything was left to run."""
+    activity.say("starting JAX")
+    from gradbench.cli.progress import watching
+    from gradbench.engine import runner
+    from gradbench.machine.cache import use_cache
+    from gradbench.record.store import load_run
+
+    use_cache()
+    with watching(activity) as watcher, printing_to_stderr():
+        plan = None if resume is not None else _plan(config, given)
+        if strict and (plan or load_run(str(resume), out).plan).until is None:
+            raise PlanError("--strict is for --until: nothing else of a run is undecided")
+        with _workers(*workers, plan) as executor:
+            by: dict[str, Any] = {"watcher": watcher, "executor": executor, "unit_timeout": workers[1]}
+            if plan is None:
+                record = runner.resume(str(resume), results=out, **by)
+            else:
+                record = runner.run_plan(plan, out=out, **by)
+    return record, watcher.path is not None
+
+
+def _show(record: Run, output_format: str) -> None:
     from gradbench.analysis.answers import run_table
     from gradbench.analysis.races.text import race_text
 
-    complete = record.info["state"] == "complete"
-    try:
-        show("\n".join(filter(None, [run_table(record, output.chosen), race_text(record, output.chosen)])))
-    finally:  # where the record is, even if stdout is full
-        if complete and not quiet:
-            note(f"record: {record.path}" + (" (complete: nothing was left to run)" if watcher.path is None else ""))
-    return _exit_code(record, strict) if complete else INTERRUPTED
+    show("\n".join(filter(None, [run_table(record, output_format), race_text(record, output_format)])))
 
 
 def _exit_code(record: Run, strict: bool) -> int:
