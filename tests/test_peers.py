@@ -39,6 +39,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", sample(CASES), ids=lambda case: f"{short(case.problem_name)}-{case.optimizer_name}")
 def test_every_side_ends_where_the_engine_does(case):
     allowed, (_, expected) = tolerances(case), Engine(case).run()

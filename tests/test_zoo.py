@@ -36,6 +36,7 @@ def comparison():
         yield Comparison(ZOO["phase_field"].problem(), "float32")
 
 
+@pytest.mark.thorough
 def test_the_engine_trains_a_cheap_loss_as_plain_optax_does(comparison):
     found = comparison.judge("sgd")
     assert found["verdict"] == "PASS"

@@ -279,6 +279,7 @@ def test_several_records_are_judged_against_one_reference(sweep):
     assert row.count("slow") == 2
 
 
+@pytest.mark.thorough
 def test_a_target_loss_is_what_counts_as_converged(sweep):
     run = sweep(square(), ["sgd"], [0.001, 0.1], seeds=1, steps=50, target_loss=0.5)
     # 0.998**2n is 0.5 at n = 173, 0.64**n at 1.55: the second step is the first under it

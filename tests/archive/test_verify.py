@@ -124,6 +124,7 @@ def problem():
 '''
 
 
+@pytest.mark.thorough
 def test_the_horizon_is_where_theory_has_it(tmp_path, sweep, elsewhere, monkeypatch):
     """Errors of 2^-23 double at every step: at step n they are 2^(n - 23), and as large as the loss after 20 to 30."""
     (tmp_path / "chaos.py").write_text(LOGISTIC_MAP)
@@ -216,14 +217,17 @@ def test_the_longest_sum_is_that_of_the_products_and_the_mean():
 @pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"optimizers": ("sgd[momentum=0.5|0.9]", "adam")},
-        {"search": "refine"},
-        {"search": "halving", "seeds": 4},
-        {"batch_size": (32, 64)},
-        {"design": "random:5", "optimizers": ("sgd[momentum=0:0.9:3]",)},
-        {"budget": "5trials"},
-    ],
+    sample(
+        [
+            {"optimizers": ("sgd[momentum=0.5|0.9]", "adam")},
+            {"search": "refine"},
+            {"search": "halving", "seeds": 4},
+            {"batch_size": (32, 64)},
+            {"design": "random:5", "optimizers": ("sgd[momentum=0:0.9:3]",)},
+            {"budget": "5trials"},
+        ],
+        2,
+    ),
     ids=lambda settings: next(iter(settings)),
 )
 def test_records_of_axes_searches_designs_and_budgets_hold(sweep, small_blocks, settings):

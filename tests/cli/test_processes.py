@@ -30,6 +30,7 @@ def test_a_full_stdout_is_exit_code_3_and_one_line():
     assert done.stderr == "gradbench: stdout: cannot be written: No space left on device\n"
 
 
+@pytest.mark.thorough
 def test_a_platform_that_jax_does_not_know_is_bad_input(tmp_path):
     lines = [["list"], ["run", "beale"], ["check", "beale"], ["report"]]
     code = f"from gradbench.cli.main import invoke; print([invoke(line) for line in {lines}])"

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 from conftest import StopAfter
+from sampling import sample
 
 import gradbench
 from gradbench.engine import units
@@ -78,6 +79,7 @@ def test_metrics_of_branches_are_those_of_trials_from_their_start_and_reach_thei
         assert (steps.max(), len(np.unique(steps))) == (row["steps_run"], len(steps) // 4)  # loss and slope, of both
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("compiled_quickly")
 def test_a_branch_ends_where_a_run_of_its_length_does(tmp_path, small_blocks):
     small_blocks(lanes=2, rows=5)
@@ -103,7 +105,7 @@ def test_what_is_shared_is_computed_once(tmp_path, small_blocks):
 
 
 @pytest.mark.usefixtures("compiled_quickly")
-@pytest.mark.parametrize("questions", [4, 9])  # when branches are due and wait for slots
+@pytest.mark.parametrize("questions", sample([4, 9]))  # when branches are due and wait for slots
 def test_a_stopped_run_goes_on_with_its_branches(tmp_path, small_blocks, questions):
     small_blocks(lanes=1, rows=5, devices=2)
     plan = plan_of(seeds=2)

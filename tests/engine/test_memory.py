@@ -64,6 +64,7 @@ def test_the_block_is_halved_until_it_fits(sweep, small_blocks, small_device):
     assert run.timings["trials"].to_pylist() == [2]
 
 
+@pytest.mark.thorough
 def test_one_trial_at_a_time_that_does_not_fit_is_an_error(sweep, small_blocks, monkeypatch):
     small_blocks(devices=1, lanes=1)
 

@@ -97,6 +97,7 @@ def metrics_of(run):
     return found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch_size", sample([8, None]))
 def test_metrics_are_those_that_scikit_learn_finds_at_the_replayed_params(sweep, small_blocks, batch_size):
     small_blocks(lanes=2, rows=7)
@@ -145,6 +146,7 @@ def test_neither_blocks_nor_neighbours_change_a_trial(sweep, small_blocks, batch
         np.testing.assert_allclose(list(first.values()), list(other.values()), rtol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch_size", sample([8, None]))
 def test_an_interrupted_run_resumes_with_its_state_keys_and_metrics(sweep, small_blocks, tmp_path, batch_size):
     small_blocks(lanes=2, rows=2)

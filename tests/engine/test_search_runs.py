@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 from conftest import StopAfter
+from sampling import sample
 
 import gradbench
 from gradbench.engine import compiling
@@ -23,7 +24,7 @@ def run_of(out, **settings):
     return gradbench.run_plan(SweepPlan(**BOWL | {"seeds": 1, "timing": "none"} | settings), out=out)
 
 
-@pytest.mark.parametrize("search", ["refine", "optuna", "halving"])
+@pytest.mark.parametrize("search", sample(["refine", "optuna", "halving"]))
 def test_a_search_comes_as_close_to_the_best_as_the_grid_for_less(tmp_path, search):
     if search == "optuna":
         pytest.importorskip("optuna")

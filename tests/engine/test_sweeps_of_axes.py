@@ -152,6 +152,7 @@ def test_momentum_on_a_bowl_is_stable_and_best_where_polyak_says(sweep):
     assert abs(np.log2(pair["best_learning_rate"] / best_rate)) <= 0.25 + 1e-9
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_goes_on_to_the_same_record(sweep, small_blocks, tmp_path):
     small_blocks(lanes=2, rows=4)
     plan = SweepPlan(
@@ -214,6 +215,7 @@ def test_several_batch_sizes_and_steps_are_those_of_separate_runs(sweep):
             assert row | {"trial": 0, "optimizer": ""} == alone | {"trial": 0, "optimizer": ""}
 
 
+@pytest.mark.thorough
 def test_dtypes_of_one_record_are_those_of_separate_runs(sweep):
     settings = {"seeds": 2, "steps": 20, "timing": "batched"}
     dtypes = ["float32", "bfloat16", "float64"]
@@ -232,6 +234,7 @@ def test_dtypes_of_one_record_are_those_of_separate_runs(sweep):
     assert [log.config["dtype"] for log in trial_logs(together, np.array([0, 4, 8]))] == dtypes
 
 
+@pytest.mark.thorough
 def test_a_minimum_is_refuted_by_no_more_than_a_dtypes_own_rounding(sweep):
     """1.003 rounds to 1 in bfloat16, far below it by float64's rounding and not by bfloat16's, of 2^-7."""
     problem = gradbench.Problem(lambda key: jnp.ones(()), lambda x, _: x**2 + 1.003, minimum=1.003, name="raised")

@@ -165,6 +165,7 @@ def test_a_run_may_go_on_elsewhere(sweep, alone, tmp_path, begins_here):
     assert same(gradbench.resume(stopped.path, executor=ends), alone)
 
 
+@pytest.mark.thorough
 def test_a_block_without_memory_is_halved_and_its_pair_begins_anew(sweep):
     def fault(unit, times):
         first = times == 1 and (unit.pair, unit.part) == (0, 2)
@@ -197,6 +198,7 @@ def test_a_watcher_is_told_of_each_pair_once_and_of_the_units(tmp_path):
     assert list(progress.rates) == [name_of_worker()]
 
 
+@pytest.mark.thorough
 def test_timings_come_from_a_worker_that_is_alone_and_say_where(sweep):
     plan = PLAN | {"problems": ["beale"], "timing": "batched", "sharpness": True}
     with pytest.warns(GradbenchWarning, match="nothing is timed: workers may share"):

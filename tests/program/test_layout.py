@@ -250,6 +250,7 @@ assert all((result == 4 * a.shape[1]).all() for (a, _), result in zip(arrays, re
 """
 
 
+@pytest.mark.thorough
 def test_small_products_do_not_abort_the_process():
     # XLA:CPU of jax 0.10 does on some that are transposed behind a barrier: an LSTM's, in its backward loop.
     done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True)

@@ -36,6 +36,7 @@ def loss(params, data):
     return jnp.sum(values**2) + jnp.mean(params["normal"] ** 2)
 
 
+@pytest.mark.thorough
 def test_factorisations_of_several_trials_are_taken_one_after_another_on_a_cpu():
     spread = over_trials(lambda seed: init(jax.random.key(seed)), (0,), "cpu")
     seeds = jnp.arange(4, dtype=jnp.uint32)

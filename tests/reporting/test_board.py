@@ -47,6 +47,7 @@ def test_a_cell_has_its_sweep_by_learning_rate():
     assert cell["learning_rate"] == 0.1
 
 
+@pytest.mark.thorough
 def test_a_page_of_20_optimizers_and_14_problems_is_small(tmp_path):
     names = [f"adam[b1=0.{k}]" for k in range(10, 30)]
     problems = [f"quadratic_bowl[dim={k}]" for k in range(2, 16)]

@@ -77,6 +77,7 @@ def test_every_kind_is_drawn(spec, design):
     assert vl_convert.vegalite_to_svg(settings_map(pair)).count("<path") > 10
 
 
+@pytest.mark.thorough
 def test_a_page_and_figures_have_the_map_of_pairs_with_axes_only(tmp_path):
     run, _ = swept()
     [pair] = page_json(write_report([run], tmp_path / "page.html"))["pairs"]

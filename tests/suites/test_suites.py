@@ -158,6 +158,7 @@ def test_a_suite_for_another_device_is_reduced_says_so_and_compares_with_no_whol
         entries([few, whole])
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("compiled_quickly")
 def test_freeze_writes_targets_that_the_references_reach_in_half_of_the_steps(tiny, capsys):
     before = load_suite(tiny).sha256

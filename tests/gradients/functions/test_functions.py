@@ -76,6 +76,7 @@ def test_zeros_that_pass_allclose_fail():
     assert "blocked" in row(report, "value").worst.reason
 
 
+@pytest.mark.thorough
 def test_a_right_bfloat16_gradient_that_check_grads_refuses_passes():
     def wave(x):
         return jnp.sin(3 * x) * x
