@@ -214,19 +214,6 @@ async function filter(change) {
   await choose(seen.some((row) => row.name === state.name) ? state.name : seen.length ? seen[0].name : "");
 }
 
-// A table that is wider than its box says so above it.
-function markCut() {
-  for (const box of document.querySelectorAll(".scroll")) {
-    let hint = box.previousElementSibling;
-    if (!hint || hint.className !== "cut") {
-      hint = element("p", "More columns: scroll the table sideways →");
-      hint.className = "cut";
-      box.before(hint);
-    }
-    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
-  }
-}
-
 async function start() {
   const choices = { ruleset: page.rulesets, family: new Set(page.optimizers.map((row) => row.family)), problem: everyProblem, device: new Set(page.records.map((record) => record.device)) };
   for (const [id, values] of Object.entries(choices)) {

@@ -25,3 +25,16 @@ function element(tag, text, parent) {
   if (parent) parent.append(made);
   return made;
 }
+
+// A table that is wider than its box says so above it.
+function markCut() {
+  for (const box of document.querySelectorAll(".scroll")) {
+    let hint = box.previousElementSibling;
+    if (!hint || hint.className !== "cut") {
+      hint = element("p", "More columns: scroll the table sideways →");
+      hint.className = "cut";
+      box.before(hint);
+    }
+    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
+  }
+}

@@ -304,19 +304,6 @@ async function axes(change) {
   await drawConvergence();
 }
 
-// A table that is wider than its box says so above it.
-function markCut() {
-  for (const box of document.querySelectorAll(".scroll")) {
-    let hint = box.previousElementSibling;
-    if (!hint || hint.className !== "cut") {
-      hint = element("p", "More columns: scroll the table sideways →");
-      hint.className = "cut";
-      box.before(hint);
-    }
-    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
-  }
-}
-
 function listen() {
   const rate = (pair) => bestIndex(page.pairs[pair]);
   find("problem").addEventListener("change", (event) => choose(winner(event.target.value), rate(winner(event.target.value))));
