@@ -42,6 +42,9 @@ def test_an_axis_may_stand_beside_the_spec_it_belongs_to():
     plan = SweepPlan(optimizers="adamw", axes=given)
     assert (plan.optimizers, plan.learning_rates) == (("adamw[weight_decay=0|0.001,b1=0.8|0.9]",), "1e-3:1:4")
     assert SweepPlan.from_dict(plan.to_dict()) == plan
+    assert SweepPlan(optimizers="adamw", axes=["b1=0.8"]).optimizers == ("adamw[b1=0.8]",)
+    with pytest.raises(OptimizerError, match="should be at least 0 and below 1"):
+        load_optimizer(*SweepPlan(optimizers="adamw", axes=["b1=1.2"]).optimizers)
 
 
 def test_a_grid_has_every_combination_and_the_learning_rate_changes_fastest():

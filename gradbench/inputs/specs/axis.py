@@ -203,7 +203,8 @@ def with_axis(text: str, name: str, values: str | Collection[Any], error: type[G
     spec = parse_spec(text, error)
     if name in spec.settings:
         raise error(f"{text!r}: {name} is given twice")
-    given: Any = values
-    if not isinstance(values, str):
+    if isinstance(values, str):
+        given = value_of(values)  # a number, where it is one value
+    else:
         given = next(iter(values)) if len(values) == 1 else "|".join(_word(value) for value in values)
     return spec_text(spec.target, dict(spec.settings) | {name: given})
