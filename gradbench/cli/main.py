@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import CycloptsError, Parameter
+from cyclopts import CycloptsError, Group, Parameter
 
 from gradbench.cli.app import (
     INTERRUPTED,
@@ -28,7 +28,14 @@ from gradbench.cli.run import run
 from gradbench.errors import GradbenchError, PlanError
 from gradbench.failures import printing_to_stderr, sentence, show_warning
 
-app.command(run)
+# How --help groups the verbs, in this order.
+GROUPS = {
+    "Measure": ("run", "suggest", "suite"),
+    "Compare and report": ("compare", "report", "regress", "history", "board"),
+    "Is it right?": ("check", "verify", "doctor"),
+    "Look up and pass on": ("list", "export"),
+}
+app.command(run, group_parameters=Group.create_ordered("Records, workers and output"))
 app.command(verify)
 app.command(export)
 app.command(history)
@@ -309,6 +316,12 @@ def doctor(*, output: Tables = TABLES) -> int:
     text, healthy = examine(output.chosen)
     show(text)
     return 0 if healthy else 1
+
+
+for _group, _verbs in zip(map(Group.create_ordered, GROUPS), GROUPS.values()):
+    for _verb in _verbs:
+        app[_verb].group = _group
+app.group_commands = Group.create_ordered("General")
 
 
 def invoke(arguments: list[str]) -> int:

@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from gradbench.cli.app import INTERRUPTED, TABLES, Out, Quiet, Tables, note, show, whole, whole_or_several
 from gradbench.errors import PlanError
 from gradbench.failures import printing_to_stderr
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.settings import NO_OPTIONS
+from gradbench.inputs.settings import GROUPS, NO_OPTIONS
 from gradbench.inputs.specs.axis import OF_PLAN
 from gradbench.inputs.transfer.written import read_config
 
@@ -24,14 +24,18 @@ if typing.TYPE_CHECKING:
     from gradbench.record.store import Run
 
 
-def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[str, Any, Any]:
+_GROUPS = {first: Group.create_ordered(name) for first, name in GROUPS.items()}
+_SWEPT, _SEARCHED, _TRIAL, *_ = _GROUPS.values()
+
+
+def _option(field: dataclasses.Field[Any], kind: Any, group: Group) -> tuple[str, Any, Any]:
     """A field of the plan as an option that is None where it is not given."""
     kinds = typing.get_args(kind) or (kind,)
     flag = "--" + field.name.replace("_", "-")
     shown = "yes" if field.default is True else str(field.default)
     hidden = field.default is False or not isinstance(field.default, str | int | float)
     text = field.metadata["text"] + ("" if hidden else f" [default: {shown}]")
-    parameter = Parameter(name=field.metadata["flags"] or flag, help=text)
+    parameter = Parameter(name=field.metadata["flags"] or flag, help=text, group=group)
     if int in kinds:
         converter = whole_or_several if field.name in OF_PLAN else whole
         return field.name, Annotated[int | None, parameter, Parameter(converter=converter)], None
@@ -45,8 +49,12 @@ def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[str, Any, Any]:
 def _settings() -> type:
     """The plan's fields but those that have no option."""
     kinds = typing.get_type_hints(SweepPlan)
-    fields = [field for field in dataclasses.fields(SweepPlan) if field.name not in NO_OPTIONS]
-    made = dataclasses.make_dataclass("Settings", [_option(field, kinds[field.name]) for field in fields], frozen=True)
+    options, group = [], _SWEPT
+    for field in dataclasses.fields(SweepPlan):
+        group = _GROUPS.get(field.name, group)
+        if field.name not in NO_OPTIONS:
+            options.append(_option(field, kinds[field.name], group))
+    made = dataclasses.make_dataclass("Settings", options, frozen=True)
     made.__module__ = __name__  # cyclopts takes a class of the module `types` for one value
     return made
 
@@ -65,13 +73,13 @@ LENGTHS = {"steps", "epochs"}  # two ways to say how long a trial is
 def run(
     *problems: str,
     settings: Annotated[Settings, Parameter(name="*")] = _NOTHING,
-    epochs: Annotated[int | None, Parameter(converter=whole)] = None,
-    every: Annotated[bool, Parameter(name="--all")] = False,
+    epochs: Annotated[int | None, Parameter(converter=whole, group=_TRIAL)] = None,
+    every: Annotated[bool, Parameter(name="--all", group=_SWEPT)] = False,
     config: Path | None = None,
     resume: str | None = None,
     cluster: str | None = None,
     unit_timeout: float | None = None,
-    strict: bool = False,
+    strict: Annotated[bool, Parameter(group=_SEARCHED)] = False,
     out: Out = Path("results"),
     quiet: Quiet = False,
     output: Tables = TABLES,

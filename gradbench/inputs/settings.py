@@ -21,6 +21,14 @@ DEFAULT_PROBLEMS = ("quadratic_bowl", "linear_regression", "logistic_regression"
 DEFAULT_OPTIMIZERS = ("sgd", "momentum", "adam")
 SEEDS, STEPS = 3, 300  # if not given
 NO_OPTIONS = ("problems", "targets")  # fields that are no option of the command line
+# How a help text groups the options: from this field to the next one named.
+GROUPS = {
+    "optimizers": "What is swept",
+    "search": "Searches and budgets",
+    "seeds": "A trial",
+    "dtype": "Numbers and device",
+    "target": "What is recorded",
+}
 
 
 def _setting(default: Any, text: str, check: Callable[[str, Any], Any], flags: tuple[str, ...] = ()) -> Any:

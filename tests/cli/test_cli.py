@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import gradbench
-from gradbench.cli.main import app, invoke
+from gradbench.cli.main import GROUPS, app, invoke
 from gradbench.engine import runner
 from gradbench.errors import GradbenchWarning, RunError
 from gradbench.inputs.built_in import grouped_names, problem_names
@@ -47,6 +47,16 @@ def test_every_verb_has_help_and_is_in_the_readme(command):
         assert code == 0
         assert "Usage: gradbench" in out
         assert "[default: None]" not in out
+
+
+def test_help_groups_every_verb_and_every_option_of_the_plan(command):
+    assert sorted(verb for verbs in GROUPS.values() for verb in verbs) == sorted(VERBS)
+    _, out, _ = command("run", "--help")
+    panels = out.split("╭─ ")
+    swept = next(panel for panel in panels if panel.startswith("What is swept"))
+    assert "--lr" in swept
+    assert "--all" in swept
+    assert not any(panel.startswith("Parameters") for panel in panels)
 
 
 def test_neither_import_nor_help_loads_jax():
