@@ -145,7 +145,10 @@ def _ends(pair: PairSummary) -> str:
     """How the trials of a pair end, where no learning rate works."""
     if not math.isfinite(pair.initial_loss):
         return "the loss is not finite at the start"
-    return "all diverge" if pair.diverged_share == 1 else "none ends below its start"
+    if pair.diverged_share == 1:
+        return "all diverge"
+    seeds = max((point.seeds for point in pair.points), default=1)
+    return "none ends below its start" + (" with every seed" if seeds > 1 else "")
 
 
 def _reference(pair: PairSummary) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 From the best point the neighbours along each axis are tried, a step to each side; the best of all is gone on from, and
 where none is better every step is halved (Kolda, Lewis and Torczon, Optimization by Direct Search, SIAM Review 45,
 2003, section 3). The learning rate may leave its range where the best lies at the end of it. One seed looks; in the
-end the best and the better one beside it are run with all seeds.
+end the best and the better one beside it are run with all seeds, and the next best until one works with every seed.
 """
 
 from __future__ import annotations
@@ -86,9 +86,16 @@ def refine(plan: SweepPlan, optimizer: str, factor: float) -> Searching:
         new, why = _beside(along, best(), found), "beside the best"
         while not new and _finer(along):
             new = _beside(along, best(), found)
-    last = _confirmed(best(), found)
-    if plan.seeds > 1:
-        yield asked(last, range(1, plan.seeds), "the best and its better neighbour, with the other seeds")
+    last, why = _confirmed(best(), found), "the best and its better neighbour, with the other seeds"
+    others = range(1, plan.seeds)
+    waiting = [point for point in sorted(found, key=lambda p: (found[p], p)) if math.isfinite(found[point])]
+    left = plan.trials_of(optimizer) - len(found)
+    while others and last and (left := left - len(last) * len(others)) >= 0:
+        told = yield asked(last, others, why)
+        waiting = [point for point in waiting if point not in last]
+        if np.isfinite(told).reshape(len(last), -1).all(axis=1).any():
+            return
+        last, why = waiting[:2], "the next best, since with other seeds those before do not work"
 
 
 def _beside(along: Sequence[Line], at: tuple[float, ...], found: dict[tuple[float, ...], float]) -> list:

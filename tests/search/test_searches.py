@@ -45,6 +45,24 @@ def test_refine_knows_the_best_rate_within_its_factor(lowest, factor):
     assert set(seeds[:-4]) == {0}
 
 
+def test_refine_goes_on_to_the_next_best_until_one_works_with_every_seed():
+    """Of a landscape of many valleys, such as rastrigin's: where seed 0 does best, the other seeds diverge."""
+    plan = SweepPlan(optimizers="sgd", learning_rates="1e-4:10:25", search="refine", seeds=3)
+    search = refine(plan, "sgd", 1.1)
+    asked, confirmed = next(search), []
+    while asked is not None:
+        rates = asked.settings["learning_rate"]
+        works = (asked.seeds == 0) | (rates < 0.02)
+        confirmed += rates[asked.seeds > 0].tolist()
+        try:
+            asked = search.send(np.where(works, np.abs(np.log(rates / 0.1)), np.inf))
+        except StopIteration:
+            asked = None
+    assert confirmed[0] == pytest.approx(0.1, rel=0.1)
+    assert min(confirmed[:-4]) > 0.02
+    assert min(confirmed[-4:]) < 0.02  # two points, two seeds
+
+
 def test_refine_moves_along_every_axis_on_its_own_scale():
     plan = SweepPlan(optimizers="adamw[weight_decay=1e-4:1:5,b1=0.5:0.99:5]", learning_rates="1e-4:10:25", seeds=1)
 
