@@ -134,17 +134,19 @@ def suite_list(*, output: Tables = TABLES) -> int:
 
 
 @suite.command(name="show")
-def suite_show(name: str, *, output: Tables = TABLES) -> int:
+def suite_show(name: str, *, reduced: bool = False, output: Tables = TABLES) -> int:
     """What a suite runs: its problems with steps and targets, its optimizers with their search spaces.
 
     Parameters
     ----------
     name
         A built-in suite, such as core-1, or a .toml file.
+    reduced
+        As it is run where the device is not that it is meant for.
     """
     from gradbench.suites.text import show_text
 
-    show(show_text(name, output.chosen))
+    show(show_text(name, output.chosen, reduced))
     return 0
 
 
@@ -231,6 +233,7 @@ def suite_freeze(
     name: str,
     *,
     seeds: Annotated[int, Parameter(converter=whole)] = 20,
+    reduced: bool = False,
     quiet: Quiet = False,
     output: Tables = TABLES,
 ) -> int:
@@ -242,6 +245,8 @@ def suite_freeze(
         A .toml file, or a built-in suite of a checkout.
     seeds
         Of which the target is the median.
+    reduced
+        The targets of its reduced runs.
     """
     from gradbench.cli.progress import watching
     from gradbench.library.activity import Activity
@@ -253,7 +258,7 @@ def suite_freeze(
     check_format(output.chosen)
     with Activity(quiet) as activity, watching(activity) as watcher, printing_to_stderr():
         use_cache()
-        found = freeze(name, seeds, watcher, say=activity.print)
+        found = freeze(name, seeds, watcher, activity.print, reduced)
     show(frozen_text(found, output.chosen))
     return 0
 

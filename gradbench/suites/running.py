@@ -17,6 +17,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.devices import find_devices
 from gradbench.record.store import Run, load_run, read_info
 from gradbench.suites.definition import Group, Suite
+from gradbench.suites.targets import measured_otherwise, unmeasured
 
 ARCHIVE = Path(__file__).parents[2] / "results" / "archive"  # of a checkout; a wheel has none
 Watching = Callable[[], AbstractContextManager[Watcher]]
@@ -38,14 +39,23 @@ def run_suite(
     With `resume`, a record of the same suite, version and plan that is under `out` is taken as it is where it is
     complete, and gone on with where it is not. `reduced` is a run at the few steps, trials and seeds that the suite
     states for a machine without the device that it is meant for; if None, there alone, with a GradbenchWarning. A
-    record that was interrupted is the last one.
+    record that was interrupted is the last one. Raises PlanError where the suite's targets were measured for other
+    settings.
     """
     found: list[Run] = []
-    if reduced is None and (reduced := _lacks_device(suite, device)):
-        text = f"{suite.name} is meant for a {suite.meant_for}, which is not here: its steps, trials and seeds are few"
-        warnings.warn(f"{text}, and its answers a look only", GradbenchWarning, stacklevel=2)
-    for ruleset, plan in suite.plans(problems, optimizers, bool(reduced)):
-        mark = suite.mark(ruleset, bool(reduced))
+    forced = reduced is None and lacks_device(suite, device)
+    whole, suite = suite, suite.at(forced or bool(reduced))
+    suite.check_problems(problems)
+    if forced:
+        few = ", ".join(f"{value} {key}" for key, value in whole.reduced.items())
+        text = f"{whole.name} is meant for a {whole.meant_for}, which is not here: this is {suite.version}, with {few}"
+        warnings.warn(f"{text}, for a look; it does not compare with whole runs", GradbenchWarning, stacklevel=2)
+    if said := measured_otherwise(suite):
+        raise PlanError(f"{said}: measure it by gradbench suite freeze, or take [[measured]] out to keep it as stated")
+    if said := unmeasured(suite, problems):
+        warnings.warn(said, GradbenchWarning, stacklevel=2)
+    for ruleset, plan in suite.plans(problems, optimizers):
+        mark = suite.mark(ruleset)
         plan = dataclasses.replace(plan, device=device)
         before = _before(plan, mark, Path(out)) if resume else None
         with watching() as watcher:
@@ -96,7 +106,7 @@ def archived(mine: Sequence[Run], folder: Path | None = None) -> list[Run]:
     return [r for r in runs if suite_words(r) == version and r.info["state"] == "complete" and r.id not in own]
 
 
-def _lacks_device(suite: Suite, device: str | None) -> bool:
+def lacks_device(suite: Suite, device: str | None) -> bool:
     """Whether the suite is meant for a kind of device that is not here, or not the one asked for."""
     if suite.meant_for is None:
         return False
