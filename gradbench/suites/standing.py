@@ -64,6 +64,7 @@ def _rows(name: str, ruleset: str, table: Sequence[Ranked], found: Sequence[Entr
     for place in sorted((of for of in table if of.optimizer == name), key=lambda of: of.problem is not None):
         first = next(of for of in table if of.problem == place.problem and of.rank == 1)
         row = {"ruleset": ruleset, **vars(place), "best": first.optimizer, "best_value": first.value}
+        del row["beside"]
         rows.append(row | (_of_pair(by_problem[place.problem]) if place.problem else {}))
     return rows
 
@@ -93,6 +94,7 @@ def _why(name: str, table: Sequence[Ranked], found: Sequence[Entry]) -> list[str
             f"{number(over_all.value)}× those of the best on each ({ahead}), target reached by "
             f"{percent(over_all.reached)} of the seeds"
         )
+        said += [f"{name}: {text}" for text in [_beside(over_all)] if text]
     said += [f"{name}: {text}" for text in (_range(name, found), _time(name, found), _tuning(name, found)) if text]
     return said
 
@@ -103,6 +105,17 @@ def _problems(count: int) -> str:
 
 def _place(of: Ranked) -> str:
     return f"{of.rank} (95 %: {of.rank_low} to {of.rank_high})"
+
+
+def _beside(of: Ranked) -> str:
+    """Those from which it is shown to differ, each with how many times the steps of the one ahead the other takes."""
+    shown = sorted((one.ratio, other) for other, one in of.beside.items() if one.shown)
+    behind = ", ".join(f"{other} ({number(1 / ratio)}×)" for ratio, other in reversed(shown) if ratio < 1)
+    ahead = ", ".join(f"{other} ({number(ratio)}×)" for ratio, other in shown if ratio > 1)
+    said = [f"behind {behind}" if behind else "", f"ahead of {ahead}" if ahead else ""]
+    alike = len(of.beside) - len(shown)
+    said.append(f"no difference shown to {alike} other{'s' * (alike != 1)}" if alike else "")
+    return f"seed by seed: {'; '.join(filter(None, said))}" if of.beside else ""
 
 
 def _range(name: str, found: Sequence[Entry]) -> str:

@@ -114,6 +114,8 @@ addEventListener("unhandledrejection", (event) => faults.push(String(event.reaso
   document.querySelectorAll("#matrix tbody tr")[1].click();
   await until(() => document.getElementById("chosen").textContent === found.before[1]);
   found.chosen = document.getElementById("chosen").textContent;
+  const fourth = [...document.querySelectorAll("#matrix tbody td:nth-child(4)")];
+  found.beside = fourth.map((td) => td.textContent.split(" ")[0]);
   const family = document.getElementById("family");
   family.value = "Adam";
   family.dispatchEvent(new Event("change"));
@@ -140,4 +142,5 @@ def test_in_chromium_a_row_opens_its_sweeps_and_a_family_filters(width, tmp_path
     assert result["requests"] == []
     assert result["wide"] <= 0
     assert (result["before"], result["chosen"], result["adam"]) == (["adam", "sgd"], "sgd", ["adam"])
+    assert result["beside"] == ["0.25", "chosen"]  # 4 times as fast
     assert result["charts"] == 2  # a sweep for each problem
