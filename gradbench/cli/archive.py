@@ -36,6 +36,8 @@ def verify(
 ) -> int:
     """Does a record hold? Its files and tables agree, and trials drawn at random come out again. Exit 1 if not.
 
+    A record whose files cannot be read does not hold either; a name or folder that is no record is bad input, exit 2.
+
     Parameters
     ----------
     record
@@ -50,19 +52,24 @@ def verify(
         Who verifies, for the board: kept with the answer in the record's verified.json. [default: the login name]
     """
     from gradbench.archive.verified import keep
-    from gradbench.archive.verify import verify_run, verify_text
-    from gradbench.errors import GradbenchError
+    from gradbench.archive.verify import unreadable, verify_run, verify_text
+    from gradbench.errors import DamagedError, GradbenchError
     from gradbench.library.activity import Activity
     from gradbench.machine.cache import use_cache
-    from gradbench.record.store import load_run
+    from gradbench.record.store import find_run, load_run
     from gradbench.tables import check_format
 
     check_format(output.chosen)
-    with Activity(quiet) as activity:
-        run = load_run(record, results)
-        activity.say("starting JAX")
-        use_cache()
-        found = verify_run(run, sample, seed, own_files, say=activity.say)
+    path = find_run(record, results)
+    try:
+        with Activity(quiet) as activity:
+            run = load_run(path)
+            activity.say("starting JAX")
+            use_cache()
+            found = verify_run(run, sample, seed, own_files, say=activity.say)
+    except DamagedError as error:
+        show(verify_text(unreadable(path.resolve().name, error), output.chosen))
+        return 1
     show(verify_text(found, output.chosen))
     try:
         keep(run, found, by)
