@@ -270,8 +270,9 @@ def verify_text(verification: Verification, output_format: str) -> str:
     text = render(verification.rows, COLUMNS, output_format)
     if output_format == "csv":
         return text
-    said = [f"Fault: {fault}." for fault in verification.faults] + note_lines(verification.notes, output_format)
-    return "\n".join([text, "", *said, _answer(verification)])
+    said = [f"Fault: {fault.rstrip('.')}." for fault in verification.faults]
+    said += [*note_lines(verification.notes, output_format), _answer(verification)]
+    return "\n".join([text, "", *said] if verification.rows else said)
 
 
 def _answer(found: Verification) -> str:
