@@ -273,6 +273,7 @@ def suite_freeze(
 def board(
     *records: str,
     out: Path = Path("board.html"),
+    suite: str | None = None,
     results: Annotated[Path, Parameter(help="Where records are kept.")] = Path("results"),
     quiet: Quiet = False,
 ) -> int:
@@ -284,10 +285,12 @@ def board(
         Folders, ids or latest (the default); a folder of records stands for all of them.
     out
         The page to write; it replaces a board, and no other file.
+    suite
+        Only those of this suite, such as core-1 (or "core-1 6e61710d", a version of it), or none.
     """
     from gradbench.library.activity import Activity
     from gradbench.record.store import find_run, load_run
-    from gradbench.suites.running import expanded
+    from gradbench.suites.running import expanded, of_suite
 
     with Activity(quiet) as activity:
         activity.say("reading the records")
@@ -299,6 +302,6 @@ def board(
         activity.say("comparing")
         from gradbench.reporting.board import write_board
 
-        written = write_board(runs, out)
+        written = write_board(of_suite(runs, suite), out)
     show(str(written))
     return 0

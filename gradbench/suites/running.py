@@ -12,7 +12,7 @@ from pathlib import Path
 from gradbench.analysis.races.outcomes import suite_words
 from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
-from gradbench.errors import GradbenchWarning, PlanError, RecordError
+from gradbench.errors import GradbenchError, GradbenchWarning, PlanError, RecordError
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.devices import find_devices
 from gradbench.record.store import Run, load_run, read_info
@@ -93,6 +93,21 @@ def expanded(name: str, find: Callable[[str], Path]) -> list[Path]:
     folder = Path(name).expanduser()
     inside = sorted(file.parent for file in folder.glob("*/run.json")) if not (folder / "run.json").is_file() else []
     return inside or [find(name)]
+
+
+def of_suite(runs: Sequence[Run], name: str | None) -> Sequence[Run]:
+    """The records of a suite, by its name or version, "none" for those of no suite. Raises GradbenchError, with the
+    suites that there are, where none is of it, and where no name is given though they are of several."""
+    known: dict[str, list[Run]] = {}
+    for run in runs:
+        known.setdefault(suite_words(run), []).append(run)
+    there = ", ".join(f"{words} ({len(of)}, such as {of[0].id})" for words, of in known.items())
+    if name is None and len(known) > 1:
+        raise GradbenchError(f"records of several suites do not compare: {there}; choose one with --suite")
+    found = [run for words, of in known.items() for run in of if name in (None, words, words.rpartition(" ")[0])]
+    if runs and not found:
+        raise GradbenchError(f"no record is of suite {name}: {there}")
+    return found
 
 
 def archived(mine: Sequence[Run], folder: Path | None = None) -> list[Run]:

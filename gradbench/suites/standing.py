@@ -85,6 +85,8 @@ def _of_pair(entry: Entry) -> dict[str, Any]:
 
 def _why(name: str, table: Sequence[Ranked], found: Sequence[Entry]) -> list[str]:
     """The sentences on one optimizer."""
+    if len({entry.name for entry in found}) == 1:
+        return []
     said = []
     if over_all := next((of for of in table if of.optimizer == name and of.problem is None), None):
         first = next(of for of in table if of.problem is None and of.rank == 1)

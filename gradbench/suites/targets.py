@@ -64,7 +64,9 @@ def unmeasured(suite: Suite, problems: Sequence[str] = ()) -> str | None:
     asked = problems or suite.all_problems
     without = [name for name in asked if suite.references and name not in suite.targets]
     which = "all problems" if len(without) == len(asked) else ", ".join(without)
-    return f"{suite.name}: the targets of {which} are not measured: the problems' own stand there" if without else None
+    takes = f", which takes a {suite.meant_for}" if suite.meant_for else ""
+    text = f"{suite.name}: the targets of {which} have not been measured{takes}: the problems' own stand there"
+    return text if without else None
 
 
 def _words(of: Mapping[str, Any], key: str) -> str:

@@ -122,7 +122,7 @@ def test_suite_run_refuses_targets_of_other_steps_and_show_says_so(tmp_path, cap
 def test_what_is_not_measured_is_said():
     assert unmeasured(load_suite("core-1")) is None
     suite = suite_from(VALUES | {"references": ["sgd"]}, "a.toml", "a")
-    assert unmeasured(suite).startswith("a: the targets of all problems are not measured")
+    assert unmeasured(suite).startswith("a: the targets of all problems have not been measured:")
     assert unmeasured(suite_from(VALUES, "a.toml", "a")) is None  # there is no rule to measure any by
 
 
