@@ -28,7 +28,7 @@ from gradbench.program.xla.switch import enabled
 from gradbench.record.manifest import record_digest
 from gradbench.record.schema import FIRST_REVISION, TRIALS
 from gradbench.record.store import Run
-from gradbench.tables import Column, check_format, note_lines, number, render, to_json
+from gradbench.tables import Column, check_format, note_lines, number, render, sentence_lines, to_json
 
 SURE = 0.95
 PACKAGES = ("gradbench", "jax", "jaxlib", "optax", "numpy")
@@ -270,8 +270,9 @@ def verify_text(verification: Verification, output_format: str) -> str:
     text = render(verification.rows, COLUMNS, output_format)
     if output_format == "csv":
         return text
-    said = [f"Fault: {fault.rstrip('.')}." for fault in verification.faults]
-    said += [*note_lines(verification.notes, output_format), _answer(verification)]
+    faults = [f"Fault: {fault.rstrip('.')}" for fault in verification.faults]
+    said = [*sentence_lines(faults, output_format), *note_lines(verification.notes, output_format)]
+    said += sentence_lines([_answer(verification)], output_format)
     return "\n".join([text, "", *said] if verification.rows else said)
 
 

@@ -21,9 +21,8 @@ from gradbench.tables import (
     percent,
     render,
     seconds,
-    terminal_width,
+    sentence_lines,
     to_json,
-    wrap,
 )
 
 
@@ -200,10 +199,7 @@ def standing_text(found: Standing, output_format: str) -> str:
         return render(found.rows, (), "csv")
     short = short_names({row["problem"]: None for row in found.rows if row["problem"]})
     text = render([_shown(row, short) for row in found.rows], COLUMNS, output_format)
-    bullet = "- " if output_format == "markdown" else ""
-    width = terminal_width() if output_format == "table" else None
-    said = [line for sentence in found.sentences for line in wrap(f"{bullet}{sentence}.", width)]
-    blocks = [[text], said, note_lines(found.notes, output_format)]
+    blocks = [[text], sentence_lines(found.sentences, output_format), note_lines(found.notes, output_format)]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
 
