@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -117,6 +119,20 @@ def test_suite_run_refuses_targets_of_other_steps_and_show_says_so(tmp_path, cap
     assert "steps 100, now 50): measure it by gradbench suite freeze" in capsys.readouterr().err
     assert invoke(["suite", "show", str(path)]) == 0
     assert "steps 100, now 50" in capsys.readouterr().out
+
+
+def test_the_example_of_the_documentation_is_a_suite_with_every_key(tmp_path, monkeypatch):
+    from gradbench.suites import definition
+
+    [text] = re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "suites.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    content = tomllib.loads(text)
+    suite = suite_from(content, "mine.toml", "mine")
+    assert suite.version.startswith("mine-1 ")
+    assert definition._OF_SUITE | {"problems", "optimizers", "reduced", "targets"} <= content.keys()
+    assert content["problems"][0].keys() == definition._OF_PROBLEMS
+    assert {key for table in content["optimizers"] for key in table} == definition._OF_OPTIMIZERS
+    assert content["reduced"].keys() == definition._REDUCED
 
 
 def test_what_is_not_measured_is_said():
