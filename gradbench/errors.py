@@ -31,6 +31,10 @@ class RecordError(GradbenchError):
     """A record on disk is missing, damaged, or written by a newer gradbench."""
 
 
+class DamagedError(RecordError):
+    """A record's files are not what a record has: cut short, changed, or gone. To verify it is to be told no."""
+
+
 class RunError(GradbenchError):
     """The run itself failed after its input had been accepted."""
 

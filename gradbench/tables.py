@@ -142,6 +142,13 @@ def wrap(text: str, width: int | None) -> list[str]:
     return [*lines, line]
 
 
+def sentence_lines(said: Sequence[str], output_format: str) -> list[str]:
+    """Sentences below a table, each from a new line, as wide as the terminal."""
+    bullet = "- " if output_format == "markdown" else ""
+    width = terminal_width() if output_format == "table" else None
+    return [line for sentence in said for line in wrap(f"{bullet}{sentence}.", width)]
+
+
 GO_ON = "; go on with: "  # what follows it in a note is a command
 
 

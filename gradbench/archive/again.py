@@ -22,7 +22,7 @@ from gradbench.analysis.verdicts import EPSILON
 from gradbench.engine.pair import PairSweep
 from gradbench.engine.timing import compile_program
 from gradbench.engine.units import check_batches, load_of_plan
-from gradbench.errors import RecordError, RunError, one_line
+from gradbench.errors import DamagedError, RunError, one_line
 from gradbench.inputs.optimizer import Optimizer, Settings, load_optimizer
 from gradbench.inputs.problem import Problem
 from gradbench.program.program import Block, Program, State
@@ -39,12 +39,12 @@ Tables = dict[str, pa.Table]  # trials, curves, metrics, as a record has them
 
 
 def recorded_block(run: Run, problem: str, optimizer: str) -> Block:
-    """The shape of the program that a pair of a record was swept by. Raises RecordError where run.json has none."""
+    """The shape of the program that a pair of a record was swept by. Raises DamagedError where run.json has none."""
     name = f"{problem} × {optimizer}"
     try:
         return Block(**run.info["blocks"][name])
     except (KeyError, TypeError) as error:
-        raise RecordError(f"{run.path / 'run.json'}: damaged: no block of {name}") from error
+        raise DamagedError(f"{run.path / 'run.json'}: damaged: no block of {name}") from error
 
 
 @dataclasses.dataclass(frozen=True)

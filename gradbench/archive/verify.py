@@ -17,7 +17,7 @@ import scipy.stats
 from gradbench.archive import integrity
 from gradbench.archive.again import Pair, recorded_block
 from gradbench.archive.cells import Judge, cells
-from gradbench.errors import GradbenchError, PlanError
+from gradbench.errors import DamagedError, GradbenchError, PlanError
 from gradbench.files import utc_now
 from gradbench.inputs.problem import Problem, load_problem, problem_names
 from gradbench.inputs.specs.spec import parse_spec
@@ -28,7 +28,7 @@ from gradbench.program.xla.switch import enabled
 from gradbench.record.manifest import record_digest
 from gradbench.record.schema import FIRST_REVISION, TRIALS
 from gradbench.record.store import Run
-from gradbench.tables import Column, check_format, note_lines, number, render, to_json
+from gradbench.tables import Column, check_format, note_lines, number, render, sentence_lines, to_json
 
 SURE = 0.95
 PACKAGES = ("gradbench", "jax", "jaxlib", "optax", "numpy")
@@ -104,7 +104,7 @@ def verify_run(
     A number has to come out bit for bit where platform, device kind, versions, commit and flags are the record's;
     elsewhere within a bound on what rounding does to that trial (archive/cells.py), up to the step from which it cannot
     be predicted. Files that a record names are run only with `own_files`, and only if they are the recorded ones.
-    Raises GradbenchError where there is nothing to replay.
+    Raises GradbenchError where there is nothing to replay, DamagedError where a file of the record cannot be read.
     """
     if sample < 1:
         raise PlanError(f"sample: need at least 1 trial, got {sample}")
@@ -142,6 +142,11 @@ def verify_run(
         "place": environment(devices, run.plan.precision),
     }
     return Verification(run.id, rows, faults, notes, len(present), open_to, seed, facts)
+
+
+def unreadable(record: str, error: DamagedError) -> Verification:
+    """What is to be said of a record whose files cannot be read: it does not hold."""
+    return Verification(record, [], [str(error)], [], 0, 0, 0, {"at": utc_now()})
 
 
 def _other_files(run: Run, objects: Mapping[str, Problem]) -> list[str]:
@@ -265,11 +270,15 @@ def verify_text(verification: Verification, output_format: str) -> str:
     text = render(verification.rows, COLUMNS, output_format)
     if output_format == "csv":
         return text
-    said = [f"Fault: {fault}." for fault in verification.faults] + note_lines(verification.notes, output_format)
-    return "\n".join([text, "", *said, _answer(verification)])
+    faults = [f"Fault: {fault.rstrip('.')}" for fault in verification.faults]
+    said = [*sentence_lines(faults, output_format), *note_lines(verification.notes, output_format)]
+    said += sentence_lines([_answer(verification)], output_format)
+    return "\n".join([text, "", *said] if verification.rows else said)
 
 
 def _answer(found: Verification) -> str:
+    if not found.trials:
+        return f"{found.record} does not hold: it cannot be read"
     counts = Counter(row["result"] for row in found.rows)
     results = ", ".join(f"{count} {word}" for word, count in counts.items())
     head = f"{found.record} {'holds' if found.holds else 'does not hold'}: of {found.trials:,} trials"

@@ -36,6 +36,8 @@ def verify(
 ) -> int:
     """Does a record hold? Its files and tables agree, and trials drawn at random come out again. Exit 1 if not.
 
+    A record whose files cannot be read does not hold either; a name or folder that is no record is bad input, exit 2.
+
     Parameters
     ----------
     record
@@ -50,19 +52,24 @@ def verify(
         Who verifies, for the board: kept with the answer in the record's verified.json. [default: the login name]
     """
     from gradbench.archive.verified import keep
-    from gradbench.archive.verify import verify_run, verify_text
-    from gradbench.errors import GradbenchError
+    from gradbench.archive.verify import unreadable, verify_run, verify_text
+    from gradbench.errors import DamagedError, GradbenchError
     from gradbench.library.activity import Activity
     from gradbench.machine.cache import use_cache
-    from gradbench.record.store import load_run
+    from gradbench.record.store import find_run, load_run
     from gradbench.tables import check_format
 
     check_format(output.chosen)
-    with Activity(quiet) as activity:
-        run = load_run(record, results)
-        activity.say("starting JAX")
-        use_cache()
-        found = verify_run(run, sample, seed, own_files, say=activity.say)
+    path = find_run(record, results)
+    try:
+        with Activity(quiet) as activity:
+            run = load_run(path)
+            activity.say("starting JAX")
+            use_cache()
+            found = verify_run(run, sample, seed, own_files, say=activity.say)
+    except DamagedError as error:
+        show(verify_text(unreadable(path.resolve().name, error), output.chosen))
+        return 1
     show(verify_text(found, output.chosen))
     try:
         keep(run, found, by)
@@ -134,17 +141,19 @@ def suite_list(*, output: Tables = TABLES) -> int:
 
 
 @suite.command(name="show")
-def suite_show(name: str, *, output: Tables = TABLES) -> int:
+def suite_show(name: str, *, reduced: bool = False, output: Tables = TABLES) -> int:
     """What a suite runs: its problems with steps and targets, its optimizers with their search spaces.
 
     Parameters
     ----------
     name
         A built-in suite, such as core-1, or a .toml file.
+    reduced
+        As it is run where the device is not that it is meant for.
     """
     from gradbench.suites.text import show_text
 
-    show(show_text(name, output.chosen))
+    show(show_text(name, output.chosen, reduced))
     return 0
 
 
@@ -231,6 +240,7 @@ def suite_freeze(
     name: str,
     *,
     seeds: Annotated[int, Parameter(converter=whole)] = 20,
+    reduced: bool = False,
     quiet: Quiet = False,
     output: Tables = TABLES,
 ) -> int:
@@ -242,6 +252,8 @@ def suite_freeze(
         A .toml file, or a built-in suite of a checkout.
     seeds
         Of which the target is the median.
+    reduced
+        The targets of its reduced runs.
     """
     from gradbench.cli.progress import watching
     from gradbench.library.activity import Activity
@@ -253,7 +265,7 @@ def suite_freeze(
     check_format(output.chosen)
     with Activity(quiet) as activity, watching(activity) as watcher, printing_to_stderr():
         use_cache()
-        found = freeze(name, seeds, watcher, say=activity.print)
+        found = freeze(name, seeds, watcher, activity.print, reduced)
     show(frozen_text(found, output.chosen))
     return 0
 
@@ -261,6 +273,7 @@ def suite_freeze(
 def board(
     *records: str,
     out: Path = Path("board.html"),
+    suite: str | None = None,
     results: Annotated[Path, Parameter(help="Where records are kept.")] = Path("results"),
     quiet: Quiet = False,
 ) -> int:
@@ -272,10 +285,12 @@ def board(
         Folders, ids or latest (the default); a folder of records stands for all of them.
     out
         The page to write; it replaces a board, and no other file.
+    suite
+        Only those of this suite, such as core-1 (or "core-1 6e61710d", a version of it), or none.
     """
     from gradbench.library.activity import Activity
     from gradbench.record.store import find_run, load_run
-    from gradbench.suites.running import expanded
+    from gradbench.suites.running import expanded, of_suite
 
     with Activity(quiet) as activity:
         activity.say("reading the records")
@@ -287,6 +302,6 @@ def board(
         activity.say("comparing")
         from gradbench.reporting.board import write_board
 
-        written = write_board(runs, out)
+        written = write_board(of_suite(runs, suite), out)
     show(str(written))
     return 0

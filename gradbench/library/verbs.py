@@ -19,10 +19,10 @@ from gradbench.analysis.summary import GOOD_FACTOR
 from gradbench.archive.export import export as write_export
 from gradbench.archive.history import History, load_runs
 from gradbench.archive.history import history as follow
-from gradbench.archive.verify import Verification, verify_run
+from gradbench.archive.verify import Verification, unreadable, verify_run
 from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
-from gradbench.errors import GradbenchError
+from gradbench.errors import DamagedError, GradbenchError
 from gradbench.inputs.optimizer import Optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
@@ -208,10 +208,13 @@ def verify(
 
     It is held against its manifest, its plan and itself, and `sample` of its trials are run again, drawn by `seed` (a
     new one if None). Problems and optimizers in files that the record names are run only with `own_files`. Raises
-    GradbenchError where nothing can be replayed.
+    GradbenchError where nothing can be replayed; a record whose files cannot be read does not hold.
     """
-    record = _record(run, results)
-    return verify_run(record, sample, seed, own_files, record.objects)
+    try:
+        record = _record(run, results)
+        return verify_run(record, sample, seed, own_files, record.objects)
+    except DamagedError as error:
+        return unreadable(str(run.id if isinstance(run, store.Run) else run), error)
 
 
 def export(

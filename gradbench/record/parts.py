@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradbench.errors import RecordError, one_line
+from gradbench.errors import DamagedError, RecordError, one_line
 from gradbench.files import write_json, write_table, writing
 from gradbench.record.schema import COUNT, FIRST_REVISION, SCHEMAS, SWEPT, TEXT, Column, columns_of, schema_of
 
@@ -158,16 +158,18 @@ def read_table(path: Path, name: str, axes: Sequence[str] = ()) -> pa.Table:
     """One table of a record, whose plan has these axes, with every column's type checked."""
     try:
         table = pq.read_table(path, partitioning=None)
+    except PermissionError as error:
+        raise RecordError(f"{path}: {error.strerror}") from error
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RecordError(f"{path}: missing or damaged: {one_line(error)}") from error
+        raise DamagedError(f"{path}: missing or damaged: {one_line(error)}") from error
     for column in columns_of(name, axes):
         if column.name not in table.column_names and column.since != FIRST_REVISION:
             table = table.append_column(column.name, pa.nulls(len(table), column.kind))
         if column.name not in table.column_names:
-            raise RecordError(f"{path}: has no column {column.name!r}")
+            raise DamagedError(f"{path}: has no column {column.name!r}")
         found = table.schema.field(column.name).type
         if found != column.kind:
-            raise RecordError(f"{path}: column {column.name!r} is {found}, should be {column.kind}")
+            raise DamagedError(f"{path}: column {column.name!r} is {found}, should be {column.kind}")
         if not column.nullable and table[column.name].null_count:
-            raise RecordError(f"{path}: column {column.name!r} has empty cells")
+            raise DamagedError(f"{path}: column {column.name!r} has empty cells")
     return table.select(schema_of(name, axes).names).replace_schema_metadata(None)

@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from gradbench.errors import GradbenchError, GradbenchWarning, RecordError, RunError, one_line
+from gradbench.errors import DamagedError, GradbenchError, GradbenchWarning, RecordError, RunError, one_line
 from gradbench.failures import FORESEEN, keep_traceback
 from gradbench.files import utc_now, write_json, write_tables
 from gradbench.inputs.plan import SweepPlan
@@ -157,7 +157,7 @@ def read_info(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RecordError(f"{file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{file}: damaged: {one_line(error)}") from error
+        raise DamagedError(f"{file}: damaged: {one_line(error)}") from error
     version = info.get("schema_version") if isinstance(info, dict) else None
     if type(version) is not int:
         raise RecordError(f"{file}: not a gradbench record: it has no schema_version")
@@ -168,13 +168,13 @@ def read_info(path: Path) -> dict[str, Any]:
     expected = {"id": str, "state": str, "plan": dict, "environment": dict, "blocks": dict, "started": str}
     for key, kind in expected.items():
         if not isinstance(info.get(key), kind):
-            raise RecordError(f"{file}: damaged: {key!r} is missing or not a {kind.__name__}")
+            raise DamagedError(f"{file}: damaged: {key!r} is missing or not a {kind.__name__}")
     if info["state"] not in STATES:
-        raise RecordError(f"{file}: damaged: 'state' is {info['state']!r}, should be {', '.join(STATES)}")
+        raise DamagedError(f"{file}: damaged: 'state' is {info['state']!r}, should be {', '.join(STATES)}")
     if not sources.well_formed(info.get("sources")):
-        raise RecordError(f"{file}: damaged: 'sources' does not hold files and digests by problem and optimizer")
+        raise DamagedError(f"{file}: damaged: 'sources' does not hold files and digests by problem and optimizer")
     if not _facts_hold(info.get("problems", {})):
-        raise RecordError(f"{file}: damaged: 'problems' does not hold facts by problem, with (mu, L) as curvature")
+        raise DamagedError(f"{file}: damaged: 'problems' does not hold facts by problem, with (mu, L) as curvature")
     return info
 
 
@@ -244,7 +244,7 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
     try:
         plan = SweepPlan.from_dict(info["plan"])
     except GradbenchError as error:
-        raise RecordError(f"{path / 'run.json'}: damaged plan: {error}") from error
+        raise DamagedError(f"{path / 'run.json'}: damaged plan: {error}") from error
     complete = info["state"] == "complete"
     if not complete:
         axes = plan.axis_names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -22,7 +23,8 @@ from gradbench.inputs.specs.spec import parse_spec
 TUNED, SELF_TUNING = "tuned", "self-tuning"
 RULESETS = (TUNED, SELF_TUNING)
 BUILT_IN = Path(__file__).parent / "built_in"
-_TABLES = {"problems", "optimizers", "targets", "holdout", "reduced"}
+_OF_TARGETS = {"targets", "holdout", "measured"}
+_TABLES = {"problems", "optimizers", "reduced", *_OF_TARGETS}
 _OF_SUITE = {"name", "about", "learning_rates", "references", "meant_for"}
 _REDUCED = {"steps", "trials", "seeds"}
 _OF_PROBLEMS = {"specs", "trials", "steps", "batch_size"}
@@ -49,8 +51,10 @@ class Suite:
         `learning_rate` stated, which is the optimizer's own default.
     learning_rates: the search space of an optimizer that the suite does not name.
     references: the optimizers that its targets are measured by.
-    targets: the training loss that counts as reached, by problem; holdout: the held-out loss it came from.
+    targets: the training loss that counts as reached, by problem; holdout: the held-out loss it came from; measured:
+        what the targets were measured under (suites/targets.py).
     meant_for: the kind of device, gpu or tpu, without which a run of it is reduced: to these steps, trials and seeds.
+    few: the suite that such a run is of, with targets of its own.
     """
 
     name: str
@@ -60,10 +64,12 @@ class Suite:
     optimizers: tuple[Group, ...]
     learning_rates: str
     references: tuple[str, ...]
-    targets: Mapping[str, float]
+    targets: Mapping[str, float] = field(default_factory=dict)
     holdout: Mapping[str, float] = field(default_factory=dict)
     meant_for: str | None = None
     reduced: Mapping[str, int] = field(default_factory=dict)
+    measured: tuple[Mapping[str, Any], ...] = ()
+    few: Suite | None = None
 
     @property
     def sha256(self) -> str:
@@ -91,23 +97,26 @@ class Suite:
     def all_optimizers(self) -> tuple[str, ...]:
         return tuple(spec for group in self.optimizers for spec in group.specs)
 
-    def mark(self, ruleset: str, reduced: bool = False) -> dict[str, str]:
-        """What run.json says of it. A reduced run is of a version of its own."""
-        return {"name": f"{self.name}{' reduced' * reduced}", "sha256": self.sha256, "ruleset": ruleset}
+    def mark(self, ruleset: str) -> dict[str, str]:
+        """What run.json says of it."""
+        return {"name": self.name, "sha256": self.sha256, "ruleset": ruleset}
 
-    def plans(
-        self, problems: Sequence[str] = (), optimizers: Sequence[Group] = (), reduced: bool = False
-    ) -> Iterator[tuple[str, SweepPlan]]:
+    def at(self, reduced: bool) -> Suite:
+        """Itself, or the suite of its reduced runs, which is another one: PlanError where it has none."""
+        if not reduced:
+            return self
+        if self.few is None:
+            raise PlanError(f"{self.name}: has no [reduced] table, with steps, trials or seeds of a reduced run")
+        return self.few
+
+    def plans(self, problems: Sequence[str] = (), optimizers: Sequence[Group] = ()) -> Iterator[tuple[str, SweepPlan]]:
         """(ruleset, plan) of every group of problems with every group of optimizers; of these, or of all."""
         self.check_problems(problems)
-        if reduced and not self.reduced:
-            raise PlanError(f"{self.name}: has no [reduced] table, with steps, trials or seeds of a reduced run")
         for of_problems in self.problems:
             chosen = tuple(spec for spec in of_problems.specs if not problems or spec in problems)
             for of_optimizers in optimizers or self.optimizers:
                 if chosen:
-                    settings = {**of_problems.settings, **(self.reduced if reduced else {})}
-                    yield of_optimizers.settings["ruleset"], self._plan(chosen, settings, of_optimizers)
+                    yield of_optimizers.settings["ruleset"], self._plan(chosen, of_problems.settings, of_optimizers)
 
     def check_problems(self, names: Sequence[str]) -> None:
         """PlanError for a problem that the suite has not."""
@@ -221,20 +230,16 @@ def suite_from(values: Mapping[str, Any], where: str, name: str) -> Suite:
     settings = {key: value for key, value in values.items() if key not in _TABLES | _OF_SUITE}
     if taken := settings.keys() & _OTHERS:
         raise PlanError(f"{where}: {min(taken)} is no setting of a suite (it has problems, optimizers and targets)")
-    targets, holdout = (checks.losses(f"{where}: {key}", values.get(key, {})) for key in ("targets", "holdout"))
     problems = _groups(values, "problems", _OF_PROBLEMS, where)
     optimizers = _groups(values, "optimizers", _OF_OPTIMIZERS, where)
     space = _space(values.get("learning_rates", "1e-4:10"), where)
-    named = tuple(spec for group in problems for spec in group.specs)
-    if others := [problem for problem in {**targets, **holdout} if problem not in named]:
-        raise PlanError(f"{where}: targets: no problem {others[0]!r}{nearest(others[0], named)}")
     references = _references(values.get("references", []), where)
     table = values.get("reduced", {})
     if not isinstance(table, dict):
         raise PlanError(f"{where}: reduced: need a table of {', '.join(sorted(_REDUCED))}, got {table!r}")
-    reduced = {key: checks.whole(1, 2**30)(f"{where}: reduced: {key}", of) for key, of in table.items()}
-    if others := reduced.keys() - _REDUCED:
+    if others := table.keys() - _REDUCED - _OF_TARGETS:
         raise PlanError(f"{where}: reduced: no setting {min(others)!r} ({', '.join(sorted(_REDUCED))})")
+    reduced = {key: checks.whole(1, 2**30)(f"{where}: reduced: {key}", table[key]) for key in table if key in _REDUCED}
     meant_for = values.get("meant_for")
     if meant_for is not None:
         meant_for = checks.device(f"{where}: meant_for", meant_for)
@@ -246,17 +251,38 @@ def suite_from(values: Mapping[str, Any], where: str, name: str) -> Suite:
         tuple(_checked_optimizers(group, where) for group in optimizers),
         space,
         references,
-        targets,
-        holdout,
-        meant_for,
-        reduced,
+        meant_for=meant_for,
+        reduced=reduced,
     )
-    for _ in suite.plans():  # each is checked as it is made
+    few = _with_targets(_reduced(suite), table, f"{where}: reduced") if table else None
+    suite = _with_targets(dataclasses.replace(suite, few=few), values, where)
+    for _ in (plan for of in (suite, few) if of for plan in of.plans()):  # each is checked as it is made
         pass
     tuned = [spec for group in suite.optimizers if group.settings["ruleset"] == TUNED for spec in group.specs]
     if others := [spec for spec in references if spec not in tuned]:
         raise PlanError(f"{where}: references: no tuned optimizer {others[0]!r}{nearest(others[0], tuned)}")
     return suite
+
+
+def _reduced(suite: Suite) -> Suite:
+    """The suite at the steps, trials and seeds of its reduced runs."""
+    of_problems = {key: value for key, value in suite.reduced.items() if key != "seeds"}
+    of_all = {key: value for key, value in suite.reduced.items() if key == "seeds"}
+    problems = tuple(Group(group.specs, {**group.settings, **of_problems}) for group in suite.problems)
+    changed = {"name": f"{suite.name} reduced", "settings": {**suite.settings, **of_all}, "problems": problems}
+    return dataclasses.replace(suite, **changed, meant_for=None, reduced={})
+
+
+def _with_targets(suite: Suite, values: Mapping[str, Any], where: str) -> Suite:
+    """The suite with the targets that a table of its file has, and what they come from."""
+    targets, holdout = (checks.losses(f"{where}: {key}", values.get(key, {})) for key in ("targets", "holdout"))
+    measured = values.get("measured", [])
+    if not isinstance(measured, list) or not all(isinstance(of, dict) and "specs" in of for of in measured):
+        raise PlanError(f"{where}: need [[measured]] tables with specs = [...], as gradbench suite freeze writes them")
+    named = suite.all_problems
+    if others := [problem for problem in {**targets, **holdout} if problem not in named]:
+        raise PlanError(f"{where}: targets: no problem {others[0]!r}{nearest(others[0], named)}")
+    return dataclasses.replace(suite, targets=targets, holdout=holdout, measured=tuple(measured))
 
 
 def _text(values: Mapping[str, Any], key: str, default: str, where: str) -> str:

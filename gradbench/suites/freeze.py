@@ -11,14 +11,11 @@ lies in rounding. So the best reference reaches it in half of the suite's steps,
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import re
 import tempfile
-import tomllib
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,45 +26,41 @@ from gradbench.analysis.metrics import HELD_OUT, recorded
 from gradbench.analysis.verdicts import floats
 from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
-from gradbench.errors import PlanError, RunError
-from gradbench.files import writing
-from gradbench.inputs.specs.spec import parse_spec
+from gradbench.errors import GradbenchWarning, PlanError, RunError
 from gradbench.record.store import Run
 from gradbench.suites.definition import Suite, load_suite, suite_path
+from gradbench.suites.running import lacks_device
+from gradbench.suites.targets import Measured, conditions, with_targets, write_targets
 
 SEEDS = 20
 POINTS = 40  # of a trial's curve, at which held-out losses are known
-# A table with the blank lines before it, up to its last key: comments behind that are the next table's.
-_TABLE = re.compile(
-    r"""\s*^[ \t]*\[[ \t]*(["']?)(?:targets|holdout)\1[ \t]*\].*(?:\n(?:[ \t]*(?:#.*)?\n)*[ \t]*[^\s\[#].*)*""",
-    re.MULTILINE,
-)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A problem's target, the optimizer and the learning rate that reached it, and the held-out loss there, if any."""
-
-    problem: str
-    target: float
-    holdout: float | None
-    optimizer: str
-    learning_rate: float
 
 
 def freeze(
-    name: str | Path, seeds: int = SEEDS, watcher: Watcher | None = None, say: Callable[[str], None] = lambda text: None
+    name: str | Path,
+    seeds: int = SEEDS,
+    watcher: Watcher | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    reduced: bool = False,
 ) -> list[Measured]:
-    """Measure a suite's targets and write them into its file, which gives the suite a new version.
+    """Measure a suite's targets, or those of its reduced runs, and write them into its file: a new version of it.
 
-    Raises PlanError for a suite without references, RunError where no reference gets anywhere on a problem.
+    Raises PlanError for a suite without references, RunError where no reference gets anywhere on a problem. A
+    GradbenchWarning where the device is not here that the suite is meant for, and it is not to be reduced.
     """
-    suite = load_suite(name)
-    with_targets(suite_path(name), [])  # whether they can be written, before hours of measuring
+    whole, path = load_suite(name), suite_path(name)
+    suite = whole.at(reduced)
+    if not suite.references:
+        raise PlanError(f"{suite.name}: has no references = [...], the optimizers that targets are measured by")
+    if lacks_device(suite, None):
+        text = f"{suite.name} is meant for a {suite.meant_for}, which is not here: its targets will take long"
+        warnings.warn(f"{text}; --reduced measures those of its reduced runs", GradbenchWarning, stacklevel=2)
+    under = [{"specs": list(of.specs), "seeds": seeds, **conditions(suite, of)} for of in suite.problems]
+    with_targets(path, [], under, reduced)  # whether they can be written, before hours of measuring
     found = list(measure(suite, seeds, watcher, say))
     order = {problem: place for place, problem in enumerate(suite.all_problems)}
     found.sort(key=lambda one: order[one.problem])
-    write_targets(suite_path(name), found)
+    write_targets(path, found, under, reduced)
     load_suite(name)
     return found
 
@@ -75,9 +68,7 @@ def freeze(
 def measure(
     suite: Suite, seeds: int = SEEDS, watcher: Watcher | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[Measured]:
-    """The targets of a suite, group by group."""
-    if not suite.references:
-        raise PlanError(f"{suite.name}: has no references = [...], the optimizers that targets are measured by")
+    """The targets of a suite, group of problems by group."""
     groups = suite.groups_of(suite.references)
     for of_problems in suite.problems:
         runs = []
@@ -147,38 +138,3 @@ def _bounded(loss: float, trials: pa.Table, gap: float) -> float:
         loss = max(loss, minimum + gap * (initial - minimum))
     digit = 10.0 ** (math.floor(math.log10(abs(loss))) - 3) if loss else 1.0
     return float(f"{math.ceil(loss / digit - 1e-9) * digit:.4g}")
-
-
-def write_targets(path: Path, found: list[Measured]) -> None:
-    """Replace the tables of targets in a suite's file, and nothing else of it.
-
-    Raises PlanError where they are written in another way than as tables of their own.
-    """
-    text = with_targets(path, found)
-    with writing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def with_targets(path: Path, found: list[Measured]) -> str:
-    """A suite's file with these targets, in the place of those that it has or at its end."""
-    text = path.read_text(encoding="utf-8")
-    lines = ["[targets] # training losses, measured: gradbench suite freeze"]
-    lines += [f"{_key(one.problem)} = {one.target!r} # {one.optimizer} at {one.learning_rate:.3g}" for one in found]
-    held = {one.problem: float(f"{one.holdout:.4g}") for one in found if one.holdout is not None}
-    if held:
-        lines += ["", "[holdout] # the held-out losses that those come from"]
-        lines += [f"{_key(problem)} = {loss!r}" for problem, loss in held.items()]
-    tables = iter(["\n\n" + "\n".join(lines)])
-    made, count = _TABLE.subn(lambda _: next(tables, ""), text)
-    made = (made if count else text.rstrip() + next(tables)).strip("\n") + "\n"
-    others = {key: value for key, value in tomllib.loads(text).items() if key not in ("targets", "holdout")}
-    wanted = {**others, "targets": {one.problem: one.target for one in found}, **({"holdout": held} if held else {})}
-    with contextlib.suppress(tomllib.TOMLDecodeError):
-        if tomllib.loads(made) == wanted:
-            return made
-    raise PlanError(f"{path}: its targets cannot be replaced; write [targets] and [holdout] as tables of their own")
-
-
-def _key(problem: str) -> str:
-    parse_spec(problem, PlanError)
-    return '"' + problem.replace("\\", "\\\\").replace('"', '\\"') + '"'

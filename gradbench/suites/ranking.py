@@ -9,15 +9,19 @@ against every other, seed by seed, with Holm's correction for the number of othe
 to be ahead of it, and at worst all but those shown to be behind (Mogstad, Romano, Shaikh and Wilhelm, Inference for
 Ranks with Applications to Mobility across Neighbourhoods and Academic Achievement across Countries, Review of Economic
 Studies 91, 2024).
+
+Two of which one is shown to be ahead may have ranks whose intervals meet: among many that are alike a rank is anything.
+Whether two differ is said by the two alone, `beside`: the ratio of their steps, paired by seed, with its interval.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +33,16 @@ from gradbench.errors import GradbenchError
 Table = Mapping[str, Mapping[str, Outcomes]]  # by optimizer and problem
 
 
+class Beside(NamedTuple):
+    """Another optimizer's cost over the one's at hand, paired by seed and problem, with its 95 % (None where there is
+    none), and whether a difference is shown, with Holm's correction for the number of others."""
+
+    ratio: float
+    low: float | None
+    high: float | None
+    shown: bool
+
+
 @dataclass(frozen=True)
 class Ranked:
     """An optimizer's place among `of`, on a problem or over all (`problem` is None).
@@ -36,6 +50,7 @@ class Ranked:
     value: steps to the target, or gap at the end (`what`); over all what `distance` is. low, high: its 95 %.
     distance: value / the best one's, 1 at the best; over all the geometric mean over problems.
     reached: the share of seeds that reach the target; over all of all problems' seeds.
+    beside: the others with which it shares a problem.
     """
 
     optimizer: str
@@ -51,6 +66,7 @@ class Ranked:
     rank_high: int
     of: int
     problems: int = 1
+    beside: Mapping[str, Beside] = dataclasses.field(default_factory=dict)
 
 
 def ranks(found: Table) -> list[Ranked]:
@@ -66,15 +82,17 @@ def _on_problem(found: Table, problem: str) -> list[Ranked]:
     estimates = {name: _estimate([of], what) for name, of in held.items()}
     gaps = {name: float(of.gaps.mean()) for name, of in held.items()}
     order = sorted(held, key=lambda name: (estimates[name].value, gaps[name]))
-    places = _rank_intervals({name: {problem: found[name][problem]} for name in order})
+    compared = _compared({name: {problem: found[name][problem]} for name in order})
     best = estimates[order[0]].value
     rows = []
     for rank, name in enumerate(order, 1):
         value, low, high = _exponentials(estimates[name])
         reached = float(held[name].reached.mean())
         distance = math.exp(min(estimates[name].value - best, 700))
-        place = _with(places[name], rank)
-        rows.append(Ranked(name, problem, what, value, low, high, distance, reached, rank, *place, len(held)))
+        place, beside = _ranks_of(compared[name], rank, len(held)), compared[name]
+        rows.append(
+            Ranked(name, problem, what, value, low, high, distance, reached, rank, *place, len(held), 1, beside)
+        )
     return rows
 
 
@@ -90,18 +108,16 @@ def _over_all(found: Table, rows: Sequence[Ranked]) -> list[Ranked]:
         raw = _estimate([of.held for of in by.values()], STEPS)
         estimates[name] = raw._replace(value=raw.value - float(np.mean([math.log(best[problem]) for problem in by])))
     order = sorted(shared, key=lambda name: estimates[name].value)
-    places = _rank_intervals({name: shared[name] for name in order})
+    compared = _compared({name: shared[name] for name in order})
     made = []
     for rank, name in enumerate(order, 1):
         value, low, high = _exponentials(estimates[name])
         reached = float(np.concatenate([of.held.reached for of in shared[name].values()]).mean())
-        place, count = _with(places[name], rank), len(shared[name])
-        made.append(Ranked(name, None, STEPS, value, low, high, value, reached, rank, *place, len(order), count))
+        place, count, beside = _ranks_of(compared[name], rank, len(order)), len(shared[name]), compared[name]
+        made.append(
+            Ranked(name, None, STEPS, value, low, high, value, reached, rank, *place, len(order), count, beside)
+        )
     return made
-
-
-def _with(interval: tuple[int, int], rank: int) -> tuple[int, int]:
-    return min(interval[0], rank), max(interval[1], rank)
 
 
 def _estimate(of: Sequence[Held], what: str) -> Estimate:
@@ -116,16 +132,29 @@ def _exponentials(of: Estimate) -> tuple[float, float | None, float | None]:
     return math.exp(of.value), *ends
 
 
-def _rank_intervals(found: Table) -> dict[str, tuple[int, int]]:
-    """The best and the worst rank of each that the differences shown leave."""
-    places = dict.fromkeys(found, (1, len(found)))
+def _compared(found: Table) -> dict[str, dict[str, Beside]]:
+    """Of each, the others with which it shares a problem."""
+    beside: dict[str, dict[str, Beside]] = {name: {} for name in found}
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(GradbenchError):  # no two share a problem
         rows = races_of({name: dict(by) for name, by in found.items()}).rows if len(found) > 1 else []
     for name in found:
         mine = [row for row in rows if name in (row["faster"], row["slower"])]
-        shown = [p < 1 - CONFIDENCE for p in holm([row["p_value"] for row in mine])]
-        ahead = sum(clear and row["slower"] == name for clear, row in zip(shown, mine))
-        behind = sum(clear and row["faster"] == name for clear, row in zip(shown, mine))
-        places[name] = 1 + ahead, len(found) - behind
-    return places
+        for row, p_value in zip(mine, holm([row["p_value"] for row in mine])):
+            other, ratio, low, high = (
+                row["slower"],
+                row["ratio"],
+                row["low"],
+                row["high"],
+            )  # the slower's / the faster's
+            if name == row["slower"]:
+                other, ratio, low, high = row["faster"], 1 / ratio, high and 1 / high, low and 1 / low
+            beside[name][other] = Beside(ratio, low, high, p_value < 1 - CONFIDENCE)
+    return beside
+
+
+def _ranks_of(beside: Mapping[str, Beside], rank: int, of: int) -> tuple[int, int]:
+    """The best and the worst rank that the differences shown leave."""
+    ahead = sum(other.shown and other.ratio < 1 for other in beside.values())
+    behind = sum(other.shown and other.ratio > 1 for other in beside.values())
+    return min(1 + ahead, rank), max(of - behind, rank)

@@ -12,11 +12,12 @@ from pathlib import Path
 from gradbench.analysis.races.outcomes import suite_words
 from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
-from gradbench.errors import GradbenchWarning, PlanError, RecordError
+from gradbench.errors import GradbenchError, GradbenchWarning, PlanError, RecordError
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.devices import find_devices
 from gradbench.record.store import Run, load_run, read_info
 from gradbench.suites.definition import Group, Suite
+from gradbench.suites.targets import measured_otherwise, unmeasured
 
 ARCHIVE = Path(__file__).parents[2] / "results" / "archive"  # of a checkout; a wheel has none
 Watching = Callable[[], AbstractContextManager[Watcher]]
@@ -38,14 +39,23 @@ def run_suite(
     With `resume`, a record of the same suite, version and plan that is under `out` is taken as it is where it is
     complete, and gone on with where it is not. `reduced` is a run at the few steps, trials and seeds that the suite
     states for a machine without the device that it is meant for; if None, there alone, with a GradbenchWarning. A
-    record that was interrupted is the last one.
+    record that was interrupted is the last one. Raises PlanError where the suite's targets were measured for other
+    settings.
     """
     found: list[Run] = []
-    if reduced is None and (reduced := _lacks_device(suite, device)):
-        text = f"{suite.name} is meant for a {suite.meant_for}, which is not here: its steps, trials and seeds are few"
-        warnings.warn(f"{text}, and its answers a look only", GradbenchWarning, stacklevel=2)
-    for ruleset, plan in suite.plans(problems, optimizers, bool(reduced)):
-        mark = suite.mark(ruleset, bool(reduced))
+    forced = reduced is None and lacks_device(suite, device)
+    whole, suite = suite, suite.at(forced or bool(reduced))
+    suite.check_problems(problems)
+    if forced:
+        few = ", ".join(f"{value} {key}" for key, value in whole.reduced.items())
+        text = f"{whole.name} is meant for a {whole.meant_for}, which is not here: this is {suite.version}, with {few}"
+        warnings.warn(f"{text}, for a look; it does not compare with whole runs", GradbenchWarning, stacklevel=2)
+    if said := measured_otherwise(suite):
+        raise PlanError(f"{said}: measure it by gradbench suite freeze, or take [[measured]] out to keep it as stated")
+    if said := unmeasured(suite, problems):
+        warnings.warn(said, GradbenchWarning, stacklevel=2)
+    for ruleset, plan in suite.plans(problems, optimizers):
+        mark = suite.mark(ruleset)
         plan = dataclasses.replace(plan, device=device)
         before = _before(plan, mark, Path(out)) if resume else None
         with watching() as watcher:
@@ -85,6 +95,21 @@ def expanded(name: str, find: Callable[[str], Path]) -> list[Path]:
     return inside or [find(name)]
 
 
+def of_suite(runs: Sequence[Run], name: str | None) -> Sequence[Run]:
+    """The records of a suite, by its name or version, "none" for those of no suite. Raises GradbenchError, with the
+    suites that there are, where none is of it, and where no name is given though they are of several."""
+    known: dict[str, list[Run]] = {}
+    for run in runs:
+        known.setdefault(suite_words(run), []).append(run)
+    there = ", ".join(f"{words} ({len(of)}, such as {of[0].id})" for words, of in known.items())
+    if name is None and len(known) > 1:
+        raise GradbenchError(f"records of several suites do not compare: {there}; choose one with --suite")
+    found = [run for words, of in known.items() for run in of if name in (None, words, words.rpartition(" ")[0])]
+    if runs and not found:
+        raise GradbenchError(f"no record is of suite {name}: {there}")
+    return found
+
+
 def archived(mine: Sequence[Run], folder: Path | None = None) -> list[Run]:
     """The other complete records of the same version of a suite as the first of `mine`, in its archive: in `folder`, or
     where gradbench's own are."""
@@ -96,7 +121,7 @@ def archived(mine: Sequence[Run], folder: Path | None = None) -> list[Run]:
     return [r for r in runs if suite_words(r) == version and r.info["state"] == "complete" and r.id not in own]
 
 
-def _lacks_device(suite: Suite, device: str | None) -> bool:
+def lacks_device(suite: Suite, device: str | None) -> bool:
     """Whether the suite is meant for a kind of device that is not here, or not the one asked for."""
     if suite.meant_for is None:
         return False

@@ -21,9 +21,8 @@ from gradbench.tables import (
     percent,
     render,
     seconds,
-    terminal_width,
+    sentence_lines,
     to_json,
-    wrap,
 )
 
 
@@ -64,6 +63,7 @@ def _rows(name: str, ruleset: str, table: Sequence[Ranked], found: Sequence[Entr
     for place in sorted((of for of in table if of.optimizer == name), key=lambda of: of.problem is not None):
         first = next(of for of in table if of.problem == place.problem and of.rank == 1)
         row = {"ruleset": ruleset, **vars(place), "best": first.optimizer, "best_value": first.value}
+        del row["beside"]
         rows.append(row | (_of_pair(by_problem[place.problem]) if place.problem else {}))
     return rows
 
@@ -84,6 +84,8 @@ def _of_pair(entry: Entry) -> dict[str, Any]:
 
 def _why(name: str, table: Sequence[Ranked], found: Sequence[Entry]) -> list[str]:
     """The sentences on one optimizer."""
+    if len({entry.name for entry in found}) == 1:
+        return []
     said = []
     if over_all := next((of for of in table if of.optimizer == name and of.problem is None), None):
         first = next(of for of in table if of.problem is None and of.rank == 1)
@@ -93,6 +95,7 @@ def _why(name: str, table: Sequence[Ranked], found: Sequence[Entry]) -> list[str
             f"{number(over_all.value)}× those of the best on each ({ahead}), target reached by "
             f"{percent(over_all.reached)} of the seeds"
         )
+        said += [f"{name}: {text}" for text in [_beside(over_all)] if text]
     said += [f"{name}: {text}" for text in (_range(name, found), _time(name, found), _tuning(name, found)) if text]
     return said
 
@@ -103,6 +106,17 @@ def _problems(count: int) -> str:
 
 def _place(of: Ranked) -> str:
     return f"{of.rank} (95 %: {of.rank_low} to {of.rank_high})"
+
+
+def _beside(of: Ranked) -> str:
+    """Those from which it is shown to differ, each with how many times the steps of the one ahead the other takes."""
+    shown = sorted((one.ratio, other) for other, one in of.beside.items() if one.shown)
+    behind = ", ".join(f"{other} ({number(1 / ratio)}×)" for ratio, other in reversed(shown) if ratio < 1)
+    ahead = ", ".join(f"{other} ({number(ratio)}×)" for ratio, other in shown if ratio > 1)
+    said = [f"behind {behind}" if behind else "", f"ahead of {ahead}" if ahead else ""]
+    alike = len(of.beside) - len(shown)
+    said.append(f"no difference shown to {alike} other{'s' * (alike != 1)}" if alike else "")
+    return f"seed by seed: {'; '.join(filter(None, said))}" if of.beside else ""
 
 
 def _range(name: str, found: Sequence[Entry]) -> str:
@@ -185,10 +199,7 @@ def standing_text(found: Standing, output_format: str) -> str:
         return render(found.rows, (), "csv")
     short = short_names({row["problem"]: None for row in found.rows if row["problem"]})
     text = render([_shown(row, short) for row in found.rows], COLUMNS, output_format)
-    bullet = "- " if output_format == "markdown" else ""
-    width = terminal_width() if output_format == "table" else None
-    said = [line for sentence in found.sentences for line in wrap(f"{bullet}{sentence}.", width)]
-    blocks = [[text], said, note_lines(found.notes, output_format)]
+    blocks = [[text], sentence_lines(found.sentences, output_format), note_lines(found.notes, output_format)]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
 

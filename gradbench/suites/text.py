@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from gradbench.record.store import Run
-from gradbench.suites.definition import TUNED, Suite, built_in_suites, load_suite, short_names
-from gradbench.suites.freeze import Measured
+from gradbench.suites.definition import TUNED, Suite, built_in_suites, load_suite, short_names, suite_path
 from gradbench.suites.standing import Standing, standing, standing_text
+from gradbench.suites.targets import Measured, measured_otherwise, unmeasured
 from gradbench.tables import Column, check_format, note_lines, render, to_json
 
 FEW = 3  # optimizers whose every problem is shown
@@ -56,10 +56,11 @@ def _summary(suite: Suite) -> dict[str, Any]:
     return {"suite": suite.name, "version": suite.sha256[:8], **counts, "about": suite.about}
 
 
-def show_text(name: str, output_format: str) -> str:
-    """One suite."""
+def show_text(name: str, output_format: str, reduced: bool = False) -> str:
+    """One suite, or that of its reduced runs."""
     check_format(output_format)
-    suite = load_suite(name)
+    suite = load_suite(name).at(reduced)
+    notes = [*_notes(suite), f"a suite of your own begins as a copy of {suite_path(name)}"]
     problems: list[dict[str, Any]] = [
         {"problem": spec, "target": suite.targets.get(spec), "holdout": suite.holdout.get(spec), **group.settings}
         for group in suite.problems
@@ -79,6 +80,7 @@ def show_text(name: str, output_format: str) -> str:
         return to_json(
             {**_summary(suite), "sha256": suite.sha256, "settings": suite.settings, "reduced": suite.reduced}
             | {"problems": problems, "optimizers": optimizers, "references": suite.references}
+            | {"measured": suite.measured, "notes": notes}
         )
     if output_format == "csv":
         return render(problems, (), "csv")
@@ -87,10 +89,20 @@ def show_text(name: str, output_format: str) -> str:
     short = short_names(suite.all_problems)
     named = [row | {"problem": short[row["problem"]]} for row in problems]
     tables = [render(named, PROBLEMS, output_format, head), render(optimizers, OPTIMIZERS, output_format)]
-    if suite.references:
-        by = f"targets are measured by {', '.join(suite.references)}: gradbench suite freeze"
-        tables.append("\n".join(note_lines([by], output_format)))
+    tables.append("\n".join(note_lines(notes, output_format)))
     return "\n\n".join(tables)
+
+
+def _notes(suite: Suite) -> list[str]:
+    """On its targets, and on its reduced runs."""
+    said = [measured_otherwise(suite), unmeasured(suite)]
+    if suite.references:
+        said.append(f"gradbench suite freeze measures targets, by {', '.join(suite.references)}")
+    if suite.few:
+        few = ", ".join(f"{value} {key}" for key, value in suite.reduced.items())
+        where = f"without a {suite.meant_for}, or " * bool(suite.meant_for)
+        said.append(f"{where}with --reduced, it runs as {suite.few.version}: {few}")
+    return [note for note in said if note]
 
 
 def frozen_text(found: Sequence[Measured], output_format: str) -> str:

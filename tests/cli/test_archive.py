@@ -5,6 +5,7 @@ import json
 import pytest
 from tampering import close, final_loss
 
+import gradbench
 from gradbench.cli.main import invoke
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -56,3 +57,24 @@ def test_compare_has_races_and_tunability(sweep, capsys):
 def test_verify_of_no_record_is_bad_input(capsys, tmp_path):
     assert invoke(["verify", str(tmp_path / "none")]) == 2
     assert "no such record" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text("{}")  # of something else
+    assert invoke(["verify", str(tmp_path)]) == 2
+    assert "not a gradbench record" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_read_does_not_hold_and_is_named(sweep, capsys):
+    run = sweep("himmelblau", ["sgd"], [1e-3], seeds=1, steps=5, timing="none")
+    for name in ("trials.parquet", "manifest.json", "run.json"):
+        whole = (run.path / name).read_bytes()
+        (run.path / name).write_bytes(whole[: len(whole) // 2])
+        assert invoke(["verify", str(run.path), "--quiet"]) == 1
+        out = capsys.readouterr().out
+        assert f"{run.id} does not hold: it cannot be read" in out
+        assert f"{name}: " in out
+        assert gradbench.verify(run.path).faults
+        (run.path / name).write_bytes(whole)
+    (run.path / "curves.parquet").unlink()
+    assert invoke(["verify", str(run.path), "--quiet", "--format", "json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["holds"], found["record"], found["rows"]) == (False, run.id, [])
+    assert invoke(["compare", str(run.path)]) == 2  # of what is asked of it elsewhere it is bad input

@@ -101,6 +101,23 @@ def test_records_that_do_not_compare_are_refused_by_name_with_exit_2(sweep, caps
     assert invoke(["board", str(one.path), "--out", str(tmp_path / "b.html"), "--quiet"]) == 0
 
 
+@pytest.mark.usefixtures("compiled_quickly")
+def test_of_a_folder_with_records_of_several_suites_one_is_chosen(sweep, capsys, tmp_path):
+    runs = [sweep("himmelblau", ["sgd"], [1e-3, 1e-2], seeds=1, steps=5, timing="none") for _ in range(2)]
+    info = json.loads((runs[1].path / "run.json").read_text())
+    (runs[1].path / "run.json").write_text(json.dumps(info | {"suite": {"name": "s", "sha256": "a" * 64}}))
+    words = ["board", str(tmp_path / "results"), "--out", str(tmp_path / "b.html"), "--quiet"]
+    assert invoke(words) == 2
+    error = capsys.readouterr().err
+    assert f"none (1, such as {runs[0].id}), s aaaaaaaa (1, such as {runs[1].id}); choose one with --suite" in error
+    for name, run in (("none", runs[0]), ("s", runs[1]), ("s aaaaaaaa", runs[1])):
+        assert invoke([*words, "--suite", name]) == 0
+        assert [row["id"] for row in page_of(tmp_path / "b.html")[1]["records"]] == [run.id]
+        (tmp_path / "b.html").unlink()
+    assert invoke([*words, "--suite", "core-1"]) == 2
+    assert "no record is of suite core-1: none (1" in capsys.readouterr().err
+
+
 PROBE = """<script>
 const faults = [], pause = () => new Promise((next) => setTimeout(next, 25));
 addEventListener("error", (event) => faults.push(event.message));
@@ -114,6 +131,8 @@ addEventListener("unhandledrejection", (event) => faults.push(String(event.reaso
   document.querySelectorAll("#matrix tbody tr")[1].click();
   await until(() => document.getElementById("chosen").textContent === found.before[1]);
   found.chosen = document.getElementById("chosen").textContent;
+  const fourth = [...document.querySelectorAll("#matrix tbody td:nth-child(4)")];
+  found.beside = fourth.map((td) => td.textContent.split(" ")[0]);
   const family = document.getElementById("family");
   family.value = "Adam";
   family.dispatchEvent(new Event("change"));
@@ -140,4 +159,5 @@ def test_in_chromium_a_row_opens_its_sweeps_and_a_family_filters(width, tmp_path
     assert result["requests"] == []
     assert result["wide"] <= 0
     assert (result["before"], result["chosen"], result["adam"]) == (["adam", "sgd"], "sgd", ["adam"])
+    assert result["beside"] == ["0.25", "chosen"]  # 4 times as fast
     assert result["charts"] == 2  # a sweep for each problem

@@ -62,6 +62,26 @@ def test_a_rank_is_as_sure_as_the_differences_that_are_shown():
     assert {(places[name].rank_low, places[name].rank_high) for name in ("sgd", "rmsprop")} == {(2, 3)}  # alike
 
 
+def test_two_may_differ_for_sure_though_the_intervals_of_their_ranks_meet():
+    noise, speed = np.random.default_rng(0), {"adam": 2.0, "rmsprop": 1.4, "sgd": 1.0}
+
+    def decay(optimizer, rate, **_):
+        return rate * speed[optimizer] * (noise.lognormal() if optimizer == "rmsprop" else 1.0)
+
+    run = make_run([0.2], optimizers=["sgd", "rmsprop", "adam"], decay=decay, seeds=6)
+    places = {row.optimizer: row for row in ranks(by_name(entries([run]), SELF_TUNING)) if row.problem is None}
+    adam, sgd = places["adam"], places["sgd"]
+    assert (adam.rank_high, sgd.rank_low) == (2, 2)  # rmsprop may be anywhere
+    assert not any(of.shown for of in places["rmsprop"].beside.values())
+    ratio = adam.beside["sgd"]
+    assert ratio.shown
+    assert ratio.low <= ratio.ratio <= ratio.high
+    assert ratio.low > 1
+    assert ratio.ratio == pytest.approx(2, rel=0.05)  # whole steps
+    assert sgd.beside["adam"].ratio == pytest.approx(1 / ratio.ratio)
+    assert sgd.beside["adam"].high == pytest.approx(1 / ratio.low)
+
+
 def test_where_nobody_reaches_the_target_gaps_at_the_end_are_ranked_and_left_out_over_all():
     run = make_run([0.01], optimizers=["sgd", "adam"], decay=faster, seeds=4, steps=100)  # exp(-4) at the most
     table = ranks(by_name(entries([run]), SELF_TUNING))
@@ -113,7 +133,13 @@ def test_standing_says_rank_steps_range_time_and_tuning():
     ]
     said = " ".join(found.sentences)
     assert "mine: rank 2 (95 %: 2 to 2) of 3 over 1 problem" in said
-    for word in ("range: ", "time: ", "tuning: of 3, rank 2 after 1, 2 after 2 trials"):
+    for word in (
+        "range: ",
+        "time: ",
+        "tuning: of 3, rank 2 after 1, 2 after 2 trials",
+        "behind adam (1.3",
+        "of sgd (2.9",
+    ):
         assert word in said
     assert "decades" in standing_text(found, "table")
 

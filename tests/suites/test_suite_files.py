@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,7 @@ from gradbench.cli.main import invoke
 from gradbench.errors import PlanError
 from gradbench.suites import freeze
 from gradbench.suites.definition import load_suite, suite_from, suite_path
-from gradbench.suites.freeze import Measured, with_targets, write_targets
+from gradbench.suites.targets import Measured, conditions, measured_otherwise, unmeasured, with_targets, write_targets
 
 HEAD = """\
 learning_rates = "1e-3:1" # of what is not named
@@ -23,6 +25,7 @@ TARGETS = '[targets]\n"himmelblau" = 3.0 # old\n\n[holdout]\n"himmelblau" = 4.0\
 REDUCED = "# where there is no GPU\n[reduced]\nsteps = 3\n"
 VALUES = tomllib.loads(HEAD + OPTIMIZERS)
 MEASURED = Measured("himmelblau", 1.5, None, "sgd", 0.1)
+UNDER = [{"specs": ["himmelblau"], "seeds": 20, "steps": 9, "references": {"sgd": "1e-3:1"}}]
 
 
 @pytest.mark.parametrize(
@@ -44,14 +47,99 @@ def test_only_the_tables_of_targets_are_replaced(text, tmp_path):
     path = tmp_path / "tiny.toml"
     path.write_text(text)
     before = {key: value for key, value in tomllib.loads(text).items() if key not in ("targets", "holdout")}
-    write_targets(path, [MEASURED])
-    assert tomllib.loads(path.read_text()) == before | {"targets": {"himmelblau": 1.5}}
+    write_targets(path, [MEASURED], UNDER, reduced=False)
+    assert tomllib.loads(path.read_text()) == before | {"targets": {"himmelblau": 1.5}, "measured": UNDER}
+    mine = ("sgd at", "freeze", "hang on")
     assert [line for line in text.splitlines() if "#" in line and "old" not in line] == [
-        line for line in path.read_text().splitlines() if "#" in line and "sgd at" not in line and "freeze" not in line
+        line for line in path.read_text().splitlines() if "#" in line and not any(word in line for word in mine)
     ]
     once = path.read_text()
-    write_targets(path, [MEASURED])
+    write_targets(path, [MEASURED], UNDER, reduced=False)
     assert path.read_text() == once
+
+
+def test_targets_of_reduced_runs_are_written_beside_those_of_whole_ones(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(HEAD + OPTIMIZERS + REDUCED + "\n" + TARGETS)
+    before = load_suite(path)
+    for _ in range(2):  # the second time in the place of the first
+        write_targets(path, [MEASURED], UNDER, reduced=True)
+    suite = load_suite(path)
+    assert (suite.targets, suite.holdout, suite.measured) == ({"himmelblau": 3.0}, {"himmelblau": 4.0}, ())
+    assert suite.sha256 == before.sha256  # whole runs of it are what they were
+    assert suite.few.targets == {"himmelblau": 1.5}
+    assert suite.few.measured == tuple(UNDER)
+    assert suite.few.sha256 not in (before.few.sha256, suite.sha256)
+    assert suite.few.name == "tiny reduced"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("steps", 50, "steps 100, now 50"),
+        ("batch_size", 8, "batch_size none, now 8"),
+        ("trials", 5, "trials 20, now 5"),
+    ],
+)
+def test_targets_that_were_measured_for_other_settings_are_told_by_name(key, value, words):
+    suite = load_suite("quick")
+    assert measured_otherwise(suite) is None
+    content = tomllib.loads(suite_path("quick").read_text())
+    content["problems"][0][key] = value
+    said = measured_otherwise(suite_from(content, "mine.toml", "mine"))
+    assert said == f"quick: the target of quadratic_bowl was measured for other settings ({words})"
+
+
+def test_targets_hang_on_the_dtype_and_the_references_space_and_not_on_other_optimizers():
+    content = tomllib.loads(suite_path("quick").read_text())
+    space = content["optimizers"][0] | {"learning_rates": "1e-2:1"}
+    others = {"optimizers": [space, *content["optimizers"][1:]], "dtype": "bfloat16"}
+    for key, of in others.items():
+        assert measured_otherwise(suite_from(content | {key: of}, "a.toml", "a"))
+    more = content["optimizers"] + [{"specs": ["lion"], "learning_rates": "1e-4:1"}]
+    assert measured_otherwise(suite_from(content | {"optimizers": more, "seeds": 3}, "a.toml", "a")) is None
+
+
+def test_stated_targets_and_those_of_a_part_of_the_problems_are_nobody_s_measurement():
+    content = tomllib.loads(suite_path("quick").read_text())
+    fewer = {"problems": [content["problems"][0] | {"specs": ["rosenbrock"]}], "holdout": {}}
+    fewer["targets"] = {"rosenbrock": content["targets"]["rosenbrock"]}
+    assert measured_otherwise(suite_from(content | fewer, "a.toml", "a")) is None
+    content["problems"][0]["steps"] = 50
+    del content["measured"]
+    assert measured_otherwise(suite_from(content, "a.toml", "a")) is None
+
+
+def test_suite_run_refuses_targets_of_other_steps_and_show_says_so(tmp_path, capsys):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        suite_path("quick").read_text().replace("steps = 100\ntrials = 20\n", "steps = 50\ntrials = 20\n", 1)
+    )
+    assert invoke(["suite", "run", str(path), "--quiet", "--out", str(tmp_path)]) == 2
+    assert "steps 100, now 50): measure it by gradbench suite freeze" in capsys.readouterr().err
+    assert invoke(["suite", "show", str(path)]) == 0
+    assert "steps 100, now 50" in capsys.readouterr().out
+
+
+def test_the_example_of_the_documentation_is_a_suite_with_every_key(tmp_path, monkeypatch):
+    from gradbench.suites import definition
+
+    [text] = re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "suites.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    content = tomllib.loads(text)
+    suite = suite_from(content, "mine.toml", "mine")
+    assert suite.version.startswith("mine-1 ")
+    assert definition._OF_SUITE | {"problems", "optimizers", "reduced", "targets"} <= content.keys()
+    assert content["problems"][0].keys() == definition._OF_PROBLEMS
+    assert {key for table in content["optimizers"] for key in table} == definition._OF_OPTIMIZERS
+    assert content["reduced"].keys() == definition._REDUCED
+
+
+def test_what_is_not_measured_is_said():
+    assert unmeasured(load_suite("core-1")) is None
+    suite = suite_from(VALUES | {"references": ["sgd"]}, "a.toml", "a")
+    assert unmeasured(suite).startswith("a: the targets of all problems have not been measured:")
+    assert unmeasured(suite_from(VALUES, "a.toml", "a")) is None  # there is no rule to measure any by
 
 
 @pytest.mark.parametrize("text", ["targets = { himmelblau = 3.0 }\n", "targets.himmelblau = 3.0\n"])
@@ -59,7 +147,7 @@ def test_targets_that_are_no_table_of_their_own_are_refused_and_the_file_is_left
     path = tmp_path / "tiny.toml"
     path.write_text(text + HEAD + OPTIMIZERS)
     with pytest.raises(PlanError, match=r"tiny\.toml: its targets cannot be replaced"):
-        write_targets(path, [MEASURED])
+        write_targets(path, [MEASURED], UNDER, reduced=False)
     assert path.read_text() == text + HEAD + OPTIMIZERS
 
 
@@ -75,8 +163,10 @@ def test_freeze_says_on_stderr_what_it_measures(tmp_path, capsys, monkeypatch):
 def test_a_built_in_suite_keeps_its_text_when_its_own_targets_are_written():
     suite = load_suite("core-1")
     found = [Measured(name, target, suite.holdout.get(name), "sgd", 0.1) for name, target in suite.targets.items()]
+    under = [{"specs": list(of.specs), "seeds": 20, **conditions(suite, of)} for of in suite.problems]
     words = [line.partition(" #")[0] for line in suite_path("core-1").read_text().splitlines()]
-    assert [line.partition(" #")[0] for line in with_targets(suite_path("core-1"), found).splitlines()] == words
+    made = with_targets(suite_path("core-1"), found, under, reduced=False)
+    assert [line.partition(" #")[0] for line in made.splitlines()] == words
 
 
 @pytest.mark.parametrize(("name", "kind"), [("cuda", "gpu"), ("rocm", "gpu"), ("tpu", "tpu")])
@@ -88,6 +178,8 @@ def test_a_suite_is_meant_for_a_kind_of_device_by_any_of_its_names(name, kind):
     ("key", "value"),
     [
         ("reduced", 3),
+        ("measured", 3),
+        ("measured", [{}]),
         ("references", [1]),
         ("references", "sgd"),
         ("references", {"sgd": 1}),

@@ -147,12 +147,13 @@ def test_a_suite_is_run_as_ordinary_records_that_resume_and_verify(tiny, tmp_pat
 
 @pytest.mark.usefixtures("compiled_quickly")
 def test_a_suite_for_another_device_is_reduced_says_so_and_compares_with_no_whole_run(tiny):
-    tiny.write_text(TINY.replace("references", 'meant_for = "tpu"\nreferences') + "[reduced]\nsteps = 3\ntrials = 2\n")
+    tiny.write_text(TINY.replace('references = ["sgd"]', 'meant_for = "tpu"') + "[reduced]\nsteps = 3\ntrials = 2\n")
     suite = load_suite(tiny)
     groups = chosen_groups(suite, ["sgd"], TUNED, None)
     with pytest.warns(GradbenchWarning, match="tiny is meant for a tpu, which is not here"):
         [few] = run_suite(suite, optimizers=groups, problems=["himmelblau"], out=tiny.parent / "r")
     assert (few.plan.steps, few.plan.design) == (3, "random:2")
+    assert few.info["suite"] == {"name": "tiny reduced", "sha256": suite.few.sha256, "ruleset": TUNED}
     [whole] = run_suite(suite, optimizers=groups, problems=["himmelblau"], reduced=False, out=tiny.parent / "r")
     with pytest.raises(GradbenchError, match="suite is tiny reduced"):
         entries([few, whole])

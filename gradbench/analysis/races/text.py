@@ -11,7 +11,7 @@ from gradbench.analysis.races.records import races
 from gradbench.analysis.races.tunability import Tunability, tunability
 from gradbench.errors import GradbenchError, PlanError
 from gradbench.record.store import Run
-from gradbench.tables import Column, check_format, note_lines, number, percent, render, to_json
+from gradbench.tables import Column, check_format, note_lines, number, percent, render, sentence_lines, to_json
 
 
 def chosen_text(
@@ -62,9 +62,9 @@ def races_text(found: Races, output_format: str) -> str:
         return render([{key: row[key] for key in row if key != "ratios"} for row in found.rows], (), "csv")
     shown = [row | {"answer": _answer(row), "won": f"{row['ahead']} of {row['problems']}"} for row in found.rows]
     text = render(shown, COLUMNS, output_format)
-    bullet = "- " if output_format == "markdown" else ""
-    lines = [*(f"{bullet}{said}." for said in found.sentences), "", *note_lines(found.notes, output_format)]
-    return "\n".join([text, "", *lines])
+    return "\n".join(
+        [text, "", *sentence_lines(found.sentences, output_format), "", *note_lines(found.notes, output_format)]
+    )
 
 
 def race_text(run: Run, output_format: str) -> str:
@@ -75,7 +75,7 @@ def race_text(run: Run, output_format: str) -> str:
         found = races([run])
     except GradbenchError as error:  # a budget ended before there was an answer
         return f"\n{error}"
-    return "\n".join(["", *(f"{said}." for said in found.sentences), "", *note_lines(found.notes, output_format)])
+    return "\n".join(["", *sentence_lines(found.sentences, output_format), "", *note_lines(found.notes, output_format)])
 
 
 def _answer(row: dict[str, Any]) -> str:

@@ -5,11 +5,12 @@ const cell = (name, problem) => cellOf.get(`${state.ruleset}\n${name}\n${problem
 const everyProblem = Object.keys(page.problems), short = (problem) => page.problems[problem];
 const verdict = new Map(page.records.map((record) => [record.id, record.verified]));
 
+const placeOf = (row) => (state.problem ? cell(row.name, state.problem) : row.place);
+
 function rows() {
   const fits = (row) => row.ruleset === state.ruleset && (!state.family || row.family === state.family) && (!state.device || row.devices.includes(state.device));
-  const place = (row) => (state.problem ? cell(row.name, state.problem) : row.place);
-  const rank = (row) => (place(row) ? place(row).rank : Infinity);  // over all there is none where nobody reaches a target
-  return page.optimizers.filter((row) => fits(row) && (place(row) || !state.problem)).sort((a, b) => rank(a) - rank(b) || 0);
+  const rank = (row) => (placeOf(row) ? placeOf(row).rank : Infinity);  // over all there is none where nobody reaches a target
+  return page.optimizers.filter((row) => fits(row) && (placeOf(row) || !state.problem)).sort((a, b) => rank(a) - rank(b) || 0);
 }
 
 const problems = () => (state.problem ? [state.problem] : everyProblem.filter((problem) => page.cells.some((each) => each.ruleset === state.ruleset && each.problem === problem)));
@@ -18,20 +19,38 @@ function ranked(place) {
   return place.rank_low === place.rank_high ? `${place.rank}` : `${place.rank} (${place.rank_low}–${place.rank_high})`;
 }
 
-// The distance from the best, and over all problems its 95 %, where there is room.
+const digits = (value) => Number(value.toPrecision(2)).toString();
+
+// The distance from the best; a pointer on it shows the 95 % over all problems.
 function spread(td, place) {
   if (!place) return void (td.textContent = "–");
-  td.textContent = Number(place.distance.toPrecision(2)).toString();
-  td.title = `95 %, ${place.problems} problem${place.problems === 1 ? "" : "s"}`;
-  if (state.problem || place.low === null) return;
-  element("span", ` (${Number(place.low.toPrecision(2))}–${Number(place.high.toPrecision(2))})`, td).className = "ends";
+  td.textContent = digits(place.distance);
+  td.title = `${place.problems} problem${place.problems === 1 ? "" : "s"}`;
+  if (!state.problem && place.low !== null) td.title += `, 95 %: ${digits(place.low)} to ${digits(place.high)}`;
+}
+
+// A name, which may go on in the next line behind the signs that part its words.
+function nameIn(parent, name) {
+  for (const part of name.split(/(?<=[_[,:/])/)) parent.append(part, document.createElement("wbr"));
+}
+
+// Steps over those of the chosen row, seed by seed: the two alone, whatever ranks the others leave them.
+function beside(td, name) {
+  const chosen = placeOf(page.optimizers.find((row) => row.ruleset === state.ruleset && row.name === state.name) || {});
+  const of = chosen && chosen.beside[name];
+  if (!of) return void (td.textContent = name === state.name ? "chosen" : "–");
+  const [ratio, low, high, shown] = of;
+  element(shown ? "b" : "span", digits(ratio), td);
+  if (low !== null) td.append(` (${digits(low)}–${digits(high)})`);
+  if (!shown) td.className = "soft";
+  td.title = shown ? "a difference is shown" : "no difference shown";
 }
 
 function matrix() {
   const made = find("matrix");
   made.replaceChildren();
   const head = element("tr", undefined, element("thead", undefined, made));
-  for (const [text, title] of [["optimizer"], ["rank", "among all of its ruleset; in brackets 95 %"], ["× best", "geometric mean over problems; in brackets 95 %"]]) {
+  for (const [text, title] of [["optimizer"], ["rank", "among all of its ruleset; in brackets 95 %"], ["× best", "geometric mean over problems"], ["× chosen", `steps beside those of ${state.name}, seed by seed; in brackets 95 %; bold: a difference is shown`]]) {
     const th = element("th", text, head);
     th.scope = "col";
     if (title) th.title = title;
@@ -46,14 +65,16 @@ function matrix() {
   element("th", "verified", head).scope = "col";
   const body = element("tbody", undefined, made);
   for (const row of rows()) {
-    const tr = element("tr", undefined, body), place = state.problem ? cell(row.name, state.problem) : row.place;
+    const tr = element("tr", undefined, body), place = placeOf(row);
     tr.setAttribute("aria-selected", String(row.name === state.name));
-    const name = element("td", undefined, tr), button = element("button", row.name, name);
+    const name = element("td", undefined, tr), button = element("button", undefined, name);
+    nameIn(button, row.name);
     name.className = "name";
     button.title = row.name;
     tr.addEventListener("click", () => choose(row.name));
     element("td", place ? ranked(place) : "–", tr);
     spread(element("td", undefined, tr), place);
+    beside(element("td", undefined, tr), row.name);
     for (const problem of problems()) paint(element("td", undefined, tr), cell(row.name, problem));
     const done = row.records.filter((id) => verdict.get(id) && verdict.get(id).holds);
     element("td", done.length === row.records.length ? "✓" : `${done.length} of ${row.records.length}`, tr).title = "records of it that were verified";

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -58,9 +57,13 @@ def _optimizers(found: Sequence[Entry], ruleset: str, places: Sequence[Ranked]) 
 
 
 def _place(place: Ranked) -> Row:
-    row = asdict(place)
-    del row["optimizer"], row["problem"]
-    return {key: _finite(value) if isinstance(value, float) else value for key, value in row.items()}
+    row = {key: value for key, value in vars(place).items() if key not in ("optimizer", "problem", "beside")}
+    beside = {
+        name: [*(_finite(value, 3) for value in other[:3]), int(other.shown)] for name, other in place.beside.items()
+    }
+    return {key: _finite(value) if isinstance(value, float) else value for key, value in row.items()} | {
+        "beside": beside
+    }
 
 
 def _cells(found: Sequence[Entry], ruleset: str, places: Sequence[Ranked]) -> list[Row]:
