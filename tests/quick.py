@@ -3,12 +3,16 @@ tests start."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gradbench.engine import driver, runner, timing, units
+import jax
+
+from gradbench.engine import driver, events, pair, runner, timing, units
 from gradbench.engine.compiling import TIMED
 from gradbench.engine.roofline import Limits
 from gradbench.machine.internals import compiler_options
@@ -26,7 +30,19 @@ def made_up_limits(devices: Any, *_: Any) -> Limits:
     return Limits(len(devices), 1e12, ((1, 1e11),), 1e-7)
 
 
+def compile_little() -> dict[str, bool | int]:
+    """Options of XLA:CPU for what is to compile fast and may run slowly: a network's step in a seventh of the time."""
+    wanted = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    return compiler_options("cpu", **wanted, xla_cpu_parallel_codegen_split_count=1)
+
+
+@cache
+def _observe() -> jax.stages.Wrapped:
+    return jax.jit(inspect.unwrap(events.observe), donate_argnums=0, compiler_options=compile_little())
+
+
 SETTINGS = (
+    (pair, "_observe", lambda _: _observe()),  # two fifths of the compiling of a small sweep
     (driver, "TIMED", TIMED | {"full": TIMED["batched"]}),
     (runner, "measure_limits", made_up_limits),
     (units, "measure_limits", made_up_limits),
@@ -38,12 +54,6 @@ def time_little(put: Callable[[Any, str, Any], None] = setattr) -> None:
     """`put` is a monkeypatch's setattr in a test, and the plain one in a process of its own."""
     for place, name, value in SETTINGS:
         put(place, name, value)
-
-
-def compile_little() -> dict[str, bool | int]:
-    """Options of XLA:CPU for what is to compile fast and may run slowly: a network's step in a seventh of the time."""
-    wanted = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return compiler_options("cpu", **wanted, xla_cpu_parallel_codegen_split_count=1)
 
 
 def child_environment(**variables: str) -> dict[str, str]:

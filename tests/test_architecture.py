@@ -78,6 +78,13 @@ def test_no_file_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
+def test_no_function_is_long():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
 def test_no_test_file_is_long():
     for path in Path(__file__).parent.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path

@@ -188,6 +188,33 @@ class Chunk(NamedTuple):
         return jnp.stack([seen - jnp.minimum(start, seen), *(jnp.sum(each, axis=0) for each in summed)], axis=1)
 
 
+def _first_rows(
+    tiles: Tiles, loss: jax.Array, levels: jax.Array, ceiling: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The tiles' lowest losses, NaN where a tile has one; and the first row of each slot that has diverged, (S,), and
+    that reaches each target, (7, S); the number of rows where none does."""
+    lows, highs = tiles.reduce(jnp.min, loss), tiles.reduce(jnp.max, loss)
+    sound = (highs <= ceiling) & (highs < jnp.inf) & (lows > -jnp.inf)
+    failed = tiles.first(loss, ~sound, lambda x: ~jnp.isfinite(x) | (x > ceiling))
+    # A tile with a NaN may hold a hit before it; none after it counts.
+    return lows, failed, tiles.first(loss, ~(lows > levels), lambda x: x <= levels)
+
+
+def _half(
+    loss: jax.Array, events: Events, chunk: Chunk, seen: jax.Array, tail: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Events.half_start after the rows before `seen`, and what they add to half_sums; the last quarter begins at row
+    `tail`."""
+    start = chunk.rows_until_part(HALF)
+    begins = (start < seen) & jnp.isinf(events.half_start)
+    half_start = jnp.where(begins, take(loss, jnp.minimum(start, chunk.count - 1)[None])[0], events.half_start)
+
+    def sums() -> jax.Array:
+        return chunk.sums_of_half(loss, half_start, seen, tail).astype(events.half_sums.dtype)
+
+    return half_start, jax.lax.cond(chunk.config.noisy, sums, lambda: jnp.zeros_like(events.half_sums))
+
+
 @partial(jax.jit, donate_argnums=0)
 def observe(
     events: Events, rows: Observation, first: jax.Array, config: ObservationConfig, wanted: jax.Array
@@ -203,13 +230,7 @@ def observe(
     fresh = first == 0
     events = _cleared(events, fresh)
     initial = jnp.where(fresh, loss[0], events.initial_loss)
-    levels, ceiling = _levels(initial, config)
-
-    lows, highs = tiles.reduce(jnp.min, loss), tiles.reduce(jnp.max, loss)  # NaN where a tile has one
-    sound = (highs <= ceiling) & (highs < jnp.inf) & (lows > -jnp.inf)
-    failed = tiles.first(loss, ~sound, lambda x: ~jnp.isfinite(x) | (x > ceiling))
-    # A tile with a NaN may hold a hit before it; none after it counts.
-    reached = tiles.first(loss, ~(lows > levels), lambda x: x <= levels)  # (7, S)
+    lows, failed, reached = _first_rows(tiles, loss, *_levels(initial, config))
     stop = jnp.minimum(failed, jnp.where(config.stop_at_target, reached[-1], count))
 
     exist = chunk.rows_until(chunk.ends + config.stride - 1)  # the last may be less than a stride on
@@ -229,15 +250,7 @@ def observe(
     def norms(rows_of: jax.Array) -> jax.Array:
         return jnp.sqrt(take(rows.grad_norm_squared, rows_of)).astype(loss.dtype)
 
-    start = chunk.rows_until_part(HALF)
-    begins = (start < seen) & jnp.isinf(events.half_start)
-    half_start = jnp.where(begins, take(loss, jnp.minimum(start, count - 1)[None])[0], events.half_start)
-
-    def half_sums() -> jax.Array:
-        return chunk.sums_of_half(loss, half_start, seen, rows_before_tail).astype(events.half_sums.dtype)
-
-    half = jax.lax.cond(config.noisy, half_sums, lambda: jnp.zeros_like(events.half_sums))
-
+    half_start, half = _half(loss, events, chunk, seen, rows_before_tail)
     diverged_at = first_step(failed, events.diverged_at)
     hits = jnp.stack([first_step(row, events.hits[:, k]) for k, row in enumerate(reached)], axis=1)
     stopped = (diverged_at >= 0) | (config.stop_at_target & (hits[:, -1] >= 0))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gradbench.engine import events as ev
+from gradbench.engine import pair
 from gradbench.program.program import Observation
 from gradbench.record.schema import TARGETS
 
@@ -67,7 +68,7 @@ def plain(loss: np.ndarray, norm: np.ndarray, overshot: np.ndarray, config: ev.O
     return found | {"hits": hits}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("dtype", "quickly"), [("float32", False), ("float64", False), ("float32", True)])
 @pytest.mark.parametrize(
     ("minimum", "solved", "stop"),
     [
@@ -78,18 +79,19 @@ def plain(loss: np.ndarray, norm: np.ndarray, overshot: np.ndarray, config: ev.O
         (math.nan, math.nan, False),
     ],
 )
-def test_events_are_those_of_a_plain_loop(dtype, minimum, solved, stop):
+def test_events_are_those_of_a_plain_loop(dtype, quickly, minimum, solved, stop):
     config = ev.ObservationConfig(STEPS, STRIDE, minimum, solved, 1e-3, stop, True)
     generator = np.random.default_rng(17)
     loss = losses(generator, dtype)
     norm, overshot = generator.random(loss.shape).astype(dtype), (generator.random(loss.shape) < 0.5).astype("float32")
+    observe = pair._observe(quickly)
     with jax.enable_x64(dtype == "float64"):
         events = jax.device_put(ev.blank(SLOTS, np.dtype(dtype)))
         first, wanted = np.zeros(SLOTS, np.int32), np.zeros((CHUNKS, 1), np.int32)
         for chunk in range(CHUNKS):
             part = slice(chunk * ROWS, (chunk + 1) * ROWS)
             rows = Observation(*(x[part] for x in (loss, norm, overshot)))
-            events, first, _ = ev.observe(events, rows, first, config.arrays(np.dtype(dtype)), wanted)
+            events, first, _ = observe(events, rows, first, config.arrays(np.dtype(dtype)), wanted)
         events = ev.Events(*map(np.asarray, events))
     for slot in range(SLOTS):
         for name, value in plain(loss[:, slot], norm[:, slot], overshot[:, slot], config).items():
