@@ -1,4 +1,4 @@
-"""Compiled programs kept between processes, in the user's cache folder."""
+"""What is kept between processes in the user's cache folder: compiled programs above all."""
 
 from __future__ import annotations
 
@@ -29,11 +29,16 @@ def cache_folder() -> Path | None:
         return Path(chosen)
     if jax.__version_info__ < (0, 12):
         return None
+    folder = user_folder()
+    return folder and folder / hashlib.sha256(_machine().encode()).hexdigest()[:12]
+
+
+def user_folder() -> Path | None:
+    """Our folder in the user's cache, which may not be there yet; None without a home."""
     try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no home
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradbench"
+    except RuntimeError:
         return None
-    return root / "gradbench" / hashlib.sha256(_machine().encode()).hexdigest()[:12]
 
 
 def _machine() -> str:

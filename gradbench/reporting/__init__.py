@@ -16,7 +16,6 @@ from string import Template
 from typing import Any
 
 import numpy as np
-import vl_convert
 
 from gradbench.analysis.answers import labels, step_words
 from gradbench.analysis.metrics import chosen_metric
@@ -27,6 +26,7 @@ from gradbench.files import writing
 from gradbench.inputs.problem import Problem
 from gradbench.record.store import Run
 from gradbench.reporting import charts
+from gradbench.reporting.bundle import bundle_of_vega
 from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, page_data
 from gradbench.reporting.figures import FORMATS, figure_specs
@@ -60,14 +60,38 @@ def write_report(
     records = ", ".join(run.id for run in runs)
     check_replaceable(out, records)
     data: dict[str, Any] = page_data(runs) | {"by": by and chosen_metric(runs, by)}
-    with ThreadPoolExecutor(1) as pool:
-        bundle = pool.submit(bundle_of_vega)
-        found = landscape_views(runs, objects=objects)
+    with ThreadPoolExecutor(2) as pool:  # most is XLA's compiling for the landscapes, beside which the rest is made
+        views, bundle = pool.submit(landscape_views, runs, objects=objects), pool.submit(bundle_of_vega)
+        overall = _add_charts(data, runs)
+        pairs = _pairs(runs)
+        LOG.info("landscapes")
+        found = views.result()
     add_local_limits(data["pairs"], found)
-    LOG.info("the charts over all pairs")
+    data["landscapes"] = {name: page_rows(view) for name, view in found.items()}
+    text = page_json(data)
+    template = Template((WEB / "page.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        style=(WEB / "style.css").read_text(encoding="utf-8"),
+        records=html.escape(records),
+        header=_header(runs, data),
+        answers=_answers(runs),
+        pairs=pairs,
+        hide_overall="" if overall else " hidden",
+        cost=_cost(data),
+        checks=_checks(check_rows(runs, checks)),
+        environment="".join(_environment(run) for run in data["runs"]),
+        data=text,
+        bundle=bundle.result(),
+        script="".join((WEB / name).read_text(encoding="utf-8") for name in SCRIPTS),
+    )
+    write_file(out, page.encode())
+    return out
+
+
+def _add_charts(data: dict[str, Any], runs: Sequence[Run]) -> bool:
+    """The charts of the page, and the rows of those over all pairs, into its data; whether there are any of those."""
     overall = charts.overall(runs)
     data["overall"] = {name: rows for name, (_, rows) in overall.items()}
-    data["landscapes"] = {name: page_rows(view) for name, view in found.items()}
     optimizers, solvers = data["optimizers"], data["optimizers"] if len(runs) == 1 else ()
     made = {
         "sensitivity": charts.sensitivity(len(runs) > 1),
@@ -79,24 +103,7 @@ def write_report(
     }
     data["charts"] = {name: charts.spec(chart, optimizers=optimizers) for name, chart in made.items()}
     data["charts"] |= {name: charts.spec(chart, optimizers=solvers) for name, (chart, _) in overall.items()}
-    text = page_json(data)
-    template = Template((WEB / "page.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        style=(WEB / "style.css").read_text(encoding="utf-8"),
-        records=html.escape(records),
-        header=_header(runs, data),
-        answers=_answers(runs),
-        pairs=_pairs(runs),
-        hide_overall="" if overall else " hidden",
-        cost=_cost(data),
-        checks=_checks(check_rows(runs, checks)),
-        environment="".join(_environment(run) for run in data["runs"]),
-        data=text,
-        bundle=bundle.result(),
-        script="".join((WEB / name).read_text(encoding="utf-8") for name in SCRIPTS),
-    )
-    write_file(out, page.encode())
-    return out
+    return bool(overall)
 
 
 def check_replaceable(out: Path, records: str, kind: str = "report") -> None:
@@ -126,6 +133,8 @@ def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg", by:
     Raises PlanError for a metric that no problem records, GradbenchError for an unknown format, no finished trial, or a
     folder that cannot be written.
     """
+    import vl_convert
+
     check_figure_format(fmt)
     by = by and chosen_metric(runs, by)
     folder = Path(folder).expanduser()
@@ -146,12 +155,6 @@ def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg", by:
 def page_json(data: Any) -> str:
     """JSON that may stand in a script element."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def bundle_of_vega() -> str:
-    """vega, vega-lite and vega-embed, as globals, for a script element."""
-    code = vl_convert.javascript_bundle()  # ty: ignore[missing-argument]  # its stub forgets the default
-    return code.replace("</script", "<\\/script")
 
 
 def write_file(path: Path, content: bytes) -> None:

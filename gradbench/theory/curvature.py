@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax.flatten_util import ravel_pytree
 
 from gradbench.inputs.problem import Problem, cast, load_problem
+from gradbench.machine.internals import quick_compile
 from gradbench.program.program import numerics
 from gradbench.theory.replay import flat_loss, start
 
@@ -60,7 +60,7 @@ def hessian_products(problem: Problem, dtype: str) -> Callable[..., jax.Array]:
     """(params, vector, data) -> Hessian × vector, all flat (P,): forward mode over the gradient (Pearlmutter 1994)."""
     gradient = jax.grad(flat_loss(problem, dtype))
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=quick_compile(jax.default_backend()))
     def product(point: jax.Array, vector: Any, data: Any) -> jax.Array:
         return jax.jvp(partial(gradient, data=data), (point,), (jnp.asarray(vector, point.dtype),))[1]
 
@@ -80,6 +80,8 @@ def lanczos(
     chapter 13). It stops when both residuals, which bound the distance to an eigenvalue, are under `tolerance` times
     the larger magnitude, or after `products` products.
     """
+    import scipy.linalg  # an eighth of a second, and most runs need none of it
+
     vector = np.random.default_rng(seed).standard_normal(size)
     vector /= np.linalg.norm(vector)
     most = max(2, min(products, size, BASIS_BYTES // (8 * size)))

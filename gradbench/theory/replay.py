@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from gradbench.inputs.optimizer import Optimizer, Settings, load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast
+from gradbench.machine.internals import quick_compile
 from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.program import State, Trial, numerics
 from gradbench.program.spread import initialise, over_trials
@@ -62,7 +64,11 @@ def losses_at(problem: Problem, plan: SweepPlan) -> Callable[[np.ndarray], np.nd
     loss = as_products(flat_loss(problem, plan.dtype), jax.default_backend())
     with numerics(plan.dtype, plan.precision):
         data, wide = cast(problem.plain.data, plan.dtype), jnp.promote_types(jnp.float32, plan.dtype)
-    program = jax.jit(lambda points, data: jax.lax.map(lambda point: loss(point, data).astype(wide), points))
+    options = quick_compile(jax.default_backend())
+
+    @partial(jax.jit, compiler_options=options)
+    def program(points: jax.Array, data: Data) -> jax.Array:
+        return jax.lax.map(lambda point: loss(point, data).astype(wide), points)
 
     def evaluate(points: np.ndarray) -> np.ndarray:
         rows = at_once(points.shape[1])
@@ -116,7 +122,8 @@ def replays(
         kind = jnp.promote_types(jnp.float32, plan.dtype)
         settings = [{"learning_rate": jnp.asarray([rate for rate, _ in of], kind)} for of in trials.values()]
         drawn, data = cast(starts, plan.dtype), cast(problem.data, plan.dtype)
-        kept = jax.jit(several.run)(settings, np.asarray(seeds, np.uint32), drawn, data, wanted)
+        run = jax.jit(several.run, compiler_options=quick_compile(jax.default_backend()))
+        kept = run(settings, np.asarray(seeds, np.uint32), drawn, data, wanted)
     flat = np.asarray(kept).swapaxes(0, 1)
     found = (losses or losses_at(problem, plan))(flat.reshape(-1, flat.shape[-1])).reshape(flat.shape[:2])
     return [Replay(wanted, *each) for each in zip(several.parts(flat), several.parts(found))]

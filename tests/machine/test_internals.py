@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import gradbench
-from gradbench.machine.internals import compiler_options, kernels_per_row, setting
+from gradbench.machine.internals import compiler_options, kernels_per_row, quick_compile, setting
 from gradbench.program.xla import jaxprs
 
 
@@ -26,6 +26,18 @@ def test_only_options_that_the_compiler_knows_are_left():
     known = {"xla_backend_optimization_level": 1}
     assert compiler_options("cpu", **known, xla_no_such_option=True) == known
     assert jax.jit(jnp.negative, compiler_options=known)(1.0) == -1.0
+
+
+def test_what_is_compiled_quickly_gives_the_same_numbers():
+    def loss(x):
+        return jnp.log(jnp.sum(jnp.exp(jnp.tanh(x)), axis=1)).mean()
+
+    x = jax.random.normal(jax.random.key(0), (50, 7))
+    quick = jax.jit(jax.value_and_grad(loss), compiler_options=quick_compile("cpu"))(x)
+    # A few roundings an entry: sums of 7 and of 50, and functions within 2 units in the last place.
+    for got, usual in zip(quick, jax.jit(jax.value_and_grad(loss))(x)):
+        assert jnp.allclose(got, usual, rtol=1e-5, atol=1e-8)
+    assert quick_compile("gpu") == {}
 
 
 def test_kernels_are_those_of_a_loops_body_whatever_its_length():

@@ -11,9 +11,10 @@ from string import Template
 
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
-from gradbench.reporting import WEB, bundle_of_vega, check_replaceable, page_json, write_file
+from gradbench.reporting import WEB, check_replaceable, page_json, write_file
 from gradbench.reporting.board import charts
 from gradbench.reporting.board.data import board_data
+from gradbench.reporting.bundle import bundle_of_vega
 from gradbench.reporting.charts import spec
 
 LOG = logging.getLogger(__name__)
