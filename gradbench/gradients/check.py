@@ -18,8 +18,8 @@ from gradbench.gradients.execution import sandbox
 from gradbench.gradients.execution.execution import Execution
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
-from gradbench.gradients.formula.lesson import lesson
 from gradbench.gradients.function import Checked, checked
+from gradbench.gradients.lesson import lesson
 from gradbench.gradients.report import CheckReport
 from gradbench.gradients.rounding import formats
 from gradbench.gradients.rounding.band import FEW, Spread

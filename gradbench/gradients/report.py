@@ -11,7 +11,7 @@ from typing import Any
 from gradbench.analysis.verdicts import CHECK_VERDICTS
 from gradbench.gradients.execution.execution import Row
 from gradbench.gradients.execution.judge import LeafFinding
-from gradbench.gradients.formula.derivative import Test
+from gradbench.gradients.formula.directions import Test
 from gradbench.gradients.functions.report import REPRODUCE, formula_line, plain
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
 from gradbench.gradients.second.products import OVER

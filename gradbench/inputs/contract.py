@@ -35,6 +35,11 @@ def validate(problem: Problem) -> Problem:
     return problem
 
 
+# JAX's gradient at a complex number is the conjugate of the direction of ascent, and most optimizers step against it.
+_COMPLEX = (
+    'make it of its real and imaginary part; gradbench check FILE.py:f --args "z: c64[n]" and '
+    "gradbench.assert_gradient(f, z) take complex arguments"
+)
 # What holds parameters in other libraries, by where its class comes from, and what to give instead.
 _FRAMEWORKS = {
     "flax.linen": 'init should return model.init(key, x)["params"]',
@@ -74,6 +79,8 @@ def _checked_start(problem: Problem, fault: _Fault) -> Any:
                 wrong = f"is of type {type(leaf).__name__}; parameters must be arrays of floats"
             elif np.size(leaf) == 0:
                 wrong = f"is empty, of shape {np.shape(leaf)}"
+            elif jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+                wrong = f"is {jnp.result_type(leaf)}; parameters must be floats: {_COMPLEX}"
             elif not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
                 wrong = f"is {jnp.result_type(leaf)}; parameters must be floats"
             if wrong:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from sampling import sample
 
+import gradbench
 from gradbench.gradients import faults
 from gradbench.gradients.execution import programs
 from gradbench.gradients.execution.execution import MANY_REPEATS, Execution, compare_centre
 from gradbench.gradients.execution.judge import meaning
 from gradbench.gradients.formula import derivative as formula
-from gradbench.gradients.formula import oracle
+from gradbench.gradients.formula import directions, oracle
+from gradbench.gradients.formula.directions import Loss
 from gradbench.program import program as sweep
 
 CPU = jax.devices("cpu")[0]
@@ -56,6 +58,42 @@ def test_a_wrong_custom_rule_is_named():
 
 def test_a_stop_gradient_is_named():
     assert "stop_gradient" in check_planted("stray stop_gradient")["suspects"].finding
+
+
+def scaled(factors):
+    """A loss of as many leaves as factors, by which their gradients are too large."""
+
+    def rule(factor):
+        scale = jax.custom_vjp(lambda x: x)
+        scale.defvjp(lambda x: (x, None), lambda _, ct: (factor * ct,))
+        return scale
+
+    def loss(params, data):
+        return sum(jnp.sum(jnp.sin(rule(f)(x)) * k) for k, (f, x) in enumerate(zip(factors, params), 1))
+
+    return gradbench.Problem(lambda key: [jnp.linspace(0.1, k, 3) for k in range(1, len(factors) + 1)], loss)
+
+
+def test_right_leaves_are_asked_together(monkeypatch):
+    asked = []
+    slope = Loss.slope
+    monkeypatch.setattr(Loss, "slope", lambda *given: asked.append(given[2:4]) or slope(*given))
+    found = check_formula(scaled([1.0] * 6))["finite differences"]
+    assert (found.verdict, found.finding) == ("PASS", "12 directions agree")
+    assert len(asked) == 2  # all leaves along one direction, and an entry of each
+
+
+@pytest.mark.parametrize("error", [1e-3, 2 * directions.PLAIN])
+def test_errors_of_two_leaves_do_not_cancel_where_they_are_asked_together(error):
+    found = check_formula(scaled([1.0, 1 + error, 1 - error, 1.0]))["finite differences"]
+    assert found.verdict == "FAIL"
+
+
+def test_without_a_band_two_ways_that_disagree_are_not_judged():
+    exact = lambda params, data: [1.001 * jax.grad(jnp.sum)(jnp.sin(x)) * jnp.cos(x) for x in params]  # noqa: E731
+    found = check_formula(dataclasses.replace(scaled([1.0]), gradient=exact))["analytic gradient"]
+    assert found.verdict == "INCONCLUSIVE"
+    assert "not known" in found.finding
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +181,14 @@ def test_a_wrong_forward_derivative_fails(network):
     execution._forward = lambda params, data: compiled(params, data) * 1.001
     assert execution.forward(reference.point, reference).verdict == "FAIL"
     execution._forward = compiled
+
+
+def test_two_programs_that_are_one_are_compiled_once():
+    execution = Execution(scaled([1.0]), "float32", "highest", CPU)
+    given = execution.place(oracle.points(execution.problem, "float32", 1)[0])
+    for name in ("value_and_grad", "has_aux"):
+        execution.runner(name, None)(*given)
+    assert len(execution._compiled) == 1
 
 
 def test_the_batched_program_is_the_sweeps_own(network, monkeypatch):

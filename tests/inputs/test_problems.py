@@ -182,6 +182,7 @@ def problem(width=2):
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: p)", r"must be a scalar, got shape \(2,\)"),
         ("return Problem(lambda k: jnp.ones(2), lambda p, d: jnp.sum(p > 0))", "must be a float, got int32"),
         ("return Problem(lambda k: jnp.ones(2, int), lambda p, d: jnp.sum(p) * 1.0)", "parameters must be floats"),
+        ("return Problem(lambda k: jnp.ones(2, complex), lambda p, d: jnp.sum(p).real)", "take complex arguments"),
         ("return Problem(lambda k: {}, lambda p, d: 0.0)", "no parameters"),
         (
             "return Problem(lambda k: {'a': jnp.ones((0, 2))}, lambda p, d: 0.0)",

@@ -16,7 +16,9 @@ from gradbench.errors import error_text
 from gradbench.gradients.execution import loops, programs, sandbox
 from gradbench.gradients.execution.judge import Judgement, judge
 from gradbench.gradients.formula import oracle
-from gradbench.gradients.formula.derivative import UNIT, leaf_names
+from gradbench.gradients.formula.derivative import leaf_names
+from gradbench.gradients.formula.differences import UNIT
+from gradbench.gradients.formula.noise import QuickBand
 from gradbench.gradients.rounding.band import FEW, SAMPLES, Band, Sampling, Spread, quantile
 from gradbench.gradients.rounding.formats import (
     flushes_subnormals,
@@ -112,6 +114,7 @@ class Execution:
         self.flushes = flushes_subnormals(dtype, device)
         self._bands: dict[Any, Band] = {}
         self._runners: dict[str, programs.Runner] = {}
+        self._compiled: dict[str, Any] = {}
         self._forward: Any = None
         self._references: list[Expectation] = []  # one per point
 
@@ -124,15 +127,16 @@ class Execution:
         key = (kind, *options.items())
         if key not in self._bands:
             function = self.functions[kind](self.problem.loss)
-            self._bands[key] = Band(
+            self._bands[key] = QuickBand(
                 function, point.params, point.data, self.dtype, self.precision, self.device, **options
             )
         return self._bands[key]
 
     def runner(self, name: str, examples: int | None) -> programs.Runner:
-        """The program of that name, compiled once."""
+        """The program of that name, compiled once; two that are one program (has_aux is mostly value_and_grad) too."""
         if name not in self._runners:
-            self._runners[name] = programs.PROGRAMS[name].build(self.problem.loss, examples)
+            made = programs.PROGRAMS[name].build(self.problem.loss, examples)
+            self._runners[name] = programs.once(made, self._compiled) if hasattr(made, "lower") else made
         return self._runners[name]
 
     def reference(self, point: oracle.Point) -> Expectation:

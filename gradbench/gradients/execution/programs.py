@@ -127,12 +127,14 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
     return runner
 
 
-MICROBATCHES = 4
+MICROBATCHES = (4, 3, 5, 2)  # parts
 
 
 def pieces(examples: int) -> list[tuple[float, slice]]:
-    """MICROBATCHES parts of the rows, with their weights; fewer where there are not as many rows."""
-    edges = np.unique(np.linspace(0, examples, MICROBATCHES + 1).astype(int))
+    """Parts of the rows, with their weights: as many of MICROBATCHES as divide the rows evenly, so that one program
+    serves all of them; else the first, or as many as there are rows."""
+    count = next((n for n in MICROBATCHES if examples % n == 0), MICROBATCHES[0])
+    edges = np.unique(np.linspace(0, examples, count + 1).astype(int))
     return [((stop - start) / examples, slice(int(start), int(stop))) for start, stop in itertools.pairwise(edges)]
 
 
@@ -195,6 +197,20 @@ PROGRAMS = {
 }
 FORWARD = "forward"
 NAMES = (*PROGRAMS, FORWARD)
+
+
+def once(function: Any, compiled: dict[str, Any]) -> Runner:
+    """The jitted function of arrays of fixed shapes; where a program of the same text is in `compiled`, it is that."""
+    made: list[Any] = []
+
+    def run(params, data):
+        if not made:
+            lowered = function.lower(params, data)
+            _, _, text = lowered.as_text().partition("{")  # behind the module's name
+            made.append(compiled[text] if text in compiled else compiled.setdefault(text, lowered.compile()))
+        return made[0](params, data)
+
+    return run
 
 
 def select(names: tuple[str, ...] | None, fast: bool) -> list[str]:

@@ -1,7 +1,7 @@
-"""The band of a small function without a compiler: the interpretation of `rounding`, all its samples at once in NumPy.
+"""The band without a compiler: the interpretation of `rounding`, several samples at once in NumPy.
 
 Compiling the sampler of `Band` takes seconds for every shape, and its run a millisecond; NumPy takes tens of
-milliseconds in all as long as the arrays are small. The rounding rules are the same ones.
+milliseconds in all as long as the arrays are small. The rounding rules and the seeds are the same ones.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 from gradbench.gradients.formula import reference
 from gradbench.gradients.rounding import noise
 from gradbench.gradients.rounding import primitives as rounding
-from gradbench.gradients.rounding.band import SAMPLES, Spread, noise_scale, reference_share
-from gradbench.gradients.rounding.formats import flushes_subnormals
+from gradbench.gradients.rounding.band import FEW, SAMPLES, Band, Spread, noise_scale, reference_share
+from gradbench.gradients.rounding.formats import flushes_subnormals, precision_context
 from gradbench.gradients.rounding.interpreter import MAX_TURNS, Interpreter
 from gradbench.gradients.rounding.pairs import Flags, Pair, is_float, wide
-from gradbench.program.xla.jaxprs import open_jaxpr, scan_counts
+from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr, scan_counts
 
 # Beside the primitives that round a result of their own.
 _ELEMENTWISE = rounding.names(
@@ -53,7 +53,7 @@ def sample(
     flushes = functools.partial(flushes_subnormals, device=device)
     for name in ("float64", "float32", "bfloat16", "float16"):
         flushes(name)
-    interpreter = _Samples(device, flushes, scale, worst_case)
+    interpreter = _Samples(np.arange(1, SAMPLES + 1), device, flushes, scale, worst_case=worst_case)
     with reference.context(trace), jax.default_matmul_precision(precision):
         given = [np.asarray(x) for x in arguments]
         given = [x.astype(wide(x.dtype)) if is_float(x) else x for x in given]
@@ -64,7 +64,7 @@ def sample(
             noisy = np.broadcast_to(pair.noisy, (SAMPLES, *e.shape))
             exact.append(e)
             deviations.append(np.where(np.isfinite(e), noisy - e, 0.0) if is_float(e) else np.zeros(noisy.shape))
-            spreads.append(_moments(e, deviations[-1]) if is_float(e) else (np.zeros(e.shape), 0.0, 0.0))
+            spreads.append(_deviations(e, deviations[-1]) if is_float(e) else (np.zeros(e.shape), 0.0, 0.0))
     factor = reference_share(dtype) / scale
     return Sampled(
         Spread(
@@ -82,25 +82,81 @@ def sample(
     )
 
 
-def _moments(exact: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """sigma, norm and along of Spread, taken in units of the largest entry so that squares stay in range."""
+def _deviations(exact: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """sigma, norm and along of Spread."""
+    unit, squares, norm, along = _moments(exact, deviation)
+    return np.sqrt(squares / SAMPLES) * unit, math.sqrt(norm / SAMPLES) * unit, math.sqrt(along / SAMPLES)
+
+
+def _moments(exact: np.ndarray, deviation: np.ndarray) -> tuple[float, np.ndarray, float, float]:
+    """The largest entry, and in units of it, so that squares stay in range, the sums of the squares of deviations: of
+    each entry, of the norm, along the leaf."""
     finite = np.where(np.isfinite(exact), exact, 0.0)
     unit = float(np.max(np.abs(finite), initial=0.0)) or 1.0
     deviation, relative = deviation / unit, finite / unit
     squares = np.sum(deviation * deviation, axis=0)
     total = float(np.sum(relative * relative))
     product = np.sum(deviation * relative, axis=tuple(range(1, deviation.ndim)))
-    along = math.sqrt(float(np.sum((product / (total or 1.0)) ** 2)) / SAMPLES)
-    return np.sqrt(squares / SAMPLES) * unit, math.sqrt(float(np.sum(squares)) / SAMPLES) * unit, along
+    return unit, squares, float(np.sum(squares)), float(np.sum((product / (total or 1.0)) ** 2))
+
+
+class QuickBand(Band):
+    """A band whose samples NumPy takes, where that is less work than compiling them."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        found = list(equations(self.trace))
+        inside = {equation.primitive.name for equation in found}
+        # Seconds of one core for the samples of two points. Beside the entries, whose noise takes NumPy a dozen passes:
+        # what NumPy takes for an equation at every turn of its scan, and XLA to trace and compile it once.
+        rows = 2 * FEW * self.entries
+        numpy, compiled = 4e-4 * turns(self.trace) + 2e-8 * rows, 2.5e-2 * len(found) + 5e-9 * rows
+        self.by_numpy = numpy < compiled and inside.isdisjoint({"while", "conv_general_dilated"})
+        if self.by_numpy and self.part > 1:
+            self.part = FEW // 2
+
+    def moments(self, start: int, leaves: list[np.ndarray]) -> Any:
+        if self.by_numpy:
+            try:
+                return self._sampled(start, leaves)
+            except Exception:  # random keys, what JAX cannot batch: a compiled sampler takes more
+                self.by_numpy = False
+        return super().moments(start, leaves)
+
+    def _sampled(self, start: int, leaves: list[np.ndarray]) -> Any:
+        seeds = np.arange(start + 1, start + self.part + 1)
+        interpreter = _Samples(seeds, self.device, self.flushes, self.scale, **self.options)
+        with reference.context(self.trace), precision_context(self.precision):
+            given = [x.astype(wide(x.dtype)) if is_float(x) else x for x in leaves]
+            outputs, flags = interpreter.run(*open_jaxpr(self.trace), [Pair(x, x) for x in given])
+            exact = [np.asarray(pair.exact) for pair in outputs]
+            noisy = [np.broadcast_to(pair.noisy, (self.part, *e.shape)) for pair, e in zip(outputs, exact)]
+            found = [_moments(e, np.where(np.isfinite(e), n - e, 0.0)) for e, n in zip(exact, noisy)]
+        self.unknown |= interpreter.unknown
+        self.stagnating |= interpreter.stagnating
+        units, *sums = map(list, zip(*found))
+        return (exact, units), *sums, *(np.any(flag) for flag in flags)
+
+
+def turns(trace: Any) -> int:
+    """How many equations a run of a trace takes, those of a scan's body at every turn."""
+    total = 0
+    for equation in open_jaxpr(trace)[0].eqns:
+        inside = sum(map(turns, nested(equation)))
+        total += (equation.params["length"] * inside if equation.primitive.name == "scan" else inside) or 1
+    return total
 
 
 class _Samples(Interpreter):
-    """Noisy values have a leading axis of SAMPLES where noise has reached them, and are the exact value elsewhere."""
+    """Noisy values have a leading axis, a sample for each seed, where noise has reached them, and are the exact value
+    elsewhere."""
 
-    def __init__(self, device: jax.Device, flushes: Callable[[str], bool], scale: float, worst_case: bool):
-        super().__init__(None, device, flushes, scale, worst_case=worst_case)
-        self.seed = np.arange(1, SAMPLES + 1, dtype=np.uint32)
-        self._starts = noise.start(self.seed.astype(np.uint64))
+    def __init__(
+        self, seeds: np.ndarray, device: jax.Device, flushes: Callable[[str], bool], scale: float, **options: Any
+    ):
+        super().__init__(None, device, flushes, scale, **options)
+        self.seed = seeds
+        self._starts = noise.start(seeds.astype(np.uint64))
 
     def add(self, noisy: Any, exact: Any, amplitude: Any, salt: int | None = None, picks: Any = None) -> Any:
         self._start = self._starts.reshape(-1, *[1] * np.ndim(exact))
@@ -109,7 +165,7 @@ class _Samples(Interpreter):
     def primitive(self, equation: Any, name: str, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         if _is_elementwise(equation):  # a scalar among arrays
             rank = max(len(v.aval.shape) for v in equation.invars)
-            ins = [_with_rank(pair, rank) for pair in ins]
+            ins = [self._with_rank(pair, rank) for pair in ins]
         return super().primitive(equation, name, params, ins)
 
     def results(self, equation: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
@@ -121,7 +177,7 @@ class _Samples(Interpreter):
         if reference.is_known(equation, operands):
             each = [
                 self._once(equation, [x[i] if many else x for x, many in zip(operands, sampled)], params)
-                for i in range(SAMPLES)
+                for i in range(len(self.seed))
             ]
             return [np.stack(column) for column in zip(*each)]
         axes = [0 if many else None for many in sampled]
@@ -153,7 +209,7 @@ class _Samples(Interpreter):
             avals = [v.aval for v in body.outvars[carried:]]
             return [*carry, *[_same(np.zeros((0, *a.shape), wide(a.dtype))) for a in avals]], flags
         rows = rows[::-1] if params["reverse"] else rows
-        return [*carry, *map(_stacked, zip(*rows))], flags
+        return [*carry, *map(self._stacked, zip(*rows))], flags
 
     def loop(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         test, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
@@ -174,26 +230,24 @@ class _Samples(Interpreter):
         outputs, flags = self.run(*open_jaxpr(chosen), ins[1:])
         return outputs, flags._replace(tie=flags.tie | np.any(index.exact != index.noisy))
 
+    def _with_rank(self, pair: Pair, rank: int) -> Pair:
+        if pair.noisy is pair.exact or np.ndim(pair.exact) == rank:
+            return pair
+        ones = [1] * rank
+        return Pair(np.reshape(pair.exact, ones), np.reshape(pair.noisy, [len(self.seed), *ones]))
+
+    def _stacked(self, column: tuple[Pair, ...]) -> Pair:
+        exact = np.stack([p.exact for p in column])
+        if all(p.noisy is p.exact for p in column):
+            return _same(exact)
+        noisy = [np.broadcast_to(p.noisy, (len(self.seed), *np.shape(p.exact))) for p in column]
+        return Pair(exact, np.stack(noisy, axis=1))
+
 
 def _is_elementwise(equation: Any) -> bool:
     name = equation.primitive.name
     return name in _ELEMENTWISE or rounding.units(name, equation.params) is not None
 
 
-def _with_rank(pair: Pair, rank: int) -> Pair:
-    if pair.noisy is pair.exact or np.ndim(pair.exact) == rank:
-        return pair
-    ones = [1] * rank
-    return Pair(np.reshape(pair.exact, ones), np.reshape(pair.noisy, [SAMPLES, *ones]))
-
-
 def _same(value: Any) -> Pair:
     return Pair(value, value)
-
-
-def _stacked(column: tuple[Pair, ...]) -> Pair:
-    exact = np.stack([p.exact for p in column])
-    if all(p.noisy is p.exact for p in column):
-        return _same(exact)
-    noisy = [np.broadcast_to(p.noisy, (SAMPLES, *np.shape(p.exact))) for p in column]
-    return Pair(exact, np.stack(noisy, axis=1))

@@ -13,7 +13,7 @@ import numpy as np
 from gradbench.errors import ProblemError, error_text
 from gradbench.gradients.execution.execution import compare_centre
 from gradbench.gradients.formula import oracle
-from gradbench.gradients.formula.derivative import KINKED
+from gradbench.gradients.formula.directions import KINKED
 from gradbench.gradients.formula.noise import Sampled, sample
 from gradbench.gradients.functions import programs
 from gradbench.gradients.functions.cases import BOTH, Case

@@ -8,7 +8,7 @@ import shlex
 from typing import Any
 
 from gradbench.analysis.verdicts import CHECK_VERDICTS
-from gradbench.gradients.formula.derivative import Test
+from gradbench.gradients.formula.directions import Test
 from gradbench.gradients.functions.judging import Finding
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
 

@@ -111,20 +111,21 @@ class Band:
         with x64_context(dtype), precision_context(precision):
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (params, data))
             trace = jax.make_jaxpr(function)(*shapes)
+        self.trace, self.precision, self.device = trace, precision, device
+        self.options = {"assume": assume, "worst_case": worst_case}
         self._jaxpr, self._consts = open_jaxpr(trace)
         self._consts = [np.asarray(c) if _is_plain(c) else c for c in self._consts]
-        self._precision = precision
         self.scale, self.mixed = noise_scale(trace, dtype)
         self.reference_share = reference_share(dtype)
         self.size = sum(math.prod(v.aval.shape) for v in self._jaxpr.outvars)
         self.unknown: set[str] = set()
         self.stagnating: set[str] = set()
-        flushes = functools.partial(flushes_subnormals, device=device)
+        self.flushes = functools.partial(flushes_subnormals, device=device)
         for name in ("float64", "float32", "bfloat16", "float16"):
-            flushes(name)  # measured before tracing starts
+            self.flushes(name)  # measured before tracing starts
 
         def sample(seed, arguments):
-            interpreter = Interpreter(seed, device, flushes, self.scale, assume, worst_case)
+            interpreter = Interpreter(seed, device, self.flushes, self.scale, assume, worst_case)
             outputs, flags = interpreter.run(self._jaxpr, self._consts, [Pair(x, x) for x in arguments])
             self.unknown |= interpreter.unknown
             self.stagnating |= interpreter.stagnating
@@ -137,11 +138,11 @@ class Band:
             units, *sums = zip(*map(_moments, exact, noisy))
             return (exact, list(units)), *map(list, sums), *(flag.any() for flag in flags)
 
-        entries = max(_entries(self._jaxpr), 1)
-        self.part = min(max(_AT_ONCE // entries, FEW // 2), SAMPLES)
+        self.entries = max(_entries(self._jaxpr), 1)
+        self.part = min(max(_AT_ONCE // self.entries, FEW // 2), SAMPLES)
         self.part = 1 if self.size > _LARGE else 2 ** int(math.log2(self.part))
         inside = [equation.primitive.name for equation in equations(trace)]
-        quick = self.part * entries <= _QUICK * len(inside) and "conv_general_dilated" not in inside
+        quick = self.part * self.entries <= _QUICK * len(inside) and "conv_general_dilated" not in inside
         # Fusions by XLA's older emitter too: with it jax 0.10 compiles the samples in half the time; 0.12 has none.
         wanted = {"xla_backend_optimization_level": 0 if quick else 1, "xla_cpu_use_fusion_emitters": False}
         options = compiler_options("cpu", **wanted)
@@ -154,7 +155,7 @@ class Band:
     def moments(self, start: int, leaves: list[np.ndarray]) -> Any:
         """What the part of the samples adds to each sum, that begins after `start` of them."""
         cpu = jax.default_device(jax.devices("cpu")[0])
-        with jax.enable_x64(True), cpu, precision_context(self._precision):  # what is traced only now has it too
+        with jax.enable_x64(True), cpu, precision_context(self.precision):  # what is traced only now has it too
             arguments = [jnp.asarray(x.astype(wide(x.dtype)) if is_float(x) else x) for x in leaves]
             return jax.device_get(
                 self._moments(jnp.arange(start + 1, start + self.part + 1, dtype=np.uint32), arguments)

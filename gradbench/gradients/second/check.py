@@ -18,7 +18,8 @@ from gradbench.errors import PlanError, error_text
 from gradbench.gradients.execution.execution import Execution, Row, keep
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
-from gradbench.gradients.formula.derivative import UNIT, Test
+from gradbench.gradients.formula.differences import UNIT
+from gradbench.gradients.formula.directions import Test
 from gradbench.gradients.formula.suspects import Suspects
 from gradbench.gradients.rounding.band import FEW, Spread, quantile
 from gradbench.gradients.second.products import OVER, PRODUCTS, has_no_forward, slope

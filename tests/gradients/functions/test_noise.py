@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import f as fisher
 
 from gradbench.gradients.formula import noise
+from gradbench.gradients.formula.noise import QuickBand
 from gradbench.gradients.rounding.band import SAMPLES, Band
 from gradbench.gradients.rounding.formats import round_to, x64_context
 
@@ -55,6 +56,24 @@ def test_numpy_and_the_compiled_sampler_agree(name, dtype):
         assert ((got > 0) == (other > 0)).all()
     assert (found.tie, found.overflow, found.unknown) == (wanted.tie, wanted.overflow, wanted.unknown)
     assert found.stagnating == wanted.stagnating
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_band_is_sampled_by_numpy_where_that_is_less_than_compiling_it(name):
+    given = tuple(x.astype(np.float32) for x in (X, X[0]))
+    band = QuickBand(FUNCTIONS[name], *given, "float32", "highest", jax.devices("cpu")[0])
+    assert band.by_numpy == (name != "while")  # nobody knows how often one turns
+
+
+def test_samples_by_numpy_in_parts_are_those_taken_at_once():
+    given = tuple(x.astype(np.float32) for x in (X, X[0]))
+    cpu = jax.devices("cpu")[0]
+    found = QuickBand(scanned, *given, "float32", "highest", cpu).sample(*given)
+    wanted = noise.sample(jax.make_jaxpr(scanned)(*given), list(given), "float32", "highest", cpu).spread
+    assert found.samples == SAMPLES
+    for got, sigma in zip(found.sigma, wanted.sigma):  # the same seeds: only their sums are in another order
+        np.testing.assert_allclose(got, sigma, rtol=1e-12)
+    np.testing.assert_allclose([*found.norm, *found.along], [*wanted.norm, *wanted.along], rtol=1e-12)
 
 
 def test_where_nothing_rounds_there_is_no_spread():
