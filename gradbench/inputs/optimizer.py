@@ -250,6 +250,8 @@ def _find(spec: Spec) -> Callable[..., Any]:
         raise OptimizerError(f"{spec.text!r}: cannot be swept: {REFUSED[spec.target]}")
     functions = optimizer_functions()
     if spec.target not in functions:
+        if is_path(spec.target):
+            raise OptimizerError(f"{spec.target!r}: name its function too, such as {spec.target}:make")
         if all(name.strip() in functions for name in spec.target.split(",")):
             raise OptimizerError(
                 f"no optimizer {spec.target!r}: name each by itself, -o {' -o '.join(spec.target.split(','))}"
@@ -359,4 +361,6 @@ def extra_arguments(
             f"{spec if optimizer.from_spec else ''}"
             "make one of peak 1 and pass lambda step: learning_rate * schedule(step)"
         )
+    elif isinstance(fault, TypeError) and "schedule=" in optimizer.spec:
+        hint = ": with a schedule the learning rate is a function of the step, to be passed on to optax"
     raise OptimizerError(f"{optimizer.spec!r}: cannot be swept: {error_text(fault)}{hint}") from fault

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradbench.errors import PlanError, ProblemError, nearest, one_line
+from gradbench.errors import OptimizerError, PlanError, ProblemError, nearest, one_line
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs import checks
 from gradbench.inputs.specs.rates import rates_as_kept
@@ -125,12 +125,15 @@ class Suite:
                 raise PlanError(f"{self.name}: no problem {name!r}{nearest(name, self.all_problems)}")
 
     def groups_of(self, specs: Sequence[str], ruleset: str = TUNED, rates: str | None = None) -> list[Group]:
-        """These optimizers as the suite has them; one that it does not name, or for which `rates` are given, in a group
-        of its own. Self-tuning, the rate is the given one or the optimizer's default."""
+        """These optimizers as the suite has them, with other settings as the one of that name; one that it does not
+        name, or for which `rates` are given, in a group of its own. Self-tuning, the rate is the given one or the
+        optimizer's default."""
         found = []
         for spec in specs:
-            known = [group for group in self.optimizers if spec in group.specs]
-            known = [group for group in known if group.settings["ruleset"] == ruleset] if rates is None else []
+            alike = [group for group in self.optimizers if group.settings["ruleset"] == ruleset and rates is None]
+            target = parse_spec(spec, OptimizerError).target
+            known = [group for group in alike if spec in group.specs]
+            known += [group for group in alike if target in group.specs]
             if known:
                 found.append(Group((spec,), known[0].settings))
             elif ruleset == TUNED:

@@ -30,7 +30,7 @@ from gradbench.errors import GradbenchWarning, PlanError, RunError
 from gradbench.record.store import Run
 from gradbench.suites.definition import Suite, load_suite, suite_path
 from gradbench.suites.running import lacks_device
-from gradbench.suites.targets import Measured, conditions, with_targets, write_targets
+from gradbench.suites.targets import Measured, measured_under, with_targets, write_targets
 
 SEEDS = 20
 POINTS = 40  # of a trial's curve, at which held-out losses are known
@@ -55,7 +55,7 @@ def freeze(
     if lacks_device(suite, None):
         text = f"{suite.name} is meant for a {suite.meant_for}, which is not here: its targets will take long"
         warnings.warn(f"{text}; --reduced measures those of its reduced runs", GradbenchWarning, stacklevel=2)
-    under = [{"specs": list(of.specs), "seeds": seeds, **conditions(suite, of)} for of in suite.problems]
+    under = measured_under(suite, seeds)
     with_targets(path, [], under, reduced)  # whether they can be written, before hours of measuring
     found = list(measure(suite, seeds, watcher, say))
     order = {problem: place for place, problem in enumerate(suite.all_problems)}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gradbench.analysis.races.outcomes import suite_words
 from gradbench.analysis.races.races import STEPS
 from gradbench.analysis.races.tunability import tunability_of
 from gradbench.record.store import Run
@@ -165,9 +166,10 @@ def _tuning(name: str, found: Sequence[Entry]) -> str:
 
 
 def _notes(mine: Sequence[Run], others: Sequence[Run]) -> list[str]:
+    suite = suite_words(mine[0])
     if not others:
-        return ["there are no archived records of this version of the suite: compared with nobody else"]
-    return [f"compared with {len(others)} archived records in {others[0].path.parent}"]
+        return [f"{suite}: there are no archived records of this version of the suite: compared with nobody else"]
+    return [f"{suite}: compared with {len(others)} records in {others[0].path.parent}"]
 
 
 COLUMNS = (

@@ -1,12 +1,14 @@
 """The targets in a suite's file: what they were measured under, whether that still holds, and how they are written.
 
 `[[measured]]` says, for some problems, what a target hangs on: the rule, the settings below, and the references with
-their search spaces. It is no part of a suite's version, which has all of that in it already.
+their search spaces; and a digest of that, so that it is not edited along with them. It is no part of a suite's version,
+which has all of it already.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import tomllib
@@ -21,8 +23,8 @@ from gradbench.inputs.specs.spec import parse_spec
 from gradbench.suites.definition import Group, Suite
 
 RULE = 1  # of suites/freeze.py: a new number where targets are measured otherwise
+_INFORMS = {"specs", "seeds", "sha256"}  # of [[measured]]: whose targets, over how many seeds, and its digest
 SETTINGS = ("dtype", "precision", "steps", "batch_size", "target")  # of a plan
-_INFORMS = {"specs", "seeds"}  # of [[measured]]: whose targets, and over how many seeds
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,19 @@ def conditions(suite: Suite, of_problems: Group) -> dict[str, Any]:
     return {key: list(of) if isinstance(of, tuple) else of for key, of in found.items() if of is not None}
 
 
+def measured_under(suite: Suite, seeds: int) -> list[dict[str, Any]]:
+    """The [[measured]] tables of targets that are measured now, over so many seeds."""
+    found = []
+    for of_problems in suite.problems:
+        now = {"seeds": seeds, **conditions(suite, of_problems)}
+        found.append({"specs": list(of_problems.specs), **now, "sha256": _digest(now)})
+    return found
+
+
+def _digest(of: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def measured_otherwise(suite: Suite) -> str | None:
     """A sentence on targets that were measured under other conditions than the suite's, None if there are none. Of
     targets that no [[measured]] speaks for, which somebody has stated, nothing is said."""
@@ -52,9 +67,10 @@ def measured_otherwise(suite: Suite) -> str | None:
         now = conditions(suite, of_problems)
         for table in suite.measured:
             shared = [spec for spec in of_problems.specs if spec in table["specs"] and spec in suite.targets]
-            keys = [key for key in {**now, **table} if key not in _INFORMS and table.get(key) != now.get(key)]
-            if shared and keys:
+            if shared and table.get("sha256") != _digest({"seeds": table.get("seeds"), **now}):
+                keys = [key for key in {**now, **table} if key not in _INFORMS and table.get(key) != now.get(key)]
                 words = ", ".join(f"{key} {_words(table, key)}, now {_words(now, key)}" for key in keys)
+                words = words or "its [[measured]] has been edited, too"
                 return f"{suite.name}: the target of {shared[0]} was measured for other settings ({words})"
     return None
 

@@ -107,7 +107,10 @@ def _notes(suite: Suite) -> list[str]:
 
 def frozen_text(found: Sequence[Measured], output_format: str) -> str:
     """The targets that were measured."""
-    return render([asdict(one) for one in found], MEASURED, output_format)
+    short = short_names(one.problem for one in found)
+    for_people = output_format not in ("json", "csv")
+    named = [asdict(one) | ({"problem": short[one.problem]} if for_people else {}) for one in found]
+    return render(named, MEASURED, output_format)
 
 
 def result_text(mine: Sequence[Run], others: Sequence[Run], output_format: str) -> str:

@@ -158,9 +158,18 @@ def test_an_update_that_needs_something_else_is_refused(tmp_path):
         extra_arguments(optimizer, 1, squares, jnp.ones(2), ())
 
 
+def test_a_function_that_takes_a_scheduled_rate_for_a_number_is_told_what_it_is(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import optax\ndef make(learning_rate):\n    return optax.sgd(float(learning_rate))\n")
+    optimizer = load_optimizer(f"{file}:make[schedule=cosine]")
+    with pytest.raises(OptimizerError, match="with a schedule the learning rate is a function of the step"):
+        extra_arguments(optimizer, 1, squares, jnp.ones(2), ())
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
+        ("./mine.py", "name its function too, such as ./mine.py:make"),
         ("adm", "did you mean 'adam'"),
         ("adam[b3=1]", "did you mean 'b"),
         ("adam[b1=true]", "should be a number"),

@@ -12,7 +12,14 @@ from gradbench.cli.main import invoke
 from gradbench.errors import PlanError
 from gradbench.suites import freeze
 from gradbench.suites.definition import load_suite, suite_from, suite_path
-from gradbench.suites.targets import Measured, conditions, measured_otherwise, unmeasured, with_targets, write_targets
+from gradbench.suites.targets import (
+    Measured,
+    measured_otherwise,
+    measured_under,
+    unmeasured,
+    with_targets,
+    write_targets,
+)
 
 HEAD = """\
 learning_rates = "1e-3:1" # of what is not named
@@ -88,6 +95,9 @@ def test_targets_that_were_measured_for_other_settings_are_told_by_name(key, val
     content["problems"][0][key] = value
     said = measured_otherwise(suite_from(content, "mine.toml", "mine"))
     assert said == f"quick: the target of quadratic_bowl was measured for other settings ({words})"
+    content["measured"][0][key] = value  # as replacing all in a file does
+    said = measured_otherwise(suite_from(content, "mine.toml", "mine"))
+    assert said.endswith("(its [[measured]] has been edited, too)")
 
 
 def test_targets_hang_on_the_dtype_and_the_references_space_and_not_on_other_optimizers():
@@ -98,6 +108,12 @@ def test_targets_hang_on_the_dtype_and_the_references_space_and_not_on_other_opt
         assert measured_otherwise(suite_from(content | {key: of}, "a.toml", "a"))
     more = content["optimizers"] + [{"specs": ["lion"], "learning_rates": "1e-4:1"}]
     assert measured_otherwise(suite_from(content | {"optimizers": more, "seeds": 3}, "a.toml", "a")) is None
+
+
+def test_a_setting_that_is_taken_out_is_told_too():
+    content = tomllib.loads(suite_path("deep-1").read_text())
+    del content["problems"][0]["batch_size"]
+    assert "batch_size 256, now none" in measured_otherwise(suite_from(content, "a.toml", "a").few)
 
 
 def test_stated_targets_and_those_of_a_part_of_the_problems_are_nobody_s_measurement():
@@ -163,7 +179,7 @@ def test_freeze_says_on_stderr_what_it_measures(tmp_path, capsys, monkeypatch):
 def test_a_built_in_suite_keeps_its_text_when_its_own_targets_are_written():
     suite = load_suite("core-1")
     found = [Measured(name, target, suite.holdout.get(name), "sgd", 0.1) for name, target in suite.targets.items()]
-    under = [{"specs": list(of.specs), "seeds": 20, **conditions(suite, of)} for of in suite.problems]
+    under = measured_under(suite, 20)
     words = [line.partition(" #")[0] for line in suite_path("core-1").read_text().splitlines()]
     made = with_targets(suite_path("core-1"), found, under, reduced=False)
     assert [line.partition(" #")[0] for line in made.splitlines()] == words

@@ -116,6 +116,8 @@ def test_an_optimizer_that_is_not_named_has_the_suite_s_space_or_the_given_one(t
     [known, new] = chosen_groups(suite, ["momentum", "adam"], TUNED, None)
     assert known.settings["learning_rates"] == "1e-3:0.1"
     assert new.settings["learning_rates"] == "1e-3:1"
+    [other] = chosen_groups(suite, ["momentum[nesterov=true]"], TUNED, None)  # a setting of one that it names
+    assert other.settings["learning_rates"] == "1e-3:0.1"
     [given] = chosen_groups(suite, ["adam"], TUNED, "1e-5:1e-2")
     assert given.settings["learning_rates"] == "1e-5:1e-2"
 

@@ -21,11 +21,13 @@ function ranked(place) {
 
 const digits = (value) => Number(value.toPrecision(2)).toString();
 
-// The distance from the best; a pointer on it shows the 95 % over all problems.
+// The distance from the best, over all problems or as many as it was run on; a pointer on it shows the 95 %.
 function spread(td, place) {
   if (!place) return void (td.textContent = "–");
   td.textContent = digits(place.distance);
   td.title = `${place.problems} problem${place.problems === 1 ? "" : "s"}`;
+  const most = Math.max(...rows().map((row) => (row.place ? row.place.problems : 0)));
+  if (!state.problem && place.problems < most) td.append(` on ${place.problems}`);
   if (!state.problem && place.low !== null) td.title += `, 95 %: ${digits(place.low)} to ${digits(place.high)}`;
 }
 
