@@ -40,6 +40,7 @@ FOLDERS = (
     "library",
     "cli",
 )
+SELDOM = {"scipy", "sklearn", "pandas", "optuna", "distributed", "torch"}  # packages
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "problems")
 
 
@@ -76,6 +77,15 @@ def test_a_folder_imports_only_from_those_left_of_it(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_file_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_what_few_runs_need_is_imported_where_it_is_needed():
+    """scipy.stats alone takes half a second of every command's start."""
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+                assert not {name.split(".")[0] for name in names} & SELDOM, path
 
 
 def test_no_test_file_is_long():
