@@ -40,6 +40,7 @@ FOLDERS = (
     "library",
     "cli",
 )
+SELDOM = {"scipy", "sklearn", "pandas", "optuna", "distributed", "torch"}  # packages
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "problems")
 
 
@@ -83,6 +84,15 @@ def test_no_function_is_long():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_what_few_runs_need_is_imported_where_it_is_needed():
+    """scipy.stats alone takes half a second of every command's start."""
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+                assert not {name.split(".")[0] for name in names} & SELDOM, path
 
 
 def test_no_test_file_is_long():

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from gradbench.analysis.summary import problem_trials, references, summarise, trials_of
 from gradbench.analysis.verdicts import Reference, common, floats, relative_gaps
@@ -121,7 +120,9 @@ def _agreement(row: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[float, 
         return 1.0, 1.0
     noise = 0.0
     if len(times) >= 4:
-        noise = 3 * float(scipy.stats.median_abs_deviation([math.log(t["ratio"]) for t in times], scale="normal"))
+        from scipy.stats import median_abs_deviation
+
+        noise = 3 * float(median_abs_deviation([math.log(t["ratio"]) for t in times], scale="normal"))
     least, most = min(t["least_ratio"] for t in group), max(t["most_ratio"] for t in group)
     return (least if math.log(least) > noise else 1.0), (most if math.log(most) < -noise else 1.0)
 
@@ -176,6 +177,8 @@ def _time_rows(olds: Sequence[Run], new: Run, notes: list[str]) -> list[dict[str
     if untimed:
         notes.append(f"step times not compared: no timings in {', '.join(untimed)} (--timing full records them)")
         return []
+    from scipy.stats import mannwhitneyu
+
     *before, after = map(by_key, (*olds, new))
     rows = []
     for key in after:
@@ -194,8 +197,8 @@ def _time_rows(olds: Sequence[Run], new: Run, notes: list[str]) -> list[dict[str
         rows.append(
             {
                 **_row(problem, optimizer, f"step time, {mode}", middle, float(np.median(b)), len(b)),
-                "worse_p": float(scipy.stats.mannwhitneyu(b, a, alternative="greater").pvalue),
-                "better_p": float(scipy.stats.mannwhitneyu(b, a, alternative="less").pvalue),
+                "worse_p": float(mannwhitneyu(b, a, alternative="greater").pvalue),
+                "better_p": float(mannwhitneyu(b, a, alternative="less").pvalue),
                 "least_ratio": min(ratios),
                 "most_ratio": max(ratios),
             }
@@ -280,14 +283,15 @@ def _outcomes(run: Run, problem: str, optimizer: str, to: Reference) -> dict[tup
 
 
 def _paired(problem: str, optimizer: str, what: str, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    from scipy.stats import wilcoxon
+
     floor = 1.0 if what == "steps to target" else 1e-16
     with np.errstate(divide="ignore", invalid="ignore"):
         change = np.log(np.maximum(after, floor)) - np.log(np.maximum(before, floor))
     change = np.nan_to_num(change, nan=0.0, posinf=1e3, neginf=-1e3)  # ranks only: beyond every finite change
     same = not change.any()
     worse, better = (
-        1.0 if same else float(scipy.stats.wilcoxon(change, alternative=side, method="auto").pvalue)
-        for side in ("greater", "less")
+        1.0 if same else float(wilcoxon(change, alternative=side, method="auto").pvalue) for side in ("greater", "less")
     )
     ratio = math.exp(min(float(np.median(change)), 500.0))
     row = _row(problem, optimizer, what, float(np.median(before)), float(np.median(after)), len(change))

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import scipy.stats
 
 from gradbench.archive.again import SHAKEN
 from gradbench.record.schema import COUNT, TABLES
@@ -89,8 +88,10 @@ class Judge:
     def of(cls, before: Cells, here: Cells, twins: Cells, noise: float, stride: int, drawn: int) -> Judge:
         """`before` is of the record and `here` of the replay, both with one value a cell; `noise` is the relative
         rounding of a step, `stride` the steps between two observations, `drawn` how many trials are compared."""
+        from scipy.stats import t
+
         every = sorted(before.keys() | here.keys(), key=lambda cell: (cell.step or 0, cell.name))
-        factor = float(scipy.stats.t.isf(FALSE_ALARM / (2 * drawn * len(every)), SHAKEN))
+        factor = float(t.isf(FALSE_ALARM / (2 * drawn * len(every)), SHAKEN))
         bounds = {cell: _bound(here[cell][0], twins.get(cell, ()), factor, noise) for cell in here}
         blurred = (c.step for c in here if c.name == "loss" and not bounds[c] <= BLURRED * abs(here[c][0]))
         horizon = min((step for step in blurred if step is not None), default=None)

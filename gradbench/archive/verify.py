@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow.compute as pc
-import scipy.stats
 
 from gradbench.archive import integrity
 from gradbench.archive.again import Pair, recorded_block
@@ -67,7 +66,9 @@ class Verification:
     def chance(self, changed: int) -> float:
         """The probability that the trials replayed have one of so many `changed` ones, of those that can be replayed,
         among them (hypergeometric)."""
-        return 1 - float(scipy.stats.hypergeom.pmf(0, self.replayable, min(changed, self.replayable), self.replayed))
+        from scipy.stats import hypergeom
+
+        return 1 - float(hypergeom.pmf(0, self.replayable, min(changed, self.replayable), self.replayed))
 
     @property
     def least_found(self) -> int | None:

@@ -264,6 +264,7 @@ class _Pairs:
         names, store = self.plan.pairs[number], self.writer.pair(number)
         self.watcher.pair_started(number, *names)
         pair = self.ahead.pop(number, None) or self._compile(number)
+        pa.array([])  # pyarrow's first imports pandas, where it is installed: while XLA compiles
         pair.ready()
         modes = () if store.has("timings") else modes_of_pair(self.plan, number)
         timings = Timings(pair, modes) if modes else None

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from gradbench.inputs.problem import Problem
-from gradbench.machine.internals import compiler_options
+from gradbench.machine.internals import compiler_options, quick_compile
 from gradbench.program.xla.jaxprs import equations
 from gradbench.program.xla.kind import FACTORISATIONS
 
@@ -67,5 +67,6 @@ def initialise(problem: Problem, devices: Sequence[jax.Device]) -> jax.stages.Wr
         )
         # XLA:CPU unrolls random bits into long programs: an mlp's take it two seconds to compile for speed.
         options = compiler_options(platform, xla_backend_optimization_level=1) if platform == "cpu" else {}
+        options |= quick_compile(platform)
         _initialisers[key] = jax.jit(spread, compiler_options=options)
     return _initialisers[key]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import threadpoolctl
 
 from gradbench.analysis.landscape import GRID, Landscape, landscape, valleys
 from gradbench.analysis.summary import PairSummary, at_settings, representative_rates, summarise
@@ -81,7 +82,8 @@ def landscape_views(
     # Most of it is XLA's compiling, which threads share out: the longest first, and what belongs to no picture apart.
     order = sorted(chosen.items(), key=lambda item: -item[1][0].info["problems"][item[0]]["parameters"])
     LOG.info("landscapes of %s", ", ".join(chosen))
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    # NumPy's own threads would only wait for one another beside these.
+    with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         views = {name: pool.submit(_view, name, *of, paths) for name, of in order}
         local = {name: pool.submit(_largest_at_start, name, *of) for name, of in order}
         for name, view in views.items():

@@ -22,6 +22,7 @@ from gradbench.program.spread import initialise, over_trials
 from gradbench.program.xla.products import as_products
 
 CALL_BYTES = 2**26  # of the params whose losses are found in one call
+TOGETHER = 8  # of them side by side: their products with the data are one, three times as fast
 
 
 class Replay(NamedTuple):
@@ -61,14 +62,16 @@ def flat_loss(problem: Problem, dtype: str):
 
 def losses_at(problem: Problem, plan: SweepPlan) -> Callable[[np.ndarray], np.ndarray]:
     """(N, P) flat params -> (N,) losses of all the data, with the plan's arithmetic: one program, whatever N is."""
-    loss = as_products(flat_loss(problem, plan.dtype), jax.default_backend())
+    platform = jax.default_backend()
+    losses = over_trials(as_products(flat_loss(problem, plan.dtype), platform), (0, None), platform)
     with numerics(plan.dtype, plan.precision):
         data, wide = cast(problem.plain.data, plan.dtype), jnp.promote_types(jnp.float32, plan.dtype)
-    options = quick_compile(jax.default_backend())
 
-    @partial(jax.jit, compiler_options=options)
+    @partial(jax.jit, compiler_options=quick_compile(platform))
     def program(points: jax.Array, data: Data) -> jax.Array:
-        return jax.lax.map(lambda point: loss(point, data).astype(wide), points)
+        rows, size = points.shape
+        groups = points.reshape(-1, TOGETHER if rows % TOGETHER == 0 else 1, size)
+        return jax.lax.map(lambda group: losses(group, data).astype(wide), groups).reshape(rows)
 
     def evaluate(points: np.ndarray) -> np.ndarray:
         rows = at_once(points.shape[1])
@@ -83,7 +86,8 @@ def losses_at(problem: Problem, plan: SweepPlan) -> Callable[[np.ndarray], np.nd
 
 def at_once(size: int) -> int:
     """How many flat params of `size` numbers `losses_at` takes in one call of its program."""
-    return int(np.clip(CALL_BYTES // (8 * size), 1, 1024))
+    rows = int(np.clip(CALL_BYTES // (8 * size), 1, 1024))
+    return rows if rows < TOGETHER else rows - rows % TOGETHER
 
 
 def replay(

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 
 CONFIDENCE = 0.95
 POWER = 0.8  # with which the least difference that could have been seen would have been
@@ -39,7 +38,7 @@ class Estimate(NamedTuple):
             return 1.0
         if self.error == 0:
             return float(self.value == 0)
-        return float(2 * scipy.stats.t.sf(abs(self.value) / self.error, self.freedom))
+        return float(2 * _student().sf(abs(self.value) / self.error, self.freedom))
 
     @property
     def detectable(self) -> float:
@@ -47,7 +46,14 @@ class Estimate(NamedTuple):
         return (self._quantile((1 + CONFIDENCE) / 2) + self._quantile(POWER)) * self.error
 
     def _quantile(self, of: float) -> float:
-        return 0.0 if self.error == 0 else float(scipy.stats.t.ppf(of, self.freedom))
+        return 0.0 if self.error == 0 else float(_student().ppf(of, self.freedom))
+
+
+def _student() -> Any:
+    """Student's distribution. Imported where it is used, as scipy.stats is everywhere: it takes half a second."""
+    from scipy.stats import t
+
+    return t
 
 
 def mean_of_strata(strata: Sequence[np.ndarray]) -> Estimate:
