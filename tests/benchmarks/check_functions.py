@@ -1,7 +1,7 @@
 """Who catches what in functions: this check, allclose at torch.testing's tolerances, jax.test_util.check_grads.
 
-    python tests/benchmarks/check_functions.py [--dtype float32 ...] [--family softmax ...] [--seeds 120]
-        [--out results/reference/check/functions.json]
+    python tests/benchmarks/check_functions.py [--dtype float32 ...] [--family softmax ...] [--right]
+        [--seeds 124] [--out results/reference/check/functions.json]
 
 The functions of function_faults.py in four dtypes. The other two get what a test of a kernel mostly has: one random
 input, every size 64; allclose compares values and gradients with the reference's in the same dtype. A miss of this
@@ -34,6 +34,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 # rtol, atol of torch.testing.assert_close (its documentation's table).
 TOLERANCES = {"float64": (1e-7, 1e-7), "float32": (1.3e-6, 1e-5), "bfloat16": (1.6e-2, 1e-5), "float16": (1e-3, 1e-5)}
 SIZE = 64
+FIRST = 3  # seeds are the check's own before
 SHAPES = 8  # of the random sizes, 1 to SIZE, of the right functions
 COMMAND = "python tests/benchmarks/check_functions.py"
 
@@ -98,28 +99,35 @@ def sessions(family: Family, functions: list, dtype: str):
     return made, source
 
 
-def over_seeds(family: Family, function, dtype: str, seeds: int) -> dict:
-    """A right function at SHAPES random sizes, its base sizes first, with so many more random inputs in all."""
+def over_seeds(family: Family, function, dtype: str, seeds: range) -> dict:
+    """A right function at SHAPES random sizes, its base sizes first, with one more random input for each seed."""
     (session,), source = sessions(family, [function], dtype)
     generator = np.random.default_rng(7)
     shapes = [source.base()]
     while len(shapes) < SHAPES:
         sizes = {letter: int(2 ** generator.uniform(0, np.log2(SIZE))) for letter in source.letters}
         shapes += [sizes] if source.allows(sizes) else []
-    for seed in range(3, 3 + seeds):
-        expected = session.reference.at(
-            source.case(shapes[seed % SHAPES], "random", seed), session.layout, session.device
-        )
+    for seed in seeds:
+        case = source.case(shapes[seed % SHAPES], "random", FIRST + seed)
+        expected = session.reference.at(case, session.layout, session.device)
         session.judge("value", session.how, expected)
         session.derivatives(expected)
     found = session.findings
     return {
+        "seeds": seeds.stop,
         "shapes": [list(sizes.values()) for sizes in shapes],
         "judged": len(found),
         "accused": sum(f.verdict == "FAIL" for f in found),
         "undecided": sum(f.verdict == "INCONCLUSIVE" for f in found),
         "largest_error_that_passed": max((f.off for f in found if f.verdict == "PASS"), default=0.0),
     }
+
+
+def added(before: dict, more: dict) -> dict:
+    """Counts of more seeds on top of those that were counted before."""
+    counts = ("judged", "accused", "undecided")
+    largest = max(before.get("largest_error_that_passed", 0.0), more["largest_error_that_passed"])
+    return more | {key: before.get(key, 0) + more[key] for key in counts} | {"largest_error_that_passed": largest}
 
 
 def seen(family: Family, function, dtype: str) -> tuple[float, float]:
@@ -213,7 +221,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", action="append", choices=DTYPES)
     parser.add_argument("--family", action="append", choices=[family.name for family in FAMILIES])
-    parser.add_argument("--seeds", type=int, default=120)
+    parser.add_argument("--right", action="store_true", help="no faults: what --out does not hold of right functions")
+    parser.add_argument("--seeds", type=int, default=124)
     parser.add_argument("--out", type=Path)
     choice = parser.parse_args()
     rows = json.loads(choice.out.read_text())["rows"] if choice.out and choice.out.exists() else []
@@ -222,7 +231,7 @@ def main() -> int:
         for family in FAMILIES:
             if choice.family and family.name not in choice.family:
                 continue
-            for kind in (family.right, family.faults):
+            for kind in (family.right,) if choice.right else (family.right, family.faults):
                 for name, function in kind.items():
                     if (family.name, name, dtype) in done:
                         continue
@@ -233,8 +242,12 @@ def main() -> int:
         (family.name, name): (family, function) for family in FAMILIES for name, function in family.right.items()
     }
     for row in rows:
-        if row["right"] and "over_seeds" not in row and row["dtype"] in (choice.dtype or DTYPES):
-            row["over_seeds"] = over_seeds(*functions[row["family"], row["name"]], row["dtype"], choice.seeds)
+        before = row.get("over_seeds", {"seeds": 0})
+        if row["right"] and before["seeds"] < choice.seeds and row["dtype"] in (choice.dtype or DTYPES):
+            if choice.family and row["family"] not in choice.family:
+                continue
+            seeds = range(before["seeds"], choice.seeds)
+            row["over_seeds"] = added(before, over_seeds(*functions[row["family"], row["name"]], row["dtype"], seeds))
             print(row["family"], row["name"], row["dtype"], row["over_seeds"], flush=True)
             write(choice.out, rows)
     print(markdown(summary(rows)))

@@ -119,10 +119,10 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
             made.append(program)
         program = made[0]
         settings = program.settings({"learning_rate": np.zeros(LANES)})
-        none = program.place(np.zeros(LANES, np.int32))
+        keys, none = program.place(np.zeros(LANES, np.uint32)), program.place(np.zeros(LANES, np.int32))
         state = program.begin(_lanes(params), settings)
-        state, rows = program.advance(state, settings, none.astype(jnp.uint32), none, program.laid_out(data))
-        return rows.loss[-1, 1], _lane(state.opt_state)
+        state, rows = program.advance(state, settings, keys, none, program.laid_out(data))
+        return np.asarray(rows.loss)[-1, 1], _lane(state.opt_state)
 
     return runner
 
