@@ -5,7 +5,8 @@
 harness: a whole sweep (queue, events, curves, progress) over its compiled program called bare as often, 64 learning
 rates of sgd, long trials. retirement: a sweep of five decades of learning rates, three of which diverge, with
 --no-retire over without. layout: a network written with examples as rows, over the mlp file's, which has them as
-columns. scale: the sweep's seconds per trial-step, from 64 trials to a million, over those of 64.
+columns. loops: an LSTM whose loop keeps all that its derivative needs, over one that keeps what is dear to make
+(program/xla/loops.py). scale: the sweep's seconds per trial-step, from 64 trials to a million, over those of 64.
 Medians of interleaved rounds; ratios of one run.
 """
 
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,7 @@ from gradbench.machine.devices import find_devices
 from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block
 from gradbench.program.program import Program, Trial, numerics
+from gradbench.program.xla import products
 from gradbench.record.parts import PairStore
 from gradbench.record.store import write_json
 from gradbench.tables import FORMATS, Column, render
@@ -132,6 +135,10 @@ def main() -> None:
     in_rows, in_columns = (Pair("mlp", rates, steps, loss=loss) for loss in (by_rows, None))
     row = ratio(options.rounds, in_rows.sweep, in_columns.sweep)
     rows.append({"what": "examples as rows over as columns", "case": "mlp"} | row)
+    with mock.patch.object(products, "has_cheap_values", return_value=False):
+        everything = Pair("lstm", "1e-3:1e-1:8", 100)
+    row = ratio(options.rounds, everything.sweep, Pair("lstm", "1e-3:1e-1:8", 100).sweep)
+    rows.append({"what": "loops keep all over what is dear", "case": "lstm"} | row)
     base = Pair("quadratic_bowl", f"1e-4:1e-3:{SCALE[0]}", 100)
     for count in [count for count in SCALE if count <= options.most]:
         pair = Pair("quadratic_bowl", f"1e-4:1e-3:{count}", 100)

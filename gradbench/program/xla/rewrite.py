@@ -33,12 +33,12 @@ import numpy as np
 from jax.core import Tracer
 
 from gradbench.program.xla.jaxprs import (
-    REMATERIALISED,
     bind,
     called,
     equations,
     evaluate,
     is_literal,
+    kept_apart,
     nested,
     open_jaxpr,
     with_bodies,
@@ -101,7 +101,7 @@ class _Rewrite:
     def results(self, equation: Any, operands: list[Any], transcendental: set[Any]) -> Sequence[Any]:
         """What an equation gives; `transcendental` are the variables before it that take exps or the like to make."""
         primitive, params = equation.primitive, equation.params
-        inner = None if primitive.name in REMATERIALISED else called(equation, operands)
+        inner = None if kept_apart(equation) else called(equation, operands)
         if inner is not None:
             return self.run(*inner)
         if self.products and primitive.name == "transpose":
