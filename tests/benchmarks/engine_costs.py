@@ -5,7 +5,9 @@
 harness: a whole sweep (queue, events, curves, progress) over its compiled program called bare as often, 64 learning
 rates of sgd, long trials. retirement: a sweep of five decades of learning rates, three of which diverge, with
 --no-retire over without. layout: a network written with examples as rows, over the mlp file's, which has them as
-columns. scale: the sweep's seconds per trial-step, from 64 trials to a million, over those of 64.
+columns. rewritings: a sweep without one, over with it: of an LSTM, whose loop then keeps all that its derivative needs,
+and of a matrix factorisation, whose rows are then kept (program/xla/loops.py, rewrite.py). scale: the sweep's seconds
+per trial-step, from 64 trials to a million, over those of 64.
 Medians of interleaved rounds; ratios of one run.
 """
 
@@ -19,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +36,7 @@ from gradbench.machine.devices import find_devices
 from gradbench.machine.environment import environment
 from gradbench.program.block import choose_block
 from gradbench.program.program import Program, Trial, numerics
+from gradbench.program.xla import products, rewrite
 from gradbench.record.parts import PairStore
 from gradbench.record.store import write_json
 from gradbench.tables import FORMATS, Column, render
@@ -44,11 +48,17 @@ HARNESS = {
     "logistic_regression": (20000, "1e-3:1e-1:64"),
     "mlp": (200, "1e-3:1e-1:64"),
 }
+FACTORISATION = "matrix_factorisation[users=5000,items=3000,rank=32,ratings=200000]"
 # Steps and learning rates of sweeps whose trials are many, or long.
 RETIREMENT = [
     ("quadratic_bowl", 1000, "1e-2:1e3:16384"),
     ("quadratic_bowl", 10000, "1e-2:1e3:2048"),
     ("linear_regression", 1000, "1e-2:1e3:2048"),
+]
+# What is compared, the problem, learning rates, and the condition of the rewriting that is left out.
+REWRITINGS = [
+    ("all kept for a loop's derivative over what is dear", "lstm", "1e-3:1e-1:8", products, "has_cheap_values"),
+    ("rows kept over looked up again", FACTORISATION, "50:5000:8", rewrite, "_looked_up_again"),
 ]
 SCALE = (64, 1024, 16384, 131072, 1000000)
 
@@ -132,6 +142,11 @@ def main() -> None:
     in_rows, in_columns = (Pair("mlp", rates, steps, loss=loss) for loss in (by_rows, None))
     row = ratio(options.rounds, in_rows.sweep, in_columns.sweep)
     rows.append({"what": "examples as rows over as columns", "case": "mlp"} | row)
+    for what, case, rates, module, condition in REWRITINGS:
+        with mock.patch.object(module, condition, return_value=False):
+            without = Pair(case, rates, 100)
+        row = ratio(options.rounds, without.sweep, Pair(case, rates, 100).sweep)
+        rows.append({"what": what, "case": case} | row)
     base = Pair("quadratic_bowl", f"1e-4:1e-3:{SCALE[0]}", 100)
     for count in [count for count in SCALE if count <= options.most]:
         pair = Pair("quadratic_bowl", f"1e-4:1e-3:{count}", 100)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradbench.errors import GradbenchWarning, PlanError
-from gradbench.program.xla import switch
+from gradbench.program.xla import rewrite, switch
 from gradbench.program.xla.jaxprs import equations
 from gradbench.program.xla.products import as_products
 from gradbench.program.xla.rewrite import rewritten
@@ -144,6 +144,26 @@ def test_a_gpu_is_told_where_each_place_gets_one_term(places):
     found = [e for e in equations(jax.make_jaxpr(changed)(x)) if e.primitive.name == "scatter-add"]
     assert [e.params["unique_indices"] for e in found] == [places == "labels"]
     np.testing.assert_array_equal(changed(x), gradient(x))
+
+
+def test_on_a_cpu_rows_of_a_table_are_looked_up_again_where_they_are_many(monkeypatch):
+    users, items = (jnp.asarray(np.random.default_rng(0).integers(5, size=60)) for _ in range(2))
+
+    def loss(x):
+        return jnp.sum(jnp.sum(x[users] * x[items], axis=1) ** 2)
+
+    def lookups(function):
+        return sum(e.primitive.name == "gather" for e in equations(jax.make_jaxpr(function)(X)))
+
+    gradient = jax.grad(loss)
+    assert lookups(rewritten(gradient, "cpu")) == lookups(gradient) == 2  # 720 bytes each
+    monkeypatch.setattr(rewrite, "_CACHES", 700)
+    assert lookups(rewritten(gradient, "gpu")) == 2
+    assert lookups(rewritten(gradient, "cpu")) == 4
+    np.testing.assert_array_equal(rewritten(gradient, "cpu")(X), gradient(X))
+    few = jax.grad(lambda x: jnp.sum(x[users[:9]] ** 3))  # not twice the table
+    monkeypatch.setattr(rewrite, "_CACHES", 0)
+    assert lookups(rewritten(few, "cpu")) == lookups(few) == 1
 
 
 def test_rewriting_can_be_switched_off_and_the_record_says_so(monkeypatch, sweep):

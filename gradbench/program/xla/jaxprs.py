@@ -192,6 +192,11 @@ def called(equation: Any, ins: list[Any]) -> tuple[Any, list[Any], list[Any]] | 
     return None
 
 
+def kept_apart(equation: Any) -> bool:
+    """Whether what an equation calls is computed again on purpose, and XLA must not find that out."""
+    return equation.primitive.name in REMATERIALISED and equation.params["prevent_cse"]
+
+
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
     """(constants, carried values) of a scan."""
     if "num_consts" in params:

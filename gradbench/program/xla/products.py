@@ -5,7 +5,8 @@ step of a compiled sweep is, takes 5 to 20 times what its arithmetic does; sever
 one, which it takes one group after another, and which JAX cannot always batch. A product of a sequence's activations,
 of three axes, with a weight is transposed first, and so are its derivatives.
 
-So a loss is rewritten before it is differentiated, and its derivatives and batches are made of products as well. A
+So a loss is rewritten before it is differentiated, and its derivatives and batches are made of products as well (and
+its loops keep less for them: loops.py). A
 convolution is a product of the windows' entries, side by side, with the kernel (im2col; Chellapilla, Puri and Simard,
 High Performance Convolutional Neural Networks for Document Processing, 2006). The entries of strided windows are taken
 from the phases of the image, each without gaps, since the derivative of a slice with gaps is a padding with gaps, which
@@ -28,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from gradbench.program.xla.jaxprs import PLAIN_CALLS, bind, called, equations, evaluate, open_jaxpr, with_bodies
+from gradbench.program.xla.loops import has_cheap_values, keep_less
 from gradbench.program.xla.switch import enabled
 
 _MAX_TAPS = 128  # entries of a window, over its axes: more would make a long program
@@ -36,11 +38,11 @@ _MAX_WINDOWS = 2**26  # bytes of all windows' entries side by side: beyond, one 
 
 def as_products(function: Callable[..., Any], platform: str) -> Callable[..., Any]:
     """`function`, of pytrees of arrays, with its convolutions as products of matrices on a CPU and a GPU, on a CPU also
-    its products of several axes; itself elsewhere and where rewriting is off. Calls, loops and branches inside are
-    included; what is under jax.checkpoint or has a rule of its own stays as it is."""
+    its products of several axes, and loops that keep less; itself elsewhere and where rewriting is off. Calls, loops
+    and branches inside are included; what is under jax.checkpoint or has a rule of its own stays as it is."""
     if platform not in ("cpu", "gpu") or not enabled():
         return function
-    of = functools.partial(_as_product, several_axes=platform == "cpu")
+    of = functools.partial(_instead, on_cpu=platform == "cpu")
 
     @functools.wraps(function)
     def changed(*args: Any) -> Any:
@@ -53,28 +55,32 @@ def as_products(function: Callable[..., Any], platform: str) -> Callable[..., An
     return changed
 
 
-AsProduct = Callable[[Any], Callable[..., jax.Array] | None]
+Change = Callable[[Callable[..., Any], list[Any]], list[Any]]
 
 
-def _as_product(equation: Any, several_axes: bool) -> Callable[..., jax.Array] | None:
-    """What makes an equation's result of its operands by products of matrices; None for what stays as it is."""
-    name = equation.primitive.name
-    if several_axes and name == "dot_general" and _several_axes(equation):
-        return functools.partial(_product, equation.params)
-    convolution = _Convolution.of(equation) if name == "conv_general_dilated" else None
-    return None if convolution is None else functools.partial(_convolved, convolution, equation.params)
+def _instead(equation: Any, on_cpu: bool) -> Change | None:
+    """What makes an equation's results of its operands, and of `step`, by which the equations inside it are taken; None
+    for what stays as it is."""
+    name, params = equation.primitive.name, equation.params
+    if name == "conv_general_dilated" and (convolution := _Convolution.of(equation)) is not None:
+        return lambda _, operands: [_convolved(convolution, params, *operands)]
+    if on_cpu and name == "dot_general" and _several_axes(equation):
+        return lambda _, operands: [_product(params, *operands)]
+    if on_cpu and name == "scan" and has_cheap_values(equation):
+        return functools.partial(keep_less, equation)
+    return None
 
 
-def _step(of: AsProduct, equation: Any, operands: list[Any]) -> Sequence[Any]:
+def _step(of: Callable[[Any], Change | None], equation: Any, operands: list[Any]) -> Sequence[Any]:
     """The results of an equation."""
     step = functools.partial(_step, of)
     if equation.primitive.name in PLAIN_CALLS:
         inner = called(equation, operands)
         assert inner is not None
         return evaluate(*inner, step)
-    if product := of(equation):
+    if change := of(equation):
         with equation.ctx.manager:
-            return [product(*operands)]
+            return change(step, operands)
     return bind(equation, operands, with_bodies(equation, lambda body, args: evaluate(*open_jaxpr(body), args, step)))
 
 
