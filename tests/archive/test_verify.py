@@ -173,7 +173,7 @@ def test_another_problem_file_is_found_whatever_is_drawn_and_left_out_trials_are
     assert found.holds
     assert (found.trials, found.replayable) == (40, 20)
     assert found.chance(1) == pytest.approx(found.replayed / 20)
-    assert "of the 20 trials left out nothing is said" in str(found)
+    assert "nothing is known of the 20 trials left out" in str(found)
     (tmp_path / "chaos.py").write_text(LOGISTIC_MAP + "# another")
     himmelblau = next(seed for seed in range(99) if drawn_trials(np.arange(40), 1, seed)[0] >= 20)
     found = gradbench.verify(run, sample=1, seed=himmelblau)
