@@ -220,7 +220,7 @@ def suite_from(values: Mapping[str, Any], where: str, name: str) -> Suite:
     """A suite from its TOML's content."""
     settings = {key: value for key, value in values.items() if key not in _TABLES | _OF_SUITE}
     if taken := settings.keys() & _OTHERS:
-        raise PlanError(f"{where}: {min(taken)} is no setting of a suite (it has problems, optimizers and targets)")
+        raise PlanError(f"{where}: {min(taken)} is not a setting of a suite (it has problems, optimizers and targets)")
     targets, holdout = (checks.losses(f"{where}: {key}", values.get(key, {})) for key in ("targets", "holdout"))
     problems = _groups(values, "problems", _OF_PROBLEMS, where)
     optimizers = _groups(values, "optimizers", _OF_OPTIMIZERS, where)

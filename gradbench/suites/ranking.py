@@ -117,7 +117,7 @@ def _exponentials(of: Estimate) -> tuple[float, float | None, float | None]:
 
 
 def _rank_intervals(found: Table) -> dict[str, tuple[int, int]]:
-    """The best and the worst rank of each that the differences shown leave."""
+    """The best and the worst rank of each that the differences shown leave possible."""
     places = dict.fromkeys(found, (1, len(found)))
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(GradbenchError):  # no two share a problem

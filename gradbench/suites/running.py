@@ -43,7 +43,7 @@ def run_suite(
     found: list[Run] = []
     if reduced is None and (reduced := _lacks_device(suite, device)):
         text = f"{suite.name} is meant for a {suite.meant_for}, which is not here: its steps, trials and seeds are few"
-        warnings.warn(f"{text}, and its answers a look only", GradbenchWarning, stacklevel=2)
+        warnings.warn(f"{text}, and its answers only a preview", GradbenchWarning, stacklevel=2)
     for ruleset, plan in suite.plans(problems, optimizers, bool(reduced)):
         mark = suite.mark(ruleset, bool(reduced))
         plan = dataclasses.replace(plan, device=device)
