@@ -299,9 +299,7 @@ class Driver:
         if not modes or self.workers.alone():
             return modes
         if not self.untimed:
-            text = (
-                "nothing is timed: workers may share the cores of a machine; local:1, a worker a machine or a GPU does"
-            )
+            text = "nothing is timed: workers may share the cores of a machine; local:1, or one worker per machine or GPU, is timed"
             warnings.warn(text, GradbenchWarning, stacklevel=2)
         self.untimed = True
         return ()
