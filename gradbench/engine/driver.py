@@ -299,7 +299,10 @@ class Driver:
         if not modes or self.workers.alone():
             return modes
         if not self.untimed:
-            text = "nothing is timed: workers may share the cores of a machine; local:1, or one worker per machine or GPU, is timed"
+            text = (
+                "nothing is timed: workers may share the cores of a machine; "
+                "with local:1, or one worker per machine or GPU, it is"
+            )
             warnings.warn(text, GradbenchWarning, stacklevel=2)
         self.untimed = True
         return ()
