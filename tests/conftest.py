@@ -68,6 +68,7 @@ def compile_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(program, "loop_options", options)
     monkeypatch.setattr(spread, "compiler_options", options)  # of the starts
+    monkeypatch.setattr(*quick.OBSERVE)
 
 
 @pytest.fixture

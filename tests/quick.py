@@ -36,13 +36,18 @@ def compile_little() -> dict[str, bool | int]:
     return compiler_options("cpu", **wanted, xla_cpu_parallel_codegen_split_count=1)
 
 
+def jit_quickly(function: Callable[..., Any], **settings: Any) -> jax.stages.Wrapped:
+    return jax.jit(function, compiler_options=compile_little(), **settings)
+
+
 @cache
 def _observe() -> jax.stages.Wrapped:
-    return jax.jit(inspect.unwrap(events.observe), donate_argnums=0, compiler_options=compile_little())
+    return jit_quickly(inspect.unwrap(events.observe), donate_argnums=0)
 
 
+OBSERVE = (pair, "_observe", lambda _: _observe())  # two fifths of the compiling of a small sweep
 SETTINGS = (
-    (pair, "_observe", lambda _: _observe()),  # two fifths of the compiling of a small sweep
+    OBSERVE,
     (driver, "TIMED", TIMED | {"full": TIMED["batched"]}),
     (runner, "measure_limits", made_up_limits),
     (units, "measure_limits", made_up_limits),

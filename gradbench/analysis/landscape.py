@@ -103,7 +103,7 @@ def _paths(
 
 
 def _cut(path: dict[str, Any], centre: np.ndarray, reach: np.ndarray) -> dict[str, Any]:
-    """The path up to where it leaves the picture for good reason: far away, or not finite."""
+    """The path up to where it leaves the picture: far away, or not finite."""
     place = np.stack([path["x"], path["y"]], axis=1)
     stays = np.isfinite(place).all(axis=1) & (np.abs(place - centre) <= FAR * reach).all(axis=1)
     end = len(stays) if stays.all() else int(np.argmin(stays))

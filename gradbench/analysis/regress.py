@@ -334,5 +334,5 @@ def regress_text(comparison: Comparison, output_format: str) -> str:
     answer = "regressed" if comparison.regressed else "no regression"
     answer = f"{answer}: {found}, where {comparison.max_slowdown:g}× is allowed"
     if not comparison.allow_missing and counts["missing"] + counts["added"]:
-        answer += "; --allow-missing lets pairs come and go"
+        answer += "; --allow-missing accepts pairs that only one side has"
     return "\n".join([text, "", *note_lines(comparison.notes, output_format), answer])

@@ -310,13 +310,13 @@ def _points(trials: pa.Table, axes: Sequence[str], solo_step_s: float | None, to
 
 def resolution(trials: pa.Table, to: Reference, dtype: str) -> float:
     """The relative gap under which a problem's trials are not told apart. Over a minimum, rounding alone; another
-    reference is itself a trial's end or somebody's wish, so 1 % of the first gap."""
+    reference is the end of a trial or a stated target, so 1 % of the first gap."""
     floor = rounding_floor(trials, to, dtype)
     return floor if to.kind == "minimum" else max(floor, 0.01)
 
 
 def representative_rates(pair: PairSummary) -> dict[float, str]:
-    """Learning rates that teach: too small, right, too large, diverging, as far as the pair has them."""
+    """Representative learning rates: too small, right, too large, diverging, as far as the pair has them."""
     if pair.best is None:
         smallest = pair.rates[0]
         return {smallest.learning_rate: "diverging" if "diverged" in smallest.verdicts else "too small"}

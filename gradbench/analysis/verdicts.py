@@ -164,7 +164,7 @@ def judged(trials: pa.Table, curves: pa.Table, to: Reference, target: float, dty
         words = np.where(keep, recorded, words)
     steps = columns["steps_to_target"]
     if to.kind == "best found":
-        steps = np.where(words == "converged", steps, np.nan)  # while still going down it is nobody's target
+        steps = np.where(words == "converged", steps, np.nan)  # its own end is no target while it is still going down
     steps = pa.array(np.nan_to_num(steps, nan=-1).astype(np.int64), mask=np.isnan(steps))
     for name, values in (("verdict", pa.array(words.astype(object), pa.string())), ("steps_to_target", steps)):
         trials = trials.set_column(trials.schema.get_field_index(name), name, values)

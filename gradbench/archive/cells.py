@@ -86,7 +86,7 @@ class Judge:
 
     @classmethod
     def of(cls, before: Cells, here: Cells, twins: Cells, noise: float, stride: int, drawn: int) -> Judge:
-        """`before` is of the record and `here` of the replay, both with one value a cell; `noise` is the relative
+        """`before` is of the record and `here` of the replay, both with one value per cell; `noise` is the relative
         rounding of a step, `stride` the steps between two observations, `drawn` how many trials are compared."""
         from scipy.stats import t
 

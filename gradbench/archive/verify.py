@@ -164,9 +164,9 @@ def _record_notes(run: Run) -> list[str]:
             f"the run is {run.info['state']}: of its plan's {run.plan.trials:,} trials those that have finished"
         )
     elif record_digest(run.path) is None:
-        notes.append("no manifest: the record is of before there were any")
+        notes.append("no manifest: the record was made before gradbench wrote them")
     if run.timings.num_rows or run.sharpness.num_rows:
-        notes.append("timings and sharpness are not replayed: the manifest alone speaks for them")
+        notes.append("timings and sharpness are not replayed: only the manifest vouches for them")
     return notes
 
 
@@ -291,7 +291,7 @@ def _answer(found: Verification) -> str:
     if least > 1:
         odds += f", one of {least:,} changed ones ({100 * least / found.replayable:.3g} %) with 95 %"
     if found.replayable < found.trials:
-        odds += f"; of the {found.trials - found.replayable:,} trials left out nothing is said"
+        odds += f"; nothing is known of the {found.trials - found.replayable:,} trials left out"
     return f"{head} {drawn}; {odds}"
 
 

@@ -76,7 +76,7 @@ def verify(
     except (
         GradbenchError
     ) as error:  # a record that can only be read, or a damaged verified.json: no answer of the record
-        note(f"the answer is not kept: {error}")
+        note(f"the result is not saved: {error}")
     return 0 if found.holds else 1
 
 

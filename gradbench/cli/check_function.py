@@ -107,7 +107,7 @@ def _cases(target: str, against: str | None, modules: dict[str, Any]) -> Inputs:
         if callable(found):
             return found
     raise PlanError(
-        f"{target}: with what is it called? Give its arrays, --args 'x: f32[n,d], w: f32[d,k]', or write cases(key) "
+        f"{target}: its arguments are missing. Give its arrays, --args 'x: f32[n,d], w: f32[d,k]', or write cases(key) "
         "in its file, which returns a tuple of arguments"
     )
 

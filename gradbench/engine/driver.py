@@ -300,7 +300,8 @@ class Driver:
             return modes
         if not self.untimed:
             text = (
-                "nothing is timed: workers may share the cores of a machine; local:1, a worker a machine or a GPU does"
+                "nothing is timed: workers may share the cores of a machine; "
+                "with local:1, or one worker per machine or GPU, it is"
             )
             warnings.warn(text, GradbenchWarning, stacklevel=2)
         self.untimed = True

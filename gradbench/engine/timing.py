@@ -31,7 +31,7 @@ BUDGET_SECONDS = 20.0  # of one measurement; slow steps get fewer samples, and t
 
 
 class _CacheHitCounter(threading.local):
-    """What this thread has heard of JAX's compilation cache."""
+    """How often this thread loaded a program from JAX's compilation cache."""
 
     count = 0
 

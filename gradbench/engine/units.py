@@ -206,7 +206,7 @@ class _Loaded:
     def __init__(self, job: Job):
         self.job, self.devices = job, find_devices(job.plan.device)
         if what := misfit(job.began, job.plan.device, job.plan.precision):
-            raise RunError(f"the run {what}; that worker is of no use to it")
+            raise RunError(f"the run {what}; that worker cannot run its units")
         self.problems: dict[str, Problem] = {}
         self.pairs: dict[int, CompiledPair] = {}
         self.compiler, self.lock = Compiler(), threading.Lock()

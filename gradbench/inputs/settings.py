@@ -93,7 +93,7 @@ class SweepSettings:
     )
     search: str | None = _setting(
         None,
-        "Try some points only, of each pair: refine (a coarse grid, then finer around the best, to a factor of 1.1 or "
+        "Try only some points of each pair: refine (a coarse grid, then finer around the best, to a factor of 1.1 or "
         "refine:1.05), halving (of the design, only one in 3, or halving:4, goes on at each rung), or optuna (also "
         "optuna:cmaes). range-test is one trial whose rate rises from the lowest to the highest.",
         checks.or_none(lambda name, text: checks.as_written(read_search, text)),
@@ -112,7 +112,7 @@ class SweepSettings:
     )
     seeds: int = _setting(
         None,
-        f"Trials of each learning rate, from seeds 0, 1, ...: {SEEDS} if not given; with --until at the most so many, "
+        f"Trials of each learning rate, from seeds 0, 1, ...: {SEEDS} if not given; with --until at most that many, "
         f"{races.SEEDS} if not given.",
         checks.or_none(checks.whole(1, 2**31 - 1)),
     )

@@ -273,7 +273,7 @@ def standing(
     if among:
         return place_among(mine, _records(tuple(among), results))
     if not mine[0].info.get("suite"):
-        raise GradbenchError(f"{mine[0].id}: is of no suite; give the records to stand among, among=")
+        raise GradbenchError(f"{mine[0].id}: belongs to no suite; give the records to compare it with, among=")
     return place_among(mine, archived(mine))
 
 

@@ -29,7 +29,7 @@ FORMS = "tcp://host:8786, tls://host:8786, local:4 or slurm:cluster.toml"
 SCHEDULER = {"allowed_failures": 0, "dashboard": False, "dashboard_address": ":0"}
 LOOPBACK = ("localhost", "[::1]")
 RECONNECT_SECONDS = 60  # for a scheduler that is gone to be back
-LOOK_SECONDS = 1.0  # between two questions to the scheduler
+LOOK_SECONDS = 1.0  # between two requests to the scheduler
 
 
 def connect(address: str, device: str | None = None) -> Cluster:
@@ -206,7 +206,7 @@ class Cluster(Workers):
         return len(self._fit())
 
     def alone(self) -> bool:
-        """On a CPU a machine's only worker is; an accelerator has one worker by rule."""
+        """On a CPU where there is one worker per machine; always on an accelerator, where that is the rule."""
         fit = self._fit().values()
         return self._terms[0]["platform"] != "cpu" or len({worker["host"] for worker in fit}) == len(fit)
 

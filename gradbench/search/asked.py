@@ -25,7 +25,7 @@ class Asked:
         return cls(settings, np.array(list(seeds) * len(points), np.int64), [why] * len(every))
 
 
-# Yields what it asks for and is sent the scores of those trials, (N,); the same scores lead to the same questions.
+# Yields what it asks for and is sent the scores of those trials, (N,); the same scores lead to the same trials.
 Searching = Generator[Asked, np.ndarray, None]
 
 

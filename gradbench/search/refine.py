@@ -2,8 +2,9 @@
 
 From the best point the neighbours along each axis are tried, a step to each side; the best of all is gone on from, and
 where none is better every step is halved (Kolda, Lewis and Torczon, Optimization by Direct Search, SIAM Review 45,
-2003, section 3). The learning rate may leave its range where the best lies at the end of it. One seed looks; in the
-end the best and the better one beside it are run with all seeds, and the next best until one works with every seed.
+2003, section 3). The learning rate may leave its range where the best lies at the end of it. Points are
+compared with one seed; in the end the best and the better one beside it are run with all seeds, and the next best
+until one works with every seed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A learning rate in seconds: a range test, and then successive halving of a few rates below where it blows up.
 
-The range test raises the rate at every step of one run until the loss leaves (Smith, Cyclical Learning Rates for
+The range test raises the rate at every step of one run until the loss blows up (Smith, Cyclical Learning Rates for
 Training Neural Networks, WACV 2017). Eight rates between a thousandth of that and a little more are then run for half
 of the steps; the four best go on to the end, and around the best of them four more are run.
 """
@@ -47,7 +47,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Suggestion:
-    """learning_rate: with the lowest loss after `steps` steps. edge: where the range test left; None where it did not.
+    """learning_rate: with the lowest loss after `steps` steps. edge: the rate at which the range test blew up, or None.
     stable_limit: theory's, where the problem states its curvature. losses: rate -> mean loss at the end of its run, of
     those that ran to the end."""
 
@@ -74,7 +74,7 @@ class Suggestion:
         }
 
     def __str__(self) -> str:
-        edge = f"; a rising rate leaves at {number(self.edge)}" if self.edge else ""
+        edge = f"; a range test blows up at {number(self.edge)}" if self.edge else ""
         limit = f"; stable below {number(self.stable_limit)}" if self.stable_limit else ""
         found = f"{self.problem} × {self.optimizer}: learning rate {number(self.learning_rate)}"
         return f"{found}, the lowest loss after {self.steps} steps{edge}{limit} ({seconds(self.seconds)})"

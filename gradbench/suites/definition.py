@@ -232,7 +232,7 @@ def suite_from(values: Mapping[str, Any], where: str, name: str) -> Suite:
     """A suite from its TOML's content."""
     settings = {key: value for key, value in values.items() if key not in _TABLES | _OF_SUITE}
     if taken := settings.keys() & _OTHERS:
-        raise PlanError(f"{where}: {min(taken)} is no setting of a suite (it has problems, optimizers and targets)")
+        raise PlanError(f"{where}: {min(taken)} is not a setting of a suite (it has problems, optimizers and targets)")
     problems = _groups(values, "problems", _OF_PROBLEMS, where)
     optimizers = _groups(values, "optimizers", _OF_OPTIMIZERS, where)
     space = _space(values.get("learning_rates", "1e-4:10"), where)

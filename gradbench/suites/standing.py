@@ -168,15 +168,15 @@ def _tuning(name: str, found: Sequence[Entry]) -> str:
 def _notes(mine: Sequence[Run], others: Sequence[Run]) -> list[str]:
     suite = suite_words(mine[0])
     if not others:
-        return [f"{suite}: there are no archived records of this version of the suite: compared with nobody else"]
-    return [f"{suite}: compared with {len(others)} records in {others[0].path.parent}"]
+        return [f"{suite}: there are no archived records of this version of the suite: compared with no other"]
+    return [f"{suite}: compared with {len(others)} archived records in {others[0].path.parent}"]
 
 
 COLUMNS = (
     Column("optimizer", "optimizer", str),
     Column("problem", "problem", str),
     Column("rank", "rank", priority=1),
-    Column("ranks", "95 %", str, 3, "ranks that the differences shown leave"),
+    Column("ranks", "95 %", str, 3, "ranks that the differences shown leave possible"),
     Column(
         "distance", "× best", about="steps to the target (where nobody reaches it the gap at the end) over the best's"
     ),

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEFT = 4.0  # times the loss at the start, where it has left for good
+LEFT = 4.0  # times the loss at the start: a loss beyond this has blown up
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The rates at which the loss was lowest, and had left (None where it did not), of the median run."""
+    """The rates at which the loss was lowest, and at which it blew up (None where it did not), of the median run."""
 
     lowest: float
     edge: float | None
 
     @property
     def suggested(self) -> float:
-        """A tenth of the rate where the loss was lowest, as is the custom: there the run has begun to be thrown out."""
+        """A tenth of the rate where the loss was lowest, as usual: at that rate itself a run begins to be unstable."""
         return float(f"{self.lowest / 10:.2g}")
 
 
@@ -29,13 +29,13 @@ def risen_rates(high: float, start: float, steps: int) -> np.ndarray:
 
 
 def _left(losses: np.ndarray) -> np.ndarray:
-    """Of each run the place at which its loss (S, T) has left, T where it does not, (S,)."""
+    """The first update of each run at which its loss (S, T) has blown up, T where it does not, (S,)."""
     gone = ~(losses <= losses[:, :1] + (LEFT - 1) * np.abs(losses[:, :1]))
     return np.where(gone.any(axis=1), gone.argmax(axis=1), losses.shape[1])
 
 
 def edge_of_rise(rates: np.ndarray, losses: np.ndarray) -> float | None:
-    """The first of the rates (T,) at which the loss (S, T) has left, of the median run."""
+    """The first of the rates (T,) at which the loss (S, T) has blown up, of the median run."""
     place = int(np.median(_left(losses)))
     return float(rates[place]) if place < len(rates) else None
 

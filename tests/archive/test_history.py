@@ -13,7 +13,7 @@ TIME = "step time, solo"
 
 
 def records(times, speeds=None, **settings):
-    """A record a day, one for each step time in ms, with samples 1 % apart; `speeds` are sgd's decay over its rate."""
+    """One record per day, one for each step time in ms, with samples 1 % apart; `speeds`: sgd's decay over its rate."""
     rng, made = np.random.default_rng(0), []
     for day, (time, speed) in enumerate(zip(times, speeds or [1.0] * len(times)), 1):
         samples = time * 1e-3 * (1 + 0.01 * rng.standard_normal(12))

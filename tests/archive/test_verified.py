@@ -48,5 +48,5 @@ def test_a_damaged_file_changes_no_answer_and_is_said_in_a_line(sweep, capsys):
     out, err = capsys.readouterr()
     assert "holds" in out
     [line] = err.splitlines()
-    assert line.startswith("the answer is not kept: ")
+    assert line.startswith("the result is not saved: ")
     assert "damaged" in line

@@ -48,7 +48,7 @@ SLOW_SECONDS = 2.0  # a call that takes longer ends its series
 
 
 def compare(case: str, variants: list[Variant], rounds: int, platform: str) -> list[dict[str, Any]]:
-    """A row a variant: the variants in turn in each round."""
+    """One row per variant: the variants in turn in each round."""
     slow = False
     for variant in variants:
         if variant.reason is None and slow:

@@ -151,7 +151,7 @@ def _timed(start: Callable[[], Any], call: Callable[..., Any], arguments: tuple)
 
 
 def scale(problem: str, size: Size, device: Any) -> list[list[Variant]]:
-    """A comparison a number of trials: the CPU's cores first, so that the ratio is device / host."""
+    """One comparison per number of trials: the CPU's cores first, so that the ratio is device / host."""
     sides = [("cpu", find_devices("cpu"))]
     if device.platform != "cpu":
         sides.append((device.platform, [device]))

@@ -94,7 +94,7 @@ def steady(side: Side) -> float:
 
 
 def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
-    """A row a side."""
+    """One row per side."""
     allowed = tolerances(case)
     total = len(case.rates) * case.steps
     rows, built = [], {}

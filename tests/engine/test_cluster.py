@@ -15,7 +15,7 @@ from quick import child_environment
 
 import gradbench
 from gradbench.cli import main as cli
-from gradbench.engine import runner, units
+from gradbench.engine import pair, runner, units
 from gradbench.engine.units import run_unit
 from gradbench.errors import GradbenchWarning, PlanError, RunError
 from gradbench.machine import cluster as module
@@ -38,9 +38,13 @@ def cluster():
         yield workers
 
 
+OBSERVE = pair._observe
+
+
 @pytest.fixture(autouse=True)
-def small_units(small_blocks, monkeypatch):
+def small_units(sweep, small_blocks, monkeypatch):
     small_blocks(lanes=3, rows=16, devices=1)
+    monkeypatch.setattr(pair, "_observe", OBSERVE)  # compiled here as by the workers, which find it in the cache
     monkeypatch.setattr(block, "UNIT_SECONDS", 0.0)
 
 
@@ -191,7 +195,7 @@ def test_a_poisoned_problem_is_left_out_and_the_other_is_recorded(sweep, cluster
 DRIVER = """
 import os, signal, sys
 import gradbench
-from gradbench.engine import runner, units
+from gradbench.engine import pair, runner, units
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.cluster import connect
 from gradbench.machine.devices import cores

@@ -206,7 +206,7 @@ def test_a_loop_that_never_ends_is_inconclusive(monkeypatch):
 
     report = gradbench.check_gradient(gradbench.Problem(init=lambda key: jnp.ones(2), loss=loss), **ONE)
     assert report.verdict == "INCONCLUSIVE"
-    assert "a while loop has not ended after 100 turns" in report.rows[0].reason
+    assert "a while loop has not ended after 100 iterations" in report.rows[0].reason
 
 
 def _cube(params, data):

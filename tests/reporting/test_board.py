@@ -69,7 +69,7 @@ def test_time_of_a_step_is_beside_the_kind_of_device():
 def test_only_a_board_is_replaced(tmp_path):
     path = tmp_path / "board.html"
     path.write_text("my notes")
-    with pytest.raises(GradbenchError, match="is there and is no board"):
+    with pytest.raises(GradbenchError, match="exists and is not a board"):
         write_board([make()], path)
     path.unlink()
     write_board([make()], path)

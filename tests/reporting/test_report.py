@@ -294,7 +294,7 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
 def test_a_page_takes_the_place_of_a_page_and_of_no_other_file(tmp_path):
     page, run = tmp_path / "page.html", make_flat_run(optimizers=["sgd"])
     page.write_text("<!doctype html><title>mine</title>")
-    with pytest.raises(GradbenchError, match="is there and is no report; give another --out"):
+    with pytest.raises(GradbenchError, match="exists and is not a report; give another --out"):
         write_report([run], page)
     assert "mine" in page.read_text()
     page.write_text("")

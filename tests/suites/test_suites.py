@@ -94,7 +94,7 @@ def test_a_version_changes_with_what_is_run_and_not_with_words(tiny):
         ('"self-tuning"', '"self"', "did you mean 'self-tuning'"),
         ("learning_rate = 1.0", "", "need learning_rate"),
         ('["sgd"]', '["adam"]', "references: no tuned optimizer 'adam'"),
-        ('references = ["sgd"]', 'design = "grid"', "design is no setting of a suite"),
+        ('references = ["sgd"]', 'design = "grid"', "design is not a setting of a suite"),
         ("trials = 3", "trials = 0", "whole number"),
         ("[[problems]]", "[problems]", "need at least one \\[\\[problems\\]\\]"),
     ],

@@ -167,7 +167,7 @@ class Comparison:
         if found["apart"] <= 1:
             reasons.append("the plain loop is as far off")
         if at_worst["engine"] <= 1:
-            reasons.append("sums and loops may round the same way at each turn")
+            reasons.append("sums and loops may round the same way at each iteration")
         if reasons and found["verdict"] == "FAIL":
             found |= {"verdict": "INCONCLUSIVE", "reason": "; ".join([*reasons, found["worst"]])}
         return found

@@ -95,7 +95,7 @@ class Look:
         return Sequential.of(self.units.values).decided
 
     def races(self) -> Races:
-        """Its one row, and how it was come by."""
+        """Its one row, and how it was obtained."""
         plan, (pairs, what, used, values) = self.run.plan, self.units
         found, size = Sequential.of(values), unit_seeds(self.run.plan.settings)
         looks = np.array([end // size for end in plan.round_ends if end // size <= len(values)] or [len(values)])

@@ -28,7 +28,7 @@ _COPIES = 200  # of the values, to find what would have been seen
 
 
 def log_fortunes(values: np.ndarray) -> np.ndarray:
-    """What 1 has become after each of the values (..., N), in logs, of bets against 0 being the middle."""
+    """The logarithm of a fortune, 1 at first, after each of the values (..., N), by bets against 0 as their middle."""
     squares = np.cumsum(values**2, axis=-1) / np.arange(1, values.shape[-1] + 1)
     sizes = np.divide(values, np.sqrt(squares), out=np.zeros_like(values), where=squares > 0)
     bets = [sign * strength * sizes for strength in STRENGTHS for sign in (1, -1)]

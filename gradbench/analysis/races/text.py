@@ -54,7 +54,7 @@ COLUMNS = (
 
 
 def races_text(found: Races, output_format: str) -> str:
-    """Races for people or machines: table and markdown end with a sentence a row and the notes; json has it all."""
+    """Races for people or machines: table and markdown end with one sentence per row and the notes; json has it all."""
     check_format(output_format)
     if output_format == "json":
         return to_json({"races": [row | {"sentence": sentence(row)} for row in found.rows], "notes": found.notes})

@@ -291,7 +291,7 @@ class Execution:
             LOG.info("%s: the rounding band", what)
             reference = self.reference(point)
             if not self.loops_end(point):
-                reason = f"a while loop has not ended after {MAX_TURNS} turns in {self.dtype}: no program was run"
+                reason = f"a while loop has not ended after {MAX_TURNS} iterations in {self.dtype}: no program was run"
                 return [self.error_row("all", "INCONCLUSIVE", reason)], skipped
             for name in names:
                 LOG.info("%s: %s", what, name)

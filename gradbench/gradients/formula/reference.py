@@ -149,7 +149,7 @@ def _while(params: dict[str, Any], ins: list[Any]) -> list[Any]:
     turns = 0
     while bool(_run(*test, [*ins[:tests], *carry])[0]):
         if turns == MAX_TURNS:
-            raise RuntimeError(f"a while loop has not ended after {MAX_TURNS} turns")
+            raise RuntimeError(f"a while loop has not ended after {MAX_TURNS} iterations")
         carry, turns = _run(*body, [*ins[tests : tests + bodies], *carry]), turns + 1
     return carry
 

@@ -110,7 +110,7 @@ class Interpreter:
         """One turn of a loop."""
         dtype = next((v.aval.dtype for v in body.outvars if jnp.issubdtype(v.aval.dtype, jnp.inexact)), None)
         if dtype is not None:
-            self.stagnating.add(f"{kind} in {format_of(dtype).name} may round the same way at each turn")
+            self.stagnating.add(f"{kind} in {format_of(dtype).name} may round the same way at each iteration")
         self._loops += 1
         outputs = self.run(body, consts, arguments)
         self._loops -= 1

@@ -1,6 +1,6 @@
 """Products of matrices, in place of what is a product without being written as one.
 
-XLA:CPU has fast kernels for products of two matrices and slow roads for the rest. A convolution inside a loop, as every
+XLA:CPU has fast kernels for products of two matrices and slow paths for the rest. A convolution inside a loop, as every
 step of a compiled sweep is, takes 5 to 20 times what its arithmetic does; several trials' convolutions are a grouped
 one, which it takes one group after another, and which JAX cannot always batch. A product of a sequence's activations,
 of three axes, with a weight is transposed first, and so are its derivatives.

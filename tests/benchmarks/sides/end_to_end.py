@@ -81,7 +81,7 @@ def benchopt(solver: str, sweep: Sweep, rates: np.ndarray) -> tuple[float, Losse
 
 
 def measure(sweep: Sweep, count: int, rounds: int) -> list[dict]:
-    """A row a side, with every round's seconds."""
+    """One row per side, with every round's seconds."""
     rates = sweep.rates(count)
     sides = {"engine": lambda: gradbench(sweep, rates)}
     sides |= {f"benchopt {s}": lambda s=s: benchopt(s, sweep, rates) for s in SOLVERS}

@@ -63,7 +63,7 @@ def test_a_rule_by_itself_and_cases_of_the_file(kernel, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (("./kernel.py:mine", "--against", "./kernel.py:plain"), "with what is it called? Give its arrays, --args"),
+        (("./kernel.py:mine", "--against", "./kernel.py:plain"), "its arguments are missing. Give its arrays, --args"),
         (("./kernel.py:mien", *LETTERS), "./kernel.py has no function 'mien', did you mean 'mine'?"),
         (("./kernel.py:number", *LETTERS), "./kernel.py has no function 'number'"),
         (("./nowhere.py:mine", *LETTERS), "nowhere.py: no such file"),
