@@ -60,7 +60,7 @@ def rate_colour(rate: float, low: float, high: float) -> str:
 def said(chart: Any, name: str, title: str, digits: str = ".4g") -> tuple[Any, Any]:
     """(the chart, a tooltip of a number that may be missing): a dash where it is, which Vega would call null."""
     words = f"isValid(datum.{name}) ? format(datum.{name}, '{digits}') : '–'"
-    return chart.transform_calculate(**{f"{name}_said": words}), alt.Tooltip(f"{name}_said:N", title=title)
+    return chart.transform_calculate(**{f"{name}_shown": words}), alt.Tooltip(f"{name}_shown:N", title=title)
 
 
 def _colour() -> Any:

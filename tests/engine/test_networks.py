@@ -16,12 +16,12 @@ import gradbench
 from gradbench.program.spread import initialise
 
 STEPS = 50
-SMALL = {
+SMALL = {  # the cheapest to compile first
+    "matrix_factorisation": "matrix_factorisation[users=20,items=10,rank=2,ratings=200]",
     "autoencoder": "autoencoder[hidden=6,code=3]",
     "cnn": "cnn[channels=2]",
     "lstm": "lstm[hidden=4,length=6,examples=8]",
     "transformer": "transformer[layers=1,width=8,heads=2,length=6,examples=8]",
-    "matrix_factorisation": "matrix_factorisation[users=20,items=10,rank=2,ratings=200]",
 }
 
 

@@ -21,7 +21,7 @@ from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, 
 from gradbench.program.xla.jaxprs import equations
 
 REPEATS = 5  # calls of the values at the first case, which must agree
-_MOST_SHRINKING = 12  # runs at sizes between one that passes and one that fails
+_MAX_SHRINKING = 12  # runs at sizes between one that passes and one that fails
 Answer = list[np.ndarray]
 
 
@@ -290,7 +290,7 @@ class Session:
     def shrink(self, worst: Finding) -> Finding:
         """The failure at the smallest size of its letters, each in turn, between one that passes and this one."""
         case = self.source.one(worst.case)
-        runs = _MOST_SHRINKING
+        runs = _MAX_SHRINKING
         for letter, size in dict(case.sizes).items():
             passing = max((s for s in self._passing(worst, letter, case) if s < size), default=0)
             while size - passing > 1 and runs:

@@ -29,7 +29,9 @@ def enabled() -> bool:
             with equation.ctx.manager:
                 equation.primitive.get_bind_params(equation.params)
     except Exception as error:
-        text = f"jax {jax.__version__} lacks internals that rewriting reads ({type(error).__name__}): it is off"
+        text = (
+            f"jax {jax.__version__} lacks internals that rewriting reads ({type(error).__name__}): steps run as written"
+        )
         warnings.warn(text, GradbenchWarning, stacklevel=2)
         return False
     return True
