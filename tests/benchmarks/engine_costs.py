@@ -5,9 +5,9 @@
 harness: a whole sweep (queue, events, curves, progress) over its compiled program called bare as often, 64 learning
 rates of sgd, long trials. retirement: a sweep of five decades of learning rates, three of which diverge, with
 --no-retire over without. layout: a network written with examples as rows, over the mlp file's, which has them as
-columns. rewritings: a sweep without one, over with it: of an LSTM, whose loop then keeps all that its derivative needs,
-and of a matrix factorisation, whose rows are then kept (program/xla/loops.py, rewrite.py). scale: the sweep's seconds
-per trial-step, from 64 trials to a million, over those of 64.
+columns. rewritings: a program without one, over with it: of an LSTM, whose loop then keeps all that its derivative
+needs, and of a matrix factorisation, whose rows are then kept (program/xla/loops.py, rewrite.py). scale: the sweep's
+seconds per trial-step, from 64 trials to a million, over those of 64.
 Medians of interleaved rounds; ratios of one run.
 """
 
@@ -97,11 +97,12 @@ class Pair:
         program, block = self.program, self.program.block
         rates = program.settings({"learning_rate": np.resize(np.repeat(self.plan.rates, self.plan.seeds), block.slots)})
         seeds, first = (program.place(np.zeros(block.slots, kind)) for kind in (np.uint32, np.int32))
+        watch = program.watch()
         with numerics("float32", "highest"):
             state = jax.block_until_ready(program.start(np.zeros(block.slots, np.uint32), rates))
             began = time.perf_counter()
             for _ in range(self.chunks):
-                state, _ = jax.block_until_ready(program.advance(state, rates, seeds, first, program.data))
+                state, _ = jax.block_until_ready(program.advance(state, rates, seeds, first, program.data, *watch))
             return time.perf_counter() - began
 
 
@@ -144,8 +145,8 @@ def main() -> None:
     rows.append({"what": "examples as rows over as columns", "case": "mlp"} | row)
     for what, case, rates, module, condition in REWRITINGS:
         with mock.patch.object(module, condition, return_value=False):
-            without = Pair(case, rates, 100)
-        row = ratio(options.rounds, without.sweep, Pair(case, rates, 100).sweep)
+            without = Pair(case, rates, 40)
+        row = ratio(options.rounds, without.bare, Pair(case, rates, 40).bare)
         rows.append({"what": what, "case": case} | row)
     base = Pair("quadratic_bowl", f"1e-4:1e-3:{SCALE[0]}", 100)
     for count in [count for count in SCALE if count <= options.most]:
