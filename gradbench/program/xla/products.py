@@ -6,11 +6,10 @@ one, which it takes one group after another, and which JAX cannot always batch. 
 of three axes, with a weight is transposed first, and so are its derivatives.
 
 So a loss is rewritten before it is differentiated, and its derivatives and batches are made of products as well (and
-its loops keep less for them: loops.py). A
-convolution is a product of the windows' entries, side by side, with the kernel (im2col; Chellapilla, Puri and Simard,
-High Performance Convolutional Neural Networks for Document Processing, 2006). The entries of strided windows are taken
-from the phases of the image, each without gaps, since the derivative of a slice with gaps is a padding with gaps, which
-XLA computes entry by entry.
+its loops keep less for them: loops.py). A convolution is a product of the windows' entries, side by side, with the
+kernel (im2col; Chellapilla, Puri and Simard, High Performance Convolutional Neural Networks for Document Processing,
+2006). The entries of strided windows are taken from the phases of the image, each without gaps, since the derivative of
+a slice with gaps is a padding with gaps, which XLA computes entry by entry.
 
 On a GPU several trials' convolutions take 3 times as long as the products (docs/gpu.md), and their derivatives are not
 the same from call to call; products of several axes are as fast as they are.
