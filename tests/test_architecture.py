@@ -34,6 +34,7 @@ FOLDERS = (
     "gradients.formula",
     "gradients.execution",
     "gradients.second",
+    "gradients.fuzz",
     "gradients.functions",
     "gradients.ports",
     "gradients",

@@ -32,6 +32,7 @@ def run_check_function(
     args: str | None,
     case: str | None,
     order: int,
+    search: int,
     dtypes: Sequence[str],
     precision: str,
     device: str | None,
@@ -59,7 +60,7 @@ def run_check_function(
         command = _command(target, against, args, precision, device, order)
         with printing_to_stderr():
             check = Check(mine, (), reference, inputs, (target, against or ""), command)
-            reports.append(check.run(dtypes or None, precision, device, fast, case, order))
+            reports.append(check.run(dtypes or None, precision, device, fast, case, order, search))
         if output_format in problems.FOR_PEOPLE:
             with activity.paused():
                 problems.print_report(reports[-1], output_format)

@@ -190,6 +190,7 @@ def check(
     args: str | None = None,
     case: str | None = None,
     order: Annotated[int, Parameter(converter=whole)] = 1,
+    search: Annotated[int, Parameter(converter=whole)] = 0,
     seed: Annotated[int, Parameter(converter=whole)] = 0,
     out: Out = Path("results"),
     quiet: Quiet = False,
@@ -226,12 +227,14 @@ def check(
         Of a function: only this case, as a report names it.
     order
         2 checks Hessian-vector products too, in three ways to compute them.
+    search
+        Of a function: up to so many sizes and inputs more, drawn by Hypothesis, and the smallest that fails.
     seed
         Of the points, directions and noise.
     """
     common: dict[str, Any] = {"precision": precision, "device": device, "fast": fast, "strict": strict}
     common |= {"order": order, "out": out, "output_format": output.chosen}
-    of_function = {"against": against, "args": args, "case": case}
+    of_function = {"against": against, "args": args, "case": case, "search": search}
     of_problem = {"programs": program or None, "seed": seed, "self_test": self_test}
     return _checked(problems, dtype, quiet, common, of_function, of_problem)
 

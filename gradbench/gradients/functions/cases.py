@@ -14,6 +14,7 @@ of a letter with sizes of its own the ends are taken too.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ ROUND = (127, 17, 2)
 BOTH = ("vjp", "jvp")
 SEEDS = 3
 LARGE = 32.0
+SEARCHED = range(1, 130)  # sizes of a letter that a search draws, where no others are allowed
+_PRODUCT = 129**2  # of the sizes of a search's case; larger ones are halved, the largest first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,13 +183,37 @@ class Source:
             yield self.case(base, "given", 0)
         for seed in range(SEEDS):
             yield self.case(base, "random", seed)
-        leaves = jax.tree.leaves(self.case(base, "random", 0).arguments)
-        floats = sum(is_float_array(leaf) + 2 * is_complex_array(leaf) for leaf in leaves)
-        for kind in () if fast or self.ranged else KINDS[1:]:
-            for each in [f"{kind}:{i}" for i in range(floats)] if kind in ONE_BY_ONE else [kind]:
-                yield self.case(base, each, 0, modes_of(kind))
+        for kind in () if fast else self.special():
+            yield self.case(base, kind, 0, modes_of(kind))
         for sizes, modes in sorted(self.shapes(fast), key=lambda pair: sum(pair[0].values())):
             yield self.case(sizes, "random", 0, modes)
+
+    def special(self) -> list[str]:
+        """The kinds of input beside the random ones."""
+        leaves = jax.tree.leaves(self.case(self.base(), "random", 0).arguments)
+        floats = sum(is_float_array(leaf) + 2 * is_complex_array(leaf) for leaf in leaves)
+        kinds = () if self.ranged else KINDS[1:]
+        each = [[f"{kind}:{i}" for i in range(floats)] if kind in ONE_BY_ONE else [kind] for kind in kinds]
+        return [kind for some in each for kind in some]
+
+    def searched(self) -> tuple[list[int], Callable[[tuple[int, ...]], Case]]:
+        """What a search chooses: how many values each number of a choice has, and the case of a choice.
+
+        Its numbers are the places of the sizes among those allowed, of the kind, of which half are random, and the
+        seed.
+        """
+        own = [self.allowed.get(letter, SEARCHED) for letter in self.letters]
+        special = self.special()
+        kinds = ["random"] * max(len(special), 1) + special
+
+        def case(choice: tuple[int, ...]) -> Case:
+            *places, kind, seed = choice
+            while math.prod(max(o[p], 1) for o, p in zip(own, places)) > _PRODUCT and max(places):
+                places[places.index(max(places))] //= 2
+            sizes = {letter: o[p] for letter, o, p in zip(self.letters, own, places)}
+            return self.case(sizes, kinds[kind], seed, ())
+
+        return [*map(len, own), len(kinds), 2**10], case
 
     def shapes(self, fast: bool) -> list[tuple[dict[str, int], tuple[str, ...]]]:
         """Sizes beside the base, and the derivatives that are judged there."""

@@ -22,6 +22,7 @@ from gradbench.gradients.functions.cases import Case, Source, from_letters, is_c
 from gradbench.gradients.functions.programs import Layout
 from gradbench.gradients.functions.report import FunctionReport, FunctionRow
 from gradbench.gradients.functions.session import Session
+from gradbench.gradients.fuzz.search import known
 from gradbench.gradients.rounding.band import Spread
 from gradbench.gradients.rounding.formats import format_of, round_to
 from gradbench.gradients.second import check as second
@@ -48,6 +49,7 @@ def check_function(
     fast: bool = False,
     case: str | None = None,
     order: int = 1,
+    search: int = 0,
 ) -> FunctionReport:
     """Judge the values, VJP and JVP of `mine`, over sizes and inputs that hide faults, within what rounding allows.
 
@@ -67,11 +69,13 @@ def check_function(
         fast: the base sizes and one past a tile; no special inputs.
         case: only this one, as a report names it: "n=129,d=3,random,0".
         order: 2 judges Hessian-vector products of <w, mine> too, w random, at random inputs.
+        search: up to so many cases more, of sizes, inputs and seeds that Hypothesis draws and, of one that fails, makes
+            smaller. It must be installed.
 
     Returns a FunctionReport; nothing is printed. Raises ProblemError for functions and arguments that do not go
     together and PlanError for a bad choice.
     """
-    return Check(mine, arguments, reference, inputs).run(dtype, precision, device, fast, case, order)
+    return Check(mine, arguments, reference, inputs).run(dtype, precision, device, fast, case, order, search)
 
 
 def assert_function(mine: Callable[..., Any], *arguments: Any, strict: bool = False, **options: Any) -> None:
@@ -114,6 +118,7 @@ class Check:
         fast: bool,
         case: str | None,
         order: int = 1,
+        search: int = 0,
     ) -> FunctionReport:
         """See `check_function`."""
         started = time.perf_counter()
@@ -121,6 +126,7 @@ class Check:
         asked = [None if d is None else one_of(DTYPES)("dtype", d) for d in asked]
         one_of(PRECISIONS)("precision", precision)
         second.known(order)
+        known(search, case)
         target = devices_to_check(device)[0]
         report = FunctionReport(*self.names, [], [], [], {}, [], 0, 0.0, self.command or self._call(), self.call)
         for one in asked:
@@ -131,23 +137,22 @@ class Check:
             if "complex" in layout.kinds and used not in COMPLEX:
                 raise PlanError(f"dtype={used}: an argument is complex; complex numbers have {' or '.join(COMPLEX)}")
             layout = layout.with_outputs(self.reference or self.mine, base.arguments)
-            mine = layout.flat(self.mine)
             plain = layout.flat(self.reference) if self.reference else self._itself(base, layout)
-            named = (self.names[0], self.names[1] or f"{self.names[0]} without its rules")
             judge = getattr(self.mine, "session", Session)  # a function of another library brings its own
             session = judge(
-                mine=mine,
+                mine=layout.flat(self.mine),
                 reference=plain,
                 source=source,
                 layout=layout,
                 dtype=used,
                 precision=precision,
                 device=target,
-                names=named,
+                names=(self.names[0], self.names[1] or f"{self.names[0]} without its rules"),
                 order=order,
                 fast=fast,
             )
             session.run(iter([source.one(case)]) if case else source.cases(fast))
+            session.search(search)
             report.rows += _rows(session, shrink=case is None)
             report.cases = len({f.case for f in session.findings})
             report.skipped |= session.skipped
@@ -263,7 +268,7 @@ def _rows(session: Session, shrink: bool) -> list[FunctionRow]:
 
     for kind in kinds if shrink else ():
         first = row(*kind)
-        if first.verdict == "FAIL" and not first.worst.edge:
+        if first.verdict == "FAIL" and not first.worst.edge and first.worst.case != session.smallest:
             session.shrink(first.worst)
     return sorted(
         (row(*kind) for kind in kinds), key=lambda r: programs.CHECKS.index(r.check.removesuffix(" against jvp"))

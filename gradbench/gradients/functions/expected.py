@@ -20,7 +20,7 @@ from gradbench.gradients.functions.cases import BOTH, Case
 from gradbench.gradients.rounding.band import SAMPLES, Band, Spread
 from gradbench.gradients.rounding.formats import precision_context, round_to, x64_context
 
-_MANY = 2**16  # numbers in a call, from which NumPy's samples take longer than compiling them
+MANY = 2**16  # numbers in a call, from which NumPy's samples take longer than compiling them
 
 
 @dataclasses.dataclass
@@ -188,7 +188,7 @@ class Reference:
     def _sample(self, function: Any, trace: Any, given: Any, device: jax.Device, worst_case: bool) -> Sampled:
         """By NumPy, or where there are many numbers by a compiled sampler, which keeps no deviations."""
         leaves = jax.tree.leaves(given)
-        if sum(x.size for x in leaves) <= _MANY:
+        if sum(x.size for x in leaves) <= MANY:
             return sample(trace, leaves, self.dtype, self.precision, device, worst_case)
 
         def numbers(floats: Any, rest: Any) -> list[Any]:

@@ -10,17 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradbench.errors import ProblemError, error_text
+from gradbench.errors import PlanError, ProblemError, error_text
 from gradbench.gradients.functions import programs
 from gradbench.gradients.functions.cases import BOTH, Case, Source
-from gradbench.gradients.functions.expected import Expected, Part, Reference, described
+from gradbench.gradients.functions.expected import MANY, Expected, Part, Reference, described
 from gradbench.gradients.functions.judging import Finding, compare
 from gradbench.gradients.functions.programs import Flat, Layout
+from gradbench.gradients.fuzz.search import smallest
 from gradbench.gradients.rounding.band import quantile
 from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context, x64_context
 from gradbench.program.xla.jaxprs import equations
 
 REPEATS = 5  # calls of the values at the first case, which must agree
+_MAX_SEARCHED = 200  # cases beside the examples, tried to make the first of them that fails smaller
 _MAX_SHRINKING = 12  # runs at sizes between one that passes and one that fails
 Answer = list[np.ndarray]
 
@@ -51,6 +53,7 @@ class Session:
         self.findings: list[Finding] = []
         self.skipped: dict[str, str] = {}
         self.notes: list[str] = []
+        self.smallest = ""  # the case that a search found
         self.mine, self._plain = mine, reference
         self._runners: dict[Any, Callable[..., Any]] = {}
         base = source.case(source.base(), "given" if source.given else "random", 0)
@@ -286,6 +289,41 @@ class Session:
         for lane, expected in enumerate(lanes):
             finding = self._finding(check, "vmap", expected.case)
             self._add(finding, [x[lane] for x in out], expected)
+
+    def search(self, examples: int) -> None:
+        """Judges the values at up to `examples` cases beyond the list; of those that fail the smallest is kept.
+
+        They share the error probability of one answer: what fails here is off by as much more as a quantile shared by
+        all of them is larger, at most.
+        """
+        if not examples:
+            return
+        share = quantile(examples) / quantile(1)
+        counts, chosen = self.source.searched()
+        tried: dict[str, list[Finding]] = {}
+
+        def fails(choice: tuple[int, ...]) -> bool | None:
+            try:
+                case = chosen(choice)
+            except PlanError:  # sizes at which nothing lies in a declared range
+                return None
+            if case.total > MANY:
+                return None
+            if case.label not in tried and len(tried) < examples + _MAX_SEARCHED:
+                before = len(self.findings)
+                expected = self._expected(case)
+                if expected is not None:
+                    self.judge("value", self.how, expected)
+                new = self.findings[before:]
+                self.findings[before:] = [f for f in new if f.verdict != "FAIL"]
+                tried[case.label] = [f for f in new if f.verdict == "FAIL" and f.off > share]
+            return bool(tried.get(case.label))
+
+        found = smallest(fails, counts, examples)
+        self.notes.append(f"{len(tried)} cases beyond the list were searched in {self.dtype}")
+        if found is not None:
+            self.smallest = chosen(found).label
+            self.findings += tried[self.smallest]
 
     def shrink(self, worst: Finding) -> Finding:
         """The failure at the smallest size of its letters, each in turn, between one that passes and this one."""

@@ -74,6 +74,8 @@ def test_a_rule_by_itself_and_cases_of_the_file(kernel, capsys, tmp_path):
         (("./kernel.py:mine", *LETTERS, "--program", "jit"), "are for problems; of a function choose a --case"),
         (("./kernel.py:mine", "--against", "./kernel.py:plain", "--args", "x: f23[n]"), "no dtype 'f23'"),
         (("./kernel.py:mine", "--against", "./kernel.py:plain", *LETTERS, "--dtype", "f32"), "dtype: no 'f32'"),
+        (("./kernel.py:mine", *LETTERS, "--search", "-1"), "search=-1: need how many examples are tried"),
+        (("./kernel.py:mine", *LETTERS, "--search", "ten"), "search: need a whole number, got 'ten'"),
         (("./kernel.py:mine", *LETTERS, "--order", "3"), "order=3: need 1 for gradients, or 2"),
     ],
 )
