@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import random
+import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 from unittest import mock
 
 from gradbench.errors import PlanError
 
-_FAR = 10**12  # numbers are drawn from here on, where Hypothesis has no constant of its own to prefer
+_FAR = 3 * 10**12  # numbers are drawn from here on, where Hypothesis has no constant of its own to prefer
 
 
 def known(examples: Any, case: str | None) -> None:
@@ -38,8 +39,8 @@ def _hypothesis() -> Any:
 def smallest(
     fails: Callable[[tuple[int, ...]], bool | None], counts: Sequence[int], examples: int
 ) -> tuple[int, ...] | None:
-    """Of up to `examples` drawn choices the first that fails, shrunk by Hypothesis, which takes steps and stops between
-    multiples of 11; so each number in turn is then the least at which it fails with the others as they are.
+    """Of up to `examples` drawn choices the first that fails, shrunk by Hypothesis. It may stop at 99 where
+    multiples of 11 fail: each number in turn is then the least that fails with the others as they are.
 
     Args:
         fails: of a choice, the same at every call; None where it is no example.
@@ -79,7 +80,7 @@ def smallest(
 @contextlib.contextmanager
 def _no_constants() -> Generator[None]:
     """Without the constants of loaded modules, which versions before 6.131 do not look for."""
-    module = importlib.import_module("hypothesis.internal.conjecture.providers")
+    module: Any = sys.modules.get("hypothesis.internal.conjecture.providers")
     name = "_get_local_constants"
     with mock.patch.object(module, name, module.Constants) if hasattr(module, name) else contextlib.nullcontext():
         yield

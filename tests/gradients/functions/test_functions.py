@@ -231,7 +231,7 @@ def test_cases_of_a_function():
 
 
 def test_a_large_call_is_judged_by_a_compiled_band(monkeypatch):
-    monkeypatch.setattr(expected, "_MANY", 10)
+    monkeypatch.setattr(expected, "MANY", 10)
     report = check(lambda x: x * 0.3, lambda x: x / 3, case="random,0")
     assert row(report, "value").verdict == "FAIL"
     assert row(report, "value").off > 1e5
