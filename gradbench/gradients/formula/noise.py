@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -157,10 +158,20 @@ class _Samples(Interpreter):
         super().__init__(None, device, flushes, scale, **options)
         self.seed = seeds
         self._starts = noise.start(seeds.astype(np.uint64))
+        self._blocks: dict[tuple[int, int], int] = {}
 
     def add(self, noisy: Any, exact: Any, amplitude: Any, salt: int | None = None, picks: Any = None) -> Any:
         self._start = self._starts.reshape(-1, *[1] * np.ndim(exact))
         return super().add(noisy, exact, amplitude, salt, picks)
+
+    def same_salts(self, place: int, part: int, run: Callable[..., Any], *given: Any) -> Any:
+        """Runs a loop's test or body, or a branch, with salts of its own, the same ones each time: a compiled sampler
+        traces each part once, and its operations keep their salts from iteration to iteration."""
+        outside, block = self._salts, self._blocks.setdefault((place, part), len(self._blocks) + 1)
+        self._salts = itertools.count(block << 32)
+        found = run(*given)
+        self._salts = outside
+        return found
 
     def primitive(self, equation: Any, name: str, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         if _is_elementwise(equation):  # a scalar among arrays
@@ -196,13 +207,14 @@ class _Samples(Interpreter):
         count, carried = scan_counts(params)
         body, consts = open_jaxpr(params["jaxpr"])
         carry, flags, rows = ins[count : count + carried], Flags(), []
-        length = params["length"]
+        length, place = params["length"], next(self._salts)
         for step in reversed(range(length)) if params["reverse"] else range(length):
             row = [
                 _same(x.exact[step]) if x.noisy is x.exact else Pair(x.exact[step], x.noisy[:, step])
                 for x in ins[count + carried :]
             ]
-            outputs, raised = self.turn(body, consts, [*ins[:count], *carry, *row], "a scan")
+            given = [*ins[:count], *carry, *row]
+            outputs, raised = self.same_salts(place, 0, self.turn, body, consts, given, "a scan")
             carry, flags = outputs[:carried], flags.add(raised)
             rows.append(outputs[carried:])
         if not rows:
@@ -214,20 +226,21 @@ class _Samples(Interpreter):
     def loop(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         test, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
         tests, bodies = params["cond_nconsts"], params["body_nconsts"]
-        carry, flags = list(ins[tests + bodies :]), Flags()
+        carry, flags, place = list(ins[tests + bodies :]), Flags(), next(self._salts)
         for _ in range(MAX_TURNS):
-            again = self.run(*test, [*ins[:tests], *carry])[0][0]
+            again = self.same_salts(place, 0, self.run, *test, [*ins[:tests], *carry])[0][0]
             flags = flags._replace(tie=flags.tie | np.any(again.exact != again.noisy))
             if not again.exact:
                 return carry, flags
-            carry, raised = self.turn(*body, [*ins[tests : tests + bodies], *carry], "a while loop")
+            given = [*ins[tests : tests + bodies], *carry]
+            carry, raised = self.same_salts(place, 1, self.turn, *body, given, "a while loop")
             flags = flags.add(raised)
         return carry, flags._replace(tie=flags.tie | True)
 
     def branch(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         index, branches = ins[0], params["branches"]
-        chosen = branches[int(np.clip(index.exact, 0, len(branches) - 1))]
-        outputs, flags = self.run(*open_jaxpr(chosen), ins[1:])
+        chosen = int(np.clip(index.exact, 0, len(branches) - 1))
+        outputs, flags = self.same_salts(next(self._salts), chosen, self.run, *open_jaxpr(branches[chosen]), ins[1:])
         return outputs, flags._replace(tie=flags.tie | np.any(index.exact != index.noisy))
 
     def _with_rank(self, pair: Pair, rank: int) -> Pair:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import f as fisher
 
+import gradbench
 from gradbench.gradients.formula import noise
 from gradbench.gradients.formula.noise import QuickBand
 from gradbench.gradients.rounding.band import SAMPLES, Band
@@ -74,6 +75,46 @@ def test_samples_by_numpy_in_parts_are_those_taken_at_once():
     for got, sigma in zip(found.sigma, wanted.sigma):  # the same seeds: only their sums are in another order
         np.testing.assert_allclose(got, sigma, rtol=1e-12)
     np.testing.assert_allclose([*found.norm, *found.along], [*wanted.norm, *wanted.along], rtol=1e-12)
+
+
+def sines(x, w):
+    return jax.lax.scan(lambda s, _: (jnp.sin(s) + w, None), x, length=30)[0]
+
+
+def branching(x, w):
+    """Each operation after a branch or a loop is the same one whatever was taken."""
+
+    def step(s, number):
+        s = jax.lax.cond(number < 6, lambda: (s + w) * 1.125 - w, lambda: s)
+        s = jax.lax.while_loop(lambda t: t[1] < 3, lambda t: (t[0] + w, t[1] + 1), (s, number))[0]
+        return s + x, None
+
+    return jax.lax.scan(step, x + 64, jnp.arange(8.0))[0]
+
+
+@pytest.mark.parametrize("worst_case", [False, True])
+@pytest.mark.parametrize("function", [sines, branching])
+def test_an_operation_rounds_alike_at_each_iteration_as_where_it_is_compiled(function, worst_case):
+    given = (round_to(X, "float32"), round_to(X[0], "float32"))
+    arguments = (function, *given, "float32", "highest", jax.devices("cpu")[0])
+    quick, compiled = (made(*arguments, worst_case=worst_case) for made in (QuickBand, Band))
+    quick.by_numpy, quick.part, samples = True, 256, 256
+    found = quick.sample(*given, samples).norm[0] / compiled.sample(*given, samples).norm[0]
+    assert quick.by_numpy
+    # Two estimates of one variance, each from as many samples at least; 1e-7 on either side.
+    low, high = np.sqrt(fisher.ppf([1e-7, 1 - 1e-7], samples, samples))
+    assert low < found < high
+
+
+def test_a_right_program_whose_loop_rounds_one_way_is_not_accused():
+    def loss(params, data):
+        return jnp.sum(
+            jax.lax.scan(lambda s, _: (s + params * data, None), jnp.full(3, 64.0, data.dtype), length=16)[0]
+        )
+
+    problem = gradbench.Problem(init=lambda key: jnp.full(3, 0.21), loss=loss, data=jnp.ones(3))
+    report = gradbench.check_gradient(problem, dtype="bfloat16", fast=True, programs=["value_and_grad"])
+    assert report.verdict == "INCONCLUSIVE"
 
 
 def test_where_nothing_rounds_there_is_no_spread():
