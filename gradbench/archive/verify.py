@@ -178,7 +178,7 @@ def _record_notes(run: Run) -> list[str]:
             f"the run is {run.info['state']}: of its plan's {run.plan.trials:,} trials those that have finished"
         )
     elif record_digest(run.path) is None:
-        notes.append("no manifest: the record was made before gradbench wrote them")
+        notes.append("no manifest: deleted, or of an older gradbench, which wrote none")
     if run.timings.num_rows or run.sharpness.num_rows:
         notes.append("timings and sharpness are not replayed: only the manifest vouches for them")
     return notes
