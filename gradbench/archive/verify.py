@@ -41,9 +41,9 @@ class Verification:
     rows: a dict for each drawn trial: trial, problem, optimizer, learning_rate, seed, result ("bit for bit", "within
         the bound" of another place's rounding, "differs", "not replayed"), horizon (the step from which that trial
         cannot be predicted in another place, None if it can to its end) and what (what differs, or why not replayed).
-    faults: sentences on what contradicts the manifest, the plan or another table, of all trials, and on problems,
-        optimizers and data that are not the recorded ones here.
-    notes: what was not looked at, and why.
+    faults: sentences on what contradicts the manifest, the plan or another table, of all trials, and on problems of
+        gradbench's own and their data that are not the recorded ones here.
+    notes: what was not looked at, and why; so the user's own files and data that are others here.
     """
 
     record: str
@@ -114,7 +114,9 @@ def verify_run(
     seed = secrets.randbits(32) if seed is None else seed
     say("comparing the record with itself")
     objects = objects or {}
-    faults, notes = [*integrity.faults(run), *_other_files(run, objects)], _record_notes(run)
+    faults, notes = integrity.faults(run), _record_notes(run)
+    other, changed = _other_files(run, objects)
+    faults, notes = faults + other, notes + changed
     devices, elsewhere = _devices(run)
     notes += [f"replayed elsewhere: {', '.join(elsewhere)}"] if elsewhere else []
     present = np.unique(run.trials["trial"].to_numpy())
@@ -150,11 +152,23 @@ def unreadable(record: str, error: DamagedError) -> Verification:
     return Verification(record, [], [str(error)], [], 0, 0, 0, {"at": utc_now()})
 
 
-def _other_files(run: Run, objects: Mapping[str, Problem]) -> list[str]:
-    """The problems, drawn or not, whose files here are not the recorded ones."""
+def _other_files(run: Run, objects: Mapping[str, Problem]) -> tuple[list[str], list[str]]:
+    """The problems, drawn or not, whose files here are not the recorded ones: faults of gradbench's, notes on own ones,
+    which their user may change."""
     recorded = (run.info.get("sources") or {"problems": {}})["problems"]
     of_files = [name for name, source in recorded.items() if source["sha256"] and name not in objects]
-    return [why for name in of_files if (why := recorded_file(run.info, name))]
+    found = {name: why for name in of_files if (why := recorded_file(run.info, name))}
+    faults = [why for name, why in found.items() if not _own(name)]
+    return faults, list(dict.fromkeys(_not_here(why) for name, why in found.items() if _own(name)))
+
+
+def _own(problem: str) -> bool:
+    """Whether a problem is of a user's file."""
+    return parse_spec(problem, GradbenchError).target not in problem_names()
+
+
+def _not_here(why: str) -> str:
+    return f"{why}, so it cannot be replayed here"
 
 
 def _record_notes(run: Run) -> list[str]:
@@ -164,7 +178,7 @@ def _record_notes(run: Run) -> list[str]:
             f"the run is {run.info['state']}: of its plan's {run.plan.trials:,} trials those that have finished"
         )
     elif record_digest(run.path) is None:
-        notes.append("no manifest: the record was made before gradbench wrote them")
+        notes.append("no manifest: deleted, or of an older gradbench, which wrote none")
     if run.timings.num_rows or run.sharpness.num_rows:
         notes.append("timings and sharpness are not replayed: only the manifest vouches for them")
     return notes
@@ -188,7 +202,8 @@ def _devices(run: Run) -> tuple[list[jax.Device], list[str]]:
 def _loaded(
     run: Run, pair: int, devices: list[jax.Device], own_files: bool, objects: Mapping[str, Problem]
 ) -> tuple[Pair | None, str, str]:
-    """A pair to replay; or None with why it is left out, or with what of it is not the recorded one here."""
+    """A pair to replay; or None with why it is left out, or with what of gradbench's is not the recorded one
+    here."""
     name, optimizer = run.plan.pairs[pair]
     recorded = run.info.get("sources")
     if recorded and "given" in recorded["optimizers"].get(optimizer, {}):
@@ -198,8 +213,8 @@ def _loaded(
         if recorded and name in recorded["problems"] and recorded["problems"][name]["sha256"] is None:
             return None, f"{name} was given as an object, which only its own process had", ""
         if why := recorded_file(run.info, name):
-            return None, "", why
-        of_file += [name] if parse_spec(name, GradbenchError).target not in problem_names() else []
+            return (None, _not_here(why), "") if _own(name) else (None, "", why)
+        of_file += [name] if _own(name) else []
     if of_file and not own_files:
         return None, f"{' and '.join(of_file)}: a record's own files are run with --own-files only", ""
     problem = load_problem(objects.get(name, name))
@@ -209,8 +224,11 @@ def _loaded(
             "problems": {name: recorded["problems"][name]},
             "optimizers": {optimizer: recorded["optimizers"][optimizer]},
         }
-        if changed := difference(began, sources(alone, {name: problem}, objects)):
-            return None, "", f"{changed} this run began"
+        now = sources(alone, {name: problem}, objects)
+        if changed := difference(began, now):
+            changed = f"{changed} this run began"
+            own = _own(name) or not difference(began | {"optimizers": {}}, now)
+            return (None, _not_here(changed), "") if own else (None, "", changed)
     return Pair.of(run, pair, devices, problem), "", ""
 
 

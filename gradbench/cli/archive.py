@@ -68,7 +68,11 @@ def verify(
             use_cache()
             found = verify_run(run, sample, seed, own_files, say=activity.say)
     except DamagedError as error:
-        show(verify_text(unreadable(path.resolve().name, error), output.chosen))
+        found = unreadable(path.resolve().name, error)
+        if output.chosen == "csv":  # a table, of which there is no row
+            note(verify_text(found, "table"))
+        else:
+            show(verify_text(found, output.chosen))
         return 1
     show(verify_text(found, output.chosen))
     try:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from gradbench.errors import DamagedError, one_line
+from gradbench.errors import DamagedError, RecordError, one_line
 from gradbench.files import write_json
 from gradbench.inputs.transfer.sources import digest
 
@@ -24,13 +24,16 @@ def close(path: Path, files: Iterable[str]) -> None:
 
 def changed_files(path: Path) -> list[str] | None:
     """What of a record's files is not as its manifest has it, a sentence for each; None for a record without one, of
-    before there were any. Raises DamagedError for a manifest that cannot be read."""
+    before there were any. Raises DamagedError for a manifest that cannot be read, RecordError for files that may not be
+    read."""
     file = path / NAME
     if not file.is_file():
         return None
     try:
         expected = json.loads(file.read_text(encoding="utf-8"))["sha256"]
         found = {name: digest(path / name) if (path / name).is_file() else None for name in expected}
+    except PermissionError as error:
+        raise RecordError(f"{error.filename}: {error.strerror}") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DamagedError(f"{file}: damaged: {one_line(error)}") from error
     changed = [name for name, of in expected.items() if found[name] != of]

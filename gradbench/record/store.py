@@ -244,7 +244,9 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
     try:
         plan = SweepPlan.from_dict(info["plan"])
     except GradbenchError as error:
-        raise DamagedError(f"{path / 'run.json'}: damaged plan: {error}") from error
+        if any(said.startswith("run.json ") for said in manifest.changed_files(path) or ()):
+            raise DamagedError(f"{path / 'run.json'}: damaged plan: {error}") from error
+        raise RecordError(f"{path / 'run.json'}: this version of gradbench does not take its plan: {error}") from error
     complete = info["state"] == "complete"
     if not complete:
         axes = plan.axis_names

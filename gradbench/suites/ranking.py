@@ -11,7 +11,8 @@ Ranks with Applications to Mobility across Neighbourhoods and Academic Achieveme
 Studies 91, 2024).
 
 Two of which one is shown to be ahead may have ranks whose intervals meet: among many that are alike a rank is anything.
-Whether two differ is said by the two alone, `beside`: the ratio of their steps, paired by seed, with its interval.
+Whether two differ is said by the two alone, `beside`: the ratio of their steps (of their gaps at
+the end, where neither reaches a target), paired by seed, with its interval.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ Table = Mapping[str, Mapping[str, Outcomes]]  # by optimizer and problem
 
 class Beside(NamedTuple):
     """Another optimizer's cost over the one's at hand, paired by seed and problem, with its 95 % (None where there is
-    none), and whether a difference is shown, with Holm's correction for the number of others."""
+    none), whether a difference is shown, with Holm's correction for the number of others, and `what` the cost is: steps
+    to the target, or where neither reaches it the gap at the end."""
 
     ratio: float
     low: float | None
     high: float | None
     shown: bool
+    what: str
 
 
 @dataclass(frozen=True)
@@ -141,15 +144,12 @@ def _compared(found: Table) -> dict[str, dict[str, Beside]]:
     for name in found:
         mine = [row for row in rows if name in (row["faster"], row["slower"])]
         for row, p_value in zip(mine, holm([row["p_value"] for row in mine])):
-            other, ratio, low, high = (
-                row["slower"],
-                row["ratio"],
-                row["low"],
-                row["high"],
-            )  # the slower's / the faster's
+            other, ratio = row["slower"], row["ratio"]  # the slower's / the faster's
+            low, high = row["low"], row["high"]
             if name == row["slower"]:
-                other, ratio, low, high = row["faster"], 1 / ratio, high and 1 / high, low and 1 / low
-            beside[name][other] = Beside(ratio, low, high, p_value < 1 - CONFIDENCE)
+                other, ratio = row["faster"], 1 / ratio
+                low, high = (None if end is None else 1 / end for end in (high, low))
+            beside[name][other] = Beside(ratio, low, high, p_value < 1 - CONFIDENCE, row["what"])
     return beside
 
 

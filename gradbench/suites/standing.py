@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradbench.analysis.races.outcomes import suite_words
-from gradbench.analysis.races.races import STEPS
+from gradbench.analysis.races.races import GAP, STEPS
 from gradbench.analysis.races.tunability import tunability_of
 from gradbench.record.store import Run
 from gradbench.suites.definition import short_names
@@ -110,10 +110,11 @@ def _place(of: Ranked) -> str:
 
 
 def _beside(of: Ranked) -> str:
-    """Those from which it is shown to differ, each with how many times the steps of the one ahead the other takes."""
-    shown = sorted((one.ratio, other) for other, one in of.beside.items() if one.shown)
-    behind = ", ".join(f"{other} ({number(1 / ratio)}×)" for ratio, other in reversed(shown) if ratio < 1)
-    ahead = ", ".join(f"{other} ({number(ratio)}×)" for ratio, other in shown if ratio > 1)
+    """Those from which it is shown to differ, each with how many times the steps of the one ahead the other takes, or
+    its gap where neither reaches a target."""
+    shown = sorted((one.ratio, other, " the gap" * (one.what == GAP)) for other, one in of.beside.items() if one.shown)
+    behind = ", ".join(f"{other} ({number(1 / ratio)}×{what})" for ratio, other, what in reversed(shown) if ratio < 1)
+    ahead = ", ".join(f"{other} ({number(ratio)}×{what})" for ratio, other, what in shown if ratio > 1)
     said = [f"behind {behind}" if behind else "", f"ahead of {ahead}" if ahead else ""]
     alike = len(of.beside) - len(shown)
     said.append(f"no difference shown to {alike} other{'s' * (alike != 1)}" if alike else "")

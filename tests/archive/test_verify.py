@@ -158,8 +158,23 @@ def test_files_that_a_record_names_are_not_run_unasked(tmp_path, sweep, monkeypa
         gradbench.verify(run.path)
     assert gradbench.verify(run.path, own_files=True).holds
     (tmp_path / "chaos.py").write_text(LOGISTIC_MAP + "\nraise SystemError('run')\n")
+    with pytest.raises(
+        GradbenchError, match=r"replayed here: \./chaos.py here is not the file of this run, so it cannot"
+    ):
+        gradbench.verify(run.path, own_files=True)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_an_optimizer_s_file_that_was_edited_is_no_accusation(tmp_path, sweep, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "import optax\n\ndef make(learning_rate):\n    return optax.sgd(learning_rate)\n"
+    (tmp_path / "mine.py").write_text(text)
+    run = sweep("himmelblau", ["./mine.py:make", "sgd"], [1e-3], seeds=1, steps=5, timing="none")
+    (tmp_path / "mine.py").write_text(text + "# edited\n")
     found = gradbench.verify(run.path, own_files=True)
-    assert found.faults == ["./chaos.py here is not the file of this run"]
+    assert found.holds
+    assert [row["result"] for row in found.rows] == ["not replayed", "bit for bit"]
+    assert "./mine.py has changed since this run began, so it cannot be replayed here" in found.notes
 
 
 @pytest.mark.thorough
@@ -177,7 +192,8 @@ def test_another_problem_file_is_found_whatever_is_drawn_and_left_out_trials_are
     (tmp_path / "chaos.py").write_text(LOGISTIC_MAP + "# another")
     himmelblau = next(seed for seed in range(99) if drawn_trials(np.arange(40), 1, seed)[0] >= 20)
     found = gradbench.verify(run, sample=1, seed=himmelblau)
-    assert found.faults == ["./chaos.py here is not the file of this run"]
+    assert found.holds
+    assert "./chaos.py here is not the file of this run, so it cannot be replayed here" in found.notes
 
 
 @pytest.mark.usefixtures("compiled_quickly")

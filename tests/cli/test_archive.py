@@ -77,4 +77,8 @@ def test_a_record_that_cannot_be_read_does_not_hold_and_is_named(sweep, capsys):
     assert invoke(["verify", str(run.path), "--quiet", "--format", "json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["holds"], found["record"], found["rows"]) == (False, run.id, [])
+    assert invoke(["verify", str(run.path), "--quiet", "--format", "csv"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "curves.parquet: " in err
     assert invoke(["compare", str(run.path)]) == 2  # of what is asked of it elsewhere it is bad input

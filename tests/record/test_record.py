@@ -23,8 +23,8 @@ from sampling import sample
 import gradbench
 from gradbench.engine import events, runner
 from gradbench.engine import pair as engine
-from gradbench.errors import RecordError, RunError
-from gradbench.record import schema
+from gradbench.errors import DamagedError, RecordError, RunError
+from gradbench.record import manifest, schema
 from gradbench.record.schema import SCHEMAS, SWEPT
 from gradbench.record.store import find_run, load_run, write_json
 
@@ -278,6 +278,27 @@ def test_run_json_that_says_nonsense_is_refused(record, key, value, words):
     (record.path / "run.json").write_text(json.dumps(info | {key: value}))
     with pytest.raises(RecordError, match=words):
         load_run(record.path)
+
+
+def test_a_plan_that_is_refused_is_damaged_only_where_the_manifest_says_so(record):
+    info = json.loads((record.path / "run.json").read_text())
+    (record.path / "run.json").write_text(json.dumps(info | {"plan": info["plan"] | {"steps": 0}}))
+    with pytest.raises(DamagedError, match="damaged plan"):
+        load_run(record.path)
+    (record.path / manifest.NAME).unlink()
+    with pytest.raises(RecordError, match="does not take its plan") as caught:
+        load_run(record.path)
+    assert not isinstance(caught.value, DamagedError)
+
+
+def test_a_manifest_that_may_not_be_read_is_not_damaged(record, monkeypatch):
+    def refuse(file):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(manifest, "digest", refuse)
+    with pytest.raises(RecordError, match="Permission denied") as caught:
+        manifest.changed_files(record.path)
+    assert not isinstance(caught.value, DamagedError)
 
 
 def test_records_are_found_by_path_id_and_latest(record):

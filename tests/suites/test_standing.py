@@ -88,6 +88,21 @@ def test_where_nobody_reaches_the_target_gaps_at_the_end_are_ranked_and_left_out
     assert [(row.optimizer, row.what) for row in table] == [("adam", "gap at the end"), ("sgd", "gap at the end")]
 
 
+def test_two_that_both_miss_the_target_are_told_apart_by_gaps_and_it_says_so():
+    def decay(optimizer, rate, seed=0, **_):
+        return {"sgd": 0.01, "adam": 0.03, "rmsprop": 0.2}[optimizer] * (1 + seed / 1000)
+
+    run = make_run([0.1], optimizers=["sgd", "adam", "rmsprop"], decay=decay, seeds=6, steps=100)
+    places = {row.optimizer: row for row in ranks(by_name(entries([run]), SELF_TUNING)) if row.problem is None}
+    assert {name: of.what for name, of in places["adam"].beside.items()} == {
+        "sgd": "gap at the end",
+        "rmsprop": "steps to target",
+    }
+    said = next(text for text in standing([run], []).sentences if text.startswith("adam: seed by seed"))
+    assert "× the gap)" in said.partition("sgd")[2]
+    assert "the gap" not in said.partition("rmsprop")[2].partition(")")[0]
+
+
 def test_records_of_another_version_of_a_suite_are_refused_by_name():
     runs = [suite_run(["sgd"]), suite_run(["adam"], suite="b", identifier="20260102T000000Z-fedcba")]
     with pytest.raises(GradbenchError, match="Z-abcdef and 20260102T000000Z-fedcba do not compare: suite"):

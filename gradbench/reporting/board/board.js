@@ -26,7 +26,7 @@ function spread(td, place) {
   if (!place) return void (td.textContent = "–");
   td.textContent = digits(place.distance);
   td.title = `${place.problems} problem${place.problems === 1 ? "" : "s"}`;
-  const most = Math.max(...rows().map((row) => (row.place ? row.place.problems : 0)));
+  const most = Math.max(...page.optimizers.filter((row) => row.ruleset === state.ruleset).map((row) => (row.place ? row.place.problems : 0)));
   if (!state.problem && place.problems < most) td.append(` on ${place.problems}`);
   if (!state.problem && place.low !== null) td.title += `, 95 %: ${digits(place.low)} to ${digits(place.high)}`;
 }
@@ -36,23 +36,24 @@ function nameIn(parent, name) {
   for (const part of name.split(/(?<=[_[,:/])/)) parent.append(part, document.createElement("wbr"));
 }
 
-// Steps over those of the chosen row, seed by seed: the two alone, whatever ranks the others leave them.
+// Steps over those of the chosen row, seed by seed: the two alone, whatever ranks the others leave them; gaps at the end
+// where neither reaches a target.
 function beside(td, name) {
   const chosen = placeOf(page.optimizers.find((row) => row.ruleset === state.ruleset && row.name === state.name) || {});
   const of = chosen && chosen.beside[name];
   if (!of) return void (td.textContent = name === state.name ? "chosen" : "–");
-  const [ratio, low, high, shown] = of;
-  element(shown ? "b" : "span", digits(ratio), td);
+  const [ratio, low, high, shown, gap] = of;
+  element(shown ? "b" : "span", `${digits(ratio)}${gap ? " gap" : ""}`, td);
   if (low !== null) td.append(` (${digits(low)}–${digits(high)})`);
   if (!shown) td.className = "soft";
-  td.title = shown ? "a difference is shown" : "no difference shown";
+  td.title = `${gap ? "gaps at the end, as neither reaches a target: " : ""}${shown ? "a difference is shown" : "no difference shown"}`;
 }
 
 function matrix() {
   const made = find("matrix");
   made.replaceChildren();
   const head = element("tr", undefined, element("thead", undefined, made));
-  for (const [text, title] of [["optimizer"], ["rank", "among all of its ruleset; in brackets 95 %"], ["× best", "geometric mean over problems"], ["× chosen", `steps beside those of ${state.name}, seed by seed; in brackets 95 %; bold: a difference is shown`]]) {
+  for (const [text, title] of [["optimizer"], ["rank", "among all of its ruleset; in brackets 95 %"], ["× best", "geometric mean over problems"], ["× chosen", `steps beside those of ${state.name}, seed by seed (gap: the gaps at the end, where neither reaches a target); in brackets 95 %; bold: a difference is shown`]]) {
     const th = element("th", text, head);
     th.scope = "col";
     if (title) th.title = title;

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradbench.analysis.profiles import performance_profile
 from gradbench.analysis.races.outcomes import Outcomes, suite_words
-from gradbench.analysis.races.races import STEPS
+from gradbench.analysis.races.races import GAP, STEPS
 from gradbench.analysis.races.tunability import tunability_of
 from gradbench.archive.verified import standing_verification
 from gradbench.record.store import Run
@@ -59,7 +59,8 @@ def _optimizers(found: Sequence[Entry], ruleset: str, places: Sequence[Ranked]) 
 def _place(place: Ranked) -> Row:
     row = {key: value for key, value in vars(place).items() if key not in ("optimizer", "problem", "beside")}
     beside = {
-        name: [*(_finite(value, 3) for value in other[:3]), int(other.shown)] for name, other in place.beside.items()
+        name: [*(_finite(value, 3) for value in other[:3]), int(other.shown), int(other.what == GAP)]
+        for name, other in place.beside.items()
     }
     return {key: _finite(value) if isinstance(value, float) else value for key, value in row.items()} | {
         "beside": beside
