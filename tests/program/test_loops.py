@@ -79,6 +79,19 @@ def test_what_is_cheap_is_not_kept():
     assert kept(changed) < kept(plain)
 
 
+@pytest.mark.parametrize("activation", [jax.nn.relu, lambda y: jnp.where(y > 0, y, 0.1 * y)])
+def test_a_comparison_is_kept_and_not_its_operands(activation):
+    def loss(w, x):
+        start = jnp.zeros(x.shape[1:])
+        return jnp.sum(jax.lax.scan(lambda h, x: (activation(x + h @ w), None), start, x)[0] ** 2)
+
+    def kept(loss):
+        forward, _ = loops(jax.grad(loss), jnp.asarray(W[:, :3]), jnp.asarray(X))
+        return sum(v.aval.size * v.aval.dtype.itemsize for v in forward.outvars)
+
+    assert kept(as_products(loss, "cpu")) <= kept(loss)
+
+
 def test_loops_that_say_what_is_kept_or_have_effects_stay():
     @jax.checkpoint
     def own(y, x):

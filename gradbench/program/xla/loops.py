@@ -15,10 +15,10 @@ import jax
 
 from gradbench.program.xla.jaxprs import REMATERIALISED, equations, evaluate, nested, open_jaxpr, scan_counts
 
-# What a vector unit makes in a few cycles, or moves.
+# What a vector unit makes in a few cycles, or moves; but comparisons are kept, a byte each, rather than their operands.
 _CHEAP = {
     *("add", "add_any", "sub", "mul", "neg", "abs", "sign", "max", "min", "clamp", "square", "integer_pow", "copy"),
-    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n", "convert_element_type"),
+    *("and", "or", "xor", "not", "select_n", "convert_element_type"),
     *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "slice", "split", "concatenate", "transpose", "iota"),
 }
 _OWN = {"scan", "while", "cond", "custom_vjp_call", "custom_vjp_call_jaxpr"} | REMATERIALISED
