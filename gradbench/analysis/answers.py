@@ -324,7 +324,7 @@ def _beyond(run: Run, pair: PairSummary, edges: bool) -> tuple[str, dict[str, An
     if pair.best and all(rate.verdicts.keys() <= {"slow", "diverged"} for rate in pair.rates):
         return "every learning rate is still going down, or diverges", {"steps": 10 * run.plan.steps}
     if edges and pair.edge == (pair.rates[-1].learning_rate, None):
-        return "no learning rate tried diverges", {"learning_rates": pair.beyond("highest")}
+        return "at no learning rate tried do most seeds diverge", {"learning_rates": pair.beyond("highest")}
     return None
 
 

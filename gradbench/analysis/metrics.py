@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gradbench.analysis.points import with_most_seeds
 from gradbench.analysis.summary import PairSummary, pair_trials, rows_where
 from gradbench.errors import PlanError, nearest
 from gradbench.record.store import Run
@@ -48,7 +49,7 @@ class ByMetric:
     name: str
     more_is_better: bool
     values: dict[float, tuple[float, float, float]]
-    best: float | None  # a learning rate: where several are equal the pair's best if it is among them, else the lowest
+    best: float | None  # of those with the most seeds; of equals the pair's best if it is among them, else the lowest
     other: float | None
 
     @classmethod
@@ -62,7 +63,8 @@ class ByMetric:
         values = _at_end(run, pair, name)
         at = pair.best and pair.best.learning_rate
         sign = -1 if more else 1
-        order = sorted(values, key=lambda rate: (sign * values[rate][0], rate != at, rate))
+        compared = values.keys() & {rate.learning_rate for rate in with_most_seeds(pair.rates)}
+        order = sorted(compared, key=lambda rate: (sign * values[rate][0], rate != at, rate))
         other = next((known for known in names if known != name and known.partition(".")[2] == short), None)
         beside = _at_end(run, pair, other).get(at) if other and at is not None else None
         return cls(name, more, values, order[0] if order else None, beside and beside[0])

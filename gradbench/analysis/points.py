@@ -40,10 +40,15 @@ def median_of(values: np.ndarray) -> float:
     return float(high if math.isinf(high) else (low + high) / 2)
 
 
-def best_point(points: list[RateSummary]) -> RateSummary | None:
-    """Of those with the most seeds: a search confirms what it found with all of them."""
+def with_most_seeds(points: Sequence[RateSummary]) -> list[RateSummary]:
+    """The points that may be compared: a search confirms what it found with all seeds."""
     most = max(point.seeds for point in points)
-    rates = [point for point in points if point.seeds == most]
+    return [point for point in points if point.seeds == most]
+
+
+def best_point(points: list[RateSummary]) -> RateSummary | None:
+    """Of those with the most seeds."""
+    rates = with_most_seeds(points)
     middle = [math.inf if rate.steps_to_target is None else rate.steps_to_target for rate in rates]
     columns = ([rate.steps_worst for rate in rates], middle, [r.gap_median for r in rates], [r.gap_high for r in rates])
     index = best_index(*map(np.array, columns))

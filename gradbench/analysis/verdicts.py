@@ -79,10 +79,14 @@ def common(references: Iterable[Reference]) -> Reference:
     return min(found, key=lambda of: (math.isnan(of.loss), of.loss)) if found else references[0]
 
 
+def end_loss(final: np.ndarray, smoothed: np.ndarray) -> np.ndarray:
+    """The loss that a trial is judged by: `smoothed` where it is not NaN, else `final`."""
+    return np.where(np.isnan(smoothed), final, smoothed)
+
+
 def end_losses(trials: pa.Table) -> np.ndarray:
     """Each trial's loss at the end, (T,): with minibatches the mean over the last quarter, else that of the end."""
-    smoothed = floats(trials, "smoothed_loss")
-    return np.where(np.isnan(smoothed), floats(trials, "final_loss"), smoothed)
+    return end_loss(floats(trials, "final_loss"), floats(trials, "smoothed_loss"))
 
 
 def relative_gaps(trials: pa.Table, to: Reference | None = None) -> np.ndarray:
@@ -127,7 +131,7 @@ def verdicts(trials: Mapping[str, np.ndarray], to: Reference, dtype: str) -> np.
     """
     initial, drop, error = (trials[name] for name in ("initial_loss", "tail_drop", "tail_drop_error"))
     smooth = ~np.isnan(trials["smoothed_loss"])
-    end = np.where(smooth, trials["smoothed_loss"], trials["final_loss"])
+    end = end_loss(trials["final_loss"], trials["smoothed_loss"])
     lowest = np.where(smooth, end, trials["best_loss"])
     with np.errstate(invalid="ignore", over="ignore"):
         first = np.where(to.kind == "best found", 0.0, np.abs(initial - to.loss))

@@ -30,7 +30,7 @@ from gradbench.machine.internals import compiler_options, quick_compile
 from gradbench.program.program import Observation, Program, State, numerics
 from gradbench.record.parts import PairStore, UnitRows
 from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, SWEPT, TARGET_COLUMNS
-from gradbench.search.asked import scores
+from gradbench.search.asked import SCORED, scores
 from gradbench.search.halving import Rungs
 from gradbench.search.queue import Queue, Spending
 
@@ -380,7 +380,7 @@ class PairSweep:
             self.rungs.restore(arrays)
         assert isinstance(self.store, PairStore)
         if self.queue.why is not None and (rows := self.store.read("trials")).num_rows:
-            columns = {name: floats(rows, name) for name in ("initial_loss", "final_loss", "steps_to_target")}
+            columns = {name: floats(rows, name) for name in SCORED}
             self.scores = dict(zip((rows["trial"].to_numpy() - self.before).tolist(), self._scores(columns)))
         self.queue.replay(self.scores)
         self._know_lengths()

@@ -307,7 +307,7 @@ def answer_sentence(pair: PairSummary) -> str:
         text += "; no neighbour on the grid is as good"
     below, above = pair.edge
     if above is None:
-        text += "; no learning rate tried diverges"
+        text += "; at no learning rate tried do most seeds diverge"
     elif below is not None:
         text += f"; diverges above {number(below)}"
     return f"{text}."

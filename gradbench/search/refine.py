@@ -4,7 +4,7 @@ From the best point the neighbours along each axis are tried, a step to each sid
 where none is better every step is halved (Kolda, Lewis and Torczon, Optimization by Direct Search, SIAM Review 45,
 2003, section 3). The learning rate may leave its range where the best lies at the end of it. Points are
 compared with one seed; in the end the best and the better one beside it are run with all seeds, and the next best
-until one works with every seed.
+until one works with every seed or the pair's trials (`trials_of`) are used up.
 """
 
 from __future__ import annotations

@@ -38,6 +38,17 @@ def test_a_record_s_metrics_are_read_once_and_not_for_each_pair(monkeypatch):
     assert found[0] == found[1]
 
 
+def test_after_a_search_only_learning_rates_with_the_most_seeds_are_compared():
+    run = judged()
+    run = dataclasses.replace(run, trials=run.trials.slice(1))  # 0.01, the best of all, has one seed of two
+    found = gradbench.compare(run)
+    assert found.pairs[0]["by_best_learning_rate"] == 0.1
+    assert [row["mark"].endswith("best by holdout.loss") for row in found.rates] == [False, True, False]
+    assert not any("by holdout.loss" in note for note in found.notes)
+    [pair] = summarise(run)
+    assert "0.1 is the best learning rate as well" in metrics.ByMetric.of(run, pair, metrics.HELD_OUT).sentence(pair)
+
+
 def test_more_is_better_of_what_is_maximised_and_a_diverged_rate_is_none():
     [pair] = gradbench.compare(judged(), by="holdout.accuracy").pairs
     assert pair["by_best_learning_rate"] == 1.0

@@ -48,7 +48,7 @@ def test_the_answer_is_one_sentence_with_its_numbers():
     assert problem == "quadratic_bowl"
     # exp(-1 × step) = 1e-4 at step 9.2, so 10 of them (and the slower seed as well), at 1.04 ms
     assert best == "adam: best at learning rate 1, the highest tried, where it reaches the target in 10 steps, " + (
-        "10.4 ms; no neighbour on the grid is as good; no learning rate tried diverges."
+        "10.4 ms; no neighbour on the grid is as good; at no learning rate tried do most seeds diverge."
     )
     assert others == [
         "sgd: best at learning rate 0.1, where it reaches the target in 92 steps, 95.7 ms; 33 % diverge; "

@@ -164,10 +164,17 @@ def test_a_score_is_lower_the_sooner_the_target_is_reached_and_the_lower_the_end
     columns = {
         "initial_loss": [1.0] * 6,
         "final_loss": [0.0, 0.0, 0.3, 0.5, 1.5, math.nan],
+        "smoothed_loss": [math.nan] * 6,
         "steps_to_target": [10, 50, -1, math.nan, 3, -1],
     }
     assert scores(columns, 0.0, 100).tolist() == [-0.9, -0.5, 0.3, 0.5, math.inf, math.inf]
     assert scores(columns, math.nan, 100)[2:4].tolist() == [0.3, 0.5]
+
+
+def test_a_lucky_last_loss_of_a_noisy_trial_does_not_win():
+    columns = {"initial_loss": [1.0] * 3, "final_loss": [0.01, 0.2, math.inf], "smoothed_loss": [0.4, 0.3, 0.3]}
+    columns["steps_to_target"] = [-1] * 3
+    assert scores(columns, math.nan, 100).tolist() == [0.4, 0.3, math.inf]
 
 
 def test_a_budget_leaves_room_for_what_it_pays():
