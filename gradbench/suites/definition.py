@@ -288,6 +288,10 @@ def _with_targets(suite: Suite, values: Mapping[str, Any], where: str) -> Suite:
             raise PlanError(f"{where}: measured: specs: need a list of problems, got {specs!r}")
         if seeds is not None:
             checks.whole(1, 2**30)(f"{where}: measured: seeds", seeds)
+        try:
+            json.dumps(of)
+        except TypeError as error:  # dates and times
+            raise PlanError(f"{where}: measured: need numbers, texts, lists and tables: {one_line(error)}") from error
     named = suite.all_problems
     if others := [problem for problem in {**targets, **holdout} if problem not in named]:
         raise PlanError(f"{where}: targets: no problem {others[0]!r}{nearest(others[0], named)}")
