@@ -104,7 +104,8 @@ def history(runs: Sequence[Run], notes: Sequence[str] = ()) -> History:
             named = dict(zip(("problem", "optimizer", "what"), key)) | {"device": device}
             points += [_point(run, told) | named | {"value": value} for run, value in series]
             rows.append(named | _row([value for _, value in series], changes))
-    return History(points, rows, list(notes))
+    said = [] if rows else ["no pair has steps to a target or step times"]
+    return History(points, rows, [*notes, *said])
 
 
 def _lane(run: Run) -> tuple:
@@ -217,4 +218,4 @@ def history_text(found: History, output_format: str) -> str:
         shown.append(row | text | {"changed": "; ".join(row["changes"])})
     text = render(shown, COLUMNS, output_format)
     notes = note_lines(found.notes, output_format)
-    return "\n\n".join([text, "\n".join(notes)]) if notes else text
+    return "\n\n".join(filter(None, [text if shown else "", "\n".join(notes)]))

@@ -271,7 +271,7 @@ def standing(
     `.sentences`, `.notes`; str() is a table. Without `among`, the others are the archived records of their suite."""
     mine = _records(runs, results)
     if among:
-        return place_among(mine, _records(tuple(among), results))
+        return place_among(mine, _records(tuple(among), results), archived=False)
     if not mine[0].info.get("suite"):
         raise GradbenchError(f"{mine[0].id}: belongs to no suite; give the records to compare it with, among=")
     return place_among(mine, archived(mine))

@@ -282,6 +282,16 @@ def _with_targets(suite: Suite, values: Mapping[str, Any], where: str) -> Suite:
     measured = values.get("measured", [])
     if not isinstance(measured, list) or not all(isinstance(of, dict) and "specs" in of for of in measured):
         raise PlanError(f"{where}: need [[measured]] tables with specs = [...], as gradbench suite freeze writes them")
+    for of in measured:
+        specs, seeds = of["specs"], of.get("seeds")
+        if not isinstance(specs, list) or not all(isinstance(spec, str) for spec in specs):
+            raise PlanError(f"{where}: measured: specs: need a list of problems, got {specs!r}")
+        if seeds is not None:
+            checks.whole(1, 2**30)(f"{where}: measured: seeds", seeds)
+        try:
+            json.dumps(of)
+        except TypeError as error:  # dates and times
+            raise PlanError(f"{where}: measured: need numbers, texts, lists and tables: {one_line(error)}") from error
     named = suite.all_problems
     if others := [problem for problem in {**targets, **holdout} if problem not in named]:
         raise PlanError(f"{where}: targets: no problem {others[0]!r}{nearest(others[0], named)}")

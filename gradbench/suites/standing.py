@@ -41,9 +41,10 @@ class Standing:
         return standing_text(self, "table")
 
 
-def standing(mine: Sequence[Run], others: Sequence[Run]) -> Standing:
-    """Of the optimizers of these records among those and the `others`, on the problems that they have run. Raises
-    GradbenchError for records that do not compare, by their names."""
+def standing(mine: Sequence[Run], others: Sequence[Run], archived: bool = True) -> Standing:
+    """Of the optimizers of these records among those and the `others`, on the problems that they have run; `archived`:
+    whether those are of their suite's archive, as the notes say. Raises GradbenchError for records that do not compare,
+    by their names."""
     own = {run.id for run in mine}
     problems = {problem for run in mine for problem in run.plan.problems}
     found = [entry for entry in entries([*mine, *others]) if entry.problem in problems]
@@ -55,7 +56,7 @@ def standing(mine: Sequence[Run], others: Sequence[Run]) -> Standing:
         for name in dict.fromkeys(entry.name for entry in of_ruleset if entry.run.id in own):
             rows += _rows(name, ruleset, table, of_ruleset)
             said += _why(name, table, of_ruleset)
-    return Standing(rows, said, _notes(mine, others))
+    return Standing(rows, said, _notes(mine, others, archived, alone=all(row["of"] == 1 for row in rows)))
 
 
 def _rows(name: str, ruleset: str, table: Sequence[Ranked], found: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -166,11 +167,13 @@ def _tuning(name: str, found: Sequence[Entry]) -> str:
     return f"tuning: of {len(whole)}, rank {', '.join(said)} trial{'s' * (len(said) != 1)}" if said else ""
 
 
-def _notes(mine: Sequence[Run], others: Sequence[Run]) -> list[str]:
-    suite = suite_words(mine[0])
+def _notes(mine: Sequence[Run], others: Sequence[Run], archived: bool, alone: bool) -> list[str]:
+    suite = f"{suite_words(mine[0])}: " if mine[0].info.get("suite") else ""
     if not others:
-        return [f"{suite}: there are no archived records of this version of the suite: compared with no other"]
-    return [f"{suite}: compared with {len(others)} archived records in {others[0].path.parent}"]
+        none = "there are no archived records of this version of the suite" if suite else "no other record is given"
+        return [f"{suite}nobody to compare with: {none}" if alone else f"{suite}{none}: compared with no other"]
+    records = f"{len(others)} {'archived ' * archived}record{'s' * (len(others) != 1)}"
+    return [f"{suite}compared with {records} in {others[0].path.parent}"]
 
 
 COLUMNS = (
@@ -209,9 +212,11 @@ def standing_text(found: Standing, output_format: str) -> str:
 def _shown(row: dict[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
     on_steps = row["problem"] is not None and row["what"] == STEPS
     least = "" if row["reached"] == 1 else "≥ "
+    alone = {"rank": None, "ranks": "–", "distance": None, "best": "–", "best_steps": "–"} if row["of"] == 1 else {}
     return row | {
         "problem": short.get(row["problem"], "all"),
         "ranks": f"{row['rank_low']} … {row['rank_high']}",
         "steps": f"{least}{number(float(row['value']))}" if on_steps else "–",
         "best_steps": number(float(row["best_value"])) if on_steps else "–",
+        **alone,  # there is no rank among one
     }

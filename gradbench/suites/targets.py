@@ -87,7 +87,9 @@ def unmeasured(suite: Suite, problems: Sequence[str] = ()) -> str | None:
 
 def _words(of: Mapping[str, Any], key: str) -> str:
     value = of.get(key, "none")
-    return " ".join(f"{name} {space}" for name, space in value.items()) if isinstance(value, Mapping) else str(value)
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {space}" for name, space in value.items()) or "none"
+    return str(value)
 
 
 def write_targets(path: Path, found: Sequence[Measured], under: Sequence[Mapping[str, Any]], reduced: bool) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic import make_run
 
-from gradbench.archive.history import STEPS, bars, history, load_runs
+from gradbench.archive.history import STEPS, bars, history, history_text, load_runs
 from gradbench.errors import RecordError
 
 TIME = "step time, solo"
@@ -95,3 +95,9 @@ def test_bars_rise_with_the_values_and_lie_flat_for_noise():
 def test_a_folder_without_records_is_refused(tmp_path):
     with pytest.raises(RecordError, match="no complete records here"):
         load_runs(tmp_path)
+
+
+def test_records_without_numbers_say_so_in_the_place_of_a_header():
+    run = make_run([0.001], steps=10)
+    found = history([dataclasses.replace(run, timings=run.timings.slice(0, 0))])
+    assert history_text(found, "table") == "Note: no pair has steps to a target or step times."

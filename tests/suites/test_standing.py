@@ -159,6 +159,25 @@ def test_standing_says_rank_steps_range_time_and_tuning():
     assert "decades" in standing_text(found, "table")
 
 
+def test_an_optimizer_alone_has_no_rank():
+    found = standing([suite_run(["mine"])], [])
+    assert found.notes == [
+        "s aaaaaaaa: nobody to compare with: there are no archived records of this version of the suite"
+    ]
+    said = standing_text(found, "markdown")
+    assert "1 … 1" not in said
+    assert "mine" not in said.replace("| mine |", "", 2)  # named as the optimizer, not as the best
+
+
+@pytest.mark.parametrize(
+    ("archived", "words"), [(True, "compared with 1 archived record in"), (False, "compared with 1 record in")]
+)
+def test_what_it_was_compared_with_is_said(archived, words):
+    mine = make_run([0.1], optimizers=["mine"], decay=faster, identifier="20260102T000000Z-fedcba")
+    found = standing([mine], [make_run([0.1], optimizers=["sgd"], decay=faster)], archived)
+    assert found.notes[0].startswith(words)
+
+
 def test_every_family_has_optimizers_of_optax():
     from gradbench.inputs.optimizer import optimizer_functions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import tomllib
 from pathlib import Path
@@ -98,6 +99,28 @@ def test_targets_that_were_measured_for_other_settings_are_told_by_name(key, val
     content["measured"][0][key] = value  # as replacing all in a file does
     said = measured_otherwise(suite_from(content, "mine.toml", "mine"))
     assert said.endswith("(its [[measured]] has been edited, too)")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("specs", 3, "specs: need a list of problems, got 3"),
+        ("specs", "quadratic_bowl", "specs: need a list of problems, got 'quadratic_bowl'"),
+        ("seeds", datetime.date(2026, 1, 1), "seeds: need a whole number"),
+        ("odd", datetime.date(2026, 1, 1), "need numbers, texts, lists and tables: Object of type date"),
+    ],
+)
+def test_bad_tables_of_what_was_measured_are_refused_in_a_line(key, value, words):
+    content = tomllib.loads(suite_path("quick").read_text())
+    content["measured"][0][key] = value
+    with pytest.raises(PlanError, match=f"^a.toml: measured: {words}"):
+        suite_from(content, "a.toml", "a")
+
+
+def test_references_that_are_gone_are_said_to_be_none():
+    content = tomllib.loads(suite_path("quick").read_text())
+    del content["references"]
+    assert measured_otherwise(suite_from(content, "a.toml", "a")).endswith(", now none)")
 
 
 def test_targets_hang_on_the_dtype_and_the_references_space_and_not_on_other_optimizers():

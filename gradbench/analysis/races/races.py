@@ -177,4 +177,7 @@ def sentence(row: dict[str, Any]) -> str:
         but = "" if 2 * row["ahead"] > row["problems"] else ", though on no more than half of the problems"
         return f"{row['faster']} {what} {row['slower']}{but} ({interval}{where})"
     seen = "" if row["detectable"] is None else f"; {_factor(row['detectable'])}× would have been seen"
-    return f"{row['faster']} and {row['slower']}: no difference shown ({ratio}, {interval}{where}{seen})"
+    more = (
+        f"{row['slower']} takes {ratio} the steps" if row["what"] == STEPS else f"{row['slower']} ends {ratio} higher"
+    )
+    return f"{row['faster']} and {row['slower']}: no difference shown ({more}, {interval}{where}{seen})"

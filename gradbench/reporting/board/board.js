@@ -16,8 +16,12 @@ function rows() {
 const problems = () => (state.problem ? [state.problem] : everyProblem.filter((problem) => page.cells.some((each) => each.ruleset === state.ruleset && each.problem === problem)));
 
 function ranked(place) {
+  if (place.of === 1) return "–";  // there is no rank among one
   return place.rank_low === place.rank_high ? `${place.rank}` : `${place.rank} (${place.rank_low}–${place.rank_high})`;
 }
+
+const rankWords = (place) => (place.of === 1 ? "nobody to compare with" : `rank ${ranked(place)} of ${place.of}`);
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
 const digits = (value) => Number(value.toPrecision(2)).toString();
 
@@ -25,7 +29,7 @@ const digits = (value) => Number(value.toPrecision(2)).toString();
 function spread(td, place) {
   if (!place) return void (td.textContent = "–");
   td.textContent = digits(place.distance);
-  td.title = `${place.problems} problem${place.problems === 1 ? "" : "s"}`;
+  td.title = counted(place.problems, "problem");
   const most = Math.max(...page.optimizers.filter((row) => row.ruleset === state.ruleset).map((row) => (row.place ? row.place.problems : 0)));
   if (!state.problem && place.problems < most) td.append(` on ${place.problems}`);
   if (!state.problem && place.low !== null) td.title += `, 95 %: ${digits(place.low)} to ${digits(place.high)}`;
@@ -91,7 +95,7 @@ function paint(td, of) {
     td.textContent = "";
     return;
   }
-  const where = `${of.name}, ${of.problem}: rank ${ranked(of)} of ${of.of}, ${of.what} ${number(of.value)}${of.low === null ? "" : ` (95 %: ${number(of.low)} to ${number(of.high)})`}; reached by ${number(100 * of.reached)} % of the seeds`;
+  const where = `${of.name}, ${of.problem}: ${rankWords(of)}, ${of.what} ${number(of.value)}${of.low === null ? "" : ` (95 %: ${number(of.low)} to ${number(of.high)})`}; reached by ${number(100 * of.reached)} % of the seeds`;
   td.title = where;
   if (of.what === "steps to target" && of.reached < 0.5) {
     td.classList.add("no");
@@ -180,7 +184,7 @@ async function sweeps() {
   made.replaceChildren();
   if (!row) return;
   const place = row.place;
-  find("said").textContent = place ? `Rank ${place.rank} of ${place.of} over ${place.problems} problems (95 %: ${place.rank_low} to ${place.rank_high}); ${number(place.distance)}× the best's steps; target reached by ${number(100 * place.reached)} % of the seeds; on ${row.devices.join(" and ")}.` : "";
+  find("said").textContent = place ? `${place.of === 1 ? "Nobody to compare with" : `Rank ${place.rank} of ${place.of} over ${counted(place.problems, "problem")} (95 %: ${place.rank_low} to ${place.rank_high}); ${number(place.distance)}× the best's steps`}; target reached by ${number(100 * place.reached)} % of the seeds; on ${row.devices.join(" and ")}.` : "";
   for (const [at, problem] of problems().entries()) {
     const of = cell(row.name, problem);
     if (!of) continue;
@@ -204,7 +208,7 @@ async function sweeps() {
 
 function said(of) {
   const steps = of.what === "steps to target" ? `${of.reached < 1 ? "≥ " : ""}${number(of.value)} steps` : `gap ${number(of.value)} at the end`;
-  const parts = [`rank ${ranked(of)} of ${of.of}`, steps];
+  const parts = [rankWords(of), steps];
   if (of.learning_rate !== null) parts.push(`best rate ${number(of.learning_rate)}`);
   if (of.good) parts.push(`good for ${number(of.good_decades)} decades`);
   if (of.holdout !== null) parts.push(`held-out loss ${number(of.holdout)}`);
@@ -244,7 +248,7 @@ async function start() {
     for (const value of values) element("option", id === "problem" ? short(value) : value, find(id)).value = value;
     find(id).addEventListener("change", (event) => filter({ [id]: event.target.value }));
   }
-  find("what").textContent = `${page.suite === "none" ? "Records of no suite" : `Suite ${page.suite}`}: ${page.optimizers.length} optimizers, ${everyProblem.length} problems, ${page.records.length} records.`;
+  find("what").textContent = `${page.suite === "none" ? "Records of no suite" : `Suite ${page.suite}`}: ${counted(page.optimizers.length, "optimizer")}, ${counted(everyProblem.length, "problem")}, ${counted(page.records.length, "record")}.`;
   scale();
   records();
   addEventListener("resize", markCut);
