@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,11 +61,11 @@ def write_report(
     records = ", ".join(run.id for run in runs)
     check_replaceable(out, records)
     data: dict[str, Any] = page_data(runs) | {"by": by and chosen_metric(runs, by)}
+    check_writable(out)
     with ThreadPoolExecutor(2) as pool:  # most is XLA's compiling for the landscapes, beside which the rest is made
         views, bundle = pool.submit(landscape_views, runs, objects=objects), pool.submit(bundle_of_vega)
         overall = _add_charts(data, runs)
         pairs = _pairs(runs)
-        LOG.info("landscapes")
         found = views.result()
     add_local_limits(data["pairs"], found)
     data["landscapes"] = {name: page_rows(view) for name, view in found.items()}
@@ -157,12 +158,22 @@ def page_json(data: Any) -> str:
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """The whole file or nothing. Raises GradbenchError: where to write was the user's choice."""
-    if path.exists() and not (path.is_file() or path.is_dir()):  # replacing /dev/stdout would take the device away
+def check_writable(path: Path) -> None:
+    """GradbenchError unless a file can be made or replaced at `path`, whose folder is made: asked before long work."""
+    if path.exists() and not path.is_file():  # replacing /dev/stdout would take the device away
         raise GradbenchError(f"{path}: cannot be written: not a regular file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise GradbenchError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """The whole file or nothing. Raises GradbenchError: where to write was the user's choice."""
+    check_writable(path)
+    try:
         with writing(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:

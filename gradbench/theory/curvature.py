@@ -12,7 +12,6 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from gradbench.inputs.problem import Problem, cast, load_problem
-from gradbench.machine.internals import quick_compile
 from gradbench.program.program import numerics
 from gradbench.theory.replay import flat_loss, start
 
@@ -60,7 +59,7 @@ def hessian_products(problem: Problem, dtype: str) -> Callable[..., jax.Array]:
     """(params, vector, data) -> Hessian × vector, all flat (P,): forward mode over the gradient (Pearlmutter 1994)."""
     gradient = jax.grad(flat_loss(problem, dtype))
 
-    @partial(jax.jit, compiler_options=quick_compile(jax.default_backend()))
+    @jax.jit
     def product(point: jax.Array, vector: Any, data: Any) -> jax.Array:
         return jax.jvp(partial(gradient, data=data), (point,), (jnp.asarray(vector, point.dtype),))[1]
 

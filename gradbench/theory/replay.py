@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from gradbench.program.xla.products import as_products
 
 CALL_BYTES = 2**26  # of the params whose losses are found in one call
 TOGETHER = 8  # of them side by side: their products with the data are one, three times as fast
+TOGETHER_BYTES = 2**28  # of what the loss makes on the way, of all that are side by side; else they go one at a time
 
 
 class Replay(NamedTuple):
@@ -67,21 +68,38 @@ def losses_at(problem: Problem, plan: SweepPlan) -> Callable[[np.ndarray], np.nd
     with numerics(plan.dtype, plan.precision):
         data, wide = cast(problem.plain.data, plan.dtype), jnp.promote_types(jnp.float32, plan.dtype)
 
-    @partial(jax.jit, compiler_options=quick_compile(platform))
-    def program(points: jax.Array, data: Data) -> jax.Array:
+    @partial(jax.jit, compiler_options=quick_compile(platform), static_argnums=2)
+    def program(points: jax.Array, data: Data, together: int) -> jax.Array:
         rows, size = points.shape
-        groups = points.reshape(-1, TOGETHER if rows % TOGETHER == 0 else 1, size)
+        groups = points.reshape(-1, together, size)
         return jax.lax.map(lambda group: losses(group, data).astype(wide), groups).reshape(rows)
+
+    @cache
+    def compiled(rows: int, size: int) -> jax.stages.Compiled:
+        return within_memory(program, jax.ShapeDtypeStruct((rows, size), plan.dtype), data)
 
     def evaluate(points: np.ndarray) -> np.ndarray:
         rows = at_once(points.shape[1])
         whole = np.zeros((-(-len(points) // rows) * rows, points.shape[1]), jnp.dtype(plan.dtype))
         whole[: len(points)] = points
         with numerics(plan.dtype, plan.precision):
-            parts = [np.asarray(program(whole[k : k + rows], data)) for k in range(0, len(whole), rows)]
+            parts = [
+                np.asarray(compiled(rows, points.shape[1])(whole[k : k + rows], data))
+                for k in range(0, len(whole), rows)
+            ]
         return np.concatenate(parts)[: len(points)]
 
     return evaluate
+
+
+def within_memory(program: Any, points: jax.ShapeDtypeStruct, data: Data) -> jax.stages.Compiled:
+    """The jitted `program(points (N, P), data, together)` for TOGETHER points side by side where N allows it and what
+    it makes on the way is TOGETHER_BYTES at most, else for one at a time."""
+    if points.shape[0] % TOGETHER == 0:
+        several = program.lower(points, data, TOGETHER).compile()
+        if several.memory_analysis().temp_size_in_bytes <= TOGETHER_BYTES:
+            return several
+    return program.lower(points, data, 1).compile()
 
 
 def at_once(size: int) -> int:

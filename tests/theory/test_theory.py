@@ -11,7 +11,7 @@ from gradbench.analysis import profiles
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import cast
 from gradbench.theory import curvature, quadratic, sharpness
-from gradbench.theory.replay import flat_loss, replay, start
+from gradbench.theory.replay import TOGETHER, flat_loss, replay, start, within_memory
 from gradbench.theory.rising import read_rise
 
 
@@ -154,6 +154,25 @@ def test_a_replay_repeats_the_sweeps_losses(sweep):
     rows = run.trials.sort_by("trial").select(["initial_loss", "final_loss"]).to_pydict()
     # 12 steps of float32 in another order of summation: rounding of 2^-24 in sums over 64 examples, times 12
     np.testing.assert_allclose(again, np.array(list(rows.values())).T, rtol=64**0.5 * 12 * 2**-24)
+
+
+def test_losses_are_found_side_by_side_only_where_memory_allows(monkeypatch):
+    """Of points of 4 numbers with data of 1000: either one product's (1000,) at a time, or those of eight."""
+
+    def program(points, data, together):
+        groups = points.reshape(-1, together, 4)
+        return jax.lax.map(lambda group: jnp.sum(jnp.sort(group @ data.T, axis=1)[:, :9], axis=1), groups)
+
+    arrays = jax.ShapeDtypeStruct((2 * TOGETHER, 4), "float32"), jnp.ones((1000, 4))
+    program = jax.jit(program, static_argnums=2)
+
+    def needed(most):
+        monkeypatch.setattr("gradbench.theory.replay.TOGETHER_BYTES", most)
+        return within_memory(program, *arrays).memory_analysis().temp_size_in_bytes
+
+    several = needed(2**28)
+    assert needed(several) == several
+    assert needed(several - 1) <= several / 2
 
 
 @pytest.mark.usefixtures("compiled_quickly")
