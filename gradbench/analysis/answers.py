@@ -58,14 +58,14 @@ SUMMARY = (
 )
 RATES = (
     Column("learning_rate", "learning rate"),
-    Column("verdict", "verdict", str),
-    Column("loss_median", "final loss", priority=2),
+    Column("verdict", "verdict", str, prose=True),
+    Column("loss_median", "final loss", priority=3),
     Column("gap_median", "final gap"),
-    Column("gap_low", "lowest gap", priority=4),
-    Column("gap_high", "highest gap", priority=4),
-    Column("steps_to_target", "steps to target", priority=2),
-    Column("epochs_to_target", "epochs to target", priority=3),
-    Column("time_to_target_s", "time to target", seconds, 3),
+    Column("gap_low", "lowest gap", priority=5),
+    Column("gap_high", "highest gap", priority=5),
+    Column("steps_to_target", "steps to target", priority=3),
+    Column("epochs_to_target", "epochs to target", priority=4),
+    Column("time_to_target_s", "time to target", seconds, 4),
     Column("mark", "mark", str, 1, prose=True),
 )
 BESIDE = ("verdict", "loss_median", "gap_median", "steps_to_target")  # of RATES, for each of several records

@@ -35,6 +35,20 @@ def hold(file: IO[Any]) -> bool:
     return True
 
 
+def held(path: Path) -> bool:
+    """Whether a process holds this file, which `hold` was given; True as well where that cannot be told."""
+    if fcntl is None:
+        return True
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # of a file open to be read, NFS takes no other
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Generator[None]:
     """Wait until nobody else is in here with this folder. Where there are no locks (see `hold`), nobody waits.

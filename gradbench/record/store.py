@@ -26,7 +26,7 @@ from gradbench.failures import FORESEEN, keep_traceback
 from gradbench.files import utc_now, write_json, write_tables
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.transfer import sources
-from gradbench.machine.locks import NoLocks, hold
+from gradbench.machine.locks import NoLocks, held, hold
 from gradbench.record import manifest
 from gradbench.record.parts import PairStore, read_table
 from gradbench.record.schema import (
@@ -37,6 +37,7 @@ from gradbench.record.schema import (
 )
 
 LOG = logging.getLogger(__name__)
+LOCK = ".lock"  # held by the process that writes the run
 STATES = ("running", "complete", "interrupted")
 
 
@@ -46,16 +47,16 @@ class RunWriter:
     def __init__(self, path: Path, info: dict[str, Any]):
         self.path, self.info = path, info
         try:
-            self._lock = (path / ".lock").open("w")
+            self._lock = (path / LOCK).open("w")
         except OSError as error:
             raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
         try:
-            held = hold(self._lock)
+            alone = hold(self._lock)
         except NoLocks as error:  # a run is nearly always written by one process: it goes on, and says so
             text = f"{path}: cannot be locked ({error}); no other process may write this run meanwhile"
             warnings.warn(text, GradbenchWarning, stacklevel=3)
-            held = True
-        if not held:
+            alone = True
+        if not alone:
             self._lock.close()
             raise RecordError(f"{path}: another process is writing this run")
 
@@ -134,7 +135,7 @@ class RunWriter:
         manifest.close(self.path, ["run.json", *(f"{name}.parquet" for name in _files(self.info))])
         shutil.rmtree(self.path / "parts", ignore_errors=True)
         self._lock.close()  # Windows removes no open file
-        (self.path / ".lock").unlink(missing_ok=True)
+        (self.path / LOCK).unlink(missing_ok=True)
 
 
 def _files(info: dict[str, Any]) -> list[str]:
@@ -234,7 +235,8 @@ def find_run(name: str | Path, results: str | Path = "results") -> Path:
 
 
 def load_run(name: str | Path, results: str | Path = "results") -> Run:
-    """Read a record, by path, id or `latest`. An unfinished run has the rows written so far.
+    """Read a record, by path, id or `latest`. An unfinished run has the rows written so far; where nobody is writing
+    it any more, as its process was killed, its state is "interrupted".
 
     Raises RecordError if it is missing, damaged or of a newer schema.
     """
@@ -247,6 +249,9 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
         if any(said.startswith("run.json ") for said in manifest.changed_files(path) or ()):
             raise DamagedError(f"{path / 'run.json'}: damaged plan: {error}") from error
         raise RecordError(f"{path / 'run.json'}: this version of gradbench does not take its plan: {error}") from error
+    if info["state"] == "running" and not held(path / LOCK):
+        info = read_info(path)  # it may have ended just now
+        info["state"] = "interrupted" if info["state"] == "running" else info["state"]
     complete = info["state"] == "complete"
     if not complete:
         axes = plan.axis_names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pty
 import re
@@ -10,6 +11,7 @@ import sys
 import termios
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,6 +70,15 @@ def test_the_columns_of_a_metric_are_few_and_fit(terminal, width):
         assert "holdout.loss: at the best lr; best lr by it: by holdout.loss" in text.replace("\n", " ")
     assert "holdout −" not in run  # a heading may take two lines
     assert "holdout −" in compared  # as a column, or as one that is left out
+
+
+def test_which_learning_rate_is_best_is_among_the_last_to_leave(terminal):
+    terminal(80)
+    run = make_judged_run()
+    diverged = pa.array([None, None, None, None, 7, None], pa.int64())  # one seed of two: a verdict with counts
+    run = dataclasses.replace(run, trials=run.trials.drop("diverged_at").append_column("diverged_at", diverged))
+    text = compare_text(run, "table", 2.0, by="holdout.accuracy")
+    assert re.search(r"^ +0\.1 .* best", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

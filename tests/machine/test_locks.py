@@ -30,6 +30,14 @@ def test_a_file_is_held_by_one(tmp_path):
         assert not locks.hold(other)
 
 
+def test_a_run_whose_process_was_killed_is_read_as_interrupted(tmp_path):
+    writer = record.RunWriter.create(tmp_path, PLAN, {})
+    assert record.load_run(writer.path).info["state"] == "running"
+    writer._lock.close()  # as the system does of a process that ends
+    assert record.load_run(writer.path).info["state"] == "interrupted"
+    assert record.read_info(writer.path)["state"] == "running", "a reader writes nothing"
+
+
 @pytest.mark.parametrize("number", REASONS)
 def test_without_locks_a_run_goes_on_and_says_why(tmp_path, monkeypatch, number):
     refuse(monkeypatch, number)

@@ -151,7 +151,7 @@ class RecordComparison:
         if self.several:
             return render(*_side_by_side(of, self.by), output_format, title)
         rows = _rate_rows(of[0], self.by, pair.rates)
-        metric = [] if self.by is None else [Column(self.by, self.by, priority=1)]
+        metric = [] if self.by is None else [Column(self.by, self.by, priority=2)]
         return render(rows, [*present(RATES[:-1], rows), *metric, RATES[-1]], output_format, title)
 
 
