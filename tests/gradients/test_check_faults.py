@@ -52,6 +52,20 @@ def test_a_nan_from_where_is_named():
     assert "`where`" in test.finding
 
 
+@pytest.mark.parametrize("trapped", range(3))
+def test_leaves_are_not_asked_together_beside_one_that_is_not_finite(monkeypatch, trapped):
+    def loss(params, data):
+        return sum(
+            jnp.sum(jnp.where(x > 0, x, jnp.sqrt(-x)) if number == trapped else x**2) for number, x in enumerate(params)
+        )
+
+    asked = []
+    monkeypatch.setattr(directions, "_together", lambda *given: asked.append(given))
+    test = check_formula(gradbench.Problem(lambda key: [jnp.ones(2)] * 3, loss))["finite differences"]
+    assert test.culprit == f"leaf [{trapped}] is not finite"
+    assert not asked
+
+
 def test_a_wrong_custom_rule_is_named():
     assert "tanh" in check_planted("wrong custom_vjp")["suspects"].finding
 

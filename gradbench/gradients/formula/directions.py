@@ -131,6 +131,8 @@ def differences(
     few = fast or sum(g.size for g in gradient) > 10**5
     leaves = []
     for number, (x, g, name) in enumerate(zip(loss.leaves, gradient, names)):
+        if not g.size:
+            continue
         norm = float(np.linalg.norm(g))
         leaves.append(
             _Leaf(number, name, g, norm, norm / math.sqrt(g.size), oracle.length(x), _directions(g, generator, few))
@@ -139,14 +141,15 @@ def differences(
     # need not be known to a share of itself.
     sizes = [float(np.sqrt(np.mean(leaf.g**2))) * leaf.length for leaf in leaves]
     steepest = max((size for size in [loss.size, *sizes] if math.isfinite(size)), default=0.0)
-    found, reach = _Along(loss, examples, steepest), [leaf.length for leaf in leaves]
+    found, reach = _Along(loss, examples, steepest), [oracle.length(x) for x in loss.leaves]
     most = max((leaf.root * leaf.length for leaf in leaves), default=0.0)
-    steep = [leaf for leaf in leaves if leaf.root * leaf.length > PLAIN * most]  # none where one is not finite
-    if len(steep) < 2 or loss.iterates or not _together(loss, steep, found, reach):
+    steep = [leaf for leaf in leaves if leaf.root * leaf.length > PLAIN * most]
+    finite = all(math.isfinite(leaf.root) for leaf in leaves)
+    if not finite or len(steep) < 2 or loss.iterates or not _together(loss, steep, found, reach):
         steep = []
     for leaf in (leaf for leaf in leaves if leaf not in steep):
         for direction, entry in leaf.directions:
-            whole = [direction if n == leaf.number else None for n in range(len(leaves))]
+            whole = [direction if n == leaf.number else None for n in range(len(loss.leaves))]
             along = leaf.along(direction, entry)
             size = max(abs(along), leaf.root) if math.isfinite(leaf.norm) else 0.0
             slope = loss.slope(whole, leaf.start(entry), size)

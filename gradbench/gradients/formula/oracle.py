@@ -91,8 +91,8 @@ def _is_finite(problem: Problem, params: Any, data: Any) -> bool:
 
 
 def length(leaf: np.ndarray) -> float:
-    """The root mean square of a leaf's entries; 1 where they are all 0."""
-    size = float(np.max(np.abs(leaf)))
+    """The root mean square of a leaf's entries; 1 where they are all 0, or none."""
+    size = float(np.max(np.abs(leaf), initial=0.0))
     return size * float(np.sqrt(np.mean((leaf / size) ** 2))) if size else 1.0
 
 

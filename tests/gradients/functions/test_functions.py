@@ -43,6 +43,13 @@ def test_a_right_function_passes_in_every_program():
     gradbench.assert_function(written_out, reference=plain, inputs=LETTERS, fast=True, strict=True)
 
 
+def test_an_empty_argument_has_no_derivative_to_compare():
+    def function(x, y):
+        return jnp.sum(x**2) + jnp.sum(y**2)
+
+    assert gradbench.check_function(function, jnp.ones((0, 2)), jnp.ones(3), fast=True).verdict == "PASS"
+
+
 @pytest.mark.parametrize("dtype", sample(["float64", "bfloat16", "float16"]))
 def test_a_right_function_passes_in_the_other_dtypes(dtype):
     report = check(written_out, dtype=dtype, case="random,0")

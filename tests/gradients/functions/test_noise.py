@@ -77,6 +77,25 @@ def test_samples_by_numpy_in_parts_are_those_taken_at_once():
     np.testing.assert_allclose([*found.norm, *found.along], [*wanted.norm, *wanted.along], rtol=1e-12)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_compiled_sampler_takes_over_before_the_first_sample_only(monkeypatch, first):
+    """Sums of squares are in units of what the sampler that began them computes."""
+    band = QuickBand(lambda x, w: x * w, X, X[0], "float64", "highest", jax.devices("cpu")[0])
+    sampled, band.part = band._sampled, 4
+
+    def fails(start, leaves):
+        if start or first:
+            raise NotImplementedError
+        return sampled(start, leaves)
+
+    monkeypatch.setattr(band, "_sampled", fails)
+    if first:
+        assert band.sample(X, X[0], 8).samples == 8
+    else:
+        with pytest.raises(NotImplementedError):
+            band.sample(X, X[0], 8)
+
+
 def sines(x, w):
     return jax.lax.scan(lambda s, _: (jnp.sin(s) + w, None), x, length=30)[0]
 
