@@ -133,8 +133,12 @@ def _epochs(pair: PairSummary, rate: RateSummary | None) -> dict[str, Any]:
 
 
 def present(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """The columns that any of the rows has."""
-    return [column for column in columns if any(column.key in row for row in rows)]
+    """The columns that any of the rows has; with minibatches, which rows with epochs have, the loss is smoothed."""
+    found = [column for column in columns if any(column.key in row for row in rows)]
+    if not any("epochs_to_target" in row for row in rows):
+        return found
+    about = "with minibatches the mean over the last quarter of the steps"
+    return [dataclasses.replace(of, about=about) if of.heading == "final loss" else of for of in found]
 
 
 def _without_best(pair: PairSummary) -> str:

@@ -19,7 +19,7 @@ from rich.cells import cell_len
 from synthetic import make_judged_run, make_run
 
 from gradbench import tables
-from gradbench.analysis.answers import run_table
+from gradbench.analysis.answers import RATES, SUMMARY, present, run_table
 from gradbench.analysis.regress import compare_runs, regress_text
 from gradbench.analysis.settings.comparison import compare_text
 from gradbench.cli import check
@@ -70,6 +70,13 @@ def test_the_columns_of_a_metric_are_few_and_fit(terminal, width):
         assert "holdout.loss: at the best lr; best lr by it: by holdout.loss" in text.replace("\n", " ")
     assert "holdout −" not in run  # a heading may take two lines
     assert "holdout −" in compared  # as a column, or as one that is left out
+
+
+@pytest.mark.parametrize(("columns", "key"), [(RATES, "loss_median"), (SUMMARY, "final_loss")])
+def test_a_smoothed_final_loss_is_said_to_be_one(columns, key):
+    said = "final loss: with minibatches the mean over the last quarter"
+    for rows, smoothed in (([{key: 0.5, "epochs_to_target": 2.0}], True), ([{key: 0.5}], False)):
+        assert (said in render(rows, present(columns, rows), "wide")) == smoothed
 
 
 def test_which_learning_rate_is_best_is_among_the_last_to_leave(terminal):
