@@ -101,7 +101,7 @@ def of_suite(runs: Sequence[Run], name: str | None) -> Sequence[Run]:
     known: dict[str, list[Run]] = {}
     for run in runs:
         known.setdefault(suite_words(run), []).append(run)
-    there = ", ".join(f"{words} ({len(of)}, such as {of[0].id})" for words, of in known.items())
+    there = ", ".join(f"{words} ({len(of)}, such as {of[0].id})" for words, of in sorted(known.items()))
     if name is None and len(known) > 1:
         raise GradbenchError(f"records of several suites do not compare: {there}; choose one with --suite")
     found = [run for words, of in known.items() for run in of if name in (None, words, words.rpartition(" ")[0])]
