@@ -270,7 +270,7 @@ def range_tests(run: Run, pair: PairSummary) -> list[tuple[RateSummary, RangeTes
     found, steps = [], run.plan.of(pair.optimizer).steps
     for point in pair.points if risen(pair.optimizer) else ():
         trials = at_settings(run.trials, dataclasses.replace(pair, settings=point.settings))
-        numbers = trials.filter(pc.field("problem") == pair.problem)["trial"].to_numpy()
+        numbers = trials["trial"].to_numpy()
         curves = run.curves.filter(pc.field("trial").isin(pa.array(numbers)))
         step = curves["step"].to_numpy()
         kept = np.unique(step)

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from gradbench.analysis.points import best_of_seeds
-from gradbench.analysis.summary import PairSummary, name_among, pair_trials, summarise_all
+from gradbench.analysis.summary import PairSummary, name_among, pair_trials, rows_where, summarise_all
 from gradbench.analysis.verdicts import Reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.schema import TARGET_COLUMNS
@@ -124,7 +123,7 @@ def steps_at_best(run: Run, pair: PairSummary) -> np.ndarray:
     seeds = max(trials["seed"].to_pylist()) + 1
     if pair.best is None:
         return np.full(len(TARGET_COLUMNS) * seeds, np.inf)
-    at = trials.filter(pc.field("learning_rate") == pair.best.learning_rate)
+    at = rows_where(trials, {"learning_rate": pair.best.learning_rate})
     columns = [at[name].to_numpy(zero_copy_only=False).astype(float) for name in TARGET_COLUMNS]
     values = np.concatenate(columns)
     return np.where(np.isnan(values), np.inf, values)

@@ -197,8 +197,8 @@ def pair_trials(run: Run, pair: PairSummary) -> pa.Table:
 
 
 def at_settings(trials: pa.Table, pair: PairSummary) -> pa.Table:
-    """Those of a pair's optimizer and of the values of its axes that `pair.rates` have."""
-    return rows_where(trials, {"optimizer": pair.optimizer, **pair.settings})
+    """Those of a pair and of the values of its axes that `pair.rates` have."""
+    return rows_where(trials, {"problem": pair.problem, "optimizer": pair.optimizer, **pair.settings})
 
 
 def summarise(run: Run, factor: float = GOOD_FACTOR, to: Mapping[str, Reference] | None = None) -> list[PairSummary]:

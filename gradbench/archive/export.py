@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from gradbench.analysis.summary import judged_trials, pair_trials, summarise
+from gradbench.analysis.summary import judged_trials, pair_trials, rows_where, summarise
 from gradbench.errors import GradbenchError, PlanError, RunError, nearest, one_line
 from gradbench.files import write_json, writing
 from gradbench.inputs.specs.axis import OF_PLAN
@@ -65,7 +65,7 @@ def export(run: Run, to: str, into: str | Path | None = None, best: bool = False
 def _best_trials(run: Run) -> np.ndarray:
     """The trials at each pair's best setting."""
     found = [
-        pair_trials(run, pair).filter(pc.field("learning_rate") == pair.best.learning_rate)["trial"].to_numpy()
+        rows_where(pair_trials(run, pair), {"learning_rate": pair.best.learning_rate})["trial"].to_numpy()
         for pair in summarise(run)
         if pair.best
     ]

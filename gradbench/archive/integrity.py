@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradbench.analysis.summary import by_dtype, references
+from gradbench.analysis.summary import by_dtype, references, rows_where
 from gradbench.analysis.verdicts import floats, judged, verdicts
 from gradbench.archive.again import recorded_block
 from gradbench.engine.slots.points import curve_points, wanted_rows
@@ -139,7 +139,7 @@ def _verdicts(run: Run) -> Iterator[str]:
     for problem, to in references(run).items():
         if known.get(problem) != json.loads(json.dumps(to.to_dict())):
             yield f"run.json: the reference of {problem} is {known.get(problem)}, its trials give {to.to_dict()}"
-        for dtype, rows in by_dtype(run.plan, run.trials.filter(pc.field("problem") == problem)):
+        for dtype, rows in by_dtype(run.plan, rows_where(run.trials, {"problem": problem})):
             if to.kind == "best found":
                 anew = judged(rows, run.curves, to, run.plan.target, dtype)
                 expected = {name: np.asarray(anew[name]) for name in ("verdict", "steps_to_target")}

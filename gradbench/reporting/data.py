@@ -13,7 +13,7 @@ from gradbench.analysis.answers import labels, pair_notes, pair_sentence
 from gradbench.analysis.metrics import HELD_OUT, ByMetric, metric_notes, recorded
 from gradbench.analysis.points import RateSummary
 from gradbench.analysis.profiles import measured_rate
-from gradbench.analysis.summary import PairSummary, pair_trials, problem_trials, summarise_all
+from gradbench.analysis.summary import PairSummary, pair_trials, problem_trials, rows_where, summarise_all
 from gradbench.analysis.verdicts import Reference, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
@@ -235,7 +235,7 @@ def _metrics(
         of = ByMetric.of(run, pair, name)
         assert of is not None
         split, _, short_name = name.partition(".")
-        rows = table.filter((pc.field("split") == split) & (pc.field("name") == short_name))
+        rows = rows_where(table, {"split": split, "name": short_name})
         grid, found = _thinned(*(rows[key].to_numpy() for key in ("trial", "step", "value")), points)
         made[name] = {
             "more_is_better": of.more_is_better,

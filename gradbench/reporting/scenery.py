@@ -161,7 +161,7 @@ def _ends(problem: Any, run: Run, pairs: list[PairSummary]) -> list[dict[str, An
     """landscape.valleys of the record's trials, where they end in more than one."""
     trials, lost = [], []
     for pair in pairs:
-        table = at_settings(run.trials.filter(pc.field("problem") == pair.problem), pair)
+        table = at_settings(run.trials, pair)
         rates = [pair.rates[i].learning_rate for i in np.linspace(0, len(pair.rates) - 1, PATHS).round().astype(int)]
         table = table.filter(pc.field("learning_rate").isin(rates)).sort_by("seed").slice(0, VALLEY_TRIALS)
         for row in table.select(["learning_rate", "seed", "verdict"]).to_pylist():

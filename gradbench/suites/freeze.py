@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradbench.analysis.metrics import HELD_OUT, recorded
+from gradbench.analysis.summary import rows_where
 from gradbench.analysis.verdicts import floats
 from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
@@ -87,7 +88,7 @@ def target_of(problem: str, runs: list[Run]) -> Measured:
     """The target that records of references give for a problem, by the rule above."""
     best: tuple[float, Measured] | None = None
     for run in runs:
-        trials = run.trials.filter(pc.field("problem") == problem)
+        trials = rows_where(run.trials, {"problem": problem})
         result, training = _results(run, trials, problem)
         rates = trials["learning_rate"].to_numpy()
         for rate in np.unique(rates):

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from gradbench.analysis.points import best_of_seeds
 from gradbench.analysis.profiles import by_seed
-from gradbench.analysis.summary import PairSummary
+from gradbench.analysis.summary import PairSummary, rows_where
 from gradbench.analysis.verdicts import Reference
 from gradbench.errors import GradbenchError
 from gradbench.inputs.specs.axis import NEAR_ONE, spec_text
@@ -58,11 +57,10 @@ class Move:
 
 def move(pair: PairSummary, trials: pa.Table, axis: str) -> Move | None:
     """Along an axis of a pair, the others at the pair's best values, from all of its `trials`."""
-    others = {name: value for name, value in pair.settings.items() if name != axis}
-    for name, value in others.items():
-        trials = trials.filter(pc.field(name) == value)
+    if others := {name: value for name, value in pair.settings.items() if name != axis}:
+        trials = rows_where(trials, others)
     values = np.unique(trials[axis].to_numpy()).tolist()
-    return fitted(axis, {value: (trials.filter(pc.field(axis) == value), pair.reference) for value in values})
+    return fitted(axis, {value: (rows_where(trials, {axis: value}), pair.reference) for value in values})
 
 
 def fitted(axis: str, trials: Mapping[float, tuple[pa.Table, Reference]], seed: int = 0) -> Move | None:
