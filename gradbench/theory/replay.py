@@ -83,10 +83,8 @@ def losses_at(problem: Problem, plan: SweepPlan) -> Callable[[np.ndarray], np.nd
         whole = np.zeros((-(-len(points) // rows) * rows, points.shape[1]), jnp.dtype(plan.dtype))
         whole[: len(points)] = points
         with numerics(plan.dtype, plan.precision):
-            parts = [
-                np.asarray(compiled(rows, points.shape[1])(whole[k : k + rows], data))
-                for k in range(0, len(whole), rows)
-            ]
+            losses_of = compiled(rows, points.shape[1])
+            parts = [np.asarray(losses_of(whole[k : k + rows], data)) for k in range(0, len(whole), rows)]
         return np.concatenate(parts)[: len(points)]
 
     return evaluate

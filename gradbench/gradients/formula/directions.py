@@ -129,21 +129,18 @@ def differences(
 ) -> tuple[Test, list[float]]:
     """The test, and per leaf how far an entry was moved where a slope was known best."""
     few = fast or sum(g.size for g in gradient) > 10**5
-    leaves = []
-    for number, (x, g, name) in enumerate(zip(loss.leaves, gradient, names)):
-        if not g.size:
-            continue
-        norm = float(np.linalg.norm(g))
-        leaves.append(
-            _Leaf(number, name, g, norm, norm / math.sqrt(g.size), oracle.length(x), _directions(g, generator, few))
-        )
+    reach, leaves = [oracle.length(x) for x in loss.leaves], []
+    for number, (g, name, length) in enumerate(zip(gradient, names, reach)):
+        if g.size:
+            norm = float(np.linalg.norm(g))
+            root = norm / math.sqrt(g.size)
+            leaves.append(_Leaf(number, name, g, norm, root, length, _directions(g, generator, few)))
     # What the loss changes by as a leaf moves by its length, of the leaf where that is most: beside it a slope of 0
     # need not be known to a share of itself.
-    sizes = [float(np.sqrt(np.mean(leaf.g**2))) * leaf.length for leaf in leaves]
+    sizes = [leaf.root * leaf.length for leaf in leaves]
     steepest = max((size for size in [loss.size, *sizes] if math.isfinite(size)), default=0.0)
-    found, reach = _Along(loss, examples, steepest), [oracle.length(x) for x in loss.leaves]
-    most = max((leaf.root * leaf.length for leaf in leaves), default=0.0)
-    steep = [leaf for leaf in leaves if leaf.root * leaf.length > PLAIN * most]
+    found, most = _Along(loss, examples, steepest), max(sizes, default=0.0)
+    steep = [leaf for leaf, size in zip(leaves, sizes) if size > PLAIN * most]
     finite = all(math.isfinite(leaf.root) for leaf in leaves)
     if not finite or len(steep) < 2 or loss.iterates or not _together(loss, steep, found, reach):
         steep = []

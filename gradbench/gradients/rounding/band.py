@@ -26,7 +26,7 @@ import numpy as np
 from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context, x64_context
 from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Pair, is_float, wide
-from gradbench.machine.internals import compiler_options
+from gradbench.machine.internals import compiler_options, quick_compile
 from gradbench.program.spread import over_trials
 from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr
 
@@ -144,8 +144,7 @@ class Band:
         inside = [equation.primitive.name for equation in equations(trace)]
         quick = self.part * self.entries <= _QUICK * len(inside) and "conv_general_dilated" not in inside
         # Fusions by XLA's older emitter too: with it jax 0.10 compiles the samples in half the time; 0.12 has none.
-        wanted = {"xla_backend_optimization_level": 0 if quick else 1, "xla_cpu_use_fusion_emitters": False}
-        options = compiler_options("cpu", **wanted)
+        options = compiler_options("cpu", xla_backend_optimization_level=0 if quick else 1) | quick_compile("cpu")
         self._moments = jax.jit(moments, compiler_options=options)
 
     def sample(self, params: Any, data: Any, samples: int = SAMPLES) -> Spread:
