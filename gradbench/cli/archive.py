@@ -77,9 +77,7 @@ def verify(
     show(verify_text(found, output.chosen))
     try:
         keep(run, found, by)
-    except (
-        GradbenchError
-    ) as error:  # a record that can only be read, or a damaged verified.json: no answer of the record
+    except GradbenchError as error:  # a record that can only be read, or a damaged verified.json
         note(f"the result is not saved: {error}")
     return 0 if found.holds else 1
 

@@ -23,8 +23,8 @@ from gradbench.inputs.specs.spec import parse_spec
 TUNED, SELF_TUNING = "tuned", "self-tuning"
 RULESETS = (TUNED, SELF_TUNING)
 BUILT_IN = Path(__file__).parent / "built_in"
-_OF_TARGETS = {"targets", "holdout", "measured"}
-_TABLES = {"problems", "optimizers", "reduced", *_OF_TARGETS}
+OF_TARGETS = ("targets", "holdout", "measured")  # tables that gradbench suite freeze writes
+_TABLES = {"problems", "optimizers", "reduced", *OF_TARGETS}
 _OF_SUITE = {"name", "about", "learning_rates", "references", "meant_for"}
 _REDUCED = {"steps", "trials", "seeds"}
 _OF_PROBLEMS = {"specs", "trials", "steps", "batch_size"}
@@ -240,7 +240,7 @@ def suite_from(values: Mapping[str, Any], where: str, name: str) -> Suite:
     table = values.get("reduced", {})
     if not isinstance(table, dict):
         raise PlanError(f"{where}: reduced: need a table of {', '.join(sorted(_REDUCED))}, got {table!r}")
-    if others := table.keys() - _REDUCED - _OF_TARGETS:
+    if others := table.keys() - _REDUCED - set(OF_TARGETS):
         raise PlanError(f"{where}: reduced: no setting {min(others)!r} ({', '.join(sorted(_REDUCED))})")
     reduced = {key: checks.whole(1, 2**30)(f"{where}: reduced: {key}", table[key]) for key in table if key in _REDUCED}
     meant_for = values.get("meant_for")

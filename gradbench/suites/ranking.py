@@ -18,10 +18,9 @@ the end, where neither reaches a target), paired by seed, with its interval.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +68,7 @@ class Ranked:
     rank_high: int
     of: int
     problems: int = 1
-    beside: Mapping[str, Beside] = dataclasses.field(default_factory=dict)
+    beside: Mapping[str, Beside] = field(default_factory=dict)
 
 
 def ranks(found: Table) -> list[Ranked]:

@@ -20,7 +20,7 @@ from typing import Any
 from gradbench.errors import PlanError
 from gradbench.files import writing
 from gradbench.inputs.specs.spec import parse_spec
-from gradbench.suites.definition import Group, Suite
+from gradbench.suites.definition import OF_TARGETS, Group, Suite
 
 RULE = 1  # of suites/freeze.py: a new number where targets are measured otherwise
 _INFORMS = {"specs", "seeds", "sha256"}  # of [[measured]]: whose targets, over how many seeds, and its digest
@@ -121,7 +121,7 @@ def with_targets(path: Path, found: Sequence[Measured], under: Sequence[Mapping[
     made = (made if count else text.rstrip() + next(tables)).strip("\n") + "\n"
     content = tomllib.loads(text)
     place = content["reduced"] if reduced else content
-    for name in ("targets", "holdout", "measured"):
+    for name in OF_TARGETS:
         place.pop(name, None)
     place |= {"targets": {one.problem: one.target for one in found}, **({"holdout": held} if held else {})}
     place |= {"measured": [dict(table) for table in under]} if under else {}
@@ -133,7 +133,7 @@ def with_targets(path: Path, found: Sequence[Measured], under: Sequence[Mapping[
 
 def _tables(within: str) -> re.Pattern[str]:
     """A table of targets with the blank lines before it, up to its last key: comments behind that are the next's."""
-    name = re.escape(within) + r"([\"']?)(?:targets|holdout|measured)\1"
+    name = re.escape(within) + rf"([\"']?)(?:{'|'.join(OF_TARGETS)})\1"
     body = r".*(?:\n(?:[ \t]*(?:#.*)?\n)*[ \t]*[^\s\[#].*)*"
     return re.compile(rf"\s*^[ \t]*\[\[?[ \t]*{name}[ \t]*\]\]?{body}", re.MULTILINE)
 
