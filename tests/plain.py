@@ -7,7 +7,7 @@ import functools
 import jax
 import numpy as np
 import optax
-from quick import compile_little
+from quick import jit_quickly
 
 from gradbench.inputs.problem import cast
 from gradbench.program.minibatch import batch_rows
@@ -25,7 +25,7 @@ def plain_step(loss, make, examples, batch_size):
         updates, opt_state = make(rate).update(grads, opt_state, params)
         return loss(params, data), optax.apply_updates(params, updates), opt_state
 
-    return jax.jit(step, compiler_options=compile_little())
+    return jit_quickly(step)
 
 
 def plain_loop(problem, make, rate, steps, seed, batch_size=None, start=None):

@@ -14,7 +14,7 @@ import optax
 import pytest
 from conftest import StopAfter
 from objectives import EXAMPLES, PROBLEMS
-from quick import compile_little
+from quick import jit_quickly
 from sampling import sample
 from sklearn.metrics import accuracy_score, log_loss
 
@@ -51,7 +51,7 @@ def plain_step(name, batch_size):
         updates, opt_state = optax.adam(rate).update(grads, opt_state, params)
         return optax.apply_updates(params, updates), after, opt_state, seen
 
-    return jax.jit(step, compiler_options=compile_little())
+    return jit_quickly(step)
 
 
 def plain_loop(name, start, rate, steps, seed, batch_size):

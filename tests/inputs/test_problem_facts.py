@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import threadpoolctl
-from quick import compile_little
+from quick import jit_quickly
 
 from gradbench import datasets
 from gradbench.errors import ProblemError
@@ -40,7 +40,7 @@ def metric(problem, name, params):
 def gradient64(loss, params, data):
     """The loss and its gradient in float64."""
     with jax.enable_x64(True):
-        both = jax.jit(jax.value_and_grad(loss), compiler_options=compile_little())
+        both = jit_quickly(jax.value_and_grad(loss))
         value, grads = both(*cast((params, data), jnp.float64))
     return float(value), jax.tree.map(np.asarray, grads)
 
@@ -71,10 +71,7 @@ def newton(problem, params):
     with jax.enable_x64(True):
         data = cast(problem.data, jnp.float64)
         loss = problem.loss
-        step = jax.jit(
-            lambda w: jnp.linalg.solve(jax.hessian(loss)(w, data), jax.grad(loss)(w, data)),
-            compiler_options=compile_little(),
-        )
+        step = jit_quickly(lambda w: jnp.linalg.solve(jax.hessian(loss)(w, data), jax.grad(loss)(w, data)))
         for _ in range(20):
             params = params - np.asarray(step(params))
     return params

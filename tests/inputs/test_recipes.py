@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import compile_little
+from quick import jit_quickly
 from sampling import sample
 
 from gradbench.cli import main as cli
@@ -72,7 +71,7 @@ def trained(problem, optimizer, rate, steps=20):
     problem = problem.plain
     data = cast(problem.data, jnp.float32)
 
-    @partial(jax.jit, compiler_options=compile_little())
+    @jit_quickly
     def run(params):
         made = optimizer.build(jnp.float32(rate), steps)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quick import compile_little
+from quick import jit_quickly
 from sampling import sample
 
 from gradbench.program.xla.jaxprs import equations
@@ -57,7 +56,7 @@ def test_a_value_in_another_order(pair, data):
     axes = data.draw(st.sets(st.integers(0, value.ndim - 1), min_size=1))
     assert as_permuted(array, order).shape == value.shape
 
-    @partial(jax.jit, compiler_options=compile_little())  # one program, not one for each operation
+    @jit_quickly  # one program, not one for each operation
     def results(array):
         x = as_permuted(array, order)
         same = [materialize(x), materialize(transpose_permuted(x, permutation))]
@@ -105,7 +104,7 @@ def test_a_product_of_any_axes_is_the_product(sides):
     free = [axis for axis in (*axes_a, *axes_b) if axis not in shared.values()]
     expected = np.einsum(a, axes_a, b, axes_b, [*batch_a, *free])
 
-    @partial(jax.jit, compiler_options=compile_little())
+    @jit_quickly
     def result(a, b):
         x, y = (as_permuted(jnp.transpose(array, kept), kept) for array, kept in ((a, kept_a), (b, kept_b)))
         return materialize(product(x, y, params))
@@ -191,9 +190,8 @@ def test_gradients_are_the_same_but_for_rounding(name, problem):
     kept = jax.tree.map(examples_last, data)
     assert isinstance(kept["x"], PermutedArray)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, materialize_tree(kept), data))
-    options = compile_little()
-    expected = jax.jit(several(LOSSES[name]), compiler_options=options)(params, data)
-    result = jax.jit(laid_out(LOSSES[name]), compiler_options=options)(params, kept)
+    expected = jit_quickly(several(LOSSES[name]))(params, data)
+    result = jit_quickly(laid_out(LOSSES[name]))(params, kept)
     assert jax.tree.structure(result) == jax.tree.structure(expected)
     # Sums of 1200 terms of size 1, in another order.
     jax.tree.map(lambda r, e: np.testing.assert_allclose(r, e, rtol=1e-11, atol=1e-11), result, expected)

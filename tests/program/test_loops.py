@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import compile_little
+from quick import jit_quickly
 
 from gradbench.program.xla.jaxprs import equations
 from gradbench.program.xla.products import as_products
@@ -52,7 +52,7 @@ def test_values_and_derivatives_are_the_same(loss):
         def pair(w, x):
             return both(w, x), changed(w, x)
 
-        expected, got = jax.jit(pair, compiler_options=compile_little())(jnp.stack([w, -w]), x)
+        expected, got = jit_quickly(pair)(jnp.stack([w, -w]), x)
     jax.tree.map(lambda e, g: np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-12), expected, got)
 
 
@@ -62,7 +62,7 @@ def test_a_second_derivative_is_the_same():
     def curved(loss):
         return jax.jvp(lambda w: jax.grad(loss)(w, x), (w,), (jnp.ones_like(w),))[1]
 
-    pair = jax.jit(lambda: (curved(gated), curved(as_products(gated, "cpu"))), compiler_options=compile_little())
+    pair = jit_quickly(lambda: (curved(gated), curved(as_products(gated, "cpu"))))
     expected, got = pair()
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())  # float32, a few hundred
 

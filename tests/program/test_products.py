@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import compile_little
+from quick import jit_quickly
 
 from gradbench.program.xla import products
 from gradbench.program.xla.jaxprs import equations, uncounted_flops
@@ -39,7 +39,7 @@ def assert_same(function, *args):
     def all_of_them(*args):  # in one program: operation by operation each would be compiled
         return [(plain(*args), changed(*args)) for plain, changed in pairs]
 
-    for expected, got in jax.jit(all_of_them, compiler_options=compile_little())(*args):
+    for expected, got in jit_quickly(all_of_them)(*args):
         jax.tree.map(lambda e, g: np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-12), expected, got)
         jax.tree.map(lambda e, g: np.testing.assert_equal(g.dtype, e.dtype), expected, got)
 
@@ -69,7 +69,7 @@ def test_a_convolution_of_any_stride_dilation_and_padding(taps):
     changed = [as_products(function, "cpu") for function in plain]
 
     def results(functions):
-        one = jax.jit(lambda *args: [f(*args) for f in functions], compiler_options=compile_little())
+        one = jit_quickly(lambda *args: [f(*args) for f in functions])
         return one(image, kernel)
 
     for got, expected in zip(results(changed), results(plain), strict=True):
