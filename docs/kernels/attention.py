@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 
 BLOCK = 16  # queries of a program, and keys of a turn
-INTERPRET = jax.default_backend() == "cpu"
+PLATFORMS = {"cpu": {"interpret": True}, "gpu": {"compiler_params": triton.CompilerParams()}}
+OPTIONS = PLATFORMS.get(jax.default_backend(), {})
 
 
 def plain(q, k, v):
@@ -98,7 +100,7 @@ def call(kernel, blocks, wholes, shaped, order, **settings):
         in_specs=[given[name][1] for name in order],
         out_specs=[tile(x) for x in shaped],
         out_shape=shapes,
-        interpret=INTERPRET,
+        **OPTIONS,
     )(*[given[name][0] for name in order])
 
 

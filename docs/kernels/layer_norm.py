@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 
 TILE = 16  # rows of a program
 EPSILON = 1e-5
-INTERPRET = jax.default_backend() == "cpu"
+PLATFORMS = {"cpu": {"interpret": True}, "gpu": {"compiler_params": triton.CompilerParams()}}
+OPTIONS = PLATFORMS.get(jax.default_backend(), {})
 
 
 def plain(x, gain, bias):
@@ -43,7 +45,7 @@ def forward(x, gain, bias, over=None, epsilon=EPSILON):
     run = functools.partial(kernel, columns=columns, over=wide if over == "padded" else columns, epsilon=epsilon)
     shapes = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct((len(x), 1), dtype)
     options = {"grid": len(x) // TILE, "in_specs": [block, whole, whole], "out_specs": (block, one)}
-    y, scale = pl.pallas_call(run, out_shape=shapes, interpret=INTERPRET, **options)(x, gain, bias)
+    y, scale = pl.pallas_call(run, out_shape=shapes, **options, **OPTIONS)(x, gain, bias)
     return y[:rows, :columns], scale[:rows]
 
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 
 TILE = 16
-INTERPRET = jax.default_backend() == "cpu"
+PLATFORMS = {"cpu": {"interpret": True}, "gpu": {"compiler_params": triton.CompilerParams()}}
+OPTIONS = PLATFORMS.get(jax.default_backend(), {})
 
 
 def plain(table, x, index):
@@ -17,12 +19,12 @@ def plain(table, x, index):
 
 
 def kernel(table_ref, x_ref, index_ref, out_ref, *, updates, add):
-    out_ref[...] = table_ref[...]
+    del table_ref  # out_ref is the same memory
 
     def turn(i, _):
         row = pl.ds(index_ref[i], 1)
-        old = out_ref[row, :] if add else jnp.zeros_like(table_ref[row, :])
-        out_ref[row, :] = old + x_ref[pl.ds(i, 1), :]
+        new = x_ref[pl.ds(i, 1), :]
+        out_ref[row, :] = out_ref[row, :] + new if add else new
         return 0
 
     lax.fori_loop(0, updates, turn, 0)  # one after another: programs side by side would race for a row
@@ -33,8 +35,11 @@ def forward(table, x, index, add=True, tail=True):
         return table
     updates = len(x) if tail else max(len(x) - len(x) % TILE, len(x) if len(x) < TILE else 0)
     run = functools.partial(kernel, updates=updates, add=add)
+    columns = table.shape[1]
+    wide = [(0, 0), (0, pl.next_power_of_2(columns) - columns)]  # Triton's rows
+    table, x = jnp.pad(table, wide), jnp.pad(x, wide)
     shape = jax.ShapeDtypeStruct(table.shape, table.dtype)
-    return pl.pallas_call(run, out_shape=shape, interpret=INTERPRET)(table, x, index)
+    return pl.pallas_call(run, out_shape=shape, input_output_aliases={0: 0}, **OPTIONS)(table, x, index)[:, :columns]
 
 
 def with_backward(forward, rows=lambda ct, index: ct[index]):

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 
 TILE = 16  # rows of a program
-INTERPRET = jax.default_backend() == "cpu"
+PLATFORMS = {"cpu": {"interpret": True}, "gpu": {"compiler_params": triton.CompilerParams()}}
+OPTIONS = PLATFORMS.get(jax.default_backend(), {})
 
 
 def plain(x):
@@ -33,7 +35,7 @@ def forward(x, mask=True, shift=True, tail=True):
     block = pl.BlockSpec((TILE, wide), lambda i: (i, 0))
     run = functools.partial(kernel, columns=columns if mask else wide, shift=shift)
     shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    y = pl.pallas_call(run, grid=tiles, in_specs=[block], out_specs=block, out_shape=shape, interpret=INTERPRET)(x)
+    y = pl.pallas_call(run, grid=tiles, in_specs=[block], out_specs=block, out_shape=shape, **OPTIONS)(x)
     return y[:rows, :columns]
 
 

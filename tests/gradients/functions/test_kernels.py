@@ -4,7 +4,11 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.experimental.pallas import triton
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from gradbench import check_function
 from gradbench.cli.check_function import load_function
@@ -24,6 +28,32 @@ def test_a_right_kernel_passes_with_its_backward(command, monkeypatch, capsys, t
     assert invoke([*shlex.split(command)[1:], "--fast", "--strict", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"vjp +jit +PASS", out)
+
+
+SHAPES = {"softmax": ["x"], "layer_norm": ["x", "d", "d"], "attention": ["x"] * 3, "scatter_add": ["x", "x", "n"]}
+ARRAYS = {"x": ((5, 3), jnp.float32), "d": ((3,), jnp.float32), "n": ((5,), jnp.int32)}
+
+
+@pytest.mark.guide
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.parametrize("kernel", sorted(ARGS))
+def test_a_kernel_and_its_backward_are_compiled_for_a_gpu(kernel, monkeypatch):
+    """Triton takes only sizes that are powers of two: 3 columns must have been widened."""
+    modules, path = {}, DOCS / "kernels" / f"{kernel}.py"
+    mine = load_function(f"{path}:mine", modules)
+    [module] = modules.values()
+    monkeypatch.setitem(vars(module), "OPTIONS", module.PLATFORMS["gpu"])
+    assert isinstance(module.OPTIONS["compiler_params"], triton.CompilerParams)
+
+    def both(*given):
+        value, back = jax.vjp(mine, *given)
+        return back(value)
+
+    given = [jax.ShapeDtypeStruct(*ARRAYS[name]) for name in SHAPES[kernel]]
+    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
+        text = jax.jit(both).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    assert "triton" in text
 
 
 def found(kernel, fault, case):
