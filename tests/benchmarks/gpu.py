@@ -1,6 +1,6 @@
 """What to choose on this device, measured: run by `make gpu`, and the same at a small size on a CPU.
 
-    python tests/benchmarks/gpu.py [--out results] [--small] [--rounds 5] [--budget 480] [--cases loops scale]
+    python tests/benchmarks/gpu.py [--out results] [--small] [--rounds 5] [--budget 480] [--only 'loops: (cnn|lstm)']
 
 scale: seconds per trial-step of a sweep of 1 to 65,536 trials, on the device and on the host's CPU in turn: where does
 the device overtake it? Then A/Bs, each as a ratio to its first variant, the variants in turn in each round, medians:
@@ -19,7 +19,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def overtaking(rows: list[dict[str, Any]]) -> dict[str, int | None]:
 
 
 def measure(
-    size: Size, device: Any, rounds: int, budget: float, save: Callable[[list], None], only: Sequence[str] = ()
+    size: Size, device: Any, rounds: int, budget: float, save: Callable[[list], None], only: str = ""
 ) -> list[dict[str, Any]]:
     began, rows = time.monotonic(), []
 
@@ -115,9 +115,10 @@ def measure(
         *[network(name, trials) for name in size.networks for trials in more],
     ]
     for case, variants in todo:
-        if only and case not in only:
+        spent = time.monotonic() - began
+        sides = [side for side in variants() if re.match(only, f"{case}: {side.problem}: {side.name}")]
+        if not sides:
             continue
-        spent, sides = time.monotonic() - began, variants()
         print(f"{spent:5.0f} s  {case}: {sides[0].problem}, {sides[0].trials} trials", file=sys.stderr, flush=True)
         if spent > budget:
             for side in sides:
@@ -145,7 +146,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a size for a CPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=480.0, help="seconds after which no case begins")
-    parser.add_argument("--cases", nargs="*", default=[], help="only these")
+    parser.add_argument("--only", default="", metavar="REGEX", help="of 'case: problem: variant', its beginning")
     options = parser.parse_args()
     device = find_devices(None)[0]
     kind = re.sub(r"[^a-z0-9]+", "-", describe(device).lower()).strip("-")
@@ -157,7 +158,7 @@ def main() -> None:
         about = {"rounds": options.rounds, "small": options.small, "overtakes_cpu_from_trials": overtaking(rows)}
         write_json(about | {"environment": environment([device], "highest")}, folder / "measurements.json")
 
-    rows = measure(SMALL if options.small else Size(), device, options.rounds, options.budget, save, options.cases)
+    rows = measure(SMALL if options.small else Size(), device, options.rounds, options.budget, save, options.only)
     print(show(rows))
     print(f"record: {folder}", file=sys.stderr)
 

@@ -39,7 +39,7 @@ class Size:
     lanes_of: tuple[str, ...] = ("quadratic_bowl", "mlp")
     trials: int = 1024
     steps: int = 200
-    loops_of: tuple[str, ...] = ("quadratic_bowl", "mlp", "cnn", "transformer", "lstm")
+    loops_of: tuple[str, ...] = ("quadratic_bowl", "mlp", "cnn", "transformer", "lstm", "autoencoder")
     unrolls_of: tuple[str, ...] = ("quadratic_bowl", "logistic_regression", "mlp")
     networks: tuple[str, ...] = ("cnn", "transformer", "lstm", "autoencoder")
     network_trials: tuple[int, ...] = (8, 64)
