@@ -243,6 +243,8 @@ def suite_freeze(
     *,
     seeds: Annotated[int, Parameter(converter=whole)] = 20,
     reduced: bool = False,
+    resume: bool = False,
+    out: Path = Path("results/freeze"),
     quiet: Quiet = False,
     output: Tables = TABLES,
 ) -> int:
@@ -256,6 +258,10 @@ def suite_freeze(
         Of which the target is the median.
     reduced
         The targets of its reduced runs.
+    resume
+        Take the references' records that are there, go on with one that was interrupted, and make the others.
+    out
+        Where the references' records are kept.
     """
     from gradbench.cli.progress import watching
     from gradbench.library.activity import Activity
@@ -267,7 +273,10 @@ def suite_freeze(
     check_format(output.chosen)
     with Activity(quiet) as activity, watching(activity) as watcher, printing_to_stderr():
         use_cache()
-        found = freeze(name, seeds, watcher, activity.print, reduced)
+        found = freeze(name, seeds, watcher, activity.print, reduced, out, resume)
+    if found is None:
+        note("not all is measured, and nothing is written; go on with the same command and --resume")
+        return INTERRUPTED
     show(frozen_text(found, output.chosen))
     return 0
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,16 +24,16 @@ import pyarrow.compute as pc
 from gradbench.analysis.metrics import HELD_OUT, recorded
 from gradbench.analysis.summary import rows_where
 from gradbench.analysis.verdicts import floats
-from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
 from gradbench.errors import GradbenchWarning, PlanError, RunError
 from gradbench.record.store import Run
 from gradbench.suites.definition import Suite, load_suite, suite_path
-from gradbench.suites.running import lacks_device
+from gradbench.suites.running import lacks_device, record_of
 from gradbench.suites.targets import Measured, measured_under, with_targets, write_targets
 
 SEEDS = 20
 POINTS = 40  # of a trial's curve, at which held-out losses are known
+OUT = Path("results/freeze")  # not results: what is there is looked at by itself
 
 
 def freeze(
@@ -43,11 +42,15 @@ def freeze(
     watcher: Watcher | None = None,
     say: Callable[[str], None] = lambda text: None,
     reduced: bool = False,
-) -> list[Measured]:
+    out: str | Path = OUT,
+    resume: bool = False,
+) -> list[Measured] | None:
     """Measure a suite's targets, or those of its reduced runs, and write them into its file: a new version of it.
 
-    Raises PlanError for a suite without references, RunError where no reference gets anywhere on a problem. A
-    GradbenchWarning where the device is not here that the suite is meant for, and it is not to be reduced.
+    The references' records are kept in `out`; with `resume` those that are there are taken, or gone on with. None where
+    the watcher stopped it: nothing is written then. Raises PlanError for a suite without references, RunError where no
+    reference gets anywhere on a problem. A GradbenchWarning where the device is not here that the suite is meant for,
+    and it is not to be reduced.
     """
     whole, path = load_suite(name), suite_path(name)
     suite = whole.at(reduced)
@@ -58,7 +61,9 @@ def freeze(
         warnings.warn(f"{text}; --reduced measures those of its reduced runs", GradbenchWarning, stacklevel=2)
     under = measured_under(suite, seeds)
     with_targets(path, [], under, reduced)  # whether they can be written, before hours of measuring
-    found = list(measure(suite, seeds, watcher, say))
+    found = list(measure(suite, seeds, watcher, say, out, resume))
+    if len(found) < len(suite.all_problems):
+        return None
     order = {problem: place for place, problem in enumerate(suite.all_problems)}
     found.sort(key=lambda one: order[one.problem])
     write_targets(path, found, under, reduced)
@@ -67,21 +72,27 @@ def freeze(
 
 
 def measure(
-    suite: Suite, seeds: int = SEEDS, watcher: Watcher | None = None, say: Callable[[str], None] = lambda text: None
+    suite: Suite,
+    seeds: int = SEEDS,
+    watcher: Watcher | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    out: str | Path = OUT,
+    resume: bool = False,
 ) -> Iterator[Measured]:
-    """The targets of a suite, group of problems by group."""
+    """The targets of a suite, group of problems by group, as far as the watcher does not stop it."""
     groups = suite.groups_of(suite.references)
     for of_problems in suite.problems:
         runs = []
-        with tempfile.TemporaryDirectory(prefix="gradbench-freeze-") as folder:
-            for group in groups:
-                say(f"measuring {', '.join(of_problems.specs)} × {group.specs[0]}")
-                [(_, plan)] = suite.plans(of_problems.specs, (group,))
-                settings = {"steps": max(1, plan.steps // 2), "seeds": seeds, "record_points": POINTS}
-                plan = dataclasses.replace(plan, **settings, targets=None, timing="none")
-                runs.append(runner.run_plan(plan, out=folder, watcher=watcher))
-            for problem in of_problems.specs:
-                yield target_of(problem, runs)
+        for group in groups:
+            say(f"measuring {', '.join(of_problems.specs)} × {group.specs[0]}")
+            [(_, plan)] = suite.plans(of_problems.specs, (group,))
+            settings = {"steps": max(1, plan.steps // 2), "seeds": seeds, "record_points": POINTS}
+            plan = dataclasses.replace(plan, **settings, targets=None, timing="none")
+            runs.append(record_of(plan, out, None, resume, watcher))
+            if runs[-1].info["state"] != "complete":
+                return
+        for problem in of_problems.specs:
+            yield target_of(problem, runs)
 
 
 def target_of(problem: str, runs: list[Run]) -> Measured:

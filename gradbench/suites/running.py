@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from gradbench.analysis.races.outcomes import suite_words
 from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
 from gradbench.errors import GradbenchError, GradbenchWarning, PlanError, RecordError
 from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.transfer.sources import difference, file_sources
 from gradbench.machine.devices import find_devices
 from gradbench.record.store import Run, load_run, read_info
 from gradbench.suites.definition import Group, Suite
@@ -36,7 +38,7 @@ def run_suite(
 ) -> list[Run]:
     """The records of a suite, of these problems and optimizers or of all, made under `out`.
 
-    With `resume`, a record of the same suite, version and plan that is under `out` is taken as it is where it is
+    With `resume`, a record of the same suite, version, plan and files that is under `out` is taken as it is where it is
     complete, and gone on with where it is not. `reduced` is a run at the few steps, trials and seeds that the suite
     states for a machine without the device that it is meant for; if None, there alone, with a GradbenchWarning. A
     record that was interrupted is the last one. Raises PlanError where the suite's targets were measured for other
@@ -57,35 +59,38 @@ def run_suite(
     for ruleset, plan in suite.plans(problems, optimizers):
         mark = suite.mark(ruleset)
         plan = dataclasses.replace(plan, device=device)
-        before = _before(plan, mark, Path(out)) if resume else None
         with watching() as watcher:
-            if before is None:
-                found.append(runner.run_plan(plan, out=out, watcher=watcher, suite=mark))
-            else:
-                found.append(runner.resume(before, watcher=watcher))
+            found.append(record_of(plan, out, mark, resume, watcher))
         if found[-1].info["state"] != "complete":
             break
     return found
 
 
-def _before(plan: SweepPlan, mark: dict[str, str], out: Path) -> Path | None:
-    """The record of this plan of a suite under a folder, the last of several."""
-    return next((run for run in reversed(suite_records(out)) if _is_of(run, plan, mark)), None)
+def record_of(
+    plan: SweepPlan, out: str | Path, mark: dict[str, str] | None, resume: bool, watcher: Watcher | None = None
+) -> Run:
+    """A plan's record under `out`, which says that it is of the suite `mark`: a new one. With `resume`, the last one
+    there of the same plan, suite, problem and optimizer files, which is gone on with where it is not complete."""
+    before = None
+    for path, info in _records(Path(out)) if resume else ():
+        if info.get("suite") == mark and SweepPlan.from_dict(info["plan"]) == plan:
+            same = "sources" not in info or difference(info["sources"], file_sources(plan, ()), data=False) is None
+            before = path if same else before
+    if before is None:
+        return runner.run_plan(plan, out=out, watcher=watcher, suite=mark)
+    return runner.resume(before, watcher=watcher)
 
 
-def _is_of(path: Path, plan: SweepPlan, mark: dict[str, str]) -> bool:
-    info = read_info(path)
-    return info.get("suite") == mark and SweepPlan.from_dict(info["plan"]) == plan
+def _records(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The readable records under a folder and their run.json, by name."""
+    for file in sorted(folder.glob("*/run.json")):
+        with contextlib.suppress(RecordError):
+            yield file.parent, read_info(file.parent)
 
 
 def suite_records(folder: Path) -> list[Path]:
     """The folders of the records under a folder that say which suite they are of, by name."""
-    found = []
-    for file in sorted(folder.glob("*/run.json")):
-        with contextlib.suppress(RecordError):
-            if "suite" in read_info(file.parent):
-                found.append(file.parent)
-    return found
+    return [path for path, info in _records(folder) if "suite" in info]
 
 
 def expanded(name: str, find: Callable[[str], Path]) -> list[Path]:

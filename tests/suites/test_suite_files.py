@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,7 @@ def test_targets_that_are_no_table_of_their_own_are_refused_and_the_file_is_left
 def test_freeze_says_on_stderr_what_it_measures(tmp_path, capsys, monkeypatch):
     path = tmp_path / "tiny.toml"
     path.write_text('references = ["sgd"]\n' + HEAD + OPTIMIZERS)
-    monkeypatch.setattr(freeze.runner, "run_plan", lambda *_, **__: None)
+    monkeypatch.setattr(freeze, "record_of", lambda *_: types.SimpleNamespace(info={"state": "complete"}))
     monkeypatch.setattr(freeze, "target_of", lambda *_: MEASURED)
     assert invoke(["suite", "freeze", str(path)]) == 0
     assert capsys.readouterr().err == "measuring himmelblau × sgd\n"

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import StopAfter
 from synthetic import make_run
 
 from gradbench.archive.verify import verify_run
@@ -174,6 +175,33 @@ def test_freeze_writes_targets_that_the_references_reach_in_half_of_the_steps(ti
     for problem in suite.all_problems:
         steps = [row["steps_to_target"] for row in run.trials.to_pylist() if row["problem"] == problem]
         assert min(step for step in steps if step is not None) <= 10
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_a_freeze_that_is_stopped_writes_nothing_and_goes_on(tiny, tmp_path):
+    tiny.write_text(TINY.replace("trials = 3", "trials = 2"))
+    out, text = tmp_path / "records", tiny.read_text()
+    assert freezing.freeze(tiny, 2, StopAfter(3), out=out) is None
+    assert tiny.read_text() == text
+    [half] = sorted(out.iterdir())
+    found = freezing.freeze(tiny, 2, out=out, resume=True)
+    assert sorted(out.iterdir()) == [half]
+    assert load_suite(tiny).targets == {one.problem: one.target for one in found}
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_a_record_of_a_problem_file_that_was_edited_is_not_taken_for_the_plan(tiny, tmp_path):
+    mine = tmp_path / "mine.py"
+    lines = "import gradbench", "def problem():", "    return gradbench.Problem(lambda key: 1.0, lambda x, data: x**2)"
+    mine.write_text("\n".join(lines))
+    text = TINY.replace('references = ["sgd"]', "")
+    tiny.write_text(text.replace('"quadratic_bowl[dim=2]", "himmelblau"', f'"{mine}"'))
+    suite, out = load_suite(tiny), tmp_path / "records"
+    groups = chosen_groups(suite, ["sgd"], TUNED, None)
+    [run] = run_suite(suite, optimizers=groups, out=out)
+    mine.write_text(mine.read_text().replace("x**2", "x**4"))
+    [again] = run_suite(suite, optimizers=groups, out=out, resume=True)
+    assert again.id != run.id
 
 
 def test_the_target_is_the_median_of_the_best_setting_of_the_best_reference():
