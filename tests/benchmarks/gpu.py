@@ -5,8 +5,8 @@
 scale: seconds per trial-step of a sweep of 1 to 65,536 trials, on the device and on the host's CPU in turn: where does
 the device overtake it? Then A/Bs, each as a ratio to its first variant, the variants in turn in each round, medians:
 loops (with deterministic kernels, with any, as a CUDA graph), unroll (of the scan), tiny dots (batched or broadcast,
-multiplied and summed), network (as rewritten, as written, one trial after another), block (trials that
-go side by side), kernel (one launch for many steps, kernel.py, with its results compared).
+multiplied and summed), lookups (and as products), network (as rewritten, as written, one trial after another), block
+(trials that go side by side), kernel (one launch for many steps, kernel.py, with its results compared).
 
 A variant that fails or does not apply is a row that says why. Saved after each case in
 OUT/gpu-<device>/ as measurements.parquet and measurements.json.
@@ -106,6 +106,7 @@ def measure(
         *[("loops", lambda p=name: cases.loops(p, size, device, rounds)) for name in size.loops_of],
         *[("unroll", lambda p=name: cases.unrolls(p, size, device)) for name in size.unrolls_of],
         ("tiny dots", lambda: cases.tiny_dots(size, device)),
+        ("lookups", lambda: cases.lookups(size, device)),
     ]
     for name in ("quadratic_bowl", "logistic_regression"):
         todo += [("scale", lambda v=variants: v) for variants in cases.scale(name, size, device)]

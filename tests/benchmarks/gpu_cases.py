@@ -39,7 +39,15 @@ class Size:
     lanes_of: tuple[str, ...] = ("quadratic_bowl", "mlp")
     trials: int = 1024
     steps: int = 200
-    loops_of: tuple[str, ...] = ("quadratic_bowl", "mlp", "cnn", "transformer", "lstm", "autoencoder")
+    loops_of: tuple[str, ...] = (
+        "quadratic_bowl",
+        "mlp",
+        "cnn",
+        "transformer",
+        "lstm",
+        "autoencoder",
+        "matrix_factorisation",
+    )
     unrolls_of: tuple[str, ...] = ("quadratic_bowl", "logistic_regression", "mlp")
     networks: tuple[str, ...] = ("cnn", "transformer", "lstm", "autoencoder")
     network_trials: tuple[int, ...] = (8, 64)
@@ -220,6 +228,25 @@ def tiny_dots(size: Size, device: Any) -> list[Variant]:
     return [
         Variant(name, "layer", size.trials, lambda p=product: loop(layer(p), size.trials, size.steps, device))
         for name, product in (("batched dot", jnp.matmul), ("multiply and sum", broadcast))
+    ]
+
+
+def lookups(size: Size, device: Any) -> list[Variant]:
+    """2,000 rows looked up in a table of 100, for every trial: the derivative adds them up in a fixed order."""
+    index = np.random.default_rng(0).integers(0, 100, 2000).astype(np.int32)
+
+    def table(rows: Callable[[jax.Array, jax.Array], jax.Array]) -> Problem:
+        def loss(table: jax.Array, index: jax.Array) -> jax.Array:
+            return jnp.mean(jnp.tanh(rows(table, index)) ** 2)
+
+        return Problem(lambda key: jax.random.normal(key, (100, 8)), loss, index, name="table")
+
+    def products(table: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.nn.one_hot(index, len(table), dtype=table.dtype) @ table
+
+    return [
+        Variant(name, "table", size.trials, lambda r=rows: loop(table(r), size.trials, size.steps, device))
+        for name, rows in (("rows", lambda table, index: table[index]), ("one-hot product", products))
     ]
 
 
