@@ -1,10 +1,12 @@
-"""Who catches what in functions: this check, allclose at torch.testing's tolerances, jax.test_util.check_grads.
+"""Who catches what in functions: this check, allclose at torch.testing's tolerances, jax.test_util.check_grads, and
+torch.autograd's gradcheck and gradgradcheck.
 
     python tests/benchmarks/check_functions.py [--dtype float32 ...] [--family softmax ...] [--right]
         [--seeds 124] [--out results/reference/check/functions.json]
 
-The functions of function_faults.py in four dtypes. The other two get what a test of a kernel mostly has: one random
-input, every size 64; allclose compares values and gradients with the reference's in the same dtype. A miss of this
+The functions of function_faults.py in four dtypes. The others get what a test of a kernel mostly has: one random input,
+every size 64, or 5 for torch's, which call the function for each entry of it; they see it as an autograd.Function.
+allclose compares values and gradients with the reference's in the same dtype. A miss of this
 check is explained where at every case the fault moves each output by less than could be seen. With --out it goes on
 where it was stopped. Right functions are called with --seeds more random inputs at random sizes. Exits 1 on a false
 alarm or on a miss that is not explained.
@@ -13,12 +15,14 @@ alarm or on a miss that is not explained.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import torch_gradcheck
 from function_faults import FAMILIES, Family
 from jax.test_util import check_grads
 
@@ -33,15 +37,16 @@ from gradbench.machine.environment import environment
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # rtol, atol of torch.testing.assert_close (its documentation's table).
 TOLERANCES = {"float64": (1e-7, 1e-7), "float32": (1.3e-6, 1e-5), "bfloat16": (1.6e-2, 1e-5), "float16": (1e-3, 1e-5)}
-SIZE = 64
+SIZE, SMALL = 64, 5
+TORCH = {"gradcheck": 1, "gradgradcheck": 2}  # the order of the derivative
 FIRST = 3  # seeds are the check's own before
 SHAPES = 8  # of the random sizes, 1 to SIZE, of the right functions
 COMMAND = "python tests/benchmarks/check_functions.py"
 
 
-def inputs(family: Family, dtype: str):
+def inputs(family: Family, dtype: str, size: int = SIZE):
     source, _ = from_letters(family.args, dtype)
-    case = source.case(dict.fromkeys(source.letters, SIZE), "random", 0)
+    case = source.case(dict.fromkeys(source.letters, size), "random", 0)
     return case, Layout.of(case.arguments, ("a", "b", "c", "d"))
 
 
@@ -58,18 +63,22 @@ def gradients(function, layout, arguments, dtype):
         return flat(floats, others)
 
 
-def allclose_objects(family: Family, function, dtype: str) -> bool:
+def allclose_objects(family: Family, function, dtype: str) -> bool | None:
+    """None where this device does not run it: XLA:CPU has no product of 16 bits that adds up in 32."""
     case, layout = inputs(family, dtype)
     rtol, atol = TOLERANCES[dtype]
     with x64_context(dtype), jax.default_matmul_precision("highest"):
         wanted = gradients(family.reference, layout, case.arguments, dtype)
-        got = gradients(function, layout, jax.tree.map(np.array, case.arguments), dtype)
+        try:
+            got = jax.block_until_ready(gradients(function, layout, jax.tree.map(np.array, case.arguments), dtype))
+        except jax.errors.JaxRuntimeError:
+            return None
     pairs = [(np.asarray(g, np.float64), np.asarray(w, np.float64)) for g, w in zip(got, wanted)]
     return not all(np.allclose(g, w, rtol=rtol, atol=atol, equal_nan=True) for g, w in pairs)
 
 
 def check_grads_objects(family: Family, function, dtype: str) -> bool | None:
-    """None where it cannot be asked: the function has no derivative."""
+    """None where it cannot be asked: the function has no derivative, or the device does not run it."""
     case, layout = inputs(family, dtype)
     floats, others = layout.split(case.arguments)
     with x64_context(dtype), jax.default_matmul_precision("highest"):
@@ -82,9 +91,17 @@ def check_grads_objects(family: Family, function, dtype: str) -> bool | None:
             check_grads(of_arrays, tuple(own), order=1, modes=["rev"])
         except AssertionError:
             return True
-        except (jax.errors.TracerArrayConversionError, ValueError):
+        except (jax.errors.TracerArrayConversionError, jax.errors.JaxRuntimeError, ValueError):
             return None
     return False
+
+
+def torch_objects(family: Family, function, dtype: str, order: int) -> bool | None:
+    case, layout = inputs(family, dtype, SMALL)
+    floats, others = layout.split(case.arguments)
+    with x64_context(dtype), jax.default_matmul_precision("highest"):
+        flat = layout.flat(function)
+        return torch_gradcheck.objects(lambda *x: tuple(flat(list(x), others)), floats, dtype, order)
 
 
 def sessions(family: Family, functions: list, dtype: str):
@@ -197,15 +214,19 @@ def summary(rows: list[dict]) -> list[dict]:
                 "dtype": dtype,
                 "faults found": f"{len(faults) - len(missed)}/{len(faults)}",
                 "misses explained": f"{sum(r['explained'] for r in missed)}/{len(missed)}",
-                "allclose finds": f"{sum(r['allclose'] for r in faults)}/{len(faults)}",
-                "check_grads finds": f"{sum(bool(r['check_grads']) for r in faults)}/{len(faults)}",
+                "allclose finds": objections(faults, "allclose"),
+                **{f"{tool} finds": objections(faults, tool) for tool in ("check_grads", *TORCH)},
                 "right answers accused": f"{total(right, 'accused')}/{total(right, 'judged')}",
                 "right functions accused": f"{sum(r['verdict'] == 'FAIL' for r in right)}/{len(right)}",
-                "by allclose": f"{sum(r['allclose'] for r in right)}/{len(right)}",
-                "by check_grads": f"{sum(bool(r['check_grads']) for r in right)}/{len(right)}",
+                "by allclose": objections(right, "allclose"),
+                **{f"by {tool}": objections(right, tool) for tool in ("check_grads", *TORCH)},
             }
         )
     return lines
+
+
+def objections(rows: list[dict], tool: str) -> str:
+    return f"{sum(bool(row.get(tool)) for row in rows)}/{len(rows)}"
 
 
 def total(rows: list[dict], key: str) -> int:
@@ -239,8 +260,15 @@ def main() -> int:
                     print({k: v for k, v in rows[-1].items() if k != "would_have_caught"}, flush=True)
                     write(choice.out, rows)
     functions = {
-        (family.name, name): (family, function) for family in FAMILIES for name, function in family.right.items()
+        (family.name, name): (family, function)
+        for family in FAMILIES
+        for kind in (family.right, family.faults)
+        for name, function in kind.items()
     }
+    for row in rows if importlib.util.find_spec("torch") else ():
+        for tool in [tool for tool in TORCH if tool not in row and row["dtype"] in (choice.dtype or DTYPES)]:
+            row[tool] = torch_objects(*functions[row["family"], row["name"]], row["dtype"], TORCH[tool])
+            write(choice.out, rows)
     for row in rows:
         before = row.get("over_seeds", {"seeds": 0})
         if row["right"] and before["seeds"] < choice.seeds and row["dtype"] in (choice.dtype or DTYPES):

@@ -44,3 +44,13 @@ def test_a_million_numbers_right_to_the_last_bit_are_right():
     numbers = np.arange(2**20) % 7 + 0.1
     spread = Spread([numbers], [np.zeros_like(numbers)], [0.0], [0.0], False, False, False, (), ())
     assert judge([numbers], [numbers], spread, ["value"], format_of("float64")).off == 0
+
+
+def test_near_the_end_of_float64s_range_samples_that_leave_it_accuse_nobody():
+    """The norm of such a leaf overflowed, so that what its scale may be off by was not a number, and no error is below
+    that."""
+    numbers = np.array([-1.02e308, -1.24e308, 1.01e308, 0.0])
+    nan = np.where(numbers, np.nan, 0.0)
+    spread = Spread([numbers], [nan], [np.nan], [np.nan], False, False, False, (), ())
+    found = judge([numbers * (1 + 2.0**-52)], [numbers], spread, ["value"], format_of("float64"))
+    assert (found.verdict, found.off) == ("INCONCLUSIVE", 0.0)

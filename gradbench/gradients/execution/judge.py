@@ -151,10 +151,10 @@ def _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, lea
     along *= max(1.0, centre_size / size) if size > 0 else 1.0
     if not (np.isfinite(norm_sigma) and np.isfinite(along)):  # some entries overflow: the others are judged alone
         norm_sigma = float(np.linalg.norm(sigma[usable]))
-        along = norm_sigma / (unit * size) if size > 0 else 0.0
+        along = norm_sigma / unit / size if size > 0 else 0.0
     if centre_size == 0 and size > 0:  # it cancels to 0 there, and to a rounding of 0 here: it has no component along 0
-        along = norm_sigma / (unit * size)
-    norm_allowed = leaf_factor * norm_sigma / unit + slack
+        along = norm_sigma / unit / size
+    norm_allowed = leaf_factor * (norm_sigma / unit) + slack
     # Summed from the errors: the sums of what is right to the last bit give exactly 1, however many numbers there are.
     beta = 1.0 + float(np.sum(error[usable] / unit * relative) / size**2) if size > 0 else 1.0
     # 2^-49: the sums made here are float64 too.
