@@ -47,6 +47,13 @@ def test_a_cell_has_its_sweep_by_learning_rate():
     assert cell["learning_rate"] == 0.1
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_ranked(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("gradbench.reporting.board.board_data", lambda runs: pytest.fail("ranked"))
+    with pytest.raises(GradbenchError, match="cannot be written"):
+        write_board([make()], tmp_path / "file" / "board.html")
+
+
 @pytest.mark.thorough
 def test_a_page_of_20_optimizers_and_14_problems_is_small(tmp_path):
     names = [f"adam[b1=0.{k}]" for k in range(10, 30)]
