@@ -29,7 +29,7 @@ from gradbench.inputs.problem import Problem
 from gradbench.library.compared import RunComparison
 from gradbench.library.given import take_optimizers, take_problems
 from gradbench.library.progress import watching
-from gradbench.library.run import Run, load_run
+from gradbench.library.run import Run
 from gradbench.machine.workers import Workers
 from gradbench.record import store
 from gradbench.suites.definition import TUNED, chosen_groups, load_suite
@@ -211,7 +211,7 @@ def verify(
     GradbenchError where nothing can be replayed; a record whose files cannot be read does not hold.
     """
     try:
-        record = _record(run, results)
+        record = _record(run, results, warn=False)  # of changes, which are among the faults
         return verify_run(record, sample, seed, own_files, record.objects)
     except DamagedError as error:
         return unreadable(str(run.id if isinstance(run, store.Run) else run), error)
@@ -291,11 +291,11 @@ def _records(runs: Sequence[Record], results: str | Path) -> list[Run]:
     return [_record(run, results) for run in runs]
 
 
-def _record(run: Record, results: str | Path) -> Run:
+def _record(run: Record, results: str | Path, warn: bool = True) -> Run:
     if isinstance(run, store.Run):
         return Run.of(run)
     if isinstance(run, str | Path):
-        return load_run(run, results)
+        return Run.of(store.load_run(run, results, warn=warn))
     raise GradbenchError(f'need a record: a run, its folder, its id, or "latest"; got {type(run).__name__}')
 
 

@@ -234,11 +234,12 @@ def find_run(name: str | Path, results: str | Path = "results") -> Path:
     return found[0]
 
 
-def load_run(name: str | Path, results: str | Path = "results") -> Run:
+def load_run(name: str | Path, results: str | Path = "results", *, warn: bool = True) -> Run:
     """Read a record, by path, id or `latest`. An unfinished run has the rows written so far; where nobody is writing
     it any more, as its process was killed, its state is "interrupted".
 
-    Raises RecordError if it is missing, damaged or of a newer schema.
+    Raises RecordError if it is missing, damaged or of a newer schema. Of a file that was changed since the record was
+    closed there is a GradbenchWarning, if `warn`.
     """
     path = find_run(name, results)
     LOG.info("reading %s", path)
@@ -258,4 +259,16 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
         parts = {name: [schema_of(name, axes).empty_table(), *_by_pair(path, name, axes)] for name in TABLES}
         return Run(path, plan, info, **{name: pa.concat_tables(tables) for name, tables in parts.items()})
     tables = {name: read_table(path / f"{name}.parquet", name, plan.axis_names) for name in _files(info)}
+    if warn:
+        _warn_of_changes(path)
     return Run(path, plan, info, **tables)
+
+
+def _warn_of_changes(path: Path) -> None:
+    """Of a complete record; a thousandth of what it takes to compare it."""
+    try:
+        changed = manifest.changed_files(path)
+    except RecordError as error:  # of the manifest: what is read of the record is whole
+        changed = [str(error)]
+    if changed:
+        warnings.warn(f"{path}: {'; '.join(changed)} (see gradbench verify)", GradbenchWarning, stacklevel=3)

@@ -7,6 +7,7 @@ import re
 
 import pytest
 from synthetic import make_run
+from tampering import change_info, close
 from test_report_in_chromium import CHROMIUM, in_chromium
 
 from gradbench.archive.verified import NAME, keep, standing_verification
@@ -111,8 +112,8 @@ def test_records_that_do_not_compare_are_refused_by_name_with_exit_2(sweep, caps
 @pytest.mark.usefixtures("compiled_quickly")
 def test_of_a_folder_with_records_of_several_suites_one_is_chosen(sweep, capsys, tmp_path):
     runs = [sweep("himmelblau", ["sgd"], [1e-3, 1e-2], seeds=1, steps=5, timing="none") for _ in range(2)]
-    info = json.loads((runs[1].path / "run.json").read_text())
-    (runs[1].path / "run.json").write_text(json.dumps(info | {"suite": {"name": "s", "sha256": "a" * 64}}))
+    change_info(runs[1].path, lambda info: info.update(suite={"name": "s", "sha256": "a" * 64}))
+    close(runs[1].path)
     words = ["board", str(tmp_path / "results"), "--out", str(tmp_path / "b.html"), "--quiet"]
     assert invoke(words) == 2
     error = capsys.readouterr().err
