@@ -26,7 +26,9 @@ def change_info(path, edit):
 
 def close(path):
     """As somebody does who knows of manifests."""
-    manifest.close(path, [file.name for file in path.iterdir() if file.name != manifest.NAME])
+    info = json.loads((path / "run.json").read_text())
+    write_json(info, path / "run.json")
+    manifest.close(path, [file.name for file in path.glob("*.parquet")], info)
 
 
 def final_loss(path):

@@ -177,7 +177,7 @@ def _record_notes(run: Run) -> list[str]:
         notes.append(
             f"the run is {run.info['state']}: of its plan's {run.plan.trials:,} trials those that have finished"
         )
-    elif record_digest(run.path) is None:
+    elif record_digest(run.path) is None and not run.info.get("manifest"):  # else it is a fault
         notes.append("no manifest: deleted, or of an older gradbench, which wrote none")
     if run.timings.num_rows or run.sharpness.num_rows:
         notes.append("timings and sharpness are not replayed: only the manifest vouches for them")

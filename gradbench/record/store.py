@@ -130,9 +130,9 @@ class RunWriter:
                 rows = [row for table in tables for row in table.to_pylist()]
                 tables = [pa.Table.from_pylist(add_roofline(rows), schema=SCHEMAS[name])]
             write_tables(tables, schema_of(name, self.axes), self.path / f"{name}.parquet")
-        self.info |= {"state": "complete", "ended": utc_now()}
+        self.info |= {"state": "complete", "ended": utc_now(), "manifest": True}
+        manifest.close(self.path, [f"{name}.parquet" for name in _files(self.info)], self.info)
         self.save_info()
-        manifest.close(self.path, ["run.json", *(f"{name}.parquet" for name in _files(self.info))])
         shutil.rmtree(self.path / "parts", ignore_errors=True)
         self._lock.close()  # Windows removes no open file
         (self.path / LOCK).unlink(missing_ok=True)
@@ -247,7 +247,7 @@ def load_run(name: str | Path, results: str | Path = "results", *, warn: bool = 
     try:
         plan = SweepPlan.from_dict(info["plan"])
     except GradbenchError as error:
-        if any(said.startswith("run.json ") for said in manifest.changed_files(path) or ()):
+        if any(said.startswith("run.json ") for said in manifest.changed_files(path, info) or ()):
             raise DamagedError(f"{path / 'run.json'}: damaged plan: {error}") from error
         raise RecordError(f"{path / 'run.json'}: this version of gradbench does not take its plan: {error}") from error
     if info["state"] == "running" and not held(path / LOCK):
@@ -260,14 +260,14 @@ def load_run(name: str | Path, results: str | Path = "results", *, warn: bool = 
         return Run(path, plan, info, **{name: pa.concat_tables(tables) for name, tables in parts.items()})
     tables = {name: read_table(path / f"{name}.parquet", name, plan.axis_names) for name in _files(info)}
     if warn:
-        _warn_of_changes(path)
+        _warn_of_changes(path, info)
     return Run(path, plan, info, **tables)
 
 
-def _warn_of_changes(path: Path) -> None:
+def _warn_of_changes(path: Path, info: dict[str, Any]) -> None:
     """Of a complete record; a thousandth of what it takes to compare it."""
     try:
-        changed = manifest.changed_files(path)
+        changed = manifest.changed_files(path, info)
     except RecordError as error:  # of the manifest: what is read of the record is whole
         changed = [str(error)]
     if changed:

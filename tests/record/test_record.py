@@ -219,6 +219,21 @@ def damage(record, name, table) -> None:
     pq.write_table(table, record.path / name)
 
 
+def test_a_run_killed_as_it_is_closed_goes_on_and_has_its_manifest(sweep, tmp_path, monkeypatch):
+    def closed_and_killed(*arguments, close=manifest.close):
+        close(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "close", closed_and_killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep("beale", ["sgd"], [1e-3], seeds=1, steps=5, timing="none")
+    stopped = load_run("latest", tmp_path / "results")
+    assert stopped.info["state"] == "interrupted"
+    run = gradbench.resume(stopped.path)
+    assert manifest.changed_files(run.path, run.info) == []
+
+
 def test_damaged_records_are_refused_in_one_line(record):
     trials = record.path / "trials.parquet"
     original = trials.read_bytes()
@@ -307,7 +322,7 @@ def test_a_manifest_that_may_not_be_read_is_not_damaged(record, monkeypatch):
 
     monkeypatch.setattr(manifest, "digest", refuse)
     with pytest.raises(RecordError, match="Permission denied") as caught:
-        manifest.changed_files(record.path)
+        manifest.changed_files(record.path, record.info)
     assert not isinstance(caught.value, DamagedError)
 
 
