@@ -19,17 +19,17 @@ from gradbench.analysis.summary import GOOD_FACTOR
 from gradbench.archive.export import export as write_export
 from gradbench.archive.history import History, load_runs
 from gradbench.archive.history import history as follow
-from gradbench.archive.verify import Verification, unreadable, verify_run
+from gradbench.archive.verify import Verification, verify_run
 from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
-from gradbench.errors import DamagedError, GradbenchError
+from gradbench.errors import GradbenchError
 from gradbench.inputs.optimizer import Optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
 from gradbench.library.compared import RunComparison
 from gradbench.library.given import take_optimizers, take_problems
 from gradbench.library.progress import watching
-from gradbench.library.run import Run
+from gradbench.library.run import Run, load_run
 from gradbench.machine.workers import Workers
 from gradbench.record import store
 from gradbench.suites.definition import TUNED, chosen_groups, load_suite
@@ -210,11 +210,10 @@ def verify(
     new one if None). Problems and optimizers in files that the record names are run only with `own_files`. Raises
     GradbenchError where nothing can be replayed; a record whose files cannot be read does not hold.
     """
-    try:
-        record = _record(run, results, warn=False)  # of changes, which are among the faults
-        return verify_run(record, sample, seed, own_files, record.objects)
-    except DamagedError as error:
-        return unreadable(str(run.id if isinstance(run, store.Run) else run), error)
+    if isinstance(run, str | Path):
+        return verify_run(store.find_run(run, results), sample, seed, own_files)
+    record = _record(run, results)
+    return verify_run(record, sample, seed, own_files, record.objects)
 
 
 def export(
@@ -291,11 +290,11 @@ def _records(runs: Sequence[Record], results: str | Path) -> list[Run]:
     return [_record(run, results) for run in runs]
 
 
-def _record(run: Record, results: str | Path, warn: bool = True) -> Run:
+def _record(run: Record, results: str | Path) -> Run:
     if isinstance(run, store.Run):
         return Run.of(run)
     if isinstance(run, str | Path):
-        return Run.of(store.load_run(run, results, warn=warn))
+        return load_run(run, results)
     raise GradbenchError(f'need a record: a run, its folder, its id, or "latest"; got {type(run).__name__}')
 
 

@@ -94,7 +94,7 @@ def test_a_verification_is_kept_beside_the_record_and_stands_until_that_is_chang
     info.write_text(info.read_text() + " ")
     (run.path / "manifest.json").write_text((run.path / "manifest.json").read_text() + " ")
     assert standing_verification(run) is None
-    assert keep(run, verify_run(run, 2), "you")["holds"] is False  # the manifest has another digest of run.json
+    assert keep(run.path, verify_run(run, 2), "you")["holds"] is False  # the manifest has another digest of run.json
     (run.path / NAME).write_text("{}")
     with pytest.raises(RecordError, match=f"{NAME}: damaged"):
         standing_verification(run)
