@@ -33,7 +33,7 @@ from gradbench.library.run import Run, load_run
 from gradbench.machine.workers import Workers
 from gradbench.record import store
 from gradbench.suites.definition import TUNED, chosen_groups, load_suite
-from gradbench.suites.running import archived
+from gradbench.suites.running import archived, of_suite
 from gradbench.suites.running import run_suite as run_of_suite
 from gradbench.suites.standing import Standing
 from gradbench.suites.standing import standing as place_among
@@ -276,12 +276,18 @@ def standing(
     return place_among(mine, archived(mine))
 
 
-def board(*runs: Record, out: str | Path = "board.html", results: str | Path = "results") -> Path:
-    """Write one offline page that ranks the optimizers of these records; its path. Raises GradbenchError for records
-    that do not compare, by their names."""
+def board(
+    *runs: Record,
+    out: str | Path = "board.html",
+    suite: str | None = None,
+    results: str | Path = "results",
+) -> Path:
+    """Write one offline page that ranks the optimizers of these records, or of those of one `suite`, such as "core-1"
+    (or "core-1 6e61710d", a version of it), or "none"; its path. Raises GradbenchError for records that do not compare,
+    by their names, and where none is of the suite."""
     from gradbench.reporting.board import write_board  # Altair takes half a second
 
-    return write_board(_records(runs, results), out)
+    return write_board(of_suite(_records(runs, results), suite), out)
 
 
 def _records(runs: Sequence[Record], results: str | Path) -> list[Run]:

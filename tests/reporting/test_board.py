@@ -10,6 +10,7 @@ from synthetic import make_run
 from tampering import change_info, close
 from test_report_in_chromium import CHROMIUM, in_chromium
 
+import gradbench
 from gradbench.archive.verified import NAME, keep, standing_verification
 from gradbench.archive.verify import verify_run
 from gradbench.cli.main import invoke
@@ -124,6 +125,16 @@ def test_of_a_folder_with_records_of_several_suites_one_is_chosen(sweep, capsys,
         (tmp_path / "b.html").unlink()
     assert invoke([*words, "--suite", "core-1"]) == 2
     assert "no record is of suite core-1: none (1" in capsys.readouterr().err
+
+
+def test_from_python_one_suite_is_chosen_too(tmp_path):
+    plain, other = make(), make(identifier="20260102T000000Z-fedcba")
+    suite = dataclasses.replace(other, info=other.info | {"suite": {"name": "s", "sha256": "a" * 64}})
+    path = tmp_path / "board.html"
+    with pytest.raises(GradbenchError, match="records of several suites do not compare"):
+        gradbench.board(plain, suite, out=path)
+    _, page = page_of(gradbench.board(plain, suite, out=path, suite="s"))
+    assert [row["id"] for row in page["records"]] == [suite.id]
 
 
 PROBE = """<script>
