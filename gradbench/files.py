@@ -49,9 +49,13 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, last
             writer.write_table(table)
 
 
+def json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
 def write_json(value: Any, path: Path) -> None:
     with writing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(json_bytes(value))
 
 
 def utc_now() -> str:

@@ -104,7 +104,7 @@ def render(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], output_
     if output_format == "json":
         return to_json(list(rows))
     if output_format == "csv":
-        return _csv(rows)
+        return _csv(rows, columns)
     cells = [[column.text(row) for row in rows] for column in columns]
     if output_format == "markdown":
         return _markdown(columns, cells, title)
@@ -184,9 +184,11 @@ def html_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> 
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
+    """Of no rows the keys that the columns show."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    keys = dict.fromkeys(key for row in rows or [[column.key for column in columns]] for key in row)
+    writer = csv.DictWriter(text, list(keys), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().rstrip("\n")

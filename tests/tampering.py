@@ -4,15 +4,15 @@ import json
 
 import pyarrow as pa
 
-import gradbench
 from gradbench.files import write_json, write_table
 from gradbench.record import manifest
 from gradbench.record.schema import SCHEMAS
+from gradbench.record.store import load_run
 
 
 def change(path, name, edit):
     """Edit the rows of a table of a record, in place or by what is returned."""
-    rows = getattr(gradbench.load_run(path), name).to_pylist()
+    rows = getattr(load_run(path, warn=False), name).to_pylist()
     rows = edit(rows) or rows
     (path / f"{name}.parquet").unlink()
     write_table(pa.Table.from_pylist(rows, schema=SCHEMAS[name]), path / f"{name}.parquet")
@@ -26,7 +26,9 @@ def change_info(path, edit):
 
 def close(path):
     """As somebody does who knows of manifests."""
-    manifest.close(path, [file.name for file in path.iterdir() if file.name != manifest.NAME])
+    info = json.loads((path / "run.json").read_text())
+    write_json(info, path / "run.json")
+    manifest.close(path, [file.name for file in path.glob("*.parquet")], info)
 
 
 def final_loss(path):
@@ -66,7 +68,7 @@ def verdict(path):
 
 def dropped_seed(path):
     """The diverged trials are left out."""
-    gone = {row["trial"] for row in gradbench.load_run(path).trials.to_pylist() if row["verdict"] == "diverged"}
+    gone = {row["trial"] for row in load_run(path, warn=False).trials.to_pylist() if row["verdict"] == "diverged"}
     for name in ("trials", "curves"):
         change(path, name, lambda rows: [row for row in rows if row["trial"] not in gone])
 

@@ -202,6 +202,10 @@ COLUMNS = (
     Column("trend", "over the records", str, 5),
     Column("changed", "changes", lambda text: text or "–", prose=True),
 )
+POINTS = tuple(
+    Column(key, key)
+    for key in ("record", "started", "git_commit", "change", "problem", "optimizer", "what", "device", "value")
+)
 
 
 def history_text(found: History, output_format: str) -> str:
@@ -210,7 +214,7 @@ def history_text(found: History, output_format: str) -> str:
     if output_format == "json":
         return to_json({"rows": found.rows, "points": found.points, "notes": found.notes})
     if output_format == "csv":
-        return render(found.points, (), "csv")
+        return render(found.points, POINTS, "csv")
     shown = []
     for row in found.rows:
         show = seconds if row["what"].startswith(TIME) else number

@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from gradbench.archive.verify import DIFFERS, EXACT, WITHIN, Verification
@@ -22,8 +23,9 @@ from gradbench.record.store import Run
 NAME = "verified.json"
 
 
-def keep(run: Run, found: Verification, by: str | None = None) -> dict[str, Any]:
-    """Add a verification to a record's file; `by` is who verified, by default the login name. Returns the entry.
+def keep(path: Path, found: Verification, by: str | None = None) -> dict[str, Any]:
+    """Add a verification to the file of the record in the folder `path`; `by` is who verified, by default the login
+    name. Returns the entry.
 
     Raises RunError where the record's folder cannot be written, RecordError where its file is damaged.
     """
@@ -44,16 +46,16 @@ def keep(run: Run, found: Verification, by: str | None = None) -> dict[str, Any]
         "record_sha256": found.facts["record_sha256"],
     }
     try:
-        with alone_in(run.path):  # two that end at once are both kept
-            write_json({"verifications": [*verifications(run), entry]}, run.path / NAME)
+        with alone_in(path):  # two that end at once are both kept
+            write_json({"verifications": [*verifications(path), entry]}, path / NAME)
     except OSError as error:
-        raise RunError(f"{run.path}: cannot be read: {error.strerror}") from error
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
     return entry
 
 
-def verifications(run: Run) -> list[dict[str, Any]]:
-    """What a record's file has, oldest first. Raises RecordError where it is damaged."""
-    file = run.path / NAME
+def verifications(path: Path) -> list[dict[str, Any]]:
+    """What the file of the record in the folder `path` has, oldest first. Raises RecordError where it is damaged."""
+    file = path / NAME
     if not file.is_file():
         return []
     try:
@@ -68,7 +70,7 @@ def verifications(run: Run) -> list[dict[str, Any]]:
 def standing_verification(run: Run) -> dict[str, Any] | None:
     """The last verification of the record as it is now; None where it was changed since, or never verified."""
     now = record_digest(run.path)
-    return next((of for of in reversed(verifications(run)) if now and of.get("record_sha256") == now), None)
+    return next((of for of in reversed(verifications(run.path)) if now and of.get("record_sha256") == now), None)
 
 
 def _login() -> str:

@@ -7,6 +7,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from gradbench.machine.environment import environment
 from gradbench.program.xla.switch import enabled
 from gradbench.record.manifest import record_digest
 from gradbench.record.schema import FIRST_REVISION, TRIALS
-from gradbench.record.store import Run
+from gradbench.record.store import Run, load_run
 from gradbench.tables import Column, check_format, note_lines, number, render, sentence_lines, to_json
 
 SURE = 0.95
@@ -93,27 +94,43 @@ class Verification:
 
 
 def verify_run(
-    run: Run,
+    run: Run | Path,
     sample: int = 20,
     seed: int | None = None,
     own_files: bool = False,
     objects: Mapping[str, Problem] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Verification:
-    """Check a record as a whole, and run `sample` trials of it again, drawn by `seed` (a new one if None).
+    """Check a record, or the one in a folder, as a whole, and run `sample` trials of it again, drawn by `seed` (a new
+    one if None).
 
     A number has to come out bit for bit where platform, device kind, versions, commit and flags are the record's;
     elsewhere within a bound on what rounding does to that trial (archive/cells.py), up to the step from which it cannot
     be predicted. Files that a record names are run only with `own_files`, and only if they are the recorded ones.
-    Raises GradbenchError where there is nothing to replay, DamagedError where a file of the record cannot be read.
+    A record of which a file cannot be read does not hold. Raises GradbenchError where there is nothing to replay.
     """
     if sample < 1:
         raise PlanError(f"sample: need at least 1 trial, got {sample}")
+    try:
+        record = load_run(run, warn=False) if isinstance(run, Path) else run  # what was changed is among the faults
+        return _verified(record, sample, seed, own_files, objects or {}, say)
+    except DamagedError as error:
+        name = run.resolve().name if isinstance(run, Path) else run.id
+        return Verification(name, [], [str(error)], [], 0, 0, 0, {"at": utc_now()})
+
+
+def _verified(
+    run: Run,
+    sample: int,
+    seed: int | None,
+    own_files: bool,
+    objects: Mapping[str, Problem],
+    say: Callable[[str], None],
+) -> Verification:
     if run.trials.num_rows == 0:
         raise GradbenchError(f"{run.id}: no trial has finished yet, so there is nothing to verify")
     seed = secrets.randbits(32) if seed is None else seed
     say("comparing the record with itself")
-    objects = objects or {}
     faults, notes = integrity.faults(run), _record_notes(run)
     other, changed = _other_files(run, objects)
     faults, notes = faults + other, notes + changed
@@ -147,11 +164,6 @@ def verify_run(
     return Verification(run.id, rows, faults, notes, len(present), open_to, seed, facts)
 
 
-def unreadable(record: str, error: DamagedError) -> Verification:
-    """What is to be said of a record whose files cannot be read: it does not hold."""
-    return Verification(record, [], [str(error)], [], 0, 0, 0, {"at": utc_now()})
-
-
 def _other_files(run: Run, objects: Mapping[str, Problem]) -> tuple[list[str], list[str]]:
     """The problems, drawn or not, whose files here are not the recorded ones: faults of gradbench's, notes on own ones,
     which their user may change."""
@@ -177,7 +189,7 @@ def _record_notes(run: Run) -> list[str]:
         notes.append(
             f"the run is {run.info['state']}: of its plan's {run.plan.trials:,} trials those that have finished"
         )
-    elif record_digest(run.path) is None:
+    elif record_digest(run.path) is None and not run.info.get("manifest"):  # else it is a fault
         notes.append("no manifest: deleted, or of an older gradbench, which wrote none")
     if run.timings.num_rows or run.sharpness.num_rows:
         notes.append("timings and sharpness are not replayed: only the manifest vouches for them")

@@ -52,31 +52,27 @@ def verify(
         Who verifies, for the board: kept with the answer in the record's verified.json. [default: the login name]
     """
     from gradbench.archive.verified import keep
-    from gradbench.archive.verify import unreadable, verify_run, verify_text
-    from gradbench.errors import DamagedError, GradbenchError
+    from gradbench.archive.verify import verify_run, verify_text
+    from gradbench.errors import GradbenchError
     from gradbench.library.activity import Activity
     from gradbench.machine.cache import use_cache
-    from gradbench.record.store import find_run, load_run
+    from gradbench.record.store import find_run
     from gradbench.tables import check_format
 
     check_format(output.chosen)
     path = find_run(record, results)
-    try:
-        with Activity(quiet) as activity:
-            run = load_run(path)
-            activity.say("starting JAX")
-            use_cache()
-            found = verify_run(run, sample, seed, own_files, say=activity.say)
-    except DamagedError as error:
-        found = unreadable(path.resolve().name, error)
-        if output.chosen == "csv":  # a table, of which there is no row
-            note(verify_text(found, "table"))
-        else:
-            show(verify_text(found, output.chosen))
+    with Activity(quiet) as activity:
+        activity.say("starting JAX")
+        use_cache()
+        found = verify_run(path, sample, seed, own_files, say=activity.say)
+    if not found.trials and output.chosen == "csv":  # it cannot be read: a table, of which there is no row
+        note(verify_text(found, "table"))
+    else:
+        show(verify_text(found, output.chosen))
+    if not found.trials:
         return 1
-    show(verify_text(found, output.chosen))
     try:
-        keep(run, found, by)
+        keep(path, found, by)
     except GradbenchError as error:  # a record that can only be read, or a damaged verified.json
         note(f"the result is not saved: {error}")
     return 0 if found.holds else 1

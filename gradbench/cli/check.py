@@ -35,21 +35,18 @@ def run_check(
     problems: Sequence[Any] = (),
     *,
     dtypes: Sequence[str] = ("float32",),
-    precision: str = "highest",
     device: str | None = None,
     fast: bool = False,
     strict: bool = False,
-    programs: Sequence[str] | None = None,
-    seed: int = 0,
-    order: int = 1,
     self_test: bool = False,
     output_format: str = "table",
     out: str | Path | None = "results",
     note: Callable[[str], None] = note,
     activity: Activity | None = None,
+    **settings: Any,
 ) -> int:
     """Check `problems` (the four of the project where there are none). Data goes to stdout, `note` gets what is
-    said beside it, and `activity` says what is being done.
+    said beside it, and `activity` says what is being done. `settings` are the others of check_gradient.
 
     Writes `<out>/check/<UTC time>-<id>.json` unless `out` is None. Returns 1 if a gradient is wrong (with `strict`
     also if a verdict is INCONCLUSIVE; with `self_test` if a miss is unexplained or an alarm false), else 0.
@@ -61,7 +58,16 @@ def run_check(
     if self_test and problems:
         raise PlanError("self-test: it plants its faults in a network of its own; give no problem")
     if self_test:
-        return _run_self_test(dtypes, device, fast, output_format, out, note, activity)
+        note("planting faults; this takes a few minutes" if not fast else "planting faults ...")
+        result = planted.self_test(dtypes or DTYPES, device=device, fast=fast)
+        document = {"kind": "self-test", "rates": result.rates(), "findings": result.table()}
+        with activity.paused():
+            if output_format in FOR_PEOPLE:
+                print_report(result, output_format)
+            else:
+                print_rows(result.table(), output_format, document)
+        write_record(out, document, note)
+        return int(not result.passed)
     named = [name for given in problems or DEFAULT_PROBLEMS for name in _named(given)]
     # All loaded now: the last one's misspelt name should not cost the reports of the others.
     with printing_to_stderr():
@@ -70,16 +76,7 @@ def run_check(
     for problem, from_spec in loaded:
         note(f"checking {problem.name} ...")
         with printing_to_stderr():
-            report = check_gradient(
-                problem,
-                dtype=dtypes,
-                precision=precision,
-                device=device,
-                fast=fast,
-                programs=programs,
-                seed=seed,
-                order=order,
-            )
+            report = check_gradient(problem, dtype=dtypes, device=device, fast=fast, **settings)
         report.from_spec = from_spec
         reports.append(report)
         if output_format in FOR_PEOPLE:
@@ -111,17 +108,6 @@ def exit_code(reports: Sequence[Any], strict: bool = False) -> int:
     """1 if any report FAILs (or is INCONCLUSIVE, with `strict`), else 0."""
     wrong = {"FAIL", "INCONCLUSIVE"} if strict else {"FAIL"}
     return int(any(report.verdict in wrong for report in reports))
-
-
-def _run_self_test(dtypes, device, fast, output_format, out, note, activity) -> int:
-    note("planting faults; this takes a few minutes" if not fast else "planting faults ...")
-    result = planted.self_test(dtypes or DTYPES, device=device, fast=fast)
-    document = {"kind": "self-test", "rates": result.rates(), "findings": result.table()}
-    people = output_format in FOR_PEOPLE
-    with activity.paused():
-        print_report(result, output_format) if people else print_rows(result.table(), output_format, document)
-    write_record(out, document, note)
-    return int(not result.passed)
 
 
 def _render(rows: list[dict[str, Any]], output_format: str, document: Any) -> str:

@@ -19,10 +19,10 @@ from gradbench.analysis.summary import GOOD_FACTOR
 from gradbench.archive.export import export as write_export
 from gradbench.archive.history import History, load_runs
 from gradbench.archive.history import history as follow
-from gradbench.archive.verify import Verification, unreadable, verify_run
+from gradbench.archive.verify import Verification, verify_run
 from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
-from gradbench.errors import DamagedError, GradbenchError
+from gradbench.errors import GradbenchError
 from gradbench.inputs.optimizer import Optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
@@ -33,7 +33,7 @@ from gradbench.library.run import Run, load_run
 from gradbench.machine.workers import Workers
 from gradbench.record import store
 from gradbench.suites.definition import TUNED, chosen_groups, load_suite
-from gradbench.suites.running import archived
+from gradbench.suites.running import archived, of_suite
 from gradbench.suites.running import run_suite as run_of_suite
 from gradbench.suites.standing import Standing
 from gradbench.suites.standing import standing as place_among
@@ -210,11 +210,10 @@ def verify(
     new one if None). Problems and optimizers in files that the record names are run only with `own_files`. Raises
     GradbenchError where nothing can be replayed; a record whose files cannot be read does not hold.
     """
-    try:
-        record = _record(run, results)
-        return verify_run(record, sample, seed, own_files, record.objects)
-    except DamagedError as error:
-        return unreadable(str(run.id if isinstance(run, store.Run) else run), error)
+    if isinstance(run, str | Path):
+        return verify_run(store.find_run(run, results), sample, seed, own_files)
+    record = _record(run, results)
+    return verify_run(record, sample, seed, own_files, record.objects)
 
 
 def export(
@@ -277,12 +276,18 @@ def standing(
     return place_among(mine, archived(mine))
 
 
-def board(*runs: Record, out: str | Path = "board.html", results: str | Path = "results") -> Path:
-    """Write one offline page that ranks the optimizers of these records; its path. Raises GradbenchError for records
-    that do not compare, by their names."""
+def board(
+    *runs: Record,
+    out: str | Path = "board.html",
+    suite: str | None = None,
+    results: str | Path = "results",
+) -> Path:
+    """Write one offline page that ranks the optimizers of these records, or of those of one `suite`, such as "core-1"
+    (or "core-1 6e61710d", a version of it), or "none"; its path. Raises GradbenchError for records that do not compare,
+    by their names, and where none is of the suite."""
     from gradbench.reporting.board import write_board  # Altair takes half a second
 
-    return write_board(_records(runs, results), out)
+    return write_board(of_suite(_records(runs, results), suite), out)
 
 
 def _records(runs: Sequence[Record], results: str | Path) -> list[Run]:

@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from gradbench.errors import DamagedError, RecordError, one_line
-from gradbench.files import write_json
+from gradbench.files import json_bytes, write_json
 from gradbench.inputs.transfer.sources import digest
 
 NAME = "manifest.json"
 
 
-def close(path: Path, files: Iterable[str]) -> None:
-    """Write the manifest of the files of a record in the folder `path`."""
-    write_json({"sha256": {name: digest(path / name) for name in sorted(files)}}, path / NAME)
+def close(path: Path, tables: Iterable[str], info: dict[str, Any]) -> None:
+    """Write the manifest of a record in the folder `path`: of its files `tables`, and of the run.json that is to be
+    written of `info` next, so that no record is complete without its manifest."""
+    digests = {name: digest(path / name) for name in tables} | {"run.json": sha256(json_bytes(info)).hexdigest()}
+    write_json({"sha256": dict(sorted(digests.items()))}, path / NAME)
 
 
-def changed_files(path: Path) -> list[str] | None:
-    """What of a record's files is not as its manifest has it, a sentence for each; None for a record without one, of
-    before there were any. Raises DamagedError for a manifest that cannot be read, RecordError for files that may not be
-    read."""
+def changed_files(path: Path, info: dict[str, Any]) -> list[str] | None:
+    """What of a record's files is not as its manifest has it, a sentence for each; None for a record that never had
+    one: not complete, or of before there were any. `info` is its run.json, which says whether it has one. Raises
+    DamagedError for a manifest that cannot be read, RecordError for files that may not be read."""
     file = path / NAME
-    if not file.is_file():
+    if info["state"] != "complete":
         return None
+    if not file.is_file():
+        return [f"its manifest ({NAME}) is gone"] if info.get("manifest") else None
     try:
         expected = json.loads(file.read_text(encoding="utf-8"))["sha256"]
         found = {name: digest(path / name) if (path / name).is_file() else None for name in expected}

@@ -130,9 +130,9 @@ class RunWriter:
                 rows = [row for table in tables for row in table.to_pylist()]
                 tables = [pa.Table.from_pylist(add_roofline(rows), schema=SCHEMAS[name])]
             write_tables(tables, schema_of(name, self.axes), self.path / f"{name}.parquet")
-        self.info |= {"state": "complete", "ended": utc_now()}
+        self.info |= {"state": "complete", "ended": utc_now(), "manifest": True}
+        manifest.close(self.path, [f"{name}.parquet" for name in _files(self.info)], self.info)
         self.save_info()
-        manifest.close(self.path, ["run.json", *(f"{name}.parquet" for name in _files(self.info))])
         shutil.rmtree(self.path / "parts", ignore_errors=True)
         self._lock.close()  # Windows removes no open file
         (self.path / LOCK).unlink(missing_ok=True)
@@ -234,11 +234,12 @@ def find_run(name: str | Path, results: str | Path = "results") -> Path:
     return found[0]
 
 
-def load_run(name: str | Path, results: str | Path = "results") -> Run:
+def load_run(name: str | Path, results: str | Path = "results", *, warn: bool = True) -> Run:
     """Read a record, by path, id or `latest`. An unfinished run has the rows written so far; where nobody is writing
     it any more, as its process was killed, its state is "interrupted".
 
-    Raises RecordError if it is missing, damaged or of a newer schema.
+    Raises RecordError if it is missing, damaged or of a newer schema. Of a file that was changed since the record was
+    closed there is a GradbenchWarning, if `warn`.
     """
     path = find_run(name, results)
     LOG.info("reading %s", path)
@@ -246,7 +247,7 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
     try:
         plan = SweepPlan.from_dict(info["plan"])
     except GradbenchError as error:
-        if any(said.startswith("run.json ") for said in manifest.changed_files(path) or ()):
+        if any(said.startswith("run.json ") for said in manifest.changed_files(path, info) or ()):
             raise DamagedError(f"{path / 'run.json'}: damaged plan: {error}") from error
         raise RecordError(f"{path / 'run.json'}: this version of gradbench does not take its plan: {error}") from error
     if info["state"] == "running" and not held(path / LOCK):
@@ -258,4 +259,16 @@ def load_run(name: str | Path, results: str | Path = "results") -> Run:
         parts = {name: [schema_of(name, axes).empty_table(), *_by_pair(path, name, axes)] for name in TABLES}
         return Run(path, plan, info, **{name: pa.concat_tables(tables) for name, tables in parts.items()})
     tables = {name: read_table(path / f"{name}.parquet", name, plan.axis_names) for name in _files(info)}
+    if warn:
+        _warn_of_changes(path, info)
     return Run(path, plan, info, **tables)
+
+
+def _warn_of_changes(path: Path, info: dict[str, Any]) -> None:
+    """Of a complete record; a thousandth of what it takes to compare it."""
+    try:
+        changed = manifest.changed_files(path, info)
+    except RecordError as error:  # of the manifest: what is read of the record is whole
+        changed = [str(error)]
+    if changed:
+        warnings.warn(f"{path}: {'; '.join(changed)} (see gradbench verify)", GradbenchWarning, stacklevel=3)

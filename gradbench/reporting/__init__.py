@@ -62,6 +62,7 @@ def write_report(
     check_replaceable(out, records)
     data: dict[str, Any] = page_data(runs) | {"by": by and chosen_metric(runs, by)}
     check_writable(out)
+    checked = check_rows(runs, checks)
     with ThreadPoolExecutor(2) as pool:  # most is XLA's compiling for the landscapes, beside which the rest is made
         views, bundle = pool.submit(landscape_views, runs, objects=objects), pool.submit(bundle_of_vega)
         overall = _add_charts(data, runs)
@@ -79,7 +80,7 @@ def write_report(
         pairs=pairs,
         hide_overall="" if overall else " hidden",
         cost=_cost(data),
-        checks=_checks(check_rows(runs, checks)),
+        checks=_checks(checked),
         environment="".join(_environment(run) for run in data["runs"]),
         data=text,
         bundle=bundle.result(),
@@ -139,6 +140,7 @@ def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg", by:
     check_figure_format(fmt)
     by = by and chosen_metric(runs, by)
     folder = Path(folder).expanduser()
+    _check_folder(folder, folder)
     paths = []
     for name, spec in figure_specs(runs, by).items():
         LOG.info("drawing %s", name)
@@ -162,12 +164,18 @@ def check_writable(path: Path) -> None:
     """GradbenchError unless a file can be made or replaced at `path`, whose folder is made: asked before long work."""
     if path.exists() and not path.is_file():  # replacing /dev/stdout would take the device away
         raise GradbenchError(f"{path}: cannot be written: not a regular file")
+    _check_folder(path.parent, path)
+
+
+def _check_folder(folder: Path, given: Path) -> None:
+    """GradbenchError, which names what was `given`, unless `folder` takes a file; it is made."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise GradbenchError(f"{path}: cannot be written: {error.strerror}") from error
+        why = f"{folder} is not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise GradbenchError(f"{given}: cannot be written: {why}") from error
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -26,12 +26,15 @@ from gradbench.tables import (
     to_json,
 )
 
+BESIDE_OTHERS = ("rank", "rank_low", "rank_high", "distance", "best", "best_value")  # keys of a standing's rows
+
 
 @dataclass(frozen=True)
 class Standing:
     """rows: a dict for each of the optimizers asked for, over all problems (problem is None) and on each: the fields of
     ranking.Ranked, ruleset, best (the optimizer ahead of all), best_value, and of a problem learning_rate, good_low,
-    good_high, good_decades, holdout, trial_step_s, device. sentences: why, in words. notes: what was compared."""
+    good_high, good_decades, holdout, trial_step_s, device; what is said beside others is None where there are none
+    (of is 1). sentences: why, in words. notes: what was compared."""
 
     rows: list[dict[str, Any]]
     sentences: list[str]
@@ -66,6 +69,8 @@ def _rows(name: str, ruleset: str, table: Sequence[Ranked], found: Sequence[Entr
         first = next(of for of in table if of.problem == place.problem and of.rank == 1)
         row = {"ruleset": ruleset, **vars(place), "best": first.optimizer, "best_value": first.value}
         del row["beside"]
+        if place.of == 1:  # there is no rank among one
+            row |= dict.fromkeys(BESIDE_OTHERS if place.problem else (*BESIDE_OTHERS, "value", "low", "high"))
         rows.append(row | (_of_pair(by_problem[place.problem]) if place.problem else {}))
     return rows
 
@@ -212,11 +217,11 @@ def standing_text(found: Standing, output_format: str) -> str:
 def _shown(row: dict[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
     on_steps = row["problem"] is not None and row["what"] == STEPS
     least = "" if row["reached"] == 1 else "≥ "
-    alone = {"rank": None, "ranks": "–", "distance": None, "best": "–", "best_steps": "–"} if row["of"] == 1 else {}
+    alone = row["rank"] is None
     return row | {
         "problem": short.get(row["problem"], "all"),
-        "ranks": f"{row['rank_low']} … {row['rank_high']}",
+        "ranks": "–" if alone else f"{row['rank_low']} … {row['rank_high']}",
         "steps": f"{least}{number(float(row['value']))}" if on_steps else "–",
-        "best_steps": number(float(row["best_value"])) if on_steps else "–",
-        **alone,  # there is no rank among one
+        "best": row["best"] or "–",
+        "best_steps": number(float(row["best_value"])) if on_steps and not alone else "–",
     }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradbench.inputs.specs.schedules import height_of_rise
+
 LEFT = 4.0  # times the loss at the start: a loss beyond this has blown up
 
 
@@ -25,7 +27,7 @@ class RangeTest:
 
 def risen_rates(high: float, start: float, steps: int) -> np.ndarray:
     """The rate of each update of a run of schedule=rise, (T,), float64."""
-    return high * start ** (1 - np.arange(steps) / max(steps - 1, 1))
+    return high * height_of_rise(np.arange(steps), steps, start, np)
 
 
 def _left(losses: np.ndarray) -> np.ndarray:

@@ -101,3 +101,6 @@ def test_records_without_numbers_say_so_in_the_place_of_a_header():
     run = make_run([0.001], steps=10)
     found = history([dataclasses.replace(run, timings=run.timings.slice(0, 0))])
     assert history_text(found, "table") == "Note: no pair has steps to a target or step times."
+    header, *rows = history_text(found, "csv").splitlines()
+    assert rows == []
+    assert header.split(",") == list(history(records([1])).points[0])

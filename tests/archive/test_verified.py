@@ -20,7 +20,7 @@ FOUND = Verification("a", [], [], [], 1, 1, 0, FACTS)
 @pytest.mark.skipif(locks.fcntl is None, reason="this system has no locks")
 def test_of_two_verifications_at_once_both_are_kept(tmp_path, monkeypatch):
     run = make_run(identifier=str(tmp_path))
-    other = threading.Thread(target=lambda: verified.keep(run, FOUND, "you"))
+    other = threading.Thread(target=lambda: verified.keep(run.path, FOUND, "you"))
     write = verified.write_json
 
     def write_late(*arguments):
@@ -30,14 +30,14 @@ def test_of_two_verifications_at_once_both_are_kept(tmp_path, monkeypatch):
         write(*arguments)
 
     monkeypatch.setattr(verified, "write_json", write_late)
-    verified.keep(run, FOUND, "me")
+    verified.keep(run.path, FOUND, "me")
     other.join()
-    assert [entry["by"] for entry in verified.verifications(run)] == ["me", "you"]
+    assert [entry["by"] for entry in verified.verifications(run.path)] == ["me", "you"]
 
 
 def test_a_record_that_is_gone_keeps_nothing(tmp_path):
     with pytest.raises(RunError, match="gone"):
-        verified.keep(make_run(identifier=str(tmp_path / "gone")), FOUND)
+        verified.keep(tmp_path / "gone", FOUND)
 
 
 @pytest.mark.usefixtures("compiled_quickly")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import StopAfter, time_little
 from sampling import sample
-from tampering import TAMPERED, change, close, timing
+from tampering import TAMPERED, change, change_info, close, timing
 
 import gradbench
 from gradbench.archive import verify as module
@@ -60,7 +60,15 @@ def test_a_change_under_the_old_manifest_is_found_without_a_replay(copy):
     assert "timings.parquet is changed since the record was closed" in found.faults
 
 
-def test_a_record_without_a_manifest_says_so_and_holds(copy):
+def test_a_record_whose_manifest_was_deleted_does_not_hold(copy):
+    (copy / manifest.NAME).unlink()
+    found = gradbench.verify(copy, sample=1)
+    assert not found.holds
+    assert found.faults == ["its manifest (manifest.json) is gone"]
+
+
+def test_an_older_record_without_a_manifest_says_so_and_holds(copy):
+    change_info(copy, lambda info: info.pop("manifest"))
     (copy / manifest.NAME).unlink()
     found = gradbench.verify(copy, sample=1)
     assert found.holds

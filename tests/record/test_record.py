@@ -19,11 +19,12 @@ import pytest
 from conftest import StopAfter, time_little
 from quick import child_environment
 from sampling import sample
+from tampering import change_info, close
 
 import gradbench
 from gradbench.engine import events, runner
 from gradbench.engine import pair as engine
-from gradbench.errors import DamagedError, RecordError, RunError
+from gradbench.errors import DamagedError, GradbenchWarning, RecordError, RunError
 from gradbench.record import manifest, schema
 from gradbench.record.schema import SCHEMAS, SWEPT
 from gradbench.record.store import find_run, load_run, write_json
@@ -62,10 +63,8 @@ def test_a_record_has_every_table_with_its_schema(sweep):
 def test_a_record_without_sharpness_has_no_table_of_it_and_older_plans_load(sweep):
     run = sweep("himmelblau", ["sgd"], [1e-3], seeds=1, steps=5)
     assert not (run.path / "sharpness.parquet").exists()
-    info = json.loads((run.path / "run.json").read_text())
-    del info["plan"]["sharpness"]  # as written before there was such a setting
-    (run.path / "run.json").unlink()
-    write_json(info, run.path / "run.json")
+    change_info(run.path, lambda info: info["plan"].pop("sharpness"))  # as written before there was such a setting
+    close(run.path)
     assert load_run(run.path).sharpness.num_rows == 0
 
 
@@ -220,6 +219,21 @@ def damage(record, name, table) -> None:
     pq.write_table(table, record.path / name)
 
 
+def test_a_run_killed_as_it_is_closed_goes_on_and_has_its_manifest(sweep, tmp_path, monkeypatch):
+    def closed_and_killed(*arguments, close=manifest.close):
+        close(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "close", closed_and_killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep("beale", ["sgd"], [1e-3], seeds=1, steps=5, timing="none")
+    stopped = load_run("latest", tmp_path / "results")
+    assert stopped.info["state"] == "interrupted"
+    run = gradbench.resume(stopped.path)
+    assert manifest.changed_files(run.path, run.info) == []
+
+
 def test_damaged_records_are_refused_in_one_line(record):
     trials = record.path / "trials.parquet"
     original = trials.read_bytes()
@@ -291,13 +305,24 @@ def test_a_plan_that_is_refused_is_damaged_only_where_the_manifest_says_so(recor
     assert not isinstance(caught.value, DamagedError)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("run.json", "run.json is changed since the record was closed"), (manifest.NAME, "damaged")]
+)
+def test_a_record_that_was_changed_is_read_with_a_warning(record, name, words):
+    with (record.path / name).open("a") as file:
+        file.write(" " if name == "run.json" else "}")
+    with pytest.warns(GradbenchWarning, match=f"{record.id}.*{words}") as said:
+        assert same(load_run(record.path), record)
+    assert len(said) == 1
+
+
 def test_a_manifest_that_may_not_be_read_is_not_damaged(record, monkeypatch):
     def refuse(file):
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr(manifest, "digest", refuse)
     with pytest.raises(RecordError, match="Permission denied") as caught:
-        manifest.changed_files(record.path)
+        manifest.changed_files(record.path, record.info)
     assert not isinstance(caught.value, DamagedError)
 
 

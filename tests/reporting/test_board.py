@@ -7,8 +7,10 @@ import re
 
 import pytest
 from synthetic import make_run
+from tampering import change_info, close
 from test_report_in_chromium import CHROMIUM, in_chromium
 
+import gradbench
 from gradbench.archive.verified import NAME, keep, standing_verification
 from gradbench.archive.verify import verify_run
 from gradbench.cli.main import invoke
@@ -45,6 +47,13 @@ def test_a_cell_has_its_sweep_by_learning_rate():
     slow, fast = cell["sweep"]["steps"]
     assert slow / fast == pytest.approx(2, rel=0.1)  # whole steps
     assert cell["learning_rate"] == 0.1
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_ranked(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("gradbench.reporting.board.board_data", lambda runs: pytest.fail("ranked"))
+    with pytest.raises(GradbenchError, match="cannot be written"):
+        write_board([make()], tmp_path / "file" / "board.html")
 
 
 @pytest.mark.thorough
@@ -86,7 +95,7 @@ def test_a_verification_is_kept_beside_the_record_and_stands_until_that_is_chang
     info.write_text(info.read_text() + " ")
     (run.path / "manifest.json").write_text((run.path / "manifest.json").read_text() + " ")
     assert standing_verification(run) is None
-    assert keep(run, verify_run(run, 2), "you")["holds"] is False  # the manifest has another digest of run.json
+    assert keep(run.path, verify_run(run, 2), "you")["holds"] is False  # the manifest has another digest of run.json
     (run.path / NAME).write_text("{}")
     with pytest.raises(RecordError, match=f"{NAME}: damaged"):
         standing_verification(run)
@@ -104,8 +113,8 @@ def test_records_that_do_not_compare_are_refused_by_name_with_exit_2(sweep, caps
 @pytest.mark.usefixtures("compiled_quickly")
 def test_of_a_folder_with_records_of_several_suites_one_is_chosen(sweep, capsys, tmp_path):
     runs = [sweep("himmelblau", ["sgd"], [1e-3, 1e-2], seeds=1, steps=5, timing="none") for _ in range(2)]
-    info = json.loads((runs[1].path / "run.json").read_text())
-    (runs[1].path / "run.json").write_text(json.dumps(info | {"suite": {"name": "s", "sha256": "a" * 64}}))
+    change_info(runs[1].path, lambda info: info.update(suite={"name": "s", "sha256": "a" * 64}))
+    close(runs[1].path)
     words = ["board", str(tmp_path / "results"), "--out", str(tmp_path / "b.html"), "--quiet"]
     assert invoke(words) == 2
     error = capsys.readouterr().err
@@ -116,6 +125,16 @@ def test_of_a_folder_with_records_of_several_suites_one_is_chosen(sweep, capsys,
         (tmp_path / "b.html").unlink()
     assert invoke([*words, "--suite", "core-1"]) == 2
     assert "no record is of suite core-1: none (1" in capsys.readouterr().err
+
+
+def test_from_python_one_suite_is_chosen_too(tmp_path):
+    plain, other = make(), make(identifier="20260102T000000Z-fedcba")
+    suite = dataclasses.replace(other, info=other.info | {"suite": {"name": "s", "sha256": "a" * 64}})
+    path = tmp_path / "board.html"
+    with pytest.raises(GradbenchError, match="records of several suites do not compare"):
+        gradbench.board(plain, suite, out=path)
+    _, page = page_of(gradbench.board(plain, suite, out=path, suite="s"))
+    assert [row["id"] for row in page["records"]] == [suite.id]
 
 
 PROBE = """<script>

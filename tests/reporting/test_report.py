@@ -12,6 +12,7 @@ import pytest
 import vl_convert
 from synthetic import make_large_run, make_run
 
+from gradbench import reporting
 from gradbench.cli.check import run_check
 from gradbench.errors import GradbenchError, GradbenchWarning
 from gradbench.inputs.problem import load_problem
@@ -285,11 +286,17 @@ def test_nothing_to_report_is_an_error(runs, tmp_path):
         write_report(runs, tmp_path / "page.html")
 
 
-def test_a_page_that_cannot_be_written_is_one_line_before_anything_is_computed(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradbench.reporting.landscape_views", lambda *_, **__: pytest.fail("computed"))
-    (tmp_path / "file").touch()
+def test_what_cannot_be_written_or_read_is_one_line_before_anything_is_computed(tmp_path, monkeypatch):
+    for name in ("landscape_views", "figure_specs"):
+        monkeypatch.setattr(reporting, name, lambda *_, **__: pytest.fail("computed"))
+    file, run = tmp_path / "file", make_flat_run()
+    file.touch()
     with pytest.raises(GradbenchError, match="cannot be written"):
-        write_report([make_flat_run()], tmp_path / "file" / "page.html")
+        write_report([run], file / "page.html")
+    with pytest.raises(GradbenchError, match="is not a folder"):
+        write_figures([run], file)
+    with pytest.raises(GradbenchError, match="No such file"):
+        write_report([run], tmp_path / "page.html", [tmp_path / "none.json"])
 
 
 def test_a_page_takes_the_place_of_a_page_and_of_no_other_file(tmp_path):

@@ -11,7 +11,7 @@ from gradbench.errors import GradbenchError
 from gradbench.suites.definition import SELF_TUNING, TUNED
 from gradbench.suites.entries import FAMILIES, OWN, by_name, entries, family_of
 from gradbench.suites.ranking import ranks
-from gradbench.suites.standing import standing, standing_text
+from gradbench.suites.standing import BESIDE_OTHERS, standing, standing_text
 
 SPEED = {"sgd": 1.0, "momentum": 2.0, "adam": 4.0}
 
@@ -164,6 +164,10 @@ def test_an_optimizer_alone_has_no_rank():
     assert found.notes == [
         "s aaaaaaaa: nobody to compare with: there are no archived records of this version of the suite"
     ]
+    assert {row[key] for row in found.rows for key in BESIDE_OTHERS} == {None}
+    over_all, on_problem = found.rows
+    assert over_all["value"] is None
+    assert on_problem["value"] > 1  # its steps, which need no other
     said = standing_text(found, "markdown")
     assert "1 … 1" not in said
     assert "mine" not in said.replace("| mine |", "", 2)  # named as the optimizer, not as the best

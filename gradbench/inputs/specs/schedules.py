@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from gradbench.errors import OptimizerError, PlanError, nearest
@@ -72,11 +73,16 @@ def rate(
             "linear": lambda: 1.0 + (end - 1.0) * done,
             "exponential": lambda: jnp.exp(jnp.log(end) * done),
             "wsd": lambda: 1.0 + (end - 1.0) * jnp.clip((count - stable) / (cooldown * stable), 0.0, 1.0),
-            "rise": lambda: jnp.exp(jnp.log(start) * (1.0 - count / max(steps - 1, 1))),
+            "rise": lambda: height_of_rise(count, steps, start, jnp),
         }[schedule]()
         return jnp.where(count < warmup, count / jnp.maximum(warmup, 1), fall)
 
     return lambda count: peak * shape(count)
+
+
+def height_of_rise(count: Any, steps: int, start: Any, of: ModuleType) -> Any:
+    """Of the updates `count` of a run of so many `steps`, as a share of the peak; `of` is numpy or jax.numpy."""
+    return of.exp(of.log(start) * (1.0 - count / max(steps - 1, 1)))
 
 
 def fall(

@@ -11,7 +11,7 @@ from string import Template
 
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
-from gradbench.reporting import WEB, check_replaceable, page_json, write_file
+from gradbench.reporting import WEB, check_replaceable, check_writable, page_json, write_file
 from gradbench.reporting.board import charts
 from gradbench.reporting.board.data import board_data
 from gradbench.reporting.bundle import bundle_of_vega
@@ -33,6 +33,7 @@ def write_board(runs: Sequence[Run], out: str | Path) -> Path:
     out = Path(out).expanduser()
     ids = ", ".join(run.id for run in runs)
     check_replaceable(out, ids, "board")
+    check_writable(out)
     with ThreadPoolExecutor(1) as pool:
         bundle = pool.submit(bundle_of_vega)
         LOG.info("ranking")
