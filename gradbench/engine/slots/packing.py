@@ -1,4 +1,4 @@
-"""Rows and a device's arrays as they are kept."""
+"""Device arrays as a checkpoint stores them, and pieces of rows joined."""
 
 from __future__ import annotations
 
