@@ -1,7 +1,7 @@
-"""The manifest that closes a record: a digest of each of its files, so that one that is changed afterwards is found.
+"""The manifest that closes a record: a sha256 of each of its files, so that one that is changed afterwards is found.
 
-It shows that files were changed, not who changed them: whoever changes a record can write a manifest too. Its own
-digest, published elsewhere, tells that; and a replay finds numbers that no trial gives (gradbench verify).
+It shows that files were changed, not who changed them: whoever changes a record can write a manifest too. Against that
+helps the manifest's own digest, published elsewhere; and a replay finds numbers that no trial gives (gradbench verify).
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ def close(path: Path, files: Iterable[str]) -> None:
 
 
 def changed_files(path: Path) -> list[str] | None:
-    """What of a record's files is not as its manifest has it, a sentence for each; None for a record without one, of
-    before there were any. Raises DamagedError for a manifest that cannot be read, RecordError for files that may not be
-    read."""
+    """One sentence for each file of a record that is changed or missing by its manifest; None for an old record without
+    one. Raises DamagedError for a manifest that cannot be read, RecordError for files that may not be read."""
     file = path / NAME
     if not file.is_file():
         return None
