@@ -12,12 +12,12 @@ from gradbench.gradients.rounding.arrays import jnp
 from gradbench.gradients.rounding.formats import Format
 
 # A decision (x > 0) is taken at 4 times its sampled deviation: the largest of 32 normal deviations exceeds 1.5 sigma
-# with probability 0.99, so a tie that rounding can turn (up to 6 sigma) is turned in some of the samples.
+# with probability 0.99, so a tie that rounding can change (up to 6 sigma) changes in some of the samples.
 TIE_REACH = 4.0
 
 
 class Pair(NamedTuple):
-    """A value without noise and with it, both float64 where floating. One object twice where noise cannot reach."""
+    """A value without noise and with it, float64 if float. Both are one object where noise cannot reach."""
 
     exact: Any
     noisy: Any
@@ -26,11 +26,11 @@ class Pair(NamedTuple):
 class Flags(NamedTuple):
     """Where the model may not hold.
 
-    overflow: a value beyond the format's range. tie: a choice that rounding can turn. reciprocal: a quotient x / y in
+    overflow: a value beyond the format's range. tie: a choice that rounding can change. reciprocal: a quotient x / y in
     the range whose reciprocal 1 / y is not, so that x * (1 / y), which a compiler may take instead, is wrong.
 
     A choice is an equality, a sort, an argmax, the index of a cond or the end of a while. (Orderings such as x > 0 need
-    no flag: the samples turn them, see TIE_REACH.)
+    no flag: they change in some samples, see TIE_REACH.)
     """
 
     overflow: Any = np.False_
@@ -54,7 +54,7 @@ def wide(dtype: Any) -> Any:
 
 
 def widen(params: dict[str, Any]) -> dict[str, Any]:
-    """A primitive's parameters with every float dtype among them made wide."""
+    """A primitive's parameters with every float dtype replaced by float64."""
 
     def one(value: Any) -> Any:
         if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):

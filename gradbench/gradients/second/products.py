@@ -56,6 +56,6 @@ def inner(one: Any, other: Any) -> Any:
 
 
 def has_no_forward(error: Exception) -> bool:
-    """Whether that is what JAX raises where a custom_vjp, which has no forward derivative, should be differentiated
+    """Whether it is the error that JAX raises where a custom_vjp, which has no forward derivative, is differentiated
     forward."""
     return "custom_vjp" in str(error) or "custom_lin" in str(error)
