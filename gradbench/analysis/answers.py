@@ -161,6 +161,7 @@ def _reference(pair: PairSummary) -> dict[str, Any]:
 
 
 def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
+    """One flat row per learning rate, with the mark best, a tie, good, or above the stable limit."""
     marks = []
     if pair.best is rate:
         marks.append("best")
@@ -339,5 +340,6 @@ def _go_on(run: Run, pair: PairSummary, changed: dict[str, Any]) -> str:
 
 
 def with_notes(blocks: Sequence[str], notes: Sequence[str], output_format: str) -> str:
+    """Blocks of text, then the notes, separated by empty lines."""
     lines = note_lines(notes, output_format)
     return "\n\n".join([*blocks, *(["\n".join(lines)] if lines else [])])

@@ -74,6 +74,8 @@ def best_of_seeds(steps: np.ndarray, gaps: np.ndarray) -> int | None:
 
 
 def ties_of(rates: list[RateSummary], best: RateSummary | None, floor: float) -> list[RateSummary]:
+    """The points other than the best with as many median steps, and the same median gap above `floor`."""
+
     def result(rate: RateSummary) -> tuple[float | None, float]:
         return rate.steps_to_target, max(rate.gap_median, floor)
 
@@ -111,6 +113,8 @@ def good_points(
 
 
 def edge_of(rates: list[RateSummary]) -> tuple[float | None, float | None]:
+    """(largest rate below, smallest rate at which more than half of the seeds diverge), of `rates` ascending; None for
+    none."""
     below = None
     for rate in rates:
         if rate.verdicts.get("diverged", 0) * 2 > rate.seeds:

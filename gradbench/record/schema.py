@@ -169,6 +169,7 @@ def columns_of(table: str, axes: Sequence[str] = ()) -> tuple[Column, ...]:
 
 
 def schema_of(table: str, axes: Sequence[str] = ()) -> pa.Schema:
+    """The Parquet schema of a table; `axes` as in columns_of."""
     return pa.schema([pa.field(column.name, column.kind) for column in columns_of(table, axes)])
 
 

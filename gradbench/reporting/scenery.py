@@ -274,6 +274,7 @@ def chart(
 
 
 def path_label(path: dict[str, Any]) -> str:
+    """A path's legend: its learning rate and label."""
     return f"{path['learning_rate']:.3g} {path['word']}"
 
 

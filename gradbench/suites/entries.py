@@ -60,6 +60,7 @@ class Entry:
 
 
 def device_of(run: Run) -> str:
+    """The kind of device in a record's run.json, else its platform, else "unknown"."""
     place = run.info.get("environment", {})
     return str(place.get("device_kind") or place.get("platform") or "unknown")
 

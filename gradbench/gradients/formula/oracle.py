@@ -196,4 +196,5 @@ def widened(trace: Any, arguments: Any, stops: bool = True) -> list[Any]:
 
 
 def primitives(trace: Any) -> set[str]:
+    """The names of all primitives in a trace, nested ones included."""
     return {equation.primitive.name for equation in equations(trace)}

@@ -121,6 +121,7 @@ class Interpreter:
         return form.tiny if self.flushes(form.name) else form.spacing / 2
 
     def equation(self, equation: Any, ins: list[Pair]) -> tuple[list[Pair], Flags]:
+        """The results of one equation: a call is inlined, a loop or branch rebuilt, anything else is a primitive."""
         name, params = equation.primitive.name, equation.params
         if not equation.outvars:  # jax.debug.print
             return [], Flags()
@@ -133,6 +134,7 @@ class Interpreter:
         return self.primitive(equation, name, params, ins)
 
     def primitive(self, equation: Any, name: str, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
+        """The results of a primitive, exact and with the noise of its own rounding, and its flags."""
         dtypes = [v.aval.dtype for v in equation.invars]
         outs = [v.aval.dtype for v in equation.outvars]
         as_traced = name in ("bitcast_convert_type", "nextafter")  # these work on the bits of the narrow format

@@ -69,12 +69,15 @@ def is_float_array(x: Any) -> bool:
 
 
 def reach(pair: Pair) -> Any:
+    """The noisy value with its deviation times TIE_REACH, by which decisions are taken."""
     if pair.noisy is pair.exact or not is_float(pair.exact):
         return pair.noisy
     return pair.exact + TIE_REACH * (pair.noisy - pair.exact)
 
 
 def can_turn(name: str, ins: list[Pair], exact: Any, noisy: Any) -> jax.Array:
+    """Whether rounding can change a choice: a selection's integer results, an integer result, or an equality of floats
+    that differ by at most TIE_REACH times their deviations."""
     if name in rounding.SELECTIONS:
         pairs = zip(jax.tree.leaves(exact), jax.tree.leaves(noisy))
         return jnp.stack([jnp.any(a != b) for a, b in pairs if not is_float(a)] or [jnp.zeros((), bool)]).any()
@@ -85,6 +88,7 @@ def can_turn(name: str, ins: list[Pair], exact: Any, noisy: Any) -> jax.Array:
 
 
 def loses_reciprocal(quotient: Any, divisor: Any, form: Format) -> jax.Array:
+    """Whether a quotient lies in the format's range where 1 / divisor does not; see Flags."""
     inverse, size = 1 / jnp.abs(divisor), jnp.abs(quotient)
     lost = ((inverse < form.tiny) | (inverse > form.largest)) & (divisor != 0) & jnp.isfinite(divisor)
     return jnp.any(lost & (size >= form.tiny) & (size <= form.largest))

@@ -17,6 +17,8 @@ Product = Callable[[Any, Any], tuple[jax.Array, Any]]
 
 
 def forward_over_reverse(loss: Loss) -> Product:
+    """The JVP of the gradient along v."""
+
     def run(params: Any, rest: Any) -> tuple[jax.Array, Any]:
         data, vector = rest
         gradient, along = jax.jvp(lambda p: jax.grad(loss)(p, data), (params,), (vector,))
@@ -26,10 +28,13 @@ def forward_over_reverse(loss: Loss) -> Product:
 
 
 def reverse_over_reverse(loss: Loss) -> Product:
+    """The gradient of <v, gradient>."""
     return lambda params, rest: jax.value_and_grad(slope(loss))(params, rest)
 
 
 def reverse_over_forward(loss: Loss) -> Product:
+    """The gradient of the loss's JVP along v."""
+
     def along(params: Any, rest: Any) -> jax.Array:
         data, vector = rest
         return jax.jvp(lambda p: loss(p, data), (params,), (vector,))[1]
