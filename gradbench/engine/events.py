@@ -63,9 +63,7 @@ class Events(NamedTuple):
     tail_rows: Any = np.float32(0)  # rows in the last quarter
     tail_overshot: Any = np.float32(0)  # how many of them had gone past the lowest point of their step's line
     half_start: Any = math.inf  # the loss of the last half's first row; d is a row's loss less this
-    half_sums: Any = (
-        _HALF_SUMS  # (S, 5), if noisy: number of rows k = 0, 1, ...; sums of d, k d, d²; of d in the last quarter
-    )
+    half_sums: Any = _HALF_SUMS  # (S, 5), if noisy: count of rows k; sums of d, k d, d²; of d in the last quarter
     finished: Any = False  # later rows of this trial are ignored
 
 
@@ -81,10 +79,7 @@ class Tiles:
     that tile is searched."""
 
     def __init__(self, count: int):
-        self.count, self.size = (
-            count,
-            max(1, math.isqrt(count) // 4),
-        )  # gathering an entry costs about as much as streaming 16
+        self.count, self.size = count, max(1, math.isqrt(count) // 4)  # gathering an entry costs like streaming 16
         self.tiles = -(-count // self.size)
 
     def reduce(self, function: Callable[..., jax.Array], values: jax.Array) -> jax.Array:
@@ -240,9 +235,7 @@ def observe(
     lows, failed, reached = _first_rows(tiles, loss, *_levels(initial, config))
     stop = jnp.minimum(failed, jnp.where(config.stop_at_target, reached[-1], count))
 
-    exist = chunk.rows_until(
-        chunk.ends + config.stride - 1
-    )  # the last row may be less than a stride after the one before
+    exist = chunk.rows_until(chunk.ends + config.stride - 1)  # the last row may be less than a stride on
     seen = jnp.where(events.finished, 0, jnp.minimum(exist, stop + 1))
     rows_before_tail = jnp.minimum(seen, chunk.rows_until_part(TAIL))
 

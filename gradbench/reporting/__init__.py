@@ -63,9 +63,7 @@ def write_report(
     check_replaceable(out, records)
     data: dict[str, Any] = page_data(runs) | {"by": by and chosen_metric(runs, by)}
     check_writable(out)
-    with ThreadPoolExecutor(
-        2
-    ) as pool:  # most time goes into XLA's compiling for the landscapes; the rest is made meanwhile
+    with ThreadPoolExecutor(2) as pool:  # XLA's compiling for landscapes takes longest; the rest is made meanwhile
         views, bundle = pool.submit(landscape_views, runs, objects=objects), pool.submit(bundle_of_vega)
         overall = _add_charts(data, runs)
         pairs = _pairs(runs)

@@ -186,9 +186,7 @@ def _curves(
     for number_, loss in losses.items():
         row = rows[number_]
         lowest = pair.reference.loss
-        with np.errstate(
-            divide="ignore", invalid="ignore"
-        ):  # a trial that begins at the reference has no gap to divide by
+        with np.errstate(divide="ignore", invalid="ignore"):  # a trial may begin at the reference: gap 0
             gaps = np.maximum((loss - lowest) / (row["initial_loss"] - lowest), floor)
         curves.append(
             {
