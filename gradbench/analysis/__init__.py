@@ -1,1 +1,1 @@
-"""From a record to answers, and what theory says beside them."""
+"""From a record to answers, with theory beside them."""

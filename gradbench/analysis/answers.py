@@ -75,15 +75,15 @@ MAX_TIES = 8  # named in a note
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each record, that tells them apart: the device where those differ, else the end of the id."""
+    """A distinct name for each record: its device if all differ, else the end of its id."""
     devices = [f"{run.info['environment'].get('platform', '?')}" for run in runs]
     names = devices if len(set(devices)) == len(runs) else [run.id.rpartition("-")[2] for run in runs]
     return names if len(set(names)) == len(runs) else [f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def summary_row(pair: PairSummary, run: Run | None = None) -> dict[str, Any]:
-    """One flat row per pair, of numbers and words, None where there is none. From best_low to best_high lies the best
-    learning rate, by the bootstrap, which needs the record; from good_low to good_high the good ones."""
+    """One flat row per pair: numbers and words, None where there is none. best_low to best_high is the bootstrap
+    interval of the best learning rate, which needs `run`; good_low to good_high the good range."""
     interval = best_rate_interval(pair_trials(run, pair), to=pair.reference) if run and pair.best else None
     best, low, high = pair.best, *pair.edge
     return {
@@ -125,7 +125,7 @@ def settings_words(settings: Mapping[str, float]) -> str:
 
 
 def _epochs(pair: PairSummary, rate: RateSummary | None) -> dict[str, Any]:
-    """Steps to the target in passes through the data; nothing without minibatches."""
+    """Steps to the target in epochs; {} without minibatches."""
     if pair.epoch is None:
         return {}
     steps = rate.steps_to_target if rate else None
@@ -133,7 +133,7 @@ def _epochs(pair: PairSummary, rate: RateSummary | None) -> dict[str, Any]:
 
 
 def present(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """The columns that any of the rows has; with minibatches, which rows with epochs have, the loss is smoothed."""
+    """The columns that any row has; where rows have epochs (minibatches), it is said that the loss is smoothed."""
     found = [column for column in columns if any(column.key in row for row in rows)]
     if not any("epochs_to_target" in row for row in rows):
         return found
@@ -161,6 +161,7 @@ def _reference(pair: PairSummary) -> dict[str, Any]:
 
 
 def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
+    """One flat row per learning rate, with the mark best, a tie, good, or above the stable limit."""
     marks = []
     if pair.best is rate:
         marks.append("best")
@@ -190,7 +191,7 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
 
 
 def run_table(run: Run, output_format: str) -> str:
-    """The table at the end of a run: one line per pair, and below it what is to be noted."""
+    """The table at the end of a run: one line per pair, then the notes."""
     pairs = summarise(run)
     if not pairs:
         return "no trial has finished yet"
@@ -204,7 +205,7 @@ def run_table(run: Run, output_format: str) -> str:
 
 
 def pair_sentence(pair: PairSummary) -> str:
-    """What is to be said of a pair as soon as it is done."""
+    """A pair's result in one sentence, once it is swept."""
     name = f"{pair.problem} × {pair.optimizer}: "
     if start := risen(pair.optimizer, pair.settings):
         high = pair.rates[0].learning_rate
@@ -227,7 +228,7 @@ def pair_sentence(pair: PairSummary) -> str:
 
 
 def step_words(steps: float, epoch: int | None) -> str:
-    """So many steps; with minibatches, and so many updates of an `epoch`, also in epochs."""
+    """A number of steps in words; with an `epoch` (updates in one) also in epochs."""
     return f"{number(steps)} step{'s' * (steps != 1)}" + (f" ({number(steps / epoch)} epochs)" if epoch else "")
 
 
@@ -237,8 +238,8 @@ def reference_words(to: Reference) -> str:
 
 
 def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> list[str]:
-    """What the tables cannot say: a grid that is too narrow or too high, or too few steps, with the command for
-    more (with `edges` also where nothing diverges), ties, and a stated minimum that is none."""
+    """What the tables cannot say: a grid that is too narrow or too high, or too few steps, with the command for more
+    (with `edges` also where nothing diverges); ties; a stated minimum that is not the minimum."""
     notes = []
     for name, to in {pair.problem: pair.reference for pair in pairs}.items():
         if to.wrong_minimum is not None:
@@ -266,7 +267,7 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
 
 
 def range_tests(run: Run, pair: PairSummary) -> list[tuple[RateSummary, RangeTest]]:
-    """Of each point of a pair whose rate rises what that says, over its seeds; nothing of other pairs."""
+    """The range test at each point of a pair whose rate rises, over its seeds; empty for other pairs."""
     found, steps = [], run.plan.of(pair.optimizer).steps
     for point in pair.points if risen(pair.optimizer) else ():
         trials = at_settings(run.trials, dataclasses.replace(pair, settings=point.settings))
@@ -292,7 +293,7 @@ def _range_words(point: RateSummary, found: RangeTest) -> str:
 
 
 def _tried(run: Run, pair: PairSummary) -> Iterator[str]:
-    """How much of what could be tried was: of a search, and of a plan with a budget."""
+    """Notes on how much was tried, by a search or within a budget."""
     plan = run.plan
     trials = trials_of(run.trials, pair.problem, pair.optimizer)
     if plan.search:
@@ -311,12 +312,12 @@ def _point_words(rate: RateSummary) -> str:
 
 
 def _tie_words(pair: PairSummary) -> str:
-    """How close a tie is: told apart by rounding alone over a minimum, else by a share of the first gap."""
+    """How close a tie is: equal up to rounding if gaps are to a minimum, else within a share of the first gap."""
     return "as good as the best" if pair.reference.kind == "minimum" else f"within {percent(pair.floor)} of the best"
 
 
 def _beyond(run: Run, pair: PairSummary, edges: bool) -> tuple[str, dict[str, Any]] | None:
-    """Why the answer may lie beyond what was tried, and the settings of a plan that would look there."""
+    """Why the answer may lie beyond what was tried, and the settings of a plan that tries it; None if it does not."""
     lowest = pair.rates[0].verdict
     if len(pair.rates) == 1 and len(pair.points) > 1:  # drawn points, of which no two differ in the rate alone
         return None
@@ -339,5 +340,6 @@ def _go_on(run: Run, pair: PairSummary, changed: dict[str, Any]) -> str:
 
 
 def with_notes(blocks: Sequence[str], notes: Sequence[str], output_format: str) -> str:
+    """Blocks of text, then the notes, separated by empty lines."""
     lines = note_lines(notes, output_format)
     return "\n\n".join([*blocks, *(["\n".join(lines)] if lines else [])])

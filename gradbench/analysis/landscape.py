@@ -15,16 +15,16 @@ from gradbench.inputs.problem import Problem, cast, shapes
 from gradbench.program.program import numerics
 from gradbench.theory.replay import at_once, flat_loss, losses_at, replay, replays
 
-GRID = 81  # points of a side
+GRID = 81  # points per side
 PATH_BYTES = 2**28  # of the params kept along the paths: fewer points where the parameters are many
-FAR = 3.0  # a path is followed this many times the picture's reach, then it has left
+FAR = 3.0  # a path that is this many half-widths from the picture's centre has left it
 
 
 @dataclass(frozen=True)
 class Landscape:
     """A plane of parameters and what is on it.
 
-    x, y (G,): coordinates of the grid; loss (G, G), rows by y; slope (G, G, 2): the loss' gradient within the plane.
+    x, y (G,): coordinates of the grid; loss (G, G), rows by y; slope (G, G, 2): the gradient within the plane; float64.
     paths: a dict each: optimizer, learning_rate, word, steps, x, y, loss (lists), left (whether it leaves the picture).
     axes: what x and y are; note: how the plane was chosen.
     """
@@ -51,15 +51,15 @@ def landscape(
     grid: int = GRID,
     most_points: int = 200,
 ) -> Landscape:
-    """Run the learning rates `rates` (rate -> a word for it, such as "right") again and put their paths on a plane.
+    """Run the learning rates `rates` (rate -> a label, such as "right") again and draw their paths on a plane.
 
-    The paths with a word decide on the plane; those without ("") are put on it as well, and so are those of `others`,
-    further optimizers with their rates. All of the plane that the paths of the rates called "right" pass is seen. A
-    path has `most_points` points at most.
+    The labelled paths determine the plane; those labelled "" are drawn too, and so are those of `others`, further
+    optimizers with their rates. The picture shows the whole paths of the rates labelled "right". A path has at most
+    `most_points` points.
 
-    With two parameters the plane is all there is. With more it holds the start, the end of the path that gets lowest,
-    and the direction in which the paths stray most from the line between them (their principal direction), and the
-    paths are projected on it. Raises PlanError for a problem of one parameter.
+    With two parameters the plane is the whole space. With more it goes through the start, the end of the lowest path,
+    and the direction in which the paths deviate most from the line between the two (their principal direction), and
+    the paths are projected on it. Raises PlanError for a problem of one parameter.
     """
     size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes(problem.plain, plan.dtype)[0]))
     if size < 2:
@@ -88,7 +88,7 @@ def landscape(
 
 
 def _project(params: np.ndarray, origin: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Places (T, K, 2) on the plane, infinite where the params (T, K, P) are not finite."""
+    """Coordinates (T, K, 2) on the plane, infinite where the params (T, K, P) are not finite."""
     flat = np.nan_to_num(params.astype(np.float64) - origin, nan=np.inf, posinf=np.inf, neginf=-np.inf)
     with np.errstate(invalid="ignore", over="ignore"):
         return flat @ axes.T
@@ -134,8 +134,8 @@ def _plane(params: np.ndarray, losses: np.ndarray, size: int) -> tuple[np.ndarra
 
 
 def _picture(paths: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """(centre, half width) of the picture: the whole of every optimizer's best path, and some room around. Where none
-    ends below its start, the points of the paths with a word that are no higher than it."""
+    """(centre, half width) of the picture: every optimizer's best path with a margin. Where none ends below its start,
+    the points of the labelled paths that are no higher than the start."""
     best = [path for path in paths if path["word"] == "right" and path["loss"][-1] <= path["loss"][0]]
     shown = best or [path for path in paths if path["word"]]
     places = np.concatenate([np.stack([path["x"], path["y"]], axis=1) for path in shown])
@@ -151,7 +151,7 @@ def _surface(
     losses: Callable[[np.ndarray], np.ndarray], origin: np.ndarray, axes: np.ndarray, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses (G, G) at the grid's points, and their gradients (G, G, 2) within the plane by differences, of second
-    order at the edges too: a program of the gradient takes longer to compile than all of this."""
+    order at the edges too: a program for the gradient would take longer to compile than all of this."""
     points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     rows = at_once(len(origin))
     found = [losses(origin + points[k : k + rows] @ axes) for k in range(0, len(points), rows)]
@@ -166,8 +166,8 @@ def valleys(problem: Problem, plan: SweepPlan, trials: Sequence[tuple[str, float
 
     Rows of optimizer, learning_rate, seed, valley, x, y, loss, in the trials' order.
 
-    A valley is named by its lowest point, found by BFGS from where the trial ended; ends that lead within 1e-3 to one
-    point share a valley, numbered from the lowest. valley is None (with no x, y, loss) for a diverged trial.
+    A valley is identified by its lowest point, found by BFGS from the trial's end; ends that lead to points within 1e-3
+    share a valley, numbered from the lowest. valley is None (with no x, y, loss) for a diverged trial.
     """
     import scipy.optimize  # a third of a second, and few pages have valleys
 

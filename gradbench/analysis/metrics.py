@@ -20,7 +20,7 @@ _known: weakref.WeakKeyDictionary[Run, dict[str, np.ndarray]] = weakref.WeakKeyD
 
 
 def recorded(run: Run, problem: str) -> list[str]:
-    """The metrics that a run has of a problem, each by split.name."""
+    """The metrics that a run has for a problem, each as split.name."""
     return run.info.get("problems", {}).get(problem, {}).get("recorded", [])
 
 
@@ -42,14 +42,14 @@ def chosen_metric(runs: Iterable[Run], by: str | None) -> str | None:
 class ByMetric:
     """A pair's learning rates by one metric, split.name, at the end of its trials; `more_is_better` says which way.
 
-    values: learning rate -> (median, lowest, highest) over the seeds, of those of which no seed diverged.
+    values: learning rate -> (median, lowest, highest) over the seeds, where no seed diverged.
     other: the median at the pair's best learning rate of the same metric on the other split; None where there is none.
     """
 
     name: str
     more_is_better: bool
     values: dict[float, tuple[float, float, float]]
-    best: float | None  # of those with the most seeds; of equals the pair's best if it is among them, else the lowest
+    best: float | None  # among those with the most seeds; of equals the pair's best, else the lowest
     other: float | None
 
     @classmethod
@@ -70,7 +70,7 @@ class ByMetric:
         return cls(name, more, values, order[0] if order else None, beside and beside[0])
 
     def row(self, pair: PairSummary) -> dict[str, Any]:
-        """What a row of a pair says of it. The gap is holdout less train, at the pair's best learning rate."""
+        """The metric's columns in a pair's row. The gap is holdout less train, at the pair's best learning rate."""
         at = self.values.get(pair.best.learning_rate) if pair.best else None
         gap = None if at is None or self.other is None else at[0] - self.other
         if gap is not None and self.name.startswith("train."):
@@ -83,7 +83,7 @@ class ByMetric:
         }
 
     def note(self, pair: PairSummary) -> str | None:
-        """Where another learning rate than the pair's best is the best by this metric."""
+        """A note if another learning rate than the pair's best is the best by this metric, else None."""
         if self.best is None or pair.best is None or pair.best.learning_rate == self.best:
             return None
         return f"{pair.problem} × {pair.optimizer}: {self._words(self.best, pair)}"
@@ -121,7 +121,7 @@ def metric_notes(run: Run, pairs: Iterable[PairSummary], name: str | None) -> li
 
 
 def columns(name: str | None) -> tuple[Column, ...]:
-    """Of metric_row, for people; the first two say the most."""
+    """The columns of metric_row, for people; the first two say the most."""
     if name is None:
         return ()
     return (

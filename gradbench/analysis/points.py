@@ -1,4 +1,4 @@
-"""One setting over its seeds, and which of several is best, as good, and where they begin to diverge."""
+"""One setting over its seeds; which of several is best, which are as good, and where they begin to diverge."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RateSummary:
-    """One learning rate, and value of each axis, over its seeds. Gaps are to the pair's reference and relative to the
-    first gap (relative_gaps). A diverged trial's gap is infinite."""
+    """One learning rate, with a value for each axis, over its seeds. Gaps are to the pair's reference and relative to
+    the first gap (relative_gaps). A diverged trial's gap is infinite."""
 
     learning_rate: float
     seeds: int
@@ -28,14 +28,14 @@ class RateSummary:
 
     @property
     def verdict(self) -> str:
-        """In one word where the seeds agree, else with counts."""
+        """One word where the seeds agree, else words with counts."""
         if len(self.verdicts) == 1:
             return next(iter(self.verdicts))
         return ", ".join(f"{count} {word}" for word, count in self.verdicts.items())
 
 
 def median_of(values: np.ndarray) -> float:
-    """The median, where the middle of two counts as the upper one if that is infinite."""
+    """The median; of an even number of values the upper middle one if that is infinite."""
     low, high = np.sort(values)[[(len(values) - 1) // 2, len(values) // 2]]
     return float(high if math.isinf(high) else (low + high) / 2)
 
@@ -47,7 +47,7 @@ def with_most_seeds(points: Sequence[RateSummary]) -> list[RateSummary]:
 
 
 def best_point(points: list[RateSummary]) -> RateSummary | None:
-    """Of those with the most seeds."""
+    """The best of those with the most seeds; None where none works."""
     rates = with_most_seeds(points)
     middle = [math.inf if rate.steps_to_target is None else rate.steps_to_target for rate in rates]
     columns = ([rate.steps_worst for rate in rates], middle, [r.gap_median for r in rates], [r.gap_high for r in rates])
@@ -56,8 +56,8 @@ def best_point(points: list[RateSummary]) -> RateSummary | None:
 
 
 def best_index(worst: np.ndarray, middle: np.ndarray, gap_middle: np.ndarray, gap_worst: np.ndarray) -> int | None:
-    """Which of R points is best, by summary.PairSummary.best's rule: of the slowest seed's steps to the target, the
-    median ones, the median and the worst gap, each (R,) and infinite for never. None where no learning rate works."""
+    """Which of R points is best, by the rule of summary.PairSummary.best, from the slowest seed's and the median steps
+    to the target, the median and the worst gap, each (R,), infinite for never. None where none works."""
     for candidates in (np.isfinite(worst), np.isfinite(middle)):
         if candidates.any():
             return int(np.lexsort((gap_middle, np.where(candidates, middle, np.inf)))[0])
@@ -74,6 +74,8 @@ def best_of_seeds(steps: np.ndarray, gaps: np.ndarray) -> int | None:
 
 
 def ties_of(rates: list[RateSummary], best: RateSummary | None, floor: float) -> list[RateSummary]:
+    """The points other than the best with as many median steps, and the same median gap above `floor`."""
+
     def result(rate: RateSummary) -> tuple[float | None, float]:
         return rate.steps_to_target, max(rate.gap_median, floor)
 
@@ -98,7 +100,7 @@ def good_stretch(
 def good_points(
     points: Sequence[RateSummary], best: RateSummary, floor: float, factor: float, equal_ends: bool
 ) -> list[bool]:
-    """Of each point, whether it is as good as summary.PairSummary.good says."""
+    """Whether each point is good, as summary.PairSummary.good says."""
     gap = factor * max(best.gap_median, floor)
     progress = (1 - max(best.gap_median, floor)) / factor
 
@@ -111,6 +113,8 @@ def good_points(
 
 
 def edge_of(rates: list[RateSummary]) -> tuple[float | None, float | None]:
+    """(largest rate below, smallest rate at which more than half of the seeds diverge), of `rates` ascending; None for
+    none."""
     below = None
     for rate in rates:
         if rate.verdicts.get("diverged", 0) * 2 > rate.seeds:

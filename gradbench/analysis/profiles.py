@@ -23,8 +23,8 @@ from gradbench.record.store import Run
 
 
 def by_seed(trials: pa.Table, to: Reference | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(learning rates (R,), steps to the target, final gaps to a reference: both (R, S) over the seeds that every
-    learning rate has and infinite for never)."""
+    """(learning rates (R,), steps to the target (R, S), final gaps to a reference (R, S)), over the seeds S that every
+    learning rate has; infinite for never."""
     rates, row = np.unique(trials["learning_rate"].to_numpy(), return_inverse=True)
     seeds, column = np.unique(trials["seed"].to_numpy(), return_inverse=True)
     steps, gaps = np.full((2, len(rates), len(seeds)), np.nan)
@@ -55,7 +55,7 @@ def best_rate_interval(
     `to` is the problem's reference, by default that of these trials.
 
     Seeds are drawn with replacement, the same for every learning rate, as seeds share their starting points. With one
-    seed the interval is that point alone. None where every learning rate diverges. Efron and Tibshirani 1993,
+    seed the interval is that one point. None where every learning rate diverges. Efron and Tibshirani 1993,
     chapter 13.
     """
     rates, steps, gaps = by_seed(trials, to)
@@ -80,7 +80,7 @@ def performance_profile(costs: Mapping[str, Sequence[float]]) -> dict[str, tuple
     """Dolan and Moré's profiles: solver -> (ratios, shares), shares[i] of problems solved within ratios[i] × the best.
 
     `costs` holds each solver's cost of every problem, in the same order, infinite where not solved. A problem that
-    nobody solves counts in no solver's favour but stays in the share.
+    nobody solves counts as unsolved for all. Raises GradbenchError where the numbers of costs differ.
     """
     table = np.array([list(values) for values in costs.values()], float)
     if table.ndim != 2 or table.size == 0:
@@ -93,8 +93,8 @@ def performance_profile(costs: Mapping[str, Sequence[float]]) -> dict[str, tuple
 
 
 def ecdf_over_targets(costs: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """(costs sorted, share reached at each): the empirical distribution of the costs, those never reached (infinite)
-    counting below the line. Hansen et al. 2021."""
+    """(costs sorted, share reached at each): the empirical distribution of the costs, in which those never reached
+    (infinite) stay in the total. Hansen et al. 2021."""
     values = np.asarray(costs, float)
     reached = np.sort(values[np.isfinite(values)])
     at, last = np.unique(reached, return_counts=True)
@@ -104,8 +104,8 @@ def ecdf_over_targets(costs: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
 def measured_rate(steps: Sequence[float], gaps: Sequence[float], tail: float = 0.5) -> float:
     """The factor by which a step multiplies the loss gap: exp of the least-squares slope of log gap against step.
 
-    Over the last `tail` of the steps at which there is a gap, where the slowest direction is what is left. NaN with
-    fewer than two positive gaps there. The distance to the minimum contracts by its square root.
+    Over the last `tail` of the steps with a gap, where only the slowest direction is left. NaN with fewer than two
+    positive gaps there. The distance to the minimum contracts by the square root of the factor.
     """
     x, y = np.asarray(steps, float), np.asarray(gaps, float)
     some = (y > 0) & np.isfinite(y)

@@ -16,7 +16,7 @@ from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
 from gradbench.tables import Column, check_format, note_lines, number, render, seconds, to_json
 
-CHANCE = 0.05  # of one row by chance alone, before the floor, which lets far less through
+CHANCE = 0.05  # false positives per row by the test alone; the floor lets far fewer through
 SAME_PLACE = ("platform", "device_kind", "device_count", "cpu_model", "cpu_cores")
 SAME_STEP = ("batch_size", "dtype", "precision")
 SAME_TARGET = ("batch_size", "dtype", "precision", "target", "steps")
@@ -24,9 +24,9 @@ SAME_TARGET = ("batch_size", "dtype", "precision", "target", "steps")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What records share. `rows` are dicts: problem, optimizer, what, old, new, ratio (new/old), p_value (that it is no
-    worse), samples, verdict ("slower", "worse", "faster", "better", "same", "unsure", "missing", "added"), hint (what
-    would settle an unsure one); `notes` say what was not compared and why, and what changed between the records."""
+    """Records compared. `rows` are dicts: problem, optimizer, what, old, new, ratio (new/old), p_value (of "no worse"),
+    samples, verdict ("slower", "worse", "faster", "better", "same", "unsure", "missing", "added"), hint (what would
+    settle an unsure one); `notes` say what was not compared and why, and what changed between the records."""
 
     rows: list[dict[str, Any]]
     notes: list[str]
@@ -35,7 +35,7 @@ class Comparison:
 
     @property
     def failures(self) -> int:
-        """Rows that say no."""
+        """How many rows are regressions."""
         bad = ("slower", "worse") if self.allow_missing else ("slower", "worse", "missing", "added")
         return sum(row["verdict"] in bad for row in self.rows)
 
@@ -53,17 +53,17 @@ def compare_runs(
     """Compare what a new record shares with an old one, or with the median of several.
 
     slower: the median *and* the smallest of the new step times are over `max_slowdown` times the old ones, a one-sided
-    Mann-Whitney test (Annals of Mathematical Statistics 18, 1947) over the samples says that it is no chance, and so it
-    is in both of a pair's modes, solo and batched (value and value_and_grad), which are timed apart: a burst of other
-    work seldom meets both. Records also differ from process to process, which samples of one process cannot show: with
-    four timings or more their ratios' own spread (3 × 1.4826 × the median absolute deviation) must be exceeded as
-    well. What passes the floor but not the rest is "unsure", which is no regression.
+        Mann-Whitney test (Annals of Mathematical Statistics 18, 1947) over the samples is significant, and both hold in
+        both of a pair's modes, solo and batched (or value and value_and_grad), which are timed apart: other work seldom
+        disturbs both. Records also differ from process to process, which samples of one process cannot show: with four
+        timings or more their ratios' own spread (3 × 1.4826 × the median absolute deviation) must be exceeded as well.
+        What passes the floor but not the rest is "unsure", which is no regression.
     worse: over the trials (learning rate, seed) that all have, the median ratio of steps to the target is over
-        `max_slowdown`, and so says a one-sided Wilcoxon signed-rank test (Biometrics Bulletin 1, 1945). Where no trial
-        reaches it, the same of the gaps at the end, and of those at the old best learning rate, which are shown. A
-        trial that no longer gets there counts as worse than any that does.
+        `max_slowdown`, and a one-sided Wilcoxon signed-rank test (Biometrics Bulletin 1, 1945) is significant. Where no
+        trial reaches it, the same for the gaps at the end, and for those at the old best learning rate, which are
+        shown. A trial that no longer reaches the target counts as worse than any that does.
     missing, added: a pair that only the old records have, or only the new one; a regression unless `allow_missing`.
-    The tests are at 5 % a row; the floor, which both ratios must pass, is what keeps noise out.
+    Tests are at 5 % per row; it is mainly the floor, which both ratios must pass, that excludes noise.
 
     Raises GradbenchError where nothing can be compared.
     """
@@ -98,7 +98,7 @@ def _unpaired(olds: Sequence[Run], new: Run) -> list[dict[str, Any]]:
 
 
 def _changes(before: Run, after: Run) -> str:
-    """What is another one in the next record's environment, in words; empty if nothing."""
+    """What changed in the next record's environment, in words; "" if nothing."""
 
     def facts(run: Run) -> dict[str, Any]:
         environment = run.info["environment"]
@@ -111,7 +111,7 @@ def _changes(before: Run, after: Run) -> str:
 
 
 def _agreement(row: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """(least, most) ratio that a row's claim rests on: of both modes of its pair, after the noise between processes."""
+    """(lowest, highest) ratio on which a row's verdict rests: of both its pair's modes, less the noise of processes."""
     if not row["what"].startswith("step time"):
         return row["least_ratio"], row["most_ratio"]
     times = [other for other in rows if other["what"].startswith("step time")]
@@ -155,7 +155,7 @@ def _differing(old: Run, new: Run, environment: tuple[str, ...], plan: tuple[str
 def _comparable(
     olds: Sequence[Run], new: Run, what: str, environment: tuple[str, ...], plan: tuple[str, ...], notes: list[str]
 ) -> list[Run]:
-    """The old records that the new one can be held against; why others cannot goes into `notes`."""
+    """The old records that the new one can be compared with; why others cannot goes into `notes`."""
     kept = []
     for old in olds:
         differing = _differing(old, new, environment, plan)

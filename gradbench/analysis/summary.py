@@ -41,19 +41,20 @@ _USED += ["minimum", "steps_to_target", "smoothed_loss"]
 class PairSummary:
     """One (problem, optimizer) pair of a record.
 
-    points: every combination that was tried of a learning rate and values of the pair's axes; `rates` are those of
-        them that have the best's values, `settings`: the whole pair where it has no axes.
+    points: every combination that was tried of a learning rate and values of the pair's axes; `rates`: those with the
+        best's values of the axes, `settings`; all points where the pair has no axes.
     best: of the points whose seeds all reach the target, the one with the fewest median steps; failing that,
         of those where most do; failing that, the lowest median gap at the end without divergence. None where none
-        works: each diverges, or ends no lower than it began; and of a range test, whose rate rises.
-    ties: the other points that do as well: as many steps, and gaps that are not told apart.
+        works (each diverges, or ends no lower than it began), and for a range test, whose rate rises.
+    ties: the other points that do as well: as many steps, and gaps that differ by less than `floor`.
     good: the unbroken stretch of the grid around the best where every seed reaches the target in at most `factor` times
-        the best's median steps, or ends under `floor` (not of a target: ends below one differ). Where the best does
-        not reach it: where every seed ends within `factor` times the best's gap (or the floor), and has come down by at
-        least 1/factor of what the best has.
+        the best's median steps, or ends under `floor` (not if gaps are to a target loss). Where the best does not reach
+        the target: where every seed ends within `factor` times the best's gap (or the floor), and has lowered the loss
+        by at least 1/factor of what the best has.
     edge: (largest learning rate below, smallest at) which more than half of the seeds diverge; None on a side the
         grid does not have.
-    stable_limit: above it theory says a quadratic of the problem's L diverges; None where L or the theory is unknown.
+    stable_limit: the rate above which, by theory, a quadratic of the problem's L diverges; None where L or the theory
+        is unknown.
     """
 
     problem: str
@@ -72,7 +73,7 @@ class PairSummary:
     trial_steps_per_s: float | None
     limit: str | None  # what sets the least seconds of a batched step: flops, bytes or launches
     of_limit: float | None  # those seconds / the measured ones
-    epoch: int | None = None  # updates of one, with minibatches
+    epoch: int | None = None  # updates per epoch, with minibatches
     points: Sequence[RateSummary] = ()
     settings: Mapping[str, float] = field(default_factory=dict)
 
@@ -88,8 +89,8 @@ class PairSummary:
 
     @property
     def open_end(self) -> str | None:
-        """The end of the grid that the best lies at, "lowest" or "highest": beyond it may be better. None where it lies
-        at neither, or does no better than a learning rate inside."""
+        """The end of the grid at which the best lies, "lowest" or "highest": better ones may lie beyond. None where it
+        lies at neither, or does no better than a learning rate inside."""
         if self.best is None or len(self.rates) < 2:
             return None
         best = [self.best, *self.ties]
@@ -98,7 +99,7 @@ class PairSummary:
         return at[0] if len(best) == len(at) == 1 else None
 
     def beyond(self, end: str) -> str:
-        """Two decades of learning rates beyond an end of the grid, as dense as it, as --lr takes them."""
+        """Two decades of learning rates beyond an end of the grid, with its spacing, as --lr takes them."""
         low, high = self.rates[0].learning_rate, self.rates[-1].learning_rate
         count = 1 + max(4, round(2 * (len(self.rates) - 1) / math.log10(high / low))) if high > low else 5
         return f"{high:g}:{high * 100:g}:{count}" if end == "highest" else f"{low / 100:g}:{low:g}:{count}"
@@ -110,7 +111,7 @@ _judged: weakref.WeakKeyDictionary[Run, dict[Any, pa.Table]] = weakref.WeakKeyDi
 
 
 def references(run: Run) -> dict[str, Reference]:
-    """What each problem's gaps are taken against, of those that have trials, by name."""
+    """The reference loss of each problem that has trials, by name."""
     if run not in _references:
         facts = run.info.get("problems", {})
         parts = {name: rows_where(run.trials, {"problem": name}) for name in run.plan.problems}
@@ -121,12 +122,12 @@ def references(run: Run) -> dict[str, Reference]:
 
 
 def _reference_of(plan: SweepPlan, trials: pa.Table, facts: Mapping[str, Any] | None) -> Reference:
-    """Of one problem's trials: one for all dtypes, each of which says by its own rounding whether a minimum is one."""
+    """The reference of one problem's trials, common to all dtypes; each checks a stated minimum by its own rounding."""
     return common(reference(part, facts, dtype) for dtype, part in by_dtype(plan, trials))
 
 
 def by_dtype(plan: SweepPlan, trials: pa.Table) -> list[tuple[str, pa.Table]]:
-    """Trials of a plan apart by their dtypes, those that have any; all together where none is there."""
+    """(dtype, its trials) for each dtype of a plan that has trials; all trials together if there are none."""
     if len(plan.dtypes) == 1:
         return [(plan.dtypes[0], trials)]
     optimizers = {dtype: [name for name in plan.optimizers if plan.of(name).dtype == dtype] for dtype in plan.dtypes}
@@ -135,26 +136,26 @@ def by_dtype(plan: SweepPlan, trials: pa.Table) -> list[tuple[str, pa.Table]]:
 
 
 def rows_where(table: pa.Table, values: Mapping[str, Any]) -> pa.Table:
-    """The rows that have these values in these columns. By a mask: pyarrow plans an expression anew for each table,
-    which of a pair's few rows is most of the time."""
+    """The rows that have these values in these columns. By a mask: for a pair's few rows pyarrow would spend most time
+    on planning an expression."""
     masks = (pc.call_function("equal", [table[name], pa.scalar(value)]) for name, value in values.items())
     return table.filter(functools.reduce(lambda one, other: pc.call_function("and", [one, other]), masks))
 
 
 def trials_of(trials: pa.Table, problem: str, optimizer: str) -> pa.Table:
-    """Those of one pair."""
+    """The trials of one pair."""
     return rows_where(trials, {"problem": problem, "optimizer": optimizer})
 
 
 def common_references(runs: Sequence[Run]) -> dict[str, Reference]:
-    """The same, one for all records that have the problem."""
+    """As `references`, with one reference for all records that have the problem."""
     found = [references(run) for run in runs]
     names = dict.fromkeys(name for of in found for name in of)
     return {name: common(of[name] for of in found if name in of) for name in names}
 
 
 def name_among(runs: Sequence[Run], place: int, optimizer: str) -> str:
-    """What an optimizer of one of these records is called beside those of the others; places are counted from 1."""
+    """The name of an optimizer of the record at `place` (from 1) among several records."""
     return optimizer if len(runs) == 1 else f"{optimizer} (run {place})"
 
 
@@ -165,12 +166,12 @@ def summarise_all(runs: Sequence[Run], factor: float = GOOD_FACTOR) -> list[list
 
 
 def judged_trials(run: Run, to: Mapping[str, Reference] | None = None) -> pa.Table:
-    """A record's trials, their verdicts and steps to the target against these references (its own by default)."""
+    """A record's trials, with verdicts and steps to the target by these references (its own by default)."""
     to = references(run) if to is None else to
     known = _judged.setdefault(run, {})
     key = tuple(sorted(to.items()))
     if key not in known:
-        at_end = run.info.get("references", {})  # a complete record's trials are judged against these
+        at_end = run.info.get("references", {})  # a complete record's trials have verdicts by these already
         anew = [name for name, of in to.items() if at_end.get(name) != of.to_dict()]
         trials = run.trials
         if anew:
@@ -192,18 +193,18 @@ def problem_trials(run: Run, problem: str, to: Reference) -> pa.Table:
 
 
 def pair_trials(run: Run, pair: PairSummary) -> pa.Table:
-    """The trials of one pair alone, of the learning rates in `pair.rates`, judged against its reference."""
+    """The trials of one pair at the learning rates in `pair.rates`, with verdicts by its reference."""
     return at_settings(problem_trials(run, pair.problem, pair.reference), pair)
 
 
 def at_settings(trials: pa.Table, pair: PairSummary) -> pa.Table:
-    """Those of a pair and of the values of its axes that `pair.rates` have."""
+    """The trials of a pair at the values of its axes that `pair.rates` have."""
     return rows_where(trials, {"problem": pair.problem, "optimizer": pair.optimizer, **pair.settings})
 
 
 def summarise(run: Run, factor: float = GOOD_FACTOR, to: Mapping[str, Reference] | None = None) -> list[PairSummary]:
-    """Summaries of every pair of a record that has trials, in the plan's order; made once per record, factor and
-    references (`to`, the record's own by default)."""
+    """Summaries of every pair of a record that has trials, in the plan's order; cached per record, factor and
+    references (`to`, the record's own by default). Raises GradbenchError for a factor below 1."""
     to = references(run) if to is None else to
     known = _summaries.setdefault(run, {})
     key = factor, tuple(sorted(to.items()))
@@ -226,7 +227,7 @@ def summarise_tables(
     if not 1 <= factor < math.inf:
         raise GradbenchError(f"factor: need a number of at least 1, got {factor}")
     times = {(row["problem"], row["optimizer"], row["mode"]): row for row in timings.to_pylist()}
-    trials = trials.select([*_USED, *plan.axis_names])  # of millions of trials, each pair's are copied
+    trials = trials.select([*_USED, *plan.axis_names])  # each pair's trials are copied, of perhaps millions
     floors: dict[tuple[str, str], float] = {}
     for problem, optimizer in plan.pairs:
         of_problem = rows_where(trials, {"problem": problem})
@@ -283,7 +284,7 @@ def _points(trials: pa.Table, axes: Sequence[str], solo_step_s: float | None, to
     gaps = relative_gaps(trials, to)[order]
     losses = end_losses(trials)[order]
     steps = floats(trials, "steps_to_target")[order]
-    steps = np.where(np.isnan(steps) | np.isinf(gaps), np.inf, steps)  # a trial that diverged later got nowhere
+    steps = np.where(np.isnan(steps) | np.isinf(gaps), np.inf, steps)  # reaching the target, then diverging: never
     verdicts = np.asarray(trials["verdict"])[order]
     starts = np.flatnonzero(np.append(True, (columns[:, 1:] != columns[:, :-1]).any(axis=0)))
     summaries = []
@@ -309,7 +310,7 @@ def _points(trials: pa.Table, axes: Sequence[str], solo_step_s: float | None, to
 
 
 def resolution(trials: pa.Table, to: Reference, dtype: str) -> float:
-    """The relative gap under which a problem's trials are not told apart. Over a minimum, rounding alone; another
+    """The relative gap below which a problem's trials count as equal. Over a minimum, that of rounding; another
     reference is the end of a trial or a stated target, so 1 % of the first gap."""
     floor = rounding_floor(trials, to, dtype)
     return floor if to.kind == "minimum" else max(floor, 0.01)

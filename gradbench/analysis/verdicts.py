@@ -1,4 +1,4 @@
-"""What a trial's gaps are taken against, and the one word that says how it ended."""
+"""The reference loss of a trial's gaps, and its verdict: one word for how it ended."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 CHECK_VERDICTS = ("PASS", "INCONCLUSIVE", "FAIL")  # of the gradient check, from best to worst
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-DESCENT = 0.01  # the last quarter lowered the loss by over this part of what was left, or gained: still going down
-OVERSHOOTS = 0.4  # of the last quarter's updates went past the lowest point of their line
-OVERSHOOTS_NOISY = 2 / 3  # with minibatches: what an r c of 1 gives along one direction, 1/2 + asin(1/2) / pi
+DESCENT = 0.01  # slow: the last quarter lowered the loss by over this share of what was left, or of what was gained
+OVERSHOOTS = 0.4  # share of the last quarter's updates that went past the lowest point of their line
+OVERSHOOTS_NOISY = 2 / 3  # with minibatches: 1/2 + asin(1/2) / pi, for rate × curvature = 1 along one direction
 _COLUMNS = ("initial_loss", "final_loss", "best_loss", "steps_to_target")
 _COLUMNS += ("smoothed_loss", "tail_drop", "tail_drop_error", "tail_overshot")
 
@@ -30,16 +30,16 @@ class Reference(NamedTuple):
 
     @property
     def words(self) -> str:
-        """As a sentence has it."""
+        """Its kind, for a sentence."""
         return {"minimum": "the minimum", "target": "the target loss"}.get(self.kind, "the best loss found")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it: NaN is null."""
+        """For JSON: NaN becomes null."""
         return self._asdict() | {"loss": None if math.isnan(self.loss) else self.loss}
 
 
 def stated_reference(minimum: float | None, target: float | None) -> Reference:
-    """Of what is known of a problem before a trial has run; None or NaN is unknown."""
+    """The reference by what is known of a problem before a trial has run; None or NaN is unknown."""
     for kind, loss in (("minimum", minimum), ("target", target)):
         if loss is not None and not math.isnan(loss):
             return Reference(kind, float(loss))
@@ -52,9 +52,9 @@ def floats(trials: pa.Table, name: str) -> np.ndarray:
 
 
 def reference(trials: pa.Table, facts: Mapping[str, Any] | None = None, dtype: str = "float32") -> Reference:
-    """Of one problem: `trials` are all of the record's, `facts` what run.json says of the problem.
+    """The reference of one problem: `trials` are all its trials in the record, `facts` its entry in run.json.
 
-    A stated minimum that a trial's loss is below, by more than half of the digits of `dtype`, is not one.
+    A stated minimum is dropped if a trial's loss is below it by more than half of the digits of `dtype`.
     """
     lowest = floats(trials, "best_loss")
     lowest = np.where(np.isfinite(lowest), lowest, np.inf)
@@ -73,7 +73,7 @@ def reference(trials: pa.Table, facts: Mapping[str, Any] | None = None, dtype: s
 
 
 def common(references: Iterable[Reference]) -> Reference:
-    """One for all, of those of several pairs or records: the lowest best found if any has that, else the first."""
+    """One reference for several pairs or records: the lowest best found if any is of that kind, else the first."""
     references = list(references)
     found = [of for of in references if of.kind == "best found"]
     return min(found, key=lambda of: (math.isnan(of.loss), of.loss)) if found else references[0]
@@ -85,7 +85,7 @@ def end_loss(final: np.ndarray, smoothed: np.ndarray) -> np.ndarray:
 
 
 def end_losses(trials: pa.Table) -> np.ndarray:
-    """Each trial's loss at the end, (T,): with minibatches the mean over the last quarter, else that of the end."""
+    """Each trial's loss at the end, (T,): with minibatches the mean over the last quarter, else the final loss."""
     return end_loss(floats(trials, "final_loss"), floats(trials, "smoothed_loss"))
 
 
@@ -93,8 +93,8 @@ def relative_gaps(trials: pa.Table, to: Reference | None = None) -> np.ndarray:
     """Each trial's gap at the end over its first, (end_losses - reference) / (initial_loss - reference): float64.
 
     `to` is by default the reference of these trials. Infinite where a trial diverged, or began at the reference and
-    ended above it; 1 where it began and ended at the best loss found. Below 0 where it ended below a target loss; 0 at
-    the least over a minimum, of which only rounding falls short.
+    ended above it; 1 where it began and ended at the best loss found. Below 0 where it ended below a target loss; at
+    least 0 for a minimum, below which only rounding leads.
     """
     to = to or reference(trials)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -107,8 +107,8 @@ def relative_gaps(trials: pa.Table, to: Reference | None = None) -> np.ndarray:
 
 
 def rounding_floor(trials: pa.Table, to: Reference, dtype: str) -> float:
-    """The relative gap under which the trials of one problem are not told apart: what one rounding in `dtype` is of
-    their first gaps, of the larger of that gap and the reference."""
+    """The relative gap below which the trials of one problem count as equal: one rounding in `dtype` of the larger of
+    the first gap and the reference, over the first gap."""
     first = np.abs(floats(trials, "initial_loss") - to.loss)
     first = first[np.isfinite(first) & (first > 0)]
     typical = float(np.median(first)) if len(first) else 0.0
@@ -116,18 +116,18 @@ def rounding_floor(trials: pa.Table, to: Reference, dtype: str) -> float:
 
 
 def verdicts(trials: Mapping[str, np.ndarray], to: Reference, dtype: str) -> np.ndarray:
-    """One word per trial, (T,). `trials` has the columns of trials.parquet, NaN where null. The first that holds:
+    """One verdict per trial, (T,). `trials` has the columns of trials.parquet, NaN where null. The first that holds:
 
     diverged: the loss became non-finite, rose over 10,000 first gaps above its start, or ended above that, by more than
         half of the digits of `dtype`, of the larger of the loss and its gap;
-    converged: it reached the target; where that is relative to the best loss found: it ended within it, below its
-        start, and gaining under 1 % more;
+    converged: it reached the target; where that is relative to the best loss found: it ended within the target, below
+        its start, and no longer gained over 1 %;
     overshoots: in the last quarter, at least 40 % of the updates went past the lowest point of their own line; with
         minibatches 2/3, as a smaller share is what the noise of the gradients makes;
     slow: the last quarter lowered the loss by over 1 % of the gap to the reference that was left, or by over 1 % of all
         that had been gained: still going down when the steps ran out. With minibatches that is the slope of
         a line through the losses of all the data over the last half, and has to be more than noise at 99 %;
-    stalled: it did not: at a noise floor, at a lowest point that is not the target, or where the gradient is gone.
+    stalled: none of these: at a noise floor, at a minimum above the target, or where the gradient vanishes.
     """
     initial, drop, error = (trials[name] for name in ("initial_loss", "tail_drop", "tail_drop_error"))
     smooth = ~np.isnan(trials["smoothed_loss"])
@@ -151,11 +151,11 @@ def verdicts(trials: Mapping[str, np.ndarray], to: Reference, dtype: str) -> np.
 
 
 def judged(trials: pa.Table, curves: pa.Table, to: Reference, target: float, dtype: str) -> pa.Table:
-    """Trials of one problem with their verdicts and steps to the target anew, against the reference `to`.
+    """Trials of one problem with new verdicts and steps to the target, by the reference `to`.
 
     Where that is the best loss found, the target is `target` of the first gap above it, and the steps are those of the
-    first recorded point under it. A record of before the columns that verdicts need keeps its words, but for trials
-    that end above their start, and what reaches the best loss found.
+    first recorded point below that. An old record without the columns that verdicts need keeps its verdicts, except
+    for trials that end above their start or reach the best loss found.
     """
     columns = {name: floats(trials, name) for name in (*_COLUMNS, "diverged_at")}
     if to.kind == "best found":
@@ -168,7 +168,7 @@ def judged(trials: pa.Table, curves: pa.Table, to: Reference, target: float, dty
         words = np.where(keep, recorded, words)
     steps = columns["steps_to_target"]
     if to.kind == "best found":
-        steps = np.where(words == "converged", steps, np.nan)  # its own end is no target while it is still going down
+        steps = np.where(words == "converged", steps, np.nan)  # one that still goes down has not reached its own end
     steps = pa.array(np.nan_to_num(steps, nan=-1).astype(np.int64), mask=np.isnan(steps))
     for name, values in (("verdict", pa.array(words.astype(object), pa.string())), ("steps_to_target", steps)):
         trials = trials.set_column(trials.schema.get_field_index(name), name, values)

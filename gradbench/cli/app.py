@@ -1,4 +1,4 @@
-"""What every verb shares: the application, its options of one kind, and where data and notes go."""
+"""What the verbs share: the application, common options, and where data and notes go."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Output:
         bool,
         Parameter(
             name="--wide",
-            help="Every column of a table (--format wide), not only those that fit the terminal; so has a pipe.",
+            help="Every column of a table (--format wide), not only those that fit the terminal; a pipe gets all.",
         ),
     ] = False
 
@@ -81,7 +81,8 @@ def note(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print data, whole: RunError where stdout takes no more, such as a full disk. A reader that left is no failure."""
+    """Print data. Raises RunError where stdout cannot be written, such as on a full disk, and BrokenPipeError where its
+    reader has gone."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -92,12 +93,12 @@ def show(text: str) -> None:
 
 
 def discard_stdout() -> None:
-    """Python writes what is left when it ends, and would fail once more."""
+    """Drop what stdout still holds: Python would write it at its end, and fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse_error(error: CycloptsError) -> str:
-    """What is wrong with a command line, and the help that has what is right."""
+    """What is wrong with a command line, and which --help to read."""
     text = " ".join(str(error).split())
     if isinstance(error, UnknownOptionError):
         given = (error.token.keyword or error.token.value).split("=")[0]

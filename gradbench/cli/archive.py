@@ -34,18 +34,18 @@ def verify(
     quiet: Quiet = False,
     output: Tables = TABLES,
 ) -> int:
-    """Does a record hold? Its files and tables agree, and trials drawn at random come out again. Exit 1 if not.
+    """Is a record true? Its files and tables agree, and trials drawn at random give the same again. Exit 1 if not.
 
-    A record whose files cannot be read does not hold either; a name or folder that is no record is bad input, exit 2.
+    A record whose files cannot be read gives exit 1 too; a name or folder that is no record is bad input, exit 2.
 
     Parameters
     ----------
     record
         Its folder, its id, or latest.
     sample
-        Trials to run again; of a smaller record all.
+        How many trials to run again, at most.
     seed
-        Of the draw, to repeat one. [default: a new one, which is printed]
+        The seed of the draw, to repeat it. [default: a new one, which is printed]
     own_files
         Also replay problems and optimizers in files that the record names, which runs those files.
     by
@@ -115,7 +115,7 @@ def export(
 
 
 def history(results: Results = Path("results"), *, quiet: Quiet = False, output: Tables = TABLES) -> int:
-    """Steps to the target and step times over all records of a folder, and since when they are other ones."""
+    """Steps to the target and step times over all records of a folder, and where they changed."""
     from gradbench.archive.history import history as follow
     from gradbench.archive.history import history_text, load_runs
     from gradbench.library.activity import Activity

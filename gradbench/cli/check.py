@@ -45,16 +45,16 @@ def run_check(
     activity: Activity | None = None,
     **settings: Any,
 ) -> int:
-    """Check `problems` (the four of the project where there are none). Data goes to stdout, `note` gets what is
-    said beside it, and `activity` says what is being done. `settings` are the others of check_gradient.
+    """Check `problems` (the four of the project if there are none). Data goes to stdout, notes to `note`, and
+    `activity` shows what is being done. `settings` are the others of check_gradient.
 
-    Writes `<out>/check/<UTC time>-<id>.json` unless `out` is None. Returns 1 if a gradient is wrong (with `strict`
-    also if a verdict is INCONCLUSIVE; with `self_test` if a miss is unexplained or an alarm false), else 0.
-    Raises GradbenchError for bad input.
+    Writes `<out>/check/<UTC time>-<id>.json` unless `out` is None. Returns 1 if a gradient is wrong (with `strict` also
+    if a verdict is INCONCLUSIVE; with `self_test` if a miss is unexplained or there is a false alarm), else 0. Raises
+    GradbenchError for bad input.
     """
     check_format(output_format)
     activity = activity or Activity(quiet=True)
-    devices_to_check(device)  # a misspelt one should not cost loading the problems
+    devices_to_check(device)  # before the problems are loaded: it may be misspelt
     if self_test and problems:
         raise PlanError("self-test: it plants its faults in a network of its own; give no problem")
     if self_test:
@@ -69,7 +69,7 @@ def run_check(
         write_record(out, document, note)
         return int(not result.passed)
     named = [name for given in problems or DEFAULT_PROBLEMS for name in _named(given)]
-    # All loaded now: the last one's misspelt name should not cost the reports of the others.
+    # All are loaded before any is checked, so that a misspelt last name costs no report.
     with printing_to_stderr():
         loaded = [(load_problem(problem), isinstance(problem, str)) for problem in named]
     reports = []
@@ -95,12 +95,12 @@ def _named(problem: Any) -> Sequence[Any]:
 
 
 def print_report(report: Any, output_format: str) -> None:
-    """For people: whole lines where they fit."""
+    """Print a report for people, wrapped to the terminal."""
     show(_wrapped(report, output_format))
 
 
 def print_rows(rows: list[dict[str, Any]], output_format: str, document: Any) -> None:
-    """For programs: rows as csv or markdown, `document` as json."""
+    """Print for programs: `rows` as csv or markdown, `document` as json."""
     show(_render(rows, output_format, document))
 
 
@@ -117,8 +117,8 @@ def _render(rows: list[dict[str, Any]], output_format: str, document: Any) -> st
 
 
 def _wrapped(report: Any, output_format: str) -> str:
-    """A report whose lines fit the terminal: what goes on is set under a row's last column, or under where the line
-    began; a command stays whole, to be copied."""
+    """A report whose lines fit the terminal: a continuation is indented to the row's last column, or to the line's
+    start; a command stays on one line, to be copied."""
     width = terminal_width() if output_format == "table" else None
     lines = []
     for line in str(report).splitlines():
@@ -137,7 +137,8 @@ def _wrapped(report: Any, output_format: str) -> str:
 
 
 def write_record(out: str | Path | None, document: dict[str, Any], note: Callable[[str], None]) -> None:
-    """Written whole or not at all, under a name of its own."""
+    """Write the record of a check, whole or not at all, under a new name. Raises PlanError where `out` cannot be
+    written."""
     if out is None:
         return
     folder = Path(out) / "check"

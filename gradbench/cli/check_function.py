@@ -16,7 +16,7 @@ from gradbench.gradients.functions.check import Check, Inputs
 from gradbench.inputs.specs.spec import is_path, load_file
 from gradbench.library.activity import Activity
 
-TORCH = "torch:"  # before a function of PyTorch's
+TORCH = "torch:"  # the prefix of a PyTorch function
 _FUNCTION = re.compile(r"([^\[\]]+):(\w+)$")
 
 
@@ -72,8 +72,8 @@ def run_check_function(
 
 
 def load_function(target: str, modules: dict[str, Any]) -> Callable[..., Any]:
-    """The function of FILE.py:name or package.module:name, of PyTorch's where torch: is before it; a file is run once,
-    and kept in `modules`."""
+    """The function of FILE.py:name or package.module:name; a PyTorch function after torch:. A file is run once, and
+    kept in `modules`. Raises ProblemError where there is no such function."""
     if target.startswith(TORCH):
         from gradbench.gradients.ports.pytorch import TorchFunction
 
@@ -101,7 +101,7 @@ def _module(name: str) -> Any:
 
 
 def _cases(target: str, against: str | None, modules: dict[str, Any]) -> Inputs:
-    """The function cases(key) of the function's file, or of the reference's."""
+    """The function cases(key) in the function's file, or in the reference's. Raises PlanError without one."""
     for place in filter(None, (target, against)):
         match = _FUNCTION.match(place.removeprefix(TORCH))
         found = getattr(modules[match[1]], "cases", None) if match else None
@@ -114,7 +114,7 @@ def _cases(target: str, against: str | None, modules: dict[str, Any]) -> Inputs:
 
 
 def _command(target: str, against: str | None, args: str | None, precision: str, device: str | None, order: int) -> str:
-    """The command line up to its dtype and case."""
+    """The command line that reproduces a finding, up to its dtype and case."""
     options = {"against": against, "args": args, "precision": precision if precision != "highest" else None}
     options |= {"device": device, "order": "2" if order == 2 else None}
     parts = [f"--{name} {shlex.quote(value)}" for name, value in options.items() if value]

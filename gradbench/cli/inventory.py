@@ -13,7 +13,7 @@ PROSE = ("settings", "about", "kind")
 
 
 def inventory() -> dict[str, list[dict[str, Any]]]:
-    """Rows of problems, optimizers and devices. Only the files are read; no data is loaded."""
+    """Rows of problems, optimizers and devices. Problem files are read, but no data is loaded."""
     from gradbench.inputs.built_in import grouped_names
     from gradbench.inputs.optimizer import optimizer_functions
     from gradbench.inputs.problem import problem_function

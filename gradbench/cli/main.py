@@ -61,7 +61,7 @@ def compare(
     Parameters
     ----------
     records
-        Folders, ids or latest (the default); several stand side by side, with one reference for all.
+        Folders, ids or latest (the default); several are shown side by side, with one reference for all.
     problem
         Only these problems; repeat for more.
     optimizer
@@ -75,7 +75,7 @@ def compare(
     races
         Instead: every two optimizers, how much sooner one reaches the target, and whether that is more than chance.
     tunability
-        Instead: what each optimizer reaches after so many trials of tuning, and what it loses at half and twice its
+        Instead: what each optimizer reaches by the number of tuning trials, and what it loses at half and twice its
         best learning rate.
     """
     from gradbench.analysis.settings.comparison import compare_text
@@ -107,7 +107,7 @@ def report(
     Parameters
     ----------
     records
-        Folders, ids or latest (the default); several are laid over one another.
+        Folders, ids or latest (the default); several are drawn in the same charts.
     out
         The page to write; it replaces a report, and no other file.
     figures
@@ -118,7 +118,7 @@ def report(
     by
         The metric that the charts show, such as holdout.accuracy, instead of the gap; the page can change it.
     format
-        Of the figures: svg, png or pdf.
+        The format of the figures: svg, png or pdf.
     """
     from gradbench.library.activity import Activity
 
@@ -131,7 +131,7 @@ def report(
 
         check_figure_format(format)
         devices_to_check(None)  # whether JAX starts
-        use_cache()  # of a landscape's seconds most are compiling
+        use_cache()  # most of a landscape's time is compiling
         runs = [load_run(name, results) for name in records or ("latest",)]
         if figures is None:
             written = [write_report(runs, out, check, by=by)]
@@ -157,11 +157,11 @@ def regress(
     old
         The record before: its folder, its id, or latest.
     others
-        More older records, whose median counts, and last the new one; latest if none is given.
+        More old records (their median counts), then the new one; latest if none is given.
     max_slowdown
-        The factor from which slower or worse counts.
+        The factor above which slower or worse is a regression.
     allow_missing
-        A problem and optimizer that only the old records have, or only the new one, is no regression.
+        A pair that only the old records have, or only the new one, is not a regression.
     """
     from gradbench.analysis.regress import compare_runs, regress_text
     from gradbench.record.store import load_run
@@ -210,7 +210,7 @@ def check(
     precision
         Of matrix products: highest, tf32 or default (the device's).
     device
-        cpu, gpu, tpu or all; JAX's choice if not given. On a platform's second and later devices one program is run.
+        cpu, gpu, tpu or all; JAX's choice if not given. From a platform's second device on, one program is run.
     program
         Only these of the programs that a report names; repeat for more.
     fast
@@ -218,7 +218,7 @@ def check(
     strict
         Exit 1 also where the answer is INCONCLUSIVE.
     self_test
-        Plant faults, and print which are caught and which right gradients are accused.
+        Plant faults, and print which are caught and how many right gradients are called wrong.
     against
         Of a function: the reference that says what is right, ./kernel.py:plain. Its own rules are tested without one.
     args
@@ -228,9 +228,9 @@ def check(
     order
         2 checks Hessian-vector products too, in three ways to compute them.
     search
-        Of a function: up to so many sizes and inputs more, drawn by Hypothesis, and the smallest that fails.
+        Of a function: how many more sizes and inputs Hypothesis draws; the smallest that fails is shown.
     seed
-        Of the points, directions and noise.
+        The seed of the points, directions and noise.
     """
     common: dict[str, Any] = {"precision": precision, "device": device, "fast": fast, "strict": strict}
     common |= {"order": order, "out": out, "output_format": output.chosen}
@@ -256,7 +256,7 @@ def _checked(
         from gradbench.cli.check_function import is_function, run_check_function
         from gradbench.machine.cache import use_cache
 
-        use_cache()  # of a check's seconds most are compiling; the programs kept are those that would be compiled
+        use_cache()  # most of a check's time is compiling; a cached program is the one that would be compiled
         common |= {"note": (lambda text: None) if quiet else note, "activity": activity}
         if any(of_function.values()) or any(map(is_function, problems)):
             if any(of_problem.values()):
@@ -292,7 +292,7 @@ def suggest(
     optimizer
         An optimizer's spec; repeat for more.
     steps
-        Steps after which rates are compared.
+        Steps after which learning rates are compared.
     batch_size
         Rows of a minibatch; all the data if not given.
     """
@@ -328,8 +328,8 @@ app.group_commands = Group.create_ordered("General")
 
 
 def invoke(arguments: list[str]) -> int:
-    """Run one command line; its exit code. Every failure is one line on stderr; 1 is an answer: whatever is not
-    foreseen is 3."""
+    """Run one command line and return its exit code. A failure is one line on stderr; 1 is only for the answer "no",
+    and an error that is not foreseen gives 3."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning  # ty: ignore[invalid-assignment]
@@ -349,7 +349,7 @@ def invoke(arguments: list[str]) -> int:
         note("gradbench: interrupted")
         return INTERRUPTED
     except (Exception, SystemExit) as error:
-        if isinstance(error.__context__, BrokenPipeError):  # rich's word for the same, in a help text
+        if isinstance(error.__context__, BrokenPipeError):  # rich's error for the same, in a help text
             discard_stdout()
             return 0
         note(f"gradbench: {sentence(error)}")

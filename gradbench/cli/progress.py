@@ -23,13 +23,13 @@ from gradbench.record.store import read_info
 
 
 class TerminalWatcher(Watcher):
-    """Moves the line, prints one sentence per pair. The first Ctrl-C asks for a checkpoint, the second stops."""
+    """Updates the line, prints one sentence per pair. The first Ctrl-C asks for a checkpoint, the second stops."""
 
     def __init__(self, activity: Activity):
         self.activity, self.stopping = activity, False
         self.path: Path | None = None
         self.pairs = 0
-        self.lengths: dict[str, str] = {}  # of a trial of each problem that has epochs
+        self.lengths: dict[str, str] = {}  # problem -> a trial's epochs in words
 
     def started(self, path: Path) -> None:
         self.path = path

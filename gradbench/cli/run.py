@@ -55,7 +55,7 @@ def _settings() -> type:
         if field.name not in NO_OPTIONS:
             options.append(_option(field, kinds[field.name], group))
     made = dataclasses.make_dataclass("Settings", options, frozen=True)
-    made.__module__ = __name__  # cyclopts takes a class of the module `types` for one value
+    made.__module__ = __name__  # cyclopts would take a class of the module `types` as a single value
     return made
 
 
@@ -63,7 +63,7 @@ if typing.TYPE_CHECKING:
 
     @dataclasses.dataclass(frozen=True)
     class Settings:
-        """What is given of a plan on the command line."""
+        """The settings of a plan given on the command line."""
 else:
     Settings = _settings()
 _NOTHING = Settings()
@@ -102,10 +102,10 @@ def run(
     resume
         Go on with an interrupted run: its folder, its id, or latest.
     cluster
-        Where workers run it: a scheduler of Dask, tcp://host:8786 or tls://host:8786; local:4, so many processes here;
+        Where workers run it: a Dask scheduler, tcp://host:8786 or tls://host:8786; local:4, that many processes here;
         or slurm:FILE.toml. It changes no number; see docs/scale.md.
     unit_timeout
-        Seconds after which a worker that is still at one unit of the work is taken to hang, and is ended.
+        Seconds after which a worker that is still running one unit of work is taken to hang, and is ended.
     strict
         With --until: exit 1 also where it is not decided.
     """
@@ -141,7 +141,7 @@ def _made(
     out: Path,
     workers: tuple[str | None, float | None],
 ) -> tuple[Run, bool]:
-    """The record of a run that is begun or gone on with, and whether anything was left to run."""
+    """(the record of a new or resumed run, whether anything was left to run)."""
     activity.say("starting JAX")
     from gradbench.cli.progress import watching
     from gradbench.engine import runner
@@ -152,7 +152,7 @@ def _made(
     with watching(activity) as watcher, printing_to_stderr():
         plan = None if resume is not None else _plan(config, given)
         if strict and (plan or load_run(str(resume), out).plan).until is None:
-            raise PlanError("--strict is for --until: nothing else of a run is undecided")
+            raise PlanError("--strict is for --until: only its races can end undecided")
         with _workers(*workers, plan) as executor:
             by: dict[str, Any] = {"watcher": watcher, "executor": executor, "unit_timeout": workers[1]}
             if plan is None:
@@ -170,7 +170,7 @@ def _show(record: Run, output_format: str) -> None:
 
 
 def _exit_code(record: Run, strict: bool) -> int:
-    """1 where a race was decided for the optimizer that should lose, or with `strict` not at all."""
+    """1 where the race of --until was decided for the other optimizer or, with `strict`, not decided; else 0."""
     from gradbench.analysis.races.records import answer
 
     if record.plan.until is None:
@@ -180,7 +180,7 @@ def _exit_code(record: Run, strict: bool) -> int:
 
 
 def _workers(cluster: str | None, timeout: float | None, plan: SweepPlan | None) -> AbstractContextManager[Any]:
-    """What --cluster names, to be entered; without it nothing, since this process runs the plan."""
+    """A context of the workers that --cluster names; of None without it: this process runs the plan."""
     if timeout is not None and (cluster is None or not timeout > 0):
         raise PlanError(f"--unit-timeout: {timeout:g}: need seconds above 0, of the units that --cluster's workers run")
     if cluster is None:
@@ -208,7 +208,7 @@ def _plan(config: Path | None, given: dict[str, Any]) -> SweepPlan:
 
 
 def _epoch(plan: SweepPlan) -> int:
-    """The steps of an epoch, which all problems of a plan must share, as they share its steps."""
+    """The steps of an epoch. Raises PlanError where they differ by problem, since a plan has one number of steps."""
     from gradbench.inputs.plan import steps_per_epoch
     from gradbench.inputs.problem import load_problem
 

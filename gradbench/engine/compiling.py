@@ -1,4 +1,4 @@
-"""The programs that pairs need, compiled side by side on the cores; and the timing of them, alone."""
+"""Compiles pairs' programs side by side on the cores; times them while nothing else of ours runs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from gradbench.machine.devices import cores, describe
 from gradbench.program.block import solo_block
 from gradbench.program.program import Block, Program, Trial
 
-THREADS = 4  # compiling at the most: each holds a program's code in memory several times over
+THREADS = 4  # at most: each holds a program's code in memory several times over
 EVALUATIONS = ("value", "value_and_grad")  # of a problem, whatever the optimizer
 TIMED = {"full": (*EVALUATIONS, "solo", "batched"), "batched": ("batched",), "none": ()}  # modes, by the plan's timing
 
 
 class Compiler:
-    """Compiles in the background, and knows what of ours ran at the same time. `quiet()` waits until nothing does."""
+    """Compiles in background threads and tracks what of ours runs at once. `quiet()` waits until nothing does."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(min(cores(), THREADS))
@@ -47,7 +47,7 @@ class Compiler:
 
     @contextlib.contextmanager
     def working(self) -> Generator[Callable[[], bool]]:
-        """While this thread computes. Yields a function that says whether anything else of ours has meanwhile."""
+        """Marks this thread as computing. Yields a function: whether anything else of ours computed meanwhile."""
         with self._lock:
             self._running, self._begun = self._running + 1, self._begun + 1
             others, begun = self._running > 1, self._begun
@@ -58,7 +58,7 @@ class Compiler:
                 self._running -= 1
 
     def submit(self, job: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Start `job(*arguments)`; where it returns a Compiled, that says whether other work went on beside it."""
+        """Start `job(*arguments)`. A Compiled that it returns gets `ahead`: whether other work ran beside it."""
 
         def run() -> Any:
             with self.working() as shared:
@@ -66,26 +66,26 @@ class Compiler:
                 return dataclasses.replace(result, ahead=shared()) if isinstance(result, Compiled) else result
 
         begun = self._threads.submit(run)
-        self._jobs = [begun, *(other for other in self._jobs if not other.done())]  # a done one's program may go
+        self._jobs = [begun, *(other for other in self._jobs if not other.done())]  # a done job's program may be freed
         return begun
 
     def quiet(self) -> None:
-        """Wait until nothing is compiled. What failed says so where its result is asked for."""
+        """Wait until nothing is being compiled. A failed job raises where its result is asked for."""
         wait(self._jobs)
 
 
 class CompiledPair:
-    """A pair's programs: what its sweep needs, and what its timing needs beside that."""
+    """The compiled programs that a pair's sweep needs."""
 
     def __init__(self, compiler: Compiler, trial: Trial, block: Block, devices: Sequence[jax.Device], sweeps: bool):
-        """Begin to compile the program of its sweep, and where the pair `sweeps`, what that calls beside it."""
+        """Begin to compile the pair's program and, where it `sweeps`, what else a sweep calls."""
         self.compiler, self.program = compiler, Program(trial, block, devices)
         self.compiled = compiler.submit(compile_program, self.program)
         beside = (prepare_observing, prepare_slots) if sweeps else ()
         self.beside = [compiler.submit(job, self.program) for job in beside]
 
     def ready(self) -> Any:
-        """The compiled program, when all that the sweep needs is compiled."""
+        """The compiled program, after all that the sweep needs is compiled."""
         for job in self.beside:
             job.result()
         return self.compiled.result().call
@@ -108,8 +108,8 @@ class Timings:
         return self.pair.compiler.submit(compile_evaluation, self.solo, mode)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Timings rows, measured now, while nothing else of ours runs: the problem's loss and gradient, one trial alone
-        at the middle learning rate, the first trials together."""
+        """Rows of timings.parquet, measured now, while nothing else of ours runs: the problem's loss and gradient, one
+        trial alone at the middle learning rate, the first trials together."""
         self.pair.compiler.quiet()
         program, plan = self.pair.program, self.pair.program.trial.plan
         together = program.starts(np.zeros(program.block.slots, np.uint32))

@@ -1,5 +1,4 @@
-"""The process that keeps the record of a run whose units other processes run: it hands them out, stores what comes
-back, and hands out again what was lost."""
+"""Hands the units of a run to workers, stores in its record what they return, and hands out again what was lost."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ from gradbench.record.schema import SCHEMAS
 from gradbench.record.store import RunWriter, load_run
 from gradbench.search.rounds import Rounds
 
-ATTEMPTS = 3  # a unit that has failed as often is left out
-POLL_SECONDS = 0.2  # between two looks at whether to stop
+ATTEMPTS = 3  # a unit that has failed this often is given up
+POLL_SECONDS = 0.2  # between two calls of should_stop
 
 
 @dataclass(frozen=True)
@@ -58,22 +57,22 @@ class UnitProgress:
 
 
 class Watcher:
-    """What a caller may do while a plan runs; this one does nothing. The command line draws a progress bar."""
+    """Callbacks while a plan runs; these do nothing. The command line draws a progress bar."""
 
     def started(self, path: Path) -> None: ...
 
     def pair_started(self, number: int, problem: str, optimizer: str) -> None:
-        """Not of a run by units, several of whose pairs may run at once: see `units`."""
+        """Not called in a run by units, where several pairs may run at once: see `units`."""
 
     def chunk(self, progress: Progress) -> None: ...
 
     def units(self, progress: UnitProgress) -> None: ...
 
     def looked(self, words: str) -> None:
-        """Of a race: that it goes on, and after how many seeds."""
+        """A race goes on; `words` say after how many seeds."""
 
     def pair_swept(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None:
-        """The pair's answer is known; what it costs may not be timed yet: `tables.timings` is empty then."""
+        """The pair's answer is known. Where nothing of it is timed yet, `tables.timings` is empty."""
 
     def pair_done(self, number: int, problem: str, optimizer: str, tables: PairTables) -> None: ...
 
@@ -82,7 +81,7 @@ class Watcher:
 
 
 def modes_of_pair(plan: SweepPlan, number: int) -> tuple[str, ...]:
-    """What is timed of a pair; a problem's loss and gradient once, with its last optimizer."""
+    """The modes in which a pair is timed; a problem's loss and gradient once, with the last optimizer."""
     last = plan.pairs[number][1] == plan.optimizers[-1]
     return tuple(mode for mode in TIMED[plan.timing] if last or mode not in EVALUATIONS)
 
@@ -94,7 +93,7 @@ def sharpness_paths(plan: SweepPlan, problem: str, target: float | None, trials:
 
 
 def halved(name: str, block: Block) -> Block:
-    """A block of half the trials at a time, after a device had no memory for all of it; says so."""
+    """A block of half the trials at a time, for a device without memory for all; with a GradbenchWarning."""
     lanes = block.lanes // 2
     text = f"{name}: no memory for {block.lanes} trials at a time on a device; going on with {lanes}"
     warnings.warn(text, GradbenchWarning, stacklevel=3)
@@ -102,7 +101,7 @@ def halved(name: str, block: Block) -> Block:
 
 
 class Driver:
-    """Runs the units of a job that are missing in the record. `sizes` are the trials of a unit, by pair."""
+    """Runs the units of a job that are missing in the record. `sizes`: trials per unit, by pair."""
 
     def __init__(
         self,
@@ -117,21 +116,21 @@ class Driver:
         self.workers, self.watcher, self.shared = workers, watcher, workers.share(job)
         self.waiting: deque[Unit] = deque()
         self.rounds = Rounds(self.plan, sizes) if self.plan.until else None
-        self.missing: list[set[Unit]] = [set() for _ in self.plan.pairs]  # of each pair, of its present stage
+        self.missing: list[set[Unit]] = [set() for _ in self.plan.pairs]  # by pair, of its present stage
         self.under_way: dict[Future[Result], tuple[Unit, Block]] = {}
         self.answered: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
         self.failures: Counter[Unit] = Counter()
         self.given_up: dict[Unit, str] = {}
-        self.told: set[int] = set()  # pairs whose answer the watcher has
-        self.broken: BaseException | None = None  # why there are no workers any more
-        self.untimed = False  # and the user knows it
+        self.told: set[int] = set()  # pairs that the watcher was told of
+        self.broken: BaseException | None = None  # why no worker is left
+        self.untimed = False  # whether the user was told so
         self.done, self.began = 0, time.monotonic()
         self.costs: dict[str, tuple[int, float]] = {}  # trial-steps and seconds of each worker
 
     def run(self) -> bool:
-        """Until every pair is complete, or until a stop (False).
+        """Run until every pair is complete (True), or until the watcher stops it (False).
 
-        Raises RunError, when all others are done, for units that failed ATTEMPTS times; and where no worker is left.
+        Raises RunError where no worker is left and, when all else is done, for units that failed ATTEMPTS times.
         """
         for number in range(len(self.plan.pairs)):
             if not self.missing[number]:  # the first pair of a race begins them all
@@ -160,15 +159,15 @@ class Driver:
         return True
 
     def _leave(self) -> None:
-        """Nothing more is run; what is answered already is kept."""
+        """Cancel the units under way; keep the answers that have come."""
         for future in list(self.under_way):
             if not future.cancel() and future.done() and future.exception() is None:
                 self._take(future, *self.under_way.pop(future))
 
     def _hand_out(self) -> None:
-        """As many units as there are workers."""
+        """Submit waiting units, up to one per worker."""
         try:
-            # Asked even where nothing waits: what is under way may never answer.
+            # count() raises where the workers are gone: asked even where nothing waits, as no answer may ever come.
             while len(self.under_way) < self.workers.count() and self.waiting:
                 unit = self.waiting[0]
                 future = self.workers.submit(self.run_one, self.shared, unit)
@@ -179,7 +178,7 @@ class Driver:
             self.broken = error
 
     def _answers(self) -> list[Future[Result]]:
-        """Those that have come, or else the first that comes soon, if one does."""
+        """All that have come; where none has, waits up to POLL_SECONDS for one."""
         answers: list[Future[Result]] = []
         try:
             answers.append(self.answered.get(timeout=POLL_SECONDS))
@@ -190,7 +189,7 @@ class Driver:
 
     def _take(self, future: Future[Result], unit: Unit, block: Block) -> None:
         if block != self.job.blocks[unit.pair] or unit not in self.missing[unit.pair]:
-            return  # of trials at a time as they no longer are, or a second answer
+            return  # of a block that was halved since, or a second answer
         if future.cancelled():  # not by us: the workers lost it
             self.waiting.appendleft(unit)
             return
@@ -232,7 +231,7 @@ class Driver:
             self._go_on(unit.pair)
 
     def _go_on(self, number: int) -> None:
-        """Begin what a pair needs next; where that is the next round of a race, when all pairs are at its end."""
+        """Begin a pair's next stage; the next round of a race only when all pairs have ended this one."""
         if self.rounds is None or self.writer.pair(number).swept:
             self._begin(number)
             return
@@ -257,8 +256,8 @@ class Driver:
         self.waiting.extend(units)
 
     def _needed(self, number: int) -> Iterator[Unit]:
-        """The units of a pair's next stage that are missing: its sweep, and then what looks at a swept pair. Where
-        none is, the pair is complete."""
+        """The missing units of a pair's next stage: its sweep, then timings and sharpness. Where none is missing, the
+        pair is marked complete."""
         store, (problem, optimizer) = self.writer.pair(number), self.plan.pairs[number]
         if store.complete:
             return
@@ -294,21 +293,21 @@ class Driver:
         return [unit for unit in units if unit.part not in done]
 
     def _modes(self, number: int) -> tuple[str, ...]:
-        """What is timed of a pair, which a worker does that has its device to itself."""
+        """The modes in which a pair is timed; none, with one warning, where workers may share a device."""
         modes = modes_of_pair(self.plan, number)
         if not modes or self.workers.alone():
             return modes
         if not self.untimed:
             text = (
                 "nothing is timed: workers may share the cores of a machine; "
-                "with local:1, or one worker per machine or GPU, it is"
+                "use local:1, or one worker per machine or GPU"
             )
             warnings.warn(text, GradbenchWarning, stacklevel=2)
         self.untimed = True
         return ()
 
     def _halve(self, number: int) -> None:
-        """A pair begins anew with half as many trials at a time: of other lanes its rows may differ in a last bit."""
+        """Begin a pair anew with half as many trials at a time: its rows may then differ in the last bit."""
         name = " × ".join(self.plan.pairs[number])
         blocks = list(self.job.blocks)
         blocks[number] = halved(name, blocks[number])
@@ -321,7 +320,7 @@ class Driver:
         self._begin(number)
 
     def _drop(self, number: int) -> None:
-        """Nothing of a pair waits any more, or is waited for."""
+        """Forget a pair's units that wait or are under way."""
         self.waiting = deque(unit for unit in self.waiting if unit.pair != number)
         self.missing[number].clear()
 

@@ -1,6 +1,7 @@
-"""What happened to each trial, found on the device at every row: targets, best, divergence, its last part, its curve.
+"""What happened to each trial, found on the device: targets, best, divergence, the last quarter, the curve's points.
 
-One small program over a chunk's rows, compiled once per block shape and shared by every pair of that shape.
+One small program over a chunk's rows, compiled once per block shape and shared by every pair of that shape. Shapes: R
+rows of a chunk, S slots.
 """
 
 from __future__ import annotations
@@ -18,26 +19,26 @@ import numpy as np
 from gradbench.program.program import Observation
 from gradbench.record.schema import TARGETS
 
-DIVERGENCE = 1e4  # a loss this many initial gaps (_scale) above where it began is diverged
-TAIL = 0.75  # the last quarter of a trial's steps decides whether it is still moving or jumping about
+DIVERGENCE = 1e4  # a loss this many times _scale above the initial one is diverged
+TAIL = 0.75  # the last quarter of a trial's steps decides whether it is still improving
 HALF = 0.5  # a line through noisy losses is fitted over the last half
-FEWEST_ROWS = 5  # of the last half, to fit a line with the spread around it
+FEWEST_ROWS = 5  # of the last half: with fewer, no line and spread are fitted
 
 
 class ObservationConfig(NamedTuple):
-    """What observe() needs to know of the plan and problem, as numbers, so that pairs share its compile."""
+    """What observe() needs to know of the plan and problem, as arguments, so that pairs share one program."""
 
     steps: int
     stride: int
     minimum: float  # NaN where unknown
-    solved: float  # the loss that counts as solved; NaN where `target`, relative to the minimum, does
-    target: float  # the plan's relative gap
+    solved: float  # the loss that counts as solved; NaN where `target` decides
+    target: float  # the plan's, a gap relative to the initial one
     stop_at_target: bool
-    noisy: bool  # minibatches: the last half's rows are summed for a line through them
+    noisy: bool  # minibatches: a line is fitted to the losses of the last half
     ends: Any = None  # the steps after which each slot's trial is over, (S,); `steps` for all if None
 
     def arrays(self, dtype: np.dtype) -> Any:
-        """The same of arrays, the floats of `dtype`."""
+        """The same as numpy arrays, the floats of `dtype`."""
         types = {int: np.int32, bool: np.bool_}
         return jax.tree.map(lambda value: np.asarray(value, types.get(type(value), dtype)), self)
 
@@ -47,8 +48,8 @@ _HALF_SUMS = np.zeros(5, np.float32)
 
 
 class Events(NamedTuple):
-    """Per slot, arrays (S,), of jax on the devices and of numpy on the host. Steps are int32, -1 for never; losses are
-    float32, or float64 in a float64 run. The defaults are what stands before the first row."""
+    """Per slot, arrays (S,): of jax on the devices, of numpy on the host. Steps are int32, -1 for never; losses are
+    float32, or float64 in a float64 run. The defaults are the values before the first row."""
 
     initial_loss: Any = math.inf
     final_loss: Any = math.inf
@@ -61,9 +62,9 @@ class Events(NamedTuple):
     tail_start: Any = math.inf  # the best loss when the last quarter began
     tail_rows: Any = np.float32(0)  # rows in the last quarter
     tail_overshot: Any = np.float32(0)  # how many of them had gone past the lowest point of their step's line
-    half_start: Any = math.inf  # the loss d of rows k = 0, 1, ... of the last half is taken from this, their first
-    half_sums: Any = _HALF_SUMS  # (S, 5): the rows, sums of d, k d and d², and of d over the last quarter; if noisy
-    finished: Any = False  # nothing more is to be seen of this trial
+    half_start: Any = math.inf  # the loss of the last half's first row; d is a row's loss less this
+    half_sums: Any = _HALF_SUMS  # (S, 5), if noisy: count of rows k; sums of d, k d, d²; of d in the last quarter
+    finished: Any = False  # later rows of this trial are ignored
 
 
 def blank(slots: int, dtype: np.dtype) -> Events:
@@ -74,10 +75,11 @@ def blank(slots: int, dtype: np.dtype) -> Events:
 
 
 class Tiles:
-    """A chunk's rows (R, S) in runs of a few: an event's tile is found among their extremes, its row in the tile."""
+    """A chunk's rows (R, S) in tiles of a few rows: the tiles' minima and maxima tell which tile has an event, and only
+    that tile is searched."""
 
     def __init__(self, count: int):
-        self.count, self.size = count, max(1, math.isqrt(count) // 4)  # a gathered entry costs about 16 that stream by
+        self.count, self.size = count, max(1, math.isqrt(count) // 4)  # gathering an entry costs like streaming 16
         self.tiles = -(-count // self.size)
 
     def reduce(self, function: Callable[..., jax.Array], values: jax.Array) -> jax.Array:
@@ -94,8 +96,8 @@ class Tiles:
         return jnp.clip(rows, 0, self.count - 1)
 
     def first(self, values: jax.Array, maybe: jax.Array, condition: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """The first row of `values` (R, S) under a condition, (..., S), `count` if none. The first tile in `maybe`
-        (..., tiles, S) must be the one that holds it."""
+        """The first row (..., S) of `values` (R, S) that meets `condition`, `count` if none does. The first tile in
+        `maybe` (..., tiles, S) must be the one that holds it."""
         index = jnp.arange(self.tiles, dtype=jnp.int32)[:, None]
         rows = self.rows(jnp.min(jnp.where(maybe, index, self.tiles), axis=-2))
         return jnp.min(jnp.where(condition(take(values, rows)), rows, self.count), axis=-2)
@@ -118,13 +120,13 @@ def take(values: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _scale(initial: jax.Array, minimum: jax.Array, solved: jax.Array) -> jax.Array:
-    """What a rise of a loss is measured by, (S,): its initial gap to the minimum; else to the solved loss, or the
-    initial loss's magnitude if that is more. Infinite where neither is known, since a loss alone has no scale (a
+    """The unit in which a rise of a loss is measured, (S,): its initial gap to the minimum; else to the solved loss, or
+    the initial loss's magnitude if that is more. Infinite where neither is known, since a loss alone has no scale (a
     constant can be added to it), or where the gap is rounding: only a loss that is not finite stops a trial then."""
     known = ~jnp.isnan(minimum)
     gap = jnp.where(known, jnp.abs(initial - minimum), jnp.maximum(jnp.abs(initial), initial - solved))
     rounding = jnp.finfo(initial.dtype).eps * jnp.where(known, jnp.abs(minimum), 1)
-    return jnp.where(gap > rounding, gap, jnp.inf)  # of a NaN too
+    return jnp.where(gap > rounding, gap, jnp.inf)  # inf for a NaN too
 
 
 def _cleared(events: Events, fresh: jax.Array) -> Events:
@@ -155,7 +157,7 @@ def _between(values: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
 
 
 class Chunk(NamedTuple):
-    """Which steps a chunk's `count` rows are at: the first is at `first`, (S,), a slot's own."""
+    """The steps of a chunk's `count` rows: in each slot the first row is at step `first`, (S,)."""
 
     first: jax.Array
     count: int
@@ -171,7 +173,7 @@ class Chunk(NamedTuple):
         return jnp.minimum(self.first + self.config.stride * row, self.ends)
 
     def rows_until(self, step: Any) -> jax.Array:
-        """How many of the rows are at `step` at the latest."""
+        """How many of the rows are at or before `step`."""
         return jnp.clip((step - self.first) // self.config.stride + 1, 0, self.count)
 
     def rows_until_part(self, part: float) -> jax.Array:
@@ -196,7 +198,7 @@ def _first_rows(
     lows, highs = tiles.reduce(jnp.min, loss), tiles.reduce(jnp.max, loss)
     sound = (highs <= ceiling) & (highs < jnp.inf) & (lows > -jnp.inf)
     failed = tiles.first(loss, ~sound, lambda x: ~jnp.isfinite(x) | (x > ceiling))
-    # A tile with a NaN may hold a hit before it; none after it counts.
+    # A tile with a NaN may hold a hit before the NaN; later hits do not count.
     return lows, failed, tiles.first(loss, ~(lows > levels), lambda x: x <= levels)
 
 
@@ -233,7 +235,7 @@ def observe(
     lows, failed, reached = _first_rows(tiles, loss, *_levels(initial, config))
     stop = jnp.minimum(failed, jnp.where(config.stop_at_target, reached[-1], count))
 
-    exist = chunk.rows_until(chunk.ends + config.stride - 1)  # the last may be less than a stride on
+    exist = chunk.rows_until(chunk.ends + config.stride - 1)  # the last row may be less than a stride on
     seen = jnp.where(events.finished, 0, jnp.minimum(exist, stop + 1))
     rows_before_tail = jnp.minimum(seen, chunk.rows_until_part(TAIL))
 

@@ -1,4 +1,4 @@
-"""Runs the trials of one pair through its program: fills slots, runs chunks, retires the finished, keeps what is seen.
+"""Runs the trials of one pair through its program: fills slots, runs chunks, retires finished trials, keeps their rows.
 
 Trials wait in a queue. A finished trial's slot is given to the next one at the end of a chunk, in the same fixed-shape
 program, so a sweep of any length has the memory of one block.
@@ -35,7 +35,7 @@ from gradbench.search.halving import Rungs
 from gradbench.search.queue import Queue, Spending
 
 CHECKPOINT_SECONDS = 5.0
-FEW_ROWS = 10**7  # of a pair's trials: fewer are gone through before code that is faster has paid for its compilation
+FEW_ROWS = 10**7  # of a pair's trials: with fewer, compiling faster code takes longer than it saves
 
 
 def solved_loss(plan: SweepPlan, problem: Problem) -> float:
@@ -61,25 +61,25 @@ def observation_config(program: Program) -> ev.ObservationConfig:
 
 @cache
 def _observe(quickly: bool) -> jax.stages.Wrapped:
-    """ev.observe; or `quickly` compiled, in a quarter of the time, to code that takes 20 ns more for a trial's row."""
+    """ev.observe; `quickly`: compiled in a quarter of the time, to code that takes 20 ns longer per trial's row."""
     options = compiler_options("cpu", xla_backend_optimization_level=0) | quick_compile("cpu") if quickly else {}
     return jax.jit(inspect.unwrap(ev.observe), donate_argnums=0, compiler_options=options)
 
 
 def observe_of(program: Program) -> jax.stages.Wrapped:
-    """What takes a chunk's rows into the events. By the plan alone, so that a resume has the same."""
+    """The `observe` of a program: by its plan and platform alone, so that a resume has the same."""
     plan = program.trial.plan
     few = program.trial.trials * plan.steps / program.block.stride < FEW_ROWS
     return _observe(few and program.devices[0].platform == "cpu")
 
 
 def prepare_slots(program: Program) -> None:
-    """Compile how trials start, and how they take free slots where there are more of them."""
+    """Compile how trials start and, where there are more trials than slots, how they take free ones."""
     program.prepare(admits=program.trial.trials > program.block.slots)
 
 
 def prepare_observing(program: Program) -> None:
-    """Compile what takes a chunk's rows into the events, from shapes: no array is made."""
+    """Compile the program's `observe` from shapes: no array is made."""
     plan, block, dtype = program.trial.plan, program.block, np.dtype(program.rate_dtype)
 
     def shapes(sharding: Any, arrays: Any) -> Any:
@@ -98,8 +98,8 @@ def prepare_observing(program: Program) -> None:
 
 
 class PairSweep:
-    """The sweep of one (problem, optimizer) pair, or of those of its `trials`, by their numbers in the pair. `run()`
-    goes on from a checkpoint if the store has one."""
+    """The sweep of one (problem, optimizer) pair, or of only its `trials`, by their numbers in the pair. `run()` goes
+    on from a checkpoint if the store has one."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class PairSweep:
         trials: Sequence[int] | np.ndarray | None = None,
         recorded: pa.Table | None = None,
     ):
-        """`recorded` are the pair's trials in a record, whose settings are run again instead of the plan's."""
+        """`recorded`: the pair's trials in a record, whose settings are run instead of the plan's."""
         self.program, self.advance, self.plan, self.store = program, advance, plan, store
         self.pair, self.before, block = pair, plan.first_trials[pair], program.block
         if recorded is None:
@@ -136,13 +136,13 @@ class PairSweep:
         self.slot_trial = np.full(slots, -1, np.int64)
         self.first = np.zeros(slots, np.int32)
         self.slot_ends = np.full(slots, plan.steps)
-        self.next_trial = 0  # its place in the queue
+        self.next_trial = 0  # a place in the queue
         self.trial_steps = 0
         self.state: State | None = None
         dtype = np.dtype(program.rate_dtype)
         with self._numerics():
             self.events = jax.tree.map(program.place, ev.blank(slots, dtype))
-            # On the devices once and for all: as numbers from the host they cost half a millisecond per chunk.
+            # Placed on the devices once: sent from the host they would cost 0.5 ms per chunk.
             self.known = jax.device_put((self.config.arrays(dtype), self.wanted), program.replicated)
         self.new: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in SWEPT}
 
@@ -150,8 +150,8 @@ class PairSweep:
         return numerics(self.plan.dtype, self.plan.precision)
 
     def _know_lengths(self) -> None:
-        """Of every trial known so far Trial.fall, each (N,), and the trial-steps of the first n of the queue, (N + 1,).
-        In an older record trials ran on at rate 0."""
+        """Sets `falls` and `ends`, Trial.fall of every trial known so far, int64 (N,), and `costs`, the trial-steps of
+        the queue's first n trials, (N + 1,). In an older record trials ran on at rate 0."""
         trial, queue = self.program.trial, self.queue
         shapes = trial.settings_shape()
         with self._numerics():
@@ -164,7 +164,7 @@ class PairSweep:
     def run(
         self, on_chunk: Callable[[Progress], None] = lambda _: None, should_stop: Callable[[], bool] = lambda: False
     ) -> bool:
-        """Run until every trial is finished (True), or until `should_stop()` says so and a checkpoint is kept."""
+        """Run until every trial is finished (True), or until `should_stop()` and a checkpoint is kept (False)."""
         self._restore()
         started = saved = time.perf_counter()
         while self._fill():
@@ -172,7 +172,7 @@ class PairSweep:
                 self._checkpoint()
                 return False
             if self.spending.over(time.perf_counter() - started):
-                break  # what runs is given up
+                break  # trials still running are dropped
             self._chunk()
             now = time.perf_counter()
             if self.store.keeps_checkpoints and now - saved > CHECKPOINT_SECONDS:
@@ -198,7 +198,7 @@ class PairSweep:
         return int((self.slot_ends - self.first)[self.slot_trial >= 0].clip(0).sum())
 
     def _fill(self) -> bool:
-        """Give free slots to waiting trials; whether anything is left to run."""
+        """Give free slots to waiting trials; returns whether any trial runs."""
         if self.next_trial == len(self.queue) and not (self.slot_trial >= 0).any() and self.queue.ask(self.scores):
             self._know_lengths()
         self.branches.leave(
@@ -241,7 +241,7 @@ class PairSweep:
             self.new[table].append(rows)
 
     def _place_slots(self) -> None:
-        """Settings and seeds of the slots' trials, on the devices; an empty slot repeats a trial at rate 0."""
+        """Place the slots' settings and seeds on the devices; an empty slot repeats a trial at rate 0."""
         trial = np.maximum(self.slot_trial, 0)
         self.slot_seeds = self.queue.seeds[trial].astype(np.uint32)
         values = {name: of[trial] for name, of in self.queue.settings.items()}
@@ -261,7 +261,7 @@ class PairSweep:
             self.state, rows = self.advance(self.state, self.settings, self.seeds, first, program.data, *watch)
             metrics, rows = rows.metrics, rows._replace(metrics=())
             self.events, self.placed_first, seen = self.observe(self.events, rows, first, *self.known)
-            # The rest of the events wait for a trial's end.
+            # The other events are fetched when a trial ends.
             (finished, steps_run), (losses, norms) = jax.device_get(seen)
         running = self.slot_trial >= 0
         self.trial_steps += int(np.minimum(self.slot_ends - self.first, block.steps)[running].clip(0).sum())
@@ -278,22 +278,22 @@ class PairSweep:
             self._finish(done, jax.device_get(self.events))
 
     def _rows_watched(self) -> np.ndarray:
-        """Whether any trial keeps metrics of a row of this chunk, bool (R,)."""
+        """Which rows of this chunk have metrics that a trial keeps, bool (R,)."""
         rows = rows_of_chunk(self.watched, self.first, self.slot_ends, self.program.block, self.plan.steps, True)
         return np.isin(np.arange(self.program.block.rows), rows[:, self.slot_trial >= 0])
 
     def _kept(
         self, wanted: np.ndarray, running: np.ndarray, steps_run: np.ndarray, last_too: bool = False
     ) -> tuple[np.ndarray, ...]:
-        """What is kept of this chunk: trials and steps, and where: the place among a slot's `wanted` rows, the row,
-        and the slot, each (N,)."""
+        """The points kept of this chunk: trials, steps, places among a slot's `wanted` rows, rows and slots, each
+        (N,)."""
         row = rows_of_chunk(wanted, self.first, self.slot_ends, self.program.block, self.plan.steps, last_too)
         step = np.minimum(self.first + row * np.int64(self.program.block.stride), self.slot_ends)
         place, slot = np.nonzero(running & (row >= 0) & (step <= steps_run))
         return self.slot_trial[slot], step[place, slot], place, row[place, slot], slot
 
     def _finish(self, done: np.ndarray, host: ev.Events) -> None:
-        """Write down the trials in the slots where `done`, and free those slots."""
+        """Add the rows of the trials in the slots where `done`, bool (S,), and free those slots."""
         trial = self.slot_trial[done]
         places, branches = self.branches.ended(trial)
         self._add_copies(branches.tolist(), whole=True)
@@ -313,7 +313,7 @@ class PairSweep:
             **dict(zip((*TARGET_COLUMNS, "steps_to_target"), events.hits.T, strict=True)),
             **ev.last_part(events, self.config),
         }
-        if self.config.noisy:  # what has come down is judged at its end, not by a mean over its fall
+        if self.config.noisy:  # where the rate has fallen, the last loss counts, not a mean during the fall
             columns["smoothed_loss"] = np.where(self.falls[trial] > 0, events.final_loss, columns["smoothed_loss"])
         if self.queue.why is not None:
             columns["tried"] = np.array(self.queue.why, object)[trial]
@@ -326,7 +326,7 @@ class PairSweep:
         return scores(columns, low, self.plan.steps).tolist()
 
     def _left_at_rung(self, before: np.ndarray, running: np.ndarray) -> np.ndarray:
-        """Whether each slot's trial leaves at a rung that this chunk crossed."""
+        """Whether each slot's trial is stopped at a rung (of successive halving) that this chunk crossed."""
         if self.queue.ran is not None and self.plan.rungs:
             return running & (self.first > self.queue.ran[np.maximum(self.slot_trial, 0)])
         if self.rungs is None:
@@ -337,7 +337,7 @@ class PairSweep:
         return self.rungs.stopped(rung, np.asarray(jax.device_get(self.events.final_loss)))
 
     def _verdicts(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        """One word per trial as far as it can be said before the other pairs are done."""
+        """One verdict per trial, by what is known before the other pairs are done."""
         never = {
             name: np.where(columns[name] < 0, np.nan, columns[name]) for name in ("steps_to_target", "diverged_at")
         }
@@ -348,7 +348,7 @@ class PairSweep:
         self._add_rows("curves", dict(zip(SCHEMAS["curves"].names, columns, strict=True)))
 
     def _add_metrics(self, trial: np.ndarray, step: np.ndarray, values: np.ndarray) -> None:
-        """`values` (N, V) of N points, a row for each number."""
+        """`values` (N, V) of N points, one row per number."""
         split, name = (np.tile(np.array(of, object), len(trial)) for of in zip(*self.recorded))
         trial, step = (np.repeat(each, len(self.recorded)) for each in (trial + self.before, step))
         self._add_rows("metrics", dict(zip(SCHEMAS["metrics"].names, (trial, step, split, name, values.ravel()))))

@@ -1,6 +1,6 @@
-"""What a device could do at best, measured beside what it does: the rate of a large matrix product, of a stream through
-memory, and the seconds of a kernel that does next to nothing. No step is faster than the slowest of the three that it
-needs (the roofline of Williams, Waterman and Patterson, Communications of the ACM 52(4), 2009, and launches beside)."""
+"""What a device can do at best, measured: the rate of a large matrix product, of a stream through memory, and the
+seconds of a kernel that does next to nothing. No step is faster than the slowest of the three that it needs (the
+roofline of Williams, Waterman and Patterson, Communications of the ACM 52(4), 2009, with kernel launches added)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Limits:
     flops_per_s: of a square matrix product, n = 1024 on a CPU and 8192 elsewhere.
     bytes_per_s: (size, rate) pairs, read and written, of arrays of `size` bytes per device; the rate of a size is at
         least that of every larger one.
-    kernel_s: seconds of a step that does next to nothing, over its kernels.
+    kernel_s: seconds per kernel of a step that does next to nothing.
     """
 
     devices: int
@@ -61,7 +61,7 @@ class Limits:
         return least[which], which
 
     def add_roofline(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row of timings.parquet with limit_s, limit and of_limit."""
+        """A row of timings.parquet with limit_s, limit and of_limit added."""
         least, which = self.of_step(
             row["devices"], row["flops_per_step"] or 0.0, row["moved_bytes"], row["kernels_per_step"]
         )
@@ -69,14 +69,14 @@ class Limits:
 
 
 def stored_limits(info: Mapping[str, Any], dtypes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Of run.json, by dtype: a record whose trials have one dtype holds that one's alone."""
+    """The limits in run.json by dtype; a record whose trials have one dtype holds only its limits, unnamed."""
     found = info.get("limits", {})
     return {dtypes[0]: dict(found)} if "kernel_s" in found else dict(found)
 
 
 @cache
 def measure_limits(devices: tuple[jax.Device, ...], dtype: str, precision: str) -> Limits:
-    """Measured once per process. The best of a few samples: a limit is what can be reached, whatever else disturbs."""
+    """The limits of these devices, measured once per process: the best of a few samples, as disturbance only slows."""
     logging.getLogger(__name__).info("measuring what the device allows")
     side = 1024 if devices[0].platform == "cpu" else 8192
     with numerics(dtype, precision):
@@ -103,7 +103,7 @@ def _scaled(x: jax.Array) -> jax.Array:
 
 
 def _scaled_often(x: jax.Array) -> jax.Array:
-    """Kernels one after another: a GPU is handed those of one step together, each for less than one alone."""
+    """16 kernels in sequence: a GPU launches those of a step together, at less per kernel than one alone."""
     for _ in range(16):
         x = jax.lax.optimization_barrier(_scaled(x))
     return x

@@ -34,7 +34,7 @@ from gradbench.program.program import Block, Trial
 from gradbench.program.xla.switch import enabled
 from gradbench.record.store import Run, RunWriter, find_run, load_run
 
-TRIAL_BYTES = 600  # of the host's memory for each trial of a run: 1.78 GB for 3 million, measured
+TRIAL_BYTES = 600  # of host memory per trial of a run: 1.78 GB for 3 million, measured
 
 
 def run_plan(
@@ -48,10 +48,15 @@ def run_plan(
     unit_timeout: float | None = None,
     suite: Mapping[str, str] | None = None,
 ) -> Run:
-    """Run a plan and return its record. By the plan's names: `objects` are problems given as objects, `functions`
-    optimizers given as functions (own_optimizer). The workers of an `executor` run its units, each of which ends its
-    worker if it takes longer than `unit_timeout` seconds; without, this process runs it. `suite` is what run.json says
-    of the suite that the plan is of."""
+    """Run a plan and return its record. `objects` (problems) and `functions` (optimizers, by own_optimizer) are what
+    the plan names but no file holds. With an `executor` its workers run the units, and a worker that takes longer than
+    `unit_timeout` seconds for one ends itself; without, this process runs the plan. `suite` is what run.json says of
+    the plan's suite.
+
+    Raises GradbenchError before anything is written where the plan does not hold here (PlanError: a problem, an
+    optimizer, a device or memory); RecordError where `out` cannot be written; RunError where the device or the workers
+    fail.
+    """
     objects = objects or {}
     plan, functions = separated(plan, objects, functions or {})
     _check_memory(plan)
@@ -81,8 +86,8 @@ def resume(
 
     Finished pairs and units are not rerun and the result is the uninterrupted run's, bit for bit. Raises RecordError
     where that cannot be: other versions, devices, problems, data or optimizers than the run began with, or a problem
-    that was given as an object, which no other process has. What an `executor` began this process may go on with, and
-    the other way round, but for a pair that it had begun, which then begins anew.
+    that was given as an object, which no other process has. An `executor` may go on with what this process began, and
+    the reverse; a pair that this process had under way then begins anew.
     """
     path = find_run(name, results)
     run = load_run(path)
@@ -107,7 +112,7 @@ def resume(
 
 
 def _check_same(path: Path, info: dict[str, Any], now: dict[str, Any], found: dict[str, Any]) -> None:
-    """RecordError unless this process, its environment `now` and sources `found`, is as the run began."""
+    """RecordError unless the environment `now` and the sources `found` are those that the run began with."""
     if what := difference(info["environment"], now, strictly="sources" in info):
         raise RecordError(f"{path}: {what}; it cannot go on here")
     if what := changed(info["sources"], found) if "sources" in info else None:
@@ -117,7 +122,9 @@ def _check_same(path: Path, info: dict[str, Any], now: dict[str, Any], found: di
 def _check_memory(plan: SweepPlan) -> None:
     need, have = plan.trials * TRIAL_BYTES / 2**30, memory() / 2**30
     if need > have:
-        raise PlanError(f"the plan has {plan.trials:,} trials, which need about {need:.0f} GiB; here are {have:.0f}")
+        raise PlanError(
+            f"the plan has {plan.trials:,} trials, which need about {need:.0f} GiB; this machine has {have:.0f}"
+        )
 
 
 def _run(writer: RunWriter, by: _Here | _Others, watcher: Watcher) -> Run:
@@ -134,8 +141,8 @@ def _run(writer: RunWriter, by: _Here | _Others, watcher: Watcher) -> Run:
 
 
 def _roofline(limits: Mapping[str, Limits], plan: SweepPlan) -> Callable[[list[dict]], list[dict]]:
-    """What adds to rows of timings.parquet how fast they could be, by the limits of each dtype; a problem's loss is
-    timed with its last optimizer."""
+    """A function that adds the roofline columns to rows of timings.parquet, by the limits of each dtype. A row without
+    an optimizer (a problem's loss) has the dtype of the last one."""
 
     def add(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [limits[plan.of(row["optimizer"] or plan.optimizers[-1]).dtype].add_roofline(row) for row in rows]
@@ -144,15 +151,15 @@ def _roofline(limits: Mapping[str, Limits], plan: SweepPlan) -> Callable[[list[d
 
 
 def _judge(writer: RunWriter, plan: SweepPlan) -> Callable[[int, pa.Table], pa.Table]:
-    """What gives the trials of a pair their verdicts, against what all pairs have found; the references go into
-    run.json."""
+    """A function (pair number, its trials) -> its trials with verdicts against the best that all pairs found. Puts the
+    references into run.json."""
     to = _references(writer, plan)
     writer.info["references"] = {name: of.to_dict() for name, of in to.items()}
 
     def judge(number: int, trials: pa.Table) -> pa.Table:
         problem, optimizer = plan.pairs[number]
         of = to[problem]
-        if of.kind != "best found":  # known from the start: the sweep's own words stand
+        if of.kind != "best found":  # known from the start: the sweep's verdicts stay
             return trials
         return judged(trials, writer.pair(number).read("curves"), of, plan.target, plan.of(optimizer).dtype)
 
@@ -160,7 +167,7 @@ def _judge(writer: RunWriter, plan: SweepPlan) -> Callable[[int, pa.Table], pa.T
 
 
 def _references(writer: RunWriter, plan: SweepPlan) -> dict[str, Reference]:
-    """What each problem's gaps are taken against, by name, from what all of its pairs have found."""
+    """The reference loss of each problem, by name, from the trials of all its pairs."""
     facts: dict[str, Any] = writer.info["problems"]
     found: dict[str, Reference] = {}
     for number, (problem, optimizer) in enumerate(plan.pairs):
@@ -170,8 +177,8 @@ def _references(writer: RunWriter, plan: SweepPlan) -> dict[str, Reference]:
 
 
 class _Others:
-    """A plan that the workers of an executor run, with what they and this process know of it before it runs. `info` is
-    the run.json of a run that goes on."""
+    """A plan that an executor's workers run, and what is known of it before it runs. `info` is run.json of a resumed
+    run."""
 
     def __init__(
         self,
@@ -188,7 +195,7 @@ class _Others:
         self.parcel = Kept(objects, functions) if alone else Parcel.of(plan, objects, functions)
         there = info["environment"] if info else self.workers.describe(plan.device, plan.precision)
         here = describe("cpu", plan.precision) if there["platform"] == "cpu" else None
-        # Of the same CPU, this process's cores decide how wide a block is, as they do without workers.
+        # On the same kind of CPU this process's cores decide the width of a block, as without workers.
         alike = here is not None and difference(there, of_one_device(here)) is None
         self.environment = here if here and alike and not info else there
         self.workers.admit(self.environment, plan.device, plan.precision)
@@ -199,7 +206,7 @@ class _Others:
 
     def run(self, writer: RunWriter, watcher: Watcher) -> bool:
         """Whether every pair was finished; see Driver.run."""
-        if "units" not in writer.info:  # from now on: what this process has begun of a pair is none
+        if "units" not in writer.info:  # the run began without workers: a pair under way begins anew
             for number in range(len(self.plan.pairs)):
                 if not writer.pair(number).swept:
                     writer.pair(number).clear()
@@ -210,7 +217,7 @@ class _Others:
         return Driver(writer, job, list(writer.info["units"].values()), self.workers, watcher).run()
 
     def limits(self, writer: RunWriter) -> dict[str, Limits]:
-        """Those that workers which timed have measured, by dtype."""
+        """What the workers that timed something have measured, by dtype."""
         return {dtype: Limits(**of) for dtype, of in stored_limits(writer.info, self.plan.dtypes).items()}
 
 
@@ -225,7 +232,7 @@ class _Here:
         self.sources = sources(plan, problems, objects, functions)
 
     def run(self, writer: RunWriter, watcher: Watcher) -> bool:
-        """Whether every pair was finished, or a stop came first."""
+        """Run every pair; False if the watcher stopped it first."""
         with Compiler() as compiler:
             pairs = _Pairs(writer, self.trials, self.devices, watcher, compiler)
             for number, (problem, optimizer) in enumerate(self.plan.pairs):
@@ -239,7 +246,7 @@ class _Here:
         return True
 
     def limits(self, writer: RunWriter) -> dict[str, Limits]:
-        """What the devices allow, by dtype, measured now; nothing where nothing is timed."""
+        """The devices' limits by dtype, measured now; empty where nothing is timed."""
         dtypes = self.plan.dtypes if TIMED[self.plan.timing] else ()
         return {dtype: measure_limits(tuple(self.devices), dtype, self.plan.precision) for dtype in dtypes}
 
@@ -260,11 +267,11 @@ class _Pairs:
         self.ahead: dict[int, CompiledPair] = {}
 
     def run(self, number: int) -> bool:
-        """Sweep a pair, say so, and time it: whether it was finished, or a stop came first."""
+        """Sweep a pair, tell the watcher, and time it; False if the watcher stopped it first."""
         names, store = self.plan.pairs[number], self.writer.pair(number)
         self.watcher.pair_started(number, *names)
         pair = self.ahead.pop(number, None) or self._compile(number)
-        pa.array([])  # pyarrow's first imports pandas, where it is installed: while XLA compiles
+        pa.array([])  # the first call imports pandas where it is installed: here, while XLA compiles
         pair.ready()
         modes = () if store.has("timings") else modes_of_pair(self.plan, number)
         timings = Timings(pair, modes) if modes else None
@@ -306,13 +313,13 @@ class _Pairs:
         return finished
 
     def _can_shrink(self, number: int, block: Block, error: Exception) -> bool:
-        """Whether a sweep failed for want of memory and may begin anew with fewer trials at a time: not from a
-        checkpoint, which holds as many as there were."""
+        """Whether a sweep failed for want of memory and may begin anew with fewer trials at a time: not where it has a
+        checkpoint, which holds the state of all its slots."""
         bound = self.writer.pair(number).has_checkpoint
         return not bound and "RESOURCE_EXHAUSTED" in str(error) and block.lanes > 1
 
     def _halved(self, number: int, block: Block) -> CompiledPair:
-        """The pair's programs for half as many trials at a time, which run.json keeps."""
+        """The pair's programs for half as many trials at a time; run.json gets the new block."""
         name = pair_name(self.trials[number])
         self.writer.info["blocks"][name] = dataclasses.asdict(halved(name, block))
         self.writer.save_info()

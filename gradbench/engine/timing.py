@@ -1,4 +1,4 @@
-"""What things cost: trace, lower, compile, first run and steady steps, each apart, everything waited for."""
+"""Timing: trace, lower, compile, first run and steady steps, each apart; every measurement blocks on its result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gradbench.program.xla.rewrite import rewritten
 LOG = logging.getLogger(__name__)
 SAMPLES = 9
 SAMPLE_SECONDS = 0.005  # of one sample at least: the clock and a thread's wake-up cost microseconds
-BUDGET_SECONDS = 20.0  # of one measurement; slow steps get fewer samples, and the record says how many
+BUDGET_SECONDS = 20.0  # of one measurement; slow steps get fewer samples, whose count is recorded
 
 
 class _CacheHitCounter(threading.local):
@@ -49,8 +49,8 @@ jax.monitoring.register_event_listener(_listen)
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled function and the seconds each stage took; `cached` if compiling was loading it from the cache, `ahead`
-    if a sweep or another compilation used the cores meanwhile."""
+    """A compiled function and the seconds each stage took; `cached` if it was loaded from the compilation cache,
+    `ahead` if a sweep or another compilation used the cores meanwhile."""
 
     call: Any  # jax.stages.Compiled
     trace_s: float
@@ -63,7 +63,7 @@ class Compiled:
 
 
 def compile_stages(function: Any, *arguments: Any) -> Compiled:
-    """Trace, lower and compile a jitted function ahead, each timed. FLOP and bytes count a loop's body once."""
+    """Trace, lower and compile a jitted function, each timed. FLOP and bytes count a loop's body once."""
     clock = time.perf_counter
     _cache_hits.count = 0
     start = clock()
@@ -79,7 +79,8 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
 
 
 def measure(once: Callable[[int], float], steps: int) -> dict[str, Any]:
-    """Steady seconds per step. `once(n)` does the work n times in a row, waits for it, and returns its seconds.
+    """Steady seconds per step: the columns of timings.parquet from step_s_median to step_s_samples. `once(n)` does the
+    work, of `steps` steps, n times in a row, waits for it, and returns its seconds.
 
     Every third sample is of 2n; T(2n)/T(n), the ratio of the medians, says whether the clock can be trusted.
     """
@@ -88,7 +89,7 @@ def measure(once: Callable[[int], float], steps: int) -> dict[str, Any]:
     count = int(max(2, min(SAMPLES, max(3, BUDGET_SECONDS / (max(seconds, 1e-7) * repeats * 3)))))
     samples: list[tuple[int, float]] = []
     ratio = 0.0
-    for _ in range(2):  # again once if something disturbed the first round
+    for _ in range(2):  # a second round if something disturbed the first
         for sample in range(count):
             times = 2 * repeats if sample % 3 == 1 else repeats
             samples.append((times, once(times)))
@@ -126,11 +127,10 @@ def prepare_start(program: Program) -> None:
 def time_program(
     program: Program, compiled: Compiled, mode: str, settings: Mapping[str, np.ndarray], params: Params
 ) -> dict[str, Any]:
-    """Time a program on trials at their start: a timings row.
+    """Time a program on trials at their start: a row of timings.parquet.
 
-    `settings` holds the first trials' learning rates and values of axes and `params` their starting points, one per
-    slot. Every sample starts
-    the trials anew, untimed, so diverged or converged arithmetic weighs what it weighs at the start of a sweep.
+    `settings` holds the learning rates and values of axes of the first trials, `params` their starting points, one per
+    slot. Every sample starts the trials anew, untimed, so that none has diverged or converged.
     """
     LOG.info("timing one trial" if mode == "solo" else "timing the batch")
     trial, block = program.trial, program.block
@@ -170,8 +170,8 @@ def _bytes(tree: Any) -> int:
 
 
 def _data_read(program: Program) -> float:
-    """Bytes of data that one step of a block cannot do without: each device's, once; or each trial's minibatch, and the
-    share that falls to a step of reading it all for an observation."""
+    """The least bytes of data that one step of a block reads: all of it, once per device; with minibatches each trial's
+    batch, and a step's share of the observation's reading of all data."""
     plan, problem, block, whole = (
         program.trial.plan,
         program.trial.problem,
@@ -184,8 +184,9 @@ def _data_read(program: Program) -> float:
 
 
 def _share_of_row(program: Program, counted: float | None) -> float:
-    """What the cost analysis counts, times this, is a step's. It counts a loop's body once: without minibatches that is
-    a step; with them an observation of all the data and one update, of which a row has `stride`."""
+    """The factor from what XLA's cost analysis counts to one step. It counts a loop's body once: without minibatches a
+    step; with them one observation of all the data and one update, while a row has one observation and `stride`
+    updates."""
     stride = program.block.stride
     if program.trial.plan.batch_size is None or not counted:
         return 1.0
@@ -252,7 +253,7 @@ def _on(sharding: SingleDeviceSharding, leaf: jax.ShapeDtypeStruct) -> jax.Shape
 
 
 def time_evaluation(program: Program, compiled: Compiled, mode: str, drawn: Any) -> dict[str, Any]:
-    """The timings row of what compile_evaluation compiled, from one trial's starting point."""
+    """The row of timings.parquet of what compile_evaluation compiled; `drawn`: one trial's starting point."""
     LOG.info("timing loss and gradient")
     plan, objective, plain = program.trial.plan, program.trial.objective, program.trial.problem.plain
     uncounted = program.trial.uncounted[1]

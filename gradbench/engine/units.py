@@ -42,12 +42,12 @@ from gradbench.record.parts import UnitRows
 from gradbench.record.schema import SCHEMAS
 from gradbench.search.ask_tell import samplers
 
-PAIRS_KEPT = 4  # programs of so many pairs stay compiled in a worker
-_PROCESS = secrets.token_hex(8)  # a forked one has it too, but not the number
+PAIRS_KEPT = 4  # pairs whose programs stay compiled in a worker
+_PROCESS = secrets.token_hex(8)  # a forked process has it too, but another pid
 
 
 class Paths(NamedTuple):
-    """Of a pair, these learning rates at these values of its axes."""
+    """Learning rates of a pair, at these values of its axes."""
 
     rates: tuple[float, ...]
     axes: tuple[tuple[str, float], ...] = ()
@@ -59,8 +59,8 @@ class Paths(NamedTuple):
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of a pair's work, by `kind`: "trials" from `first` to before `last`, number `part` of such ranges;
-    "timings" in these `modes`; or "sharpness" along `paths`."""
+    """A part of a pair's work, by `kind`: "trials", those from `first` to before `last`, the range number `part` of the
+    pair; "timings" in these `modes`; or "sharpness" along `paths`."""
 
     pair: int
     part: int = 0
@@ -75,7 +75,7 @@ class Unit:
 class Job:
     """What the units of a run share. `blocks` and `began`, the environment and the digests of the data that the run
     began with, are fixed before anything runs. A unit that takes longer than `timeout` seconds ends its process, unless
-    that is the one which made the job."""
+    that process made the job."""
 
     plan: SweepPlan
     parcel: Parcel | Kept
@@ -99,17 +99,17 @@ class Result:
     worker: str
     seconds: float
     trial_steps: int = 0
-    sweep_seconds: float = 0.0  # of them, after everything was compiled
+    sweep_seconds: float = 0.0  # those of `seconds` after everything was compiled
     compiled: bool = False
     limits: Limits | None = None
 
 
 class NoMemory(RunError):
-    """The device has no memory for as many trials at a time as a block has."""
+    """The device has no memory for all trials of a block at once."""
 
 
 def pair_name(trial: Trial) -> str:
-    """A pair's, in run.json."""
+    """A pair's name in run.json."""
     return f"{trial.problem.name} × {trial.optimizer.spec}"
 
 
@@ -134,8 +134,8 @@ def check_batches(plan: SweepPlan, problem: Problem) -> None:
 def prepare(
     plan: SweepPlan, objects: Mapping[str, Problem], functions: Mapping[str, Optimizer]
 ) -> tuple[list[Trial], list[jax.Device]]:
-    """Everything the plan names, loaded and checked before anything is written: a trial of each pair, and the
-    devices."""
+    """Load and check everything that the plan names, before anything is written: one trial of each pair, and the
+    devices. Raises a GradbenchError that says which part of the plan does not hold."""
     if plan.searching is not None and plan.searching.kind == OPTUNA:
         samplers(plan.searching.argument)  # raises where they are not installed
     if taken := [name for name in plan.axis_names if name in SCHEMAS["trials"].names]:
@@ -161,14 +161,14 @@ def facts(problem: Problem) -> dict[str, Any]:
     return {
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
         **{name: getattr(problem, name) for name in ("examples", "minimum", "target", "curvature")},
-        # What metrics.parquet has of a problem, and of which metrics more is better; nothing of one that has none.
+        # What metrics.parquet has of the problem, and which metrics are better when larger; absent where it has none.
         **({"recorded": recorded, "maximise": list(problem.maximise)} if recorded else {}),
     }
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What run.json has of a plan before it runs: facts and digests by problem, blocks and trials of a unit by pair."""
+    """What run.json has of a plan before it runs: facts and digests by problem, blocks and trials per unit by pair."""
 
     facts: dict[str, Any]
     data: dict[str, str]
@@ -177,7 +177,7 @@ class Survey:
 
 
 def survey(plan: SweepPlan, parcel: Parcel | Kept, blocks: Mapping[str, dict[str, Any]]) -> Survey:
-    """Everything loaded and checked, in a process that has the devices; `blocks` are those that are fixed already."""
+    """Load and check everything, in a process that has the devices; `blocks` are those already chosen."""
     trials, devices = prepare(plan, *parcel.open())
     problems = {trial.problem.name: trial.problem for trial in trials}
     chosen, units = {}, {}
@@ -185,7 +185,7 @@ def survey(plan: SweepPlan, parcel: Parcel | Kept, blocks: Mapping[str, dict[str
         name = pair_name(trial)
         block = Block(**blocks[name]) if name in blocks else choose_block(trial, devices, trial.side_by_side)
         chosen[name] = dataclasses.asdict(block)
-        # A search and a budget are of a whole pair; of a race its rounds.
+        # A search or a budget needs the whole pair in one unit; a race is cut into rounds.
         whole = plan.search is not None or (plan.budget is not None and plan.until is None)
         units[name] = trial.trials if whole else unit_trials(trial, block, devices[0].platform)
     described = {name: facts(problem) for name, problem in problems.items()}
@@ -201,12 +201,12 @@ def sharpness_rows(trial: Trial, paths: Paths) -> list[dict[str, Any]]:
 
 
 class _Loaded:
-    """A job in this process: its problems and optimizers, and the programs of the pairs that it met last."""
+    """A job in this process: its problems and optimizers, and the programs of the pairs it used last."""
 
     def __init__(self, job: Job):
         self.job, self.devices = job, find_devices(job.plan.device)
         if what := misfit(job.began, job.plan.device, job.plan.precision):
-            raise RunError(f"the run {what}; that worker cannot run its units")
+            raise RunError(f"the run {what}; this worker cannot run its units")
         self.problems: dict[str, Problem] = {}
         self.pairs: dict[int, CompiledPair] = {}
         self.compiler, self.lock = Compiler(), threading.Lock()
@@ -238,9 +238,9 @@ class _Loaded:
         """A pair's programs, and whether they had to be compiled."""
         with self.lock:
             if number in self.pairs:
-                self.pairs[number] = self.pairs.pop(number)  # the last one to go
+                self.pairs[number] = self.pairs.pop(number)  # now the last to be dropped
                 return self.pairs[number], False
-            kept = len(self.job.blocks) if self.job.plan.until else PAIRS_KEPT  # a race comes back to each pair
+            kept = len(self.job.blocks) if self.job.plan.until else PAIRS_KEPT  # a race returns to each pair
             while len(self.pairs) >= kept:
                 del self.pairs[next(iter(self.pairs))]
             block = self.job.blocks[number]
@@ -262,12 +262,13 @@ class _Loaded:
             return Trial.of(self.problems[problem], made, own)
 
 
-_loaded: dict[str, _Loaded] = {}  # the last job's
+_loaded: dict[str, _Loaded] = {}  # of the last job only
 _lock = threading.Lock()
 
 
 def run_unit(job: Job, unit: Unit) -> Result:
-    """Run a unit here. The same on every device of one kind. Raises a RunError that says where it failed."""
+    """Run a unit in this process: the same rows on every device of one kind. Raises RunError that names the worker
+    (NoMemory where its device ran out)."""
     try:
         with _watchdog(job):
             with _lock:
@@ -279,13 +280,13 @@ def run_unit(job: Job, unit: Unit) -> Result:
     except Exception as error:
         kind = NoMemory if "RESOURCE_EXHAUSTED" in str(error) else RunError
         text = one_line(error) if isinstance(error, GradbenchError) else error_text(error)
-        raise kind(f"on {name_of_worker()}: {text}") from None  # what a user's error holds may not be sent
+        raise kind(f"on {name_of_worker()}: {text}") from None  # a user's exception may not pickle
 
 
 @contextlib.contextmanager
 def _watchdog(job: Job) -> Generator[None]:
-    """Ends this process, with what it hangs in on stderr, when the job's timeout is over: from a thread of C, which a
-    call that never returns cannot stop."""
+    """Ends this process when the job's timeout is over, with a traceback on stderr: from a C thread, so that it works
+    while a call never returns. Does nothing in the process that made the job."""
     ours = job.timeout is not None and job.maker != (_PROCESS, os.getpid())
     if ours and job.timeout is not None:
         faulthandler.dump_traceback_later(job.timeout, exit=True)

@@ -1,7 +1,7 @@
 """The gradient check: is the gradient right, on this device, in this dtype, in this program?
 
 oracle   float64, op by op            formula    the derivative against differences and other methods
-rounding what a primitive may round   interpreter, band   how far rounding alone may take each number
+rounding the error model of primitives interpreter, band  how far rounding alone may take each number
 programs the ways to compute it       judge, execution    each against the oracle within the band
 functions any function of arrays, against a reference
 faults   planted ones                 self_test  how many are caught, and how many false alarms

@@ -1,4 +1,4 @@
-"""check_gradient and assert_gradient: the whole battery on one problem."""
+"""check_gradient and assert_gradient: every test on one problem."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def check_gradient(
 
     Args:
         problem: a spec, a path, a Problem, or a function of the arguments that follow, which returns a scalar.
-        arguments: of a function: any pytrees of arrays and numbers. Float leaves are differentiated, named by the
-            argument's name, at the arguments as they are and near them; arrays of whole numbers and booleans are data,
-            and all else is passed as it is.
+        arguments: of a function: any pytrees of arrays and numbers. Float leaves are differentiated, and named by the
+            argument's name, at the given arguments and near them; arrays of integers and booleans are data, and
+            anything else is passed as it is.
         dtype: one or more of float64, float32, bfloat16, float16.
         precision: one or more of highest, tf32, default; how float32 matrix products may be computed.
-        device: None for JAX's default device, "cpu", "gpu", "tpu", or "all"; on the second and later devices of a
-            platform one program is run.
+        device: None for JAX's default device, "cpu", "gpu", "tpu", or "all"; from the second device of a platform on
+            only one program is run.
         fast: one point, one program (the training step's value_and_grad), fewer differences.
-        programs: names out of eager, jit, value_and_grad, has_aux, vmap, remat, batched, microbatches, forward; all
-            where none are given, of a function all but batched and microbatches, which only a sweep and a training run.
+        programs: names out of eager, jit, value_and_grad, has_aux, vmap, remat, batched, microbatches, forward; None
+            for all, but for a function without batched and microbatches, which only sweeps and training use.
         seed: of the starting point and the random step away from it.
         order: 2 checks Hessian-vector products too: forward over reverse, reverse over reverse, reverse over forward.
 
@@ -94,10 +94,10 @@ class _Battery:
         self.problem = self.given.problem if self.given.is_function else self.given.problem.plain
 
     def report(self) -> CheckReport:
-        """But for the time it takes."""
+        """The report, but for the time that the check took."""
         problem, fast = self.problem, self.fast
         if "batched" in self.names and any(target.platform == "cpu" for target in self.targets):
-            sandbox.child()  # it starts while the rest is being done
+            sandbox.child()  # the child process starts while the rest is done
         LOG.info("%s: the gradient in float64", problem.name)
         places = oracle.unrounded(problem, 2, self.seed)
         reference, start = (place.rounded("float64") for place in places)
@@ -120,7 +120,7 @@ class _Battery:
         return report
 
     def _empty(self, reference: oracle.Point) -> CheckReport:
-        """The report before anything is found."""
+        """The report without any findings yet."""
         takes = self.given.problem.objective
         return CheckReport(
             problem=self.problem.name,
@@ -139,7 +139,7 @@ class _Battery:
         )
 
     def _execute(self, report: CheckReport, places: list[oracle.Point]) -> tuple[list[Spread], float]:
-        """The rows of every program; and the spread of (value, gradient) at each place, with the share of its unit."""
+        """Adds a row per program; returns the spread of (value, gradient) at each place, and `_share` of its dtype."""
         spreads: list[Spread] = []
         share = 1.0
         for one in self.dtypes:
@@ -159,7 +159,7 @@ class _Battery:
                         continue
                     report.rows += found
                     report.skipped |= left_out
-                    # Of a float64 trace that rounds to a narrower format the spread is that format's.
+                    # The spread of a float64 trace that rounds to a narrower format is that format's: not used.
                     if not spreads and (one == "float32" or (one == "float64" and not execution.band(points[0]).mixed)):
                         spreads, share = execution.spreads, _share(execution)
         return spreads, share
@@ -174,7 +174,7 @@ class _Battery:
             tests, gradient = formula.check(problem, reference, near, share, self.fast)
             if not any(test.verdict == "FAIL" for test in tests):
                 tests += formula.check_start(problem, start, at_start, share, self.fast)
-            with contextlib.suppress(Exception):  # it leaves the point, and may leave the loss's domain
+            with contextlib.suppress(Exception):  # it moves away from the point, perhaps out of the loss's domain
                 report.lesson = lesson(problem, reference, gradient)
         except Exception as error:  # a user's loss may hold anything: a kernel for another device, a raising callback
             reason = f"the loss cannot be run one primitive at a time in float64: {error_text(error)}"
@@ -188,8 +188,9 @@ def assert_gradient(
     """Raise AssertionError with the report's text if `check_gradient(problem, *arguments, **options)` finds a wrong
     gradient.
 
-    With `strict` an INCONCLUSIVE verdict raises too; without it where neither the formula nor the execution passed:
-    nothing was shown then. For a test: `assert_gradient(f, x)`, whose `f(x)` is a number.
+    With `strict` an INCONCLUSIVE verdict raises too; without it only where neither the formula nor the execution
+    passed, so that nothing was shown. In a test: `assert_gradient(f, x)`, where `f(x)` is a scalar. Raises as
+    check_gradient does.
     """
     report = check_gradient(problem, *arguments, **options)
     shown = "PASS" in (report.formula_verdict, report.execution_verdict)
@@ -202,7 +203,7 @@ def _one(names: list[str]) -> list[str]:
 
 
 def _share(execution: Execution) -> float:
-    """The dtype's unit over float64's."""
+    """The dtype's unit roundoff over float64's."""
     return execution.form.unit / formats.format_of(np.dtype(np.float64)).unit
 
 

@@ -1,7 +1,7 @@
-"""Planted faults: a small network with everything a gradient can get wrong, and wrong versions of its parts.
+"""Planted faults: a small network with everything that a gradient can get wrong, and wrong versions of its parts.
 
-A formula fault changes the derivative rule and is judged in float64. An execution fault is planted in the program under
-test only; the oracle and the band are those of the right loss.
+A formula fault changes the derivative rule and is judged in float64. An execution fault is planted only in the program
+under test; the oracle and the band are those of the right loss.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ INTERMITTENT = 0.01
 
 
 def every(calls: int, runner: Callable) -> Callable:
-    """`runner` with a gradient too large by INTERMITTENT of itself in one call of `calls`."""
+    """`runner` with a gradient too large by INTERMITTENT (relative) in one call out of `calls`."""
     count = 0
 
     def run(params, data):

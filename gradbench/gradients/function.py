@@ -19,7 +19,8 @@ from gradbench.inputs.problem import Problem, load_problem
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What is checked: the problem, and what a call of Python that checks it again has before its options."""
+    """What is checked: the problem, and in `call` how a call of check_gradient that repeats it begins, up to the
+    options."""
 
     problem: Problem
     call: str
@@ -44,7 +45,7 @@ def _of_function(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Ch
     name = getattr(function, "__name__", type(function).__name__).replace("<lambda>", "f")
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # Python cannot tell that of some built-in ones
+    except (TypeError, ValueError):  # some built-in functions have no signature
         signature = inspect.signature(lambda *args: None)
     try:
         bound = signature.bind(*arguments).arguments
@@ -70,14 +71,14 @@ def _of_function(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Ch
 
 
 class Parts(NamedTuple):
-    """A complex argument, which is differentiated by its real and its imaginary part."""
+    """The parts of a complex argument, by which it is differentiated."""
 
     real: Any
     imag: Any
 
 
 def _float(leaf: Any) -> Any:
-    """What is differentiated of a leaf: it, its parts, or None."""
+    """What of a leaf is differentiated: all of it, its parts, or None."""
     if _is(leaf, jnp.complexfloating):
         return Parts(np.asarray(leaf).real.copy(), np.asarray(leaf).imag.copy())
     return np.asarray(leaf) if _is(leaf, jnp.floating) else None
@@ -90,6 +91,6 @@ def _is(leaf: Any, kind: Any) -> bool:
 
 
 def _is_data(leaf: Any) -> bool:
-    """Whether a leaf is an array of whole numbers or booleans. What is neither this nor a float stays as it is: a
-    Python number may be an axis or a power, a text or a function an option."""
+    """Whether a leaf is an array of integers or booleans. What is neither this nor a float stays as it is: a Python
+    number may be an axis or a power, a text or a function an option."""
     return isinstance(leaf, jax.Array | np.ndarray) and (_is(leaf, jnp.integer) or _is(leaf, jnp.bool_))

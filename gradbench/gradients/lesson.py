@@ -11,7 +11,7 @@ from gradbench.gradients.formula import oracle
 from gradbench.inputs.problem import Problem
 
 _DIRECTIONS = 64
-_FEW = 4  # for more than _LARGE parameters: a random direction is then nearly level anyway
+_FEW = 4  # for more than _LARGE parameters: a random direction's slope is then near 0 anyway
 _LARGE = 10**6
 
 

@@ -34,13 +34,13 @@ class CheckReport:
     """The findings on one problem.
 
     Attributes:
-        problem: its spec. formula: tests of the derivative in float64. rows: a line for each program, dtype,
-            precision and device. skipped: programs that were not run, and why. lesson: lines on what a gradient is.
+        problem: its spec. formula: tests of the derivative in float64. rows: one per program, dtype, precision and
+            device. skipped: programs that were not run, and why. lesson: lines on what a gradient is.
         examples: rows of data used, if the problem has examples. parameters: how many numbers the gradient has.
-        seconds: how long it took. seed: of the points. from_spec: whether the command line can load the problem; where
-            it cannot, `call` is what a call of check_gradient has before its options. idle: leaves that no gradient
-            reaches. fixed: what the loss takes beside params and data, and is given the same of everywhere. second:
-            tests of Hessian-vector products in float64, where they were asked for.
+        seconds: how long the check took. seed: of the points. from_spec: whether the command line can load the problem;
+            if not, `call` is how a call of check_gradient begins, up to its options. idle: leaves whose gradient is
+            always 0. fixed: the loss's inputs beside params and data (key, state), the same in every program.
+            second: tests of Hessian-vector products in float64, if asked for.
     """
 
     problem: str
@@ -76,12 +76,12 @@ class CheckReport:
 
     @property
     def execution_verdict(self) -> str:
-        """Whether the programs compute the value and the derivative as they are written, right or wrong."""
+        """Whether the programs compute the value and the derivative as written, whether or not the formula is right."""
         return _worst([row.verdict for row in self.rows])
 
     @property
     def culprit(self) -> str:
-        """What is wrong, in a few words, as far as the tests tell; empty unless the verdict is FAIL."""
+        """What is wrong, in a few words; empty unless the verdict is FAIL."""
         found = []
         for tests, verdict in ((self.formula, self.formula_verdict), (self.second, self.second_verdict)):
             tests = sorted(tests, key=lambda test: test.name != "suspects")  # what explains a failure goes first
@@ -107,7 +107,7 @@ class CheckReport:
 
     @property
     def leaves(self) -> dict[str, LeafFinding]:
-        """Per parameter leaf the finding of the program where it is furthest off."""
+        """By leaf: the finding of the program where the leaf is furthest off."""
         worst: dict[str, LeafFinding] = {}
         for leaf in (leaf for row in self.rows for leaf in row.leaves if row.program not in ("forward", *OVER)):
             if leaf.path != "value" and (leaf.path not in worst or leaf.off > worst[leaf.path].off):
@@ -115,12 +115,12 @@ class CheckReport:
         return worst
 
     def command(self, row: Row | None = None) -> str:
-        """The smallest command that shows the finding again; for a problem made in Python the smallest call."""
+        """The smallest command that reproduces the finding; for a problem made in Python the smallest call."""
         choice = {"dtype": "float64", "program": "value_and_grad"}
         if row is not None:
             device = row.device.split(":")[0]
             choice = {"dtype": row.dtype, "precision": row.precision, "device": device, "program": row.program}
-        if choice["program"] in ("all", *OVER):  # the band itself could not be made; or it is no --program
+        if choice["program"] in ("all", *OVER):  # the band could not be made, or --program has no such name
             del choice["program"]
         choice |= {"order": "2"} if (row.program in OVER if row else self.second_verdict == "FAIL") else {}
         if not self.from_spec:
@@ -204,7 +204,7 @@ class CheckReport:
         return max([14, *(len(name) for name in (*self.skipped, *(row.program for row in self.rows)))])
 
     def _execution_lines(self) -> list[str]:
-        """The programs under the dtype, precision and device that they ran in; none where none was run."""
+        """Lines for the programs, grouped by dtype, precision and device; none where none was run."""
         if not self.rows:
             return []
         lines = [f"  execution: is it computed as it is written? {self.execution_verdict}"]

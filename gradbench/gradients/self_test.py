@@ -1,4 +1,4 @@
-"""The check checks itself: what share of the planted faults it catches, and how often it accuses a right gradient."""
+"""The check checks itself: the share of planted faults that it catches, and of right gradients that it calls wrong."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ LOG = logging.getLogger(__name__)
 class Finding:
     """One fault in one dtype.
 
-    `effect` is the largest relative change of a leaf or of the value that the fault makes (None for a formula fault,
-    which is judged by differences), `resolves` what the check says it can see. A miss is explained when the effect is
-    below it, or the verdict is INCONCLUSIVE.
+    `effect` is the largest relative change that the fault makes in a leaf or the value (None for a formula fault, which
+    is judged by differences), `resolves` the smallest that the check says it can see. A miss is explained when the
+    effect is below that, or the verdict is INCONCLUSIVE.
     """
 
     fault: str
@@ -44,7 +44,7 @@ class Finding:
 
     @property
     def why(self) -> str:
-        """Why an explained miss is one, or the empty string."""
+        """Why a miss is explained; empty if it is not."""
         if self.caught or not self.explained:
             return ""
         if self.effect == 0:
@@ -63,7 +63,7 @@ class SelfTest:
 
     @property
     def passed(self) -> bool:
-        """No false alarm, and no miss that the resolving power does not explain."""
+        """True if there is no false alarm and every miss is explained."""
         return all(f.caught or f.explained for f in self.findings) and not any(a for a, _ in self.right.values())
 
     def table(self) -> list[dict[str, Any]]:
@@ -163,7 +163,7 @@ def _execution_finding(name: str, execution: Execution, reference: Expectation, 
             changed = float(np.linalg.norm(got - good))
             effect = max(effect, changed / size if np.isfinite(size) and size > 0 else float(np.any(got != good)))
     if effect == 0 and any("different answers" in note for note in row.notes):
-        effect = faults.INTERMITTENT  # it comes and goes
+        effect = faults.INTERMITTENT  # in some calls only
     caught = row.verdict == "FAIL"
     explained = not caught and (effect <= right.resolves or row.verdict == "INCONCLUSIVE")
     return Finding(

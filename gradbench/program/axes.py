@@ -1,4 +1,4 @@
-"""Which axes of an optimizer one program serves, and which need a program for each value."""
+"""Which axes of an optimizer one program serves, and which need one program per value."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from gradbench.program.trial import numerics
 def separated(
     plan: SweepPlan, objects: Mapping[str, Problem], functions: Mapping[str, Optimizer]
 ) -> tuple[SweepPlan, dict[str, Optimizer]]:
-    """The plan with an optimizer for each value of an axis that cannot be traced, since it changes the program; and
-    `functions` by the names that they have in it. Which can be is found by tracing."""
+    """(the plan, with one optimizer for each value of an axis that cannot be traced because it changes the program; the
+    optimizers by their names in it, `functions` included). What can be traced is found by tracing. Raises PlanError and
+    OptimizerError."""
     named = {}
     for spec in plan.optimizers:
         own = functions.get(spec) or functions.get(without_axes(spec))

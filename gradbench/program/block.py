@@ -1,5 +1,5 @@
-"""Chooses a program's block shape. From counted work alone, never from a clock: the shape decides the arithmetic, so
-two runs of one plan on one device must choose alike."""
+"""Chooses a program's block shape, from counted work and never from a clock: the shape decides the arithmetic, so two
+runs of one plan on one device must choose the same."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from gradbench.program.program import Block, Trial
 from gradbench.program.trial import traced
 from gradbench.program.xla.jaxprs import equations, nested, uncounted_flops
 
-# Of one chunk: long beside the host's work between two (about 1 ms) and beside the system's, which hands a large
-# program new memory at every call (a third of a transformer's step); a tick of a progress bar.
+# Of one chunk: long compared with the host's work between two (about 1 ms) and with that of the operating system, which
+# allocates a large program's memory at every call (a third of a transformer's step); one update of a progress bar.
 CHUNK_SECONDS = 0.25
-UNIT_SECONDS = 120.0  # of a unit of work that is sent to a worker, as far as it can be told before it runs
-RETIRE_SECONDS = 0.025  # the same where trials wait: a finished one should leave its slot soon
+UNIT_SECONDS = 120.0  # of a unit of work for a worker, as estimated before it runs
+RETIRE_SECONDS = 0.025  # of a chunk where trials wait: a finished one should leave its slot soon
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Machine:
     flops: float  # per second, one device
     bytes: float  # per second, one device
     step_s: float  # of an empty step: loop, launches
-    cache_bytes: float  # what a block's intermediate values should fit in, if they are read as fast as they come
-    product_bytes: float  # the same where they go through matrix products, which read them more than once
-    shared_bytes: float  # on a CPU of the cache its cores share: a chunk's observations stay in it until gone through
+    cache_bytes: float  # a block's intermediate values should fit in it, if each is read once
+    product_bytes: float  # the same for values of matrix products, which are read more than once
+    shared_bytes: float  # of the cache that a CPU's cores share: a chunk's observations stay in it until processed
 
 
 CPU = Machine(flops=5e10, bytes=5e10, step_s=1e-6, cache_bytes=2**18, product_bytes=3 * 2**20, shared_bytes=2**24)
@@ -43,8 +43,8 @@ ACCELERATOR = Machine(1e13, 1e12, step_s=5e-5, cache_bytes=math.inf, product_byt
 
 @dataclass(frozen=True)
 class Work:
-    """Of one value and gradient of one trial: FLOP, how many of them XLA's cost analysis leaves out, and bytes of the
-    values made on the way."""
+    """The work of one value and gradient of one trial: FLOP, how many of them XLA's cost analysis omits, and bytes of
+    the intermediate values."""
 
     flops: float
     uncounted: float
@@ -52,17 +52,17 @@ class Work:
 
 
 def _seconds(counted: Work, machine: Machine) -> float:
-    """What a machine of this kind would take for the work."""
+    """The seconds that a machine of this kind needs for the work."""
     return max(counted.flops / machine.flops, counted.bytes / machine.bytes)
 
 
 def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
-    """Counted on the traced program; `batch` for one minibatch instead of all the data."""
+    """The work of a gradient, counted on the traced program; `batch`: of one minibatch instead of all the data."""
     problem = problem.plain
     gradient = traced(problem, plan, jax.value_and_grad(problem.loss), batch)
     with jax.enable_x64(plan.dtype == "float64"):
         analysis = gradient.lower().cost_analysis() or {}
-    # A loop holds what its body makes once, and what it stacks, as for the derivative, for every round.
+    # A loop holds its body's values once, and those that it stacks (as for the derivative) for every iteration.
     computing = (e for e in equations(gradient.jaxpr) if e.primitive.name == "scan" or not nested(e))
     results = (v.aval for equation in computing for v in equation.outvars)
     made = sum(aval.size * aval.dtype.itemsize for aval in results if hasattr(aval, "size"))
@@ -78,8 +78,8 @@ def device_memory(device: jax.Device) -> float:
 
 
 def trial_bytes(trial: Trial, whole: Work) -> float:
-    """Memory that a trial takes at the most: its state, held twice where it is replaced, beside the values that a step
-    on all the data makes, none of which is dropped early. XLA takes a tenth to four fifths of it."""
+    """The most memory that a trial takes, in bytes: its state, twice where it is replaced, and all intermediate values
+    of a step on all the data, none freed early. XLA takes a tenth to four fifths of it."""
     leaves = jax.tree.leaves(trial.state_shape())
     return 2 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves) + whole.bytes
 
@@ -93,7 +93,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     whole = step if plan.batch_size is None else work(problem, plan, batch=False)
     seconds = _seconds(step, machine)  # of one trial's step
     # XLA's arithmetic depends on the lanes, not on a trial's slot or its neighbours. So on a CPU the lanes are chosen
-    # for its cores, however many devices are made of them: the same bits (tests/machine/test_devices.py).
+    # by its cores, whatever the number of JAX devices: the same bits (tests/machine/test_devices.py).
     spread = min(len(devices) if machine is ACCELERATOR else cores(), trials)
     needed = math.ceil(trials / spread)
 
@@ -103,7 +103,7 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     shared = data_bytes if plan.batch_size is None else 0
     cache = machine.product_bytes if trial.kind.products else machine.cache_bytes
     near = max(cache, shared) / max(step.bytes, 1)
-    # Where a whole trial is over in an instant, more lanes hide the host's work between blocks.
+    # Where a whole trial is very short, more lanes hide the host's work between blocks.
     near = max(near, min(RETIRE_SECONDS / (plan.steps * seconds), 16 * near)) if seconds else near
     kind, on_cpu = trial.kind, machine is CPU
     # Two trials side by side make products of matrices a quarter faster, four a little more while the cache holds them.
@@ -129,8 +129,8 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
 
 
 def _up_to_forks(rows: int, forks: list[int]) -> int:
-    """The rows of a chunk, `rows` at the most, such that chunks begin at all of these rows, or little before them:
-    trials part at the end of a chunk."""
+    """The rows of a chunk, at most `rows`, such that chunks begin at these rows, or a little before: trials branch off
+    at the end of a chunk."""
     if not forks:
         return rows
     apart, few = math.gcd(*forks), max(1, forks[0] // 8)
@@ -138,8 +138,8 @@ def _up_to_forks(rows: int, forks: list[int]) -> int:
 
 
 def unit_trials(trial: Trial, block: Block, platform: str) -> int:
-    """How many of a pair's trials are a unit of work: whole blocks, one at least, that take about UNIT_SECONDS by the
-    counted work. Like the block it is the same wherever it is asked, on one kind of device."""
+    """How many of a pair's trials make a unit of work: whole blocks, at least one, that take about UNIT_SECONDS by the
+    counted work. Like the block, it is the same wherever it is computed, on one kind of device."""
     plan, problem = trial.plan, trial.compiled_for(platform).problem
     machine = CPU if platform == "cpu" else ACCELERATOR
     seconds = _seconds(work(problem, plan, batch=True), machine)
@@ -157,5 +157,5 @@ def observation_stride(problem: Problem, plan: SweepPlan) -> int:
 
 
 def solo_block(block: Block) -> Block:
-    """One trial alone on one device, in chunks of the same steps."""
+    """The block of one trial alone on one device, in chunks of the same number of steps."""
     return Block(1, 1, block.rows, block.stride)

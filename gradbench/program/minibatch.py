@@ -2,7 +2,7 @@
 
 Each epoch is a permutation of the rows, keyed by the trial's seed and the epoch, computed row by row with the
 swap-or-not shuffle (Hoang, Morris and Rogaway, An Enciphering Scheme Based on a Card Shuffle, CRYPTO 2012). So a
-trial carries no state for its data order, and may start, stop and go on at any step.
+trial needs no state for its data order, and may start, stop and resume at any step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def mix(x: jax.Array) -> jax.Array:
 def permuted(index: jax.Array, size: int, key: jax.Array) -> jax.Array:
     """Where a permutation of 0..size-1 takes `index`: int32 of the same shape. `key` is uint32 (2,).
 
-    4 log2(size) rounds; in each, index and its mirror image under a random reflection change places or not.
+    4 log2(size) rounds; in each, index and its mirror image under a random reflection are swapped or not.
     """
     rounds = 4 * max(math.ceil(math.log2(size)), 4) if size > 1 else 0
 

@@ -31,14 +31,14 @@ from gradbench.program.xla.switch import enabled
 def loop_options(platform: str, products: bool, lanes: int = 1) -> dict[str, bool | int]:
     """Compiler options of a loop over steps of `lanes` trials, empty where the compiler does not know them.
 
-    XLA:CPU copies every array of a loop's state at every step unless asked to look where each is last read: a third of
-    a bowl's step. Not with matrix products, beside which copies cost nothing: jax 0.10 then runs the products of both
-    devices' loops at once, on cores already busy, and a network's step takes a third longer. What stands between the
-    products of several trials, an exp of every example, is 2 to 6 % of a step faster in vectors of 512 bits, where a
-    core has them; one trial's products of a matrix and a vector are half as slow again.
+    XLA:CPU copies every array of a loop's state at every step, a third of a bowl's step, unless an option makes it
+    analyse where each is last read. With matrix products copies cost little, and that option is left out: jax 0.10
+    would run the products of both devices' loops at once, on cores already busy, and a network's step takes a third
+    longer. The elementwise work between the products of several trials makes a step 2 to 6 % faster in 512-bit
+    vectors, where a core has them; a matrix-vector product of one trial would take 1.5 times as long.
 
-    XLA for GPUs picks kernels by timing them, and some that add in any order: two runs of a network differed from the
-    first steps on. Not with this option, which takes neither.
+    XLA for GPUs chooses kernels by timing them, and some add in any order: two runs of a network differed from the
+    first steps on. The option for a GPU excludes both.
     """
     if platform == "gpu":
         return compiler_options(platform, xla_gpu_exclude_nondeterministic_ops=True)
@@ -51,7 +51,7 @@ def loop_options(platform: str, products: bool, lanes: int = 1) -> dict[str, boo
 @dataclass(frozen=True)
 class Block:
     """The fixed shape of a program. It decides the arithmetic, so run.json stores it and a resume repeats it.
-    `relayout`: examples are laid last, and products taken so (xla/layout.py)."""
+    `relayout`: data has its examples on the last axis, and products are taken so (xla/layout.py)."""
 
     devices: int
     lanes: int
@@ -69,10 +69,10 @@ class Block:
 
 
 class Program:
-    """The programs of one (problem, optimizer) pair for one block shape, and the data on its devices. They are made for
-    the devices' platform, or for another one, to be exported to it.
+    """The programs of one (problem, optimizer) pair for one block shape, and the data on its devices, for the devices'
+    platform or another `platform`, to be exported to it.
 
-    `advance` is compiled ahead by the timing module; the others are small, and compile in `prepare` or at their first
+    `advance` is compiled by engine/timing.py; the others are small, and are compiled in `prepare` or at their first
     call.
     """
 
@@ -113,7 +113,7 @@ class Program:
         )
         options = loop_options(platform, trial.kind.products, block.lanes)
         self.advance = jax.jit(spread, donate_argnums=0, compiler_options=options)
-        # Each device starts its own trials; left to itself, XLA gathers the operands of what it cannot split.
+        # Each device starts its own trials; by itself XLA would gather the operands of what it cannot partition.
         begin = over_trials(trial.start, (0, 0), platform)
         spread = jax.shard_map(begin, mesh=mesh, in_specs=P(TRIALS), out_specs=P(TRIALS), check_vma=False)
         self._begin = jax.jit(spread)
@@ -137,8 +137,8 @@ class Program:
         return watched
 
     def watch(self, rows: np.ndarray | None = None) -> tuple[Any, ...]:
-        """What `advance` takes after the data: at which of its rows, bool (R,), the metrics are evaluated (none if
-        None), and the held-out data; nothing where the problem records no metrics."""
+        """What `advance` takes after the data: the mask of rows, bool (R,), before which the metrics are evaluated
+        (none if None), and the held-out data; () where the problem records no metrics."""
         if not self.watches:
             return ()
         rows = np.zeros(self.block.rows, bool) if rows is None else rows
@@ -153,17 +153,17 @@ class Program:
 
     @cached_property
     def data(self) -> Data:
-        """The problem's, on every device: placed at first use, since a program may be compiled long before it runs."""
+        """The problem's data, on every device: placed at first use, as a program may run long after its compilation."""
         plan = self.trial.plan
         with jax.enable_x64(plan.dtype == "float64"):
             return jax.device_put(self.laid_out(cast(self.trial.problem.data, plan.dtype)), self.replicated)
 
     def laid_out(self, data: Data) -> Data:
-        """The problem's data, or their shapes, as `advance` takes them."""
+        """The problem's data, or its shapes, in the layout that `advance` takes."""
         return jax.tree.map(examples_last, data) if self.block.relayout and enabled() else data
 
     def arguments(self) -> tuple[Any, ...]:
-        """What `advance` takes, as shapes: it compiles without an array being made."""
+        """The arguments of `advance`, as shapes: it is compiled without making an array."""
         trial, slots = self.trial, self.block.slots
         scalars = trial.settings_shape(), *(jax.ShapeDtypeStruct((), kind) for kind in (jnp.uint32, jnp.int32))
         _, data = shapes(trial.problem, trial.plan.dtype)
@@ -182,7 +182,7 @@ class Program:
         )
 
     def place(self, array: np.ndarray) -> jax.Array:
-        """A host array with one entry per slot, onto the devices."""
+        """Place a host array (S, ...), one entry per slot, on the devices."""
         return jax.device_put(array, self.sharded)
 
     def settings(self, values: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -192,7 +192,7 @@ class Program:
             return {name: self.place(np.asarray(values[name], shape.dtype)) for name, shape in shapes.items()}
 
     def prepare(self, admits: bool) -> None:
-        """Compile what a sweep calls beside `advance`: how trials start and, if it `admits` more to free slots, how."""
+        """Compile what a sweep calls beside `advance`: `start` and, if it `admits` trials to free slots, `admit`."""
         seeds, fresh = (
             jax.ShapeDtypeStruct((self.block.slots,), kind, sharding=self.sharded) for kind in (np.uint32, np.bool_)
         )
@@ -217,7 +217,7 @@ class Program:
             self._begin.lower(*shapes).compile()
 
     def start(self, seeds: np.ndarray, settings: Settings) -> State:
-        """Every slot at its trial's starting point."""
+        """The state of every slot at its trial's start. `seeds` is uint32 (S,)."""
         return self.begin(self.starts(seeds), settings)
 
     def starts(self, seeds: np.ndarray) -> Params:
@@ -226,12 +226,12 @@ class Program:
             return initialise(self.trial.problem, self.devices)(self.place(seeds.astype(np.uint32)))
 
     def begin(self, params: Params, settings: Settings) -> State:
-        """Every slot before its first step, from its starting point."""
+        """The state of every slot before its first step, from starting points with a leading axis S."""
         with numerics(self.trial.plan.dtype, self.trial.plan.precision):
             return self._begin(params, settings)
 
     def admit(self, fresh: np.ndarray, state: State, seeds: np.ndarray, settings: Settings) -> State:
-        """`state` with the slots where `fresh` set to their trial's start."""
+        """`state` with the slots where `fresh`, bool (S,), set to their trial's start."""
         new = self.start(seeds, settings)
         if fresh.all():
             return new
@@ -239,12 +239,12 @@ class Program:
             return self._admit(self.place(fresh), state, new)
 
     def copies(self, slots: np.ndarray, tree: Any) -> Any:
-        """Of arrays with an axis of slots those of these slots, (K, ...), on every device."""
+        """The entries of these slots, (K,), of a tree of arrays (S, ...): (K, ...), on every device."""
         with numerics(self.trial.plan.dtype, self.trial.plan.precision):
             return self._copies(tree, slots)
 
     def graft(self, tree: Any, copies: Any, place: np.ndarray) -> Any:
-        """`tree` with the slots where `place` (S,) is not negative set to that place of `copies`."""
+        """`tree` with each slot whose `place`, int32 (S,), is not negative set to that entry of `copies`."""
         with numerics(self.trial.plan.dtype, self.trial.plan.precision):
             return self._graft(tree, copies, self.place(place))
 

@@ -1,4 +1,4 @@
-"""Many trials along one axis: side by side on a device, or one after another where that is better, and over devices."""
+"""Many trials along one axis: batched on a device, or one after another where that is faster; and over devices."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TRIALS = "trials"
 
 
 def over_trials(function: Callable[..., Any], in_axes: Sequence[int | None], platform: str) -> Callable[..., Any]:
-    """jax.vmap(function, in_axes), of axes that are 0 or None; or one trial after another inside the program: where JAX
-    cannot batch what is in `function` (a primitive without a batching rule, a grouped convolution under shard_map), and
-    where it factorises matrices on a CPU."""
+    """jax.vmap(function, in_axes), with axes 0 or None; or one trial after another inside the program: where JAX cannot
+    batch `function` (a primitive without a batching rule, a grouped convolution under shard_map), and where it
+    factorises matrices on a CPU."""
     together = jax.vmap(function, tuple(in_axes))
 
     def one_by_one(*args: Any) -> Any:
@@ -53,11 +53,11 @@ _initialisers: dict[tuple[Any, ...], jax.stages.Wrapped] = {}
 
 
 def initialise(problem: Problem, devices: Sequence[jax.Device]) -> jax.stages.Wrapped:
-    """seeds (S,) -> starting points with a leading axis S, spread over the devices; compiled once for a problem and
-    devices, whatever the optimizers."""
+    """A jitted function, seeds (S,) -> starting points with a leading axis S, sharded over the devices; compiled once
+    per problem and devices, whatever the optimizers."""
     key = problem.init, *devices
     if key not in _initialisers:
-        # Two problems, one that is swept and one that is compiled beside it: what a start holds should not outlive it.
+        # Keeps two problems, the one swept and the one being compiled, so that older ones' data can be freed.
         for oldest in list(_initialisers)[:-1]:
             _initialisers.pop(oldest, None)
         platform = devices[0].platform
@@ -65,7 +65,7 @@ def initialise(problem: Problem, devices: Sequence[jax.Device]) -> jax.stages.Wr
         spread = jax.shard_map(
             start, mesh=trials_mesh(devices), in_specs=P(TRIALS), out_specs=P(TRIALS), check_vma=False
         )
-        # XLA:CPU unrolls random bits into long programs: an mlp's take it two seconds to compile for speed.
+        # XLA:CPU unrolls random bits into long programs: optimised, an mlp's take two seconds to compile.
         options = compiler_options(platform, xla_backend_optimization_level=1) if platform == "cpu" else {}
         options |= quick_compile(platform)
         _initialisers[key] = jax.jit(spread, compiler_options=options)

@@ -1,4 +1,4 @@
-"""One trial's arithmetic: how it starts, what a step does, what is seen of it. No axis for trials, and no device."""
+"""One trial's arithmetic: how it starts, what a step does, what is observed. No axis for trials, and no device."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from gradbench.program.xla.products import as_products
 
 @contextlib.contextmanager
 def numerics(dtype: str, precision: str):
-    """Within it, float64 is on if `dtype` is, off if not, and matrix products have `precision`."""
+    """A context with x64 on if `dtype` is float64, else off, and with `precision` for matrix products."""
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(PRECISIONS[precision]):
         yield
 
 
 class State(NamedTuple):
-    """One trial between two steps. `updates` are the last ones made; `overshot` is used by minibatches only;
-    `model_state` is what the problem has beside params, which no optimizer touches."""
+    """One trial between two steps. `updates` are the last ones made; `overshot` is used with minibatches only;
+    `model_state` is what the problem has beside params, which no optimizer changes."""
 
     params: Params
     opt_state: Any
@@ -45,14 +45,14 @@ class State(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """A trial's: of the order of its minibatches, uint32 (2,), and of its loss's own randomness, where it has any."""
+    """A trial's keys: of its minibatch order, uint32 (2,), and of its loss's own randomness, where it has any."""
 
     order: jax.Array
     noise: Any = ()
 
 
 class Observation(NamedTuple):
-    """What is seen of a trial at a step, before its update: float32 scalars, float64 in a float64 run.
+    """What is observed of a trial at a step, before its update: float32 scalars, float64 in a float64 run.
 
     overshot is 1 where the last update u points uphill at the new point, <u, grads> > 0: it went past the lowest point
     of its own line. For gradient descent that is successive gradients pointing against each other. With minibatches it
@@ -72,7 +72,7 @@ class Observation(NamedTuple):
 
 
 def inner(a: Any, b: Any) -> jax.Array:
-    """The inner product of two pytrees, accumulated in float32 at least."""
+    """The inner product of two pytrees, accumulated in at least float32."""
     wide = partial(jnp.promote_types, jnp.float32)
     products = [
         jnp.sum(x.astype(wide(x.dtype)) * y.astype(wide(y.dtype)))
@@ -88,7 +88,7 @@ def _like(new: Any, old: Any) -> Any:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial's arithmetic, with no axis for trials: how it starts, and how one observed row comes about."""
+    """One trial's arithmetic, with no axis for trials: how it starts, and what makes one observed row."""
 
     problem: Problem
     optimizer: Optimizer
@@ -98,7 +98,7 @@ class Trial:
 
     @classmethod
     def of(cls, problem: Problem, optimizer: Optimizer, plan: SweepPlan) -> Trial:
-        """Raises OptimizerError if the optimizer cannot be traced on this problem."""
+        """A trial of this pair. Raises OptimizerError if the optimizer cannot be traced on this problem."""
         plain = problem.plain
         params, data = shapes(plain, plan.dtype)
         extras = extra_arguments(optimizer, plan.steps, plain.loss, params, data)
@@ -106,18 +106,18 @@ class Trial:
         return cls(problem, optimizer, plan, extras, Kind.of(loss, params))
 
     def compiled_for(self, platform: str) -> Trial:
-        """The same arithmetic as a device's compiler is given it."""
+        """The same arithmetic as it is given to a platform's compiler (program/xla/)."""
         loss = as_products(self.problem.loss, platform)
         return dataclasses.replace(self, problem=dataclasses.replace(self.problem, loss=loss))
 
     @property
     def trials(self) -> int:
-        """How many there are of the pair."""
+        """How many trials the pair has."""
         return self.plan.trials_of(self.optimizer.spec)
 
     @property
     def side_by_side(self) -> int:
-        """How many of them may be under way at once."""
+        """How many of the pair's trials may run at once."""
         return self.plan.side_by_side(self.optimizer.spec)
 
     @property
@@ -126,7 +126,7 @@ class Trial:
 
     @cached_property
     def uncounted(self) -> tuple[float, float]:
-        """FLOP of the gradient of an update and of all the data that XLA's cost analysis leaves out."""
+        """FLOP that XLA's cost analysis omits: of an update's gradient, and of the gradient on all the data."""
         plain = self.problem.plain
         update = uncounted_flops(traced(plain, self.plan, jax.value_and_grad(plain.loss), batch=True).jaxpr)
         if self.plan.batch_size is None:
@@ -136,7 +136,7 @@ class Trial:
 
     @property
     def noisy(self) -> bool:
-        """Whether the gradients of a trial that stays where it is differ from step to step."""
+        """Whether gradients at fixed params differ from step to step."""
         return self.plan.batch_size is not None or self.objective.random
 
     def keys(self, seed: jax.Array) -> Keys:
@@ -144,13 +144,13 @@ class Trial:
         return Keys(order_key(seed), noise)
 
     def noise(self, keys: Keys, step: jax.Array) -> Any:
-        """The key that the loss of update number `step` gets; None of a loss that takes none."""
+        """The key that the loss of update number `step` gets; None for a loss that takes none."""
         if not self.objective.random:
             return None
         return jax.random.fold_in(jax.random.wrap_key_data(keys.noise), step)
 
     def start(self, drawn: Any, settings: Settings) -> State:
-        """The state before the first step, of what the problem's init drew."""
+        """The state before the first step, from what the problem's init returned."""
         params, model_state = self.objective.parts(cast(drawn, self.plan.dtype))
         opt_state = self.optimizer.of(settings, self.plan.steps).init(params)
         opt_state = jax.tree.map(jnp.asarray, opt_state)
@@ -163,12 +163,12 @@ class Trial:
             return jax.eval_shape(self.start, drawn, self.settings_shape())
 
     def fall(self, settings: Settings) -> tuple[Any, Any]:
-        """Optimizer.fall of a trial's settings, or of several trials', each (N,)."""
+        """Optimizer.fall of a trial's settings, or of those of N trials, each (N,)."""
         return self.optimizer.fall(self.plan.steps, {k: v for k, v in settings.items() if k != "learning_rate"})
 
     @property
     def forks(self) -> list[int]:
-        """The steps at which trials that were one so far may part: where a design's rates begin to fall, ascending."""
+        """The steps at which trials may branch off: where a design's rates begin to fall, ascending."""
         plan, names = self.plan, [axis.name for axis in self.optimizer.axes]
         if plan.search or plan.budget or not {*names} & {*COOLING}:
             return []
@@ -177,17 +177,17 @@ class Trial:
         return [int(step) for step in np.unique(falls) if step > 0]
 
     def settings_shape(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One trial's learning rate and values of the optimizer's axes, as shapes: float32 at least, or int32."""
+        """One trial's learning rate and values of the optimizer's axes, as shapes: at least float32, or int32."""
         return traced_settings(self.optimizer, jnp.promote_types(jnp.float32, self.plan.dtype))
 
     def gradient(self, params: Params, model_state: Any, data: Data, key: Any) -> tuple[jax.Array, Params, Any]:
-        """The loss of `data`, its gradient, and the model's state after it."""
+        """(loss on `data`, its gradient, the model's state after it)."""
         loss = jax.value_and_grad(self.objective.training, has_aux=True)
         (value, (after, _)), grads = loss(params, model_state, data, key)
         return value, grads, _like(jax.tree.map(jnp.asarray, after), model_state)
 
     def step(self, state: State, settings: Settings, data: Data, key: Any = None) -> tuple[State, Observation]:
-        """One observation of `data` and one update; `key` is for a loss that takes one."""
+        """One step: the observation of `data`, and one update by its gradient; `key` is for a loss that takes one."""
         value, grads, model_state = self.gradient(state.params, state.model_state, data, key)
         after, row = self.update(state, settings, data, value, grads, key)
         return after._replace(model_state=model_state), row
@@ -195,7 +195,7 @@ class Trial:
     def update(
         self, state: State, settings: Settings, data: Data, value: jax.Array, grads: Params, key: Any = None
     ) -> tuple[State, Observation]:
-        """The same, of the loss of `data` and its gradient; the model's state stays."""
+        """The same, given the loss `value` on `data` and its gradient; the model's state stays."""
         params, opt_state, updates, overshot, model_state = state
         value = value.astype(jnp.promote_types(jnp.float32, value.dtype))
         uphill, squared = inner(updates, grads), inner(grads, grads)
@@ -215,7 +215,7 @@ class Trial:
         self, state: State, settings: Settings, data: Data, keys: Keys, step: jax.Array, stride: int
     ) -> tuple[State, Observation]:
         """One observation of all the data and `stride` updates, the first of which is number `step`. With minibatches
-        the observation changes nothing, and a trial rests after its last update; without, stride is 1."""
+        the observation changes nothing, and a trial stays as it is after its last update; without, stride is 1."""
         examples, batch_size = self.problem.examples, self.plan.batch_size
         _, last = self.fall(settings)
         here = jnp.minimum(step, last)  # the last row, if less than a stride on
@@ -238,7 +238,7 @@ class Trial:
         return state, row
 
     def metrics(self, state: State, data: Data, holdout: Data) -> jax.Array:
-        """What is recorded beside the curve, in the order of `objective.recorded`: (V,), float32 at least."""
+        """The metrics recorded beside the curve, in the order of `objective.recorded`: (V,), at least float32."""
         wide, both = jnp.promote_types(jnp.float32, self.plan.dtype), dict(zip(SPLITS, (data, holdout)))
         found = {
             split: self.objective.evaluation(state.params, state.model_state, both[split])
@@ -248,7 +248,7 @@ class Trial:
 
 
 def order_key(seed: jax.Array) -> jax.Array:
-    """The key of a trial's minibatch order, uint32 (2,), folded out of the key its start is drawn from."""
+    """The key of a trial's minibatch order, uint32 (2,), folded out of the key of its start."""
     return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))[:2]
 
 

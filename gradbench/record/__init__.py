@@ -1,1 +1,1 @@
-"""What is on disk."""
+"""A record on disk: what its columns are, how it is written and read back."""

@@ -1,7 +1,7 @@
-"""The manifest that closes a record: a digest of each of its files, so that one that is changed afterwards is found.
+"""The manifest that closes a record: a sha256 of each of its files, so that one that is changed afterwards is found.
 
-It shows that files were changed, not who changed them: whoever changes a record can write a manifest too. Its own
-digest, published elsewhere, tells that; and a replay finds numbers that no trial gives (gradbench verify).
+It shows that files were changed, not who changed them: whoever changes a record can write a manifest too. Against that
+helps the manifest's own digest, published elsewhere; and a replay finds numbers that no trial gives (gradbench verify).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def close(path: Path, tables: Iterable[str], info: dict[str, Any]) -> None:
 
 
 def changed_files(path: Path, info: dict[str, Any]) -> list[str] | None:
-    """What of a record's files is not as its manifest has it, a sentence for each; None for a record that never had
-    one: not complete, or of before there were any. `info` is its run.json, which says whether it has one. Raises
+    """One sentence for each file of a record that is changed or missing by its manifest; None for a record that never
+    had one: incomplete, or older than manifests. `info` is its run.json, which says whether it has one. Raises
     DamagedError for a manifest that cannot be read, RecordError for files that may not be read."""
     file = path / NAME
     if info["state"] != "complete":

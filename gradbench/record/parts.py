@@ -16,7 +16,8 @@ from gradbench.record.schema import COUNT, FIRST_REVISION, SCHEMAS, SWEPT, TEXT,
 
 
 class UnitRows:
-    """What PairStore is to a pair, for some of its trials and in memory, to be sent elsewhere."""
+    """Like PairStore, but for some of a pair's trials and in memory: the rows of a unit, to be sent to the main
+    process."""
 
     keeps_checkpoints = False
 
@@ -34,7 +35,7 @@ class UnitRows:
         """There is nothing to go on from."""
 
     def checkpoint(self, arrays: dict[str, np.ndarray]) -> None:
-        """None is kept: what is lost is run again."""
+        """Keeps none: a unit that is lost is run again."""
 
 
 class PairStore:
@@ -48,7 +49,7 @@ class PairStore:
         self.parts = 0
 
     def append(self, new: dict[str, dict[str, np.ndarray]], problem: str, optimizer: str) -> None:
-        """Add rows of SWEPT tables, by name, whose columns are numpy arrays."""
+        """Add rows of the tables in SWEPT, by name: numpy arrays (N,), by column; never is -1, unknown is NaN."""
         for name, columns in new.items():
             if columns:
                 write_table(
@@ -69,7 +70,7 @@ class PairStore:
         return (self.folder / "checkpoint.npz").is_file()
 
     def restore(self) -> dict[str, np.ndarray] | None:
-        """The last checkpoint, with the parts written after it dropped; None if there is none."""
+        """The last checkpoint, or None; deletes the parts written after it. Raises RecordError if it is damaged."""
         path = self.folder / "checkpoint.npz"
         arrays: dict[str, np.ndarray] | None = None
         if path.is_file():
@@ -91,7 +92,7 @@ class PairStore:
         self.restore()
 
     def add_unit(self, number: int, tables: dict[str, pa.Table]) -> None:
-        """Keep the rows of a unit of the pair's trials. The trials, which say that it is done, come last."""
+        """Keep the rows of a unit. Its trials, by which it counts as done, are written last."""
         for name in reversed(SWEPT):
             if name == "trials" or len(tables[name]):
                 write_table(tables[name], self._part(name, number), last=name == "trials")
@@ -109,7 +110,7 @@ class PairStore:
         return (self.folder / f"{name}.parquet").is_file()
 
     def read(self, name: str) -> pa.Table:
-        """One of the tables, as far as it is written."""
+        """One of the tables, as far as it is written, sorted by trial and step. Raises RecordError, as read_table."""
         parts = [read_table(part, name, self.axes) for part in sorted(self.folder.glob(f"{name}*.parquet"))]
         table = pa.concat_tables([schema_of(name, self.axes).empty_table(), *parts])
         order = [column for column in ("trial", "step", "split", "name") if column in table.column_names]
@@ -146,7 +147,7 @@ def _table(declared: Sequence[Column], columns: dict[str, np.ndarray], problem: 
         values = np.asarray(columns[column.name])
         if column.kind == TEXT:
             arrays.append(pa.array(values.astype(object), TEXT))
-        elif column.kind == COUNT:  # never is -1 on the device and null on disk
+        elif column.kind == COUNT:  # "never" is -1 on the device and null on disk
             arrays.append(pa.array(values.astype(np.int64), mask=values < 0))
         else:
             unknown = np.isnan(values) if column.unknown_is_null else None
@@ -155,7 +156,8 @@ def _table(declared: Sequence[Column], columns: dict[str, np.ndarray], problem: 
 
 
 def read_table(path: Path, name: str, axes: Sequence[str] = ()) -> pa.Table:
-    """One table of a record, whose plan has these axes, with every column's type checked."""
+    """One table of a record, whose plan has these axes; columns that came after the record's version are null. Raises
+    DamagedError where it is missing or a column's type is wrong, RecordError where it may not be read."""
     try:
         table = pq.read_table(path, partitioning=None)
     except PermissionError as error:

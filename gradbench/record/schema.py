@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
-FIRST_REVISION = 1  # of the tables; a column that came later says with which
+FIRST_REVISION = 1  # of the tables; a later column says which revision it came with
 NUMBER, COUNT, TEXT, FLAG = pa.float64(), pa.int64(), pa.string(), pa.bool_()
 TARGETS = tuple(10.0**-k for k in range(1, 7))  # relative gaps whose first step every trial records
 
@@ -27,10 +27,10 @@ class Column:
         name, kind: as the Parquet file has them.
         unit: of the number; empty where it has none.
         meaning: one line.
-        nullable: whether a cell may be empty; a count below 0 (never) is one on disk.
-        since: the revision of the tables that it came with; an older record reads as null there.
-        source: "events" where engine.events.Events has it for each trial, under the same name.
-        unknown_is_null: whether not-a-number is an empty cell, where it stands for "unknown".
+        nullable: whether a cell may be empty (null); a count below 0 ("never") is written as null.
+        since: the revision of the tables that it came with; it is null where an older record is read.
+        source: "events" if it is the field of this name of engine.events.Events.
+        unknown_is_null: whether NaN stands for "unknown" and is written as null.
     """
 
     name: str
@@ -57,7 +57,9 @@ TRIALS = (
     _OPTIMIZER,
     _LEARNING_RATE,
     _SEED,
-    Column("verdict", TEXT, "", "converged, diverged, overshoots, slow or stalled (engine/events.py)", nullable=False),
+    Column(
+        "verdict", TEXT, "", "converged, diverged, overshoots, slow or stalled (analysis/verdicts.py)", nullable=False
+    ),
     Column("steps_run", COUNT, "steps", "updates made before the trial was finished", nullable=False, source="events"),
     Column("initial_loss", NUMBER, "loss", "at the start", nullable=False, source="events"),
     Column("final_loss", NUMBER, "loss", "after the last update", source="events"),
@@ -65,7 +67,13 @@ TRIALS = (
     Column("best_step", COUNT, "steps", "where the best loss was first seen", source="events"),
     Column("final_grad_norm", NUMBER, "loss per parameter", "the gradient's norm at the end", source="events"),
     Column("minimum", NUMBER, "loss", "the problem's known minimum; null where unknown", unknown_is_null=True),
-    Column("diverged_at", COUNT, "steps", "where the loss left all bounds; null if it did not", source="events"),
+    Column(
+        "diverged_at",
+        COUNT,
+        "steps",
+        "first step with a loss not finite or 1e4 first gaps above the start; null if none",
+        source="events",
+    ),
     *(
         Column(f"steps_to_1e-{k}", COUNT, "steps", f"first step whose gap is under 1e-{k} of the first; null if never")
         for k in range(1, len(TARGETS) + 1)
@@ -75,11 +83,11 @@ TRIALS = (
         "smoothed_loss",
         NUMBER,
         "loss",
-        f"mean {_TAIL}, of wsd with a stable length the last loss; null where the gradients have no noise",
+        f"mean {_TAIL}, with wsd and a stable length the last loss; null where the gradients have no noise",
         **_LAST_PART,
     ),
     Column("tail_drop", NUMBER, "loss", f"by how much the loss fell {_TAIL}", **_LAST_PART),
-    Column("tail_drop_error", NUMBER, "loss", "of tail_drop, what noise alone passes in 1 of 100 cases", **_LAST_PART),
+    Column("tail_drop_error", NUMBER, "loss", "the tail_drop that noise alone exceeds in 1 of 100 cases", **_LAST_PART),
     Column(
         "tail_overshot", NUMBER, "", f"share of the updates {_TAIL} past the lowest point of their line", **_LAST_PART
     ),
@@ -151,16 +159,17 @@ SHARPNESS = (
 )
 
 TABLES = {"trials": TRIALS, "curves": CURVES, "timings": TIMINGS, "sharpness": SHARPNESS, "metrics": METRICS}
-SWEPT = ("trials", "curves", "metrics")  # what a sweep writes as it goes
+SWEPT = ("trials", "curves", "metrics")  # written while a sweep runs
 
 
 def columns_of(table: str, axes: Sequence[str] = ()) -> tuple[Column, ...]:
-    """The columns of a table of a record whose plan varies these settings beside the learning rate."""
+    """The columns of a table; a trial has one more for each of `axes`, settings varied beside the learning rate."""
     about = "the trial's value of an axis; null where its optimizer has none of this name"
     return TABLES[table] + tuple(Column(axis, NUMBER, "", about, since=5) for axis in axes if table == "trials")
 
 
 def schema_of(table: str, axes: Sequence[str] = ()) -> pa.Schema:
+    """The Parquet schema of a table; `axes` as in columns_of."""
     return pa.schema([pa.field(column.name, column.kind) for column in columns_of(table, axes)])
 
 

@@ -42,7 +42,7 @@ STATES = ("running", "complete", "interrupted")
 
 
 class RunWriter:
-    """A run being made in its folder. Held by one process at a time."""
+    """A run being made in its folder. Held by one process at a time: raises RecordError where another one writes it."""
 
     def __init__(self, path: Path, info: dict[str, Any]):
         self.path, self.info = path, info
@@ -88,12 +88,12 @@ class RunWriter:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Whatever went wrong, the run does not stay "running"; the traceback of what nobody foresaw is kept in it."""
+        """After an error the run is marked "interrupted"; the traceback of an unforeseen error is kept in it."""
         if error is not None:
             if isinstance(error, Exception) and not isinstance(error, FORESEEN):
                 keep_traceback(error, self.path)
             if self.info["state"] == "running":
-                with contextlib.suppress(RunError):  # of a full disk: the first failure is what is raised
+                with contextlib.suppress(RunError):  # such as a full disk: the first error is the one raised
                     self.interrupt()
         self._lock.close()
 
@@ -120,8 +120,8 @@ class RunWriter:
         add_roofline: Callable[[list[dict]], list[dict]] = list,
         judge: Callable[[int, pa.Table], pa.Table] = lambda number, trials: trials,
     ) -> None:
-        """Join the parts into the tables, the timings' rows as `add_roofline` returns them and a pair's trials as
-        `judge(its number, trials)` does; only then is the run complete."""
+        """Join the parts into the tables; only then is the run complete. `add_roofline(rows)` returns the rows of
+        timings.parquet with its roofline columns, `judge(number, trials)` a pair's trials with final verdicts."""
         for name in _files(self.info):
             tables = _by_pair(self.path, name, self.axes)
             if name == "trials":
@@ -146,12 +146,12 @@ def _files(info: dict[str, Any]) -> list[str]:
 
 
 def _by_pair(path: Path, name: str, axes: Sequence[str]) -> Iterator[pa.Table]:
-    """What each pair has left of a table, in the order of the pairs."""
+    """Each pair's rows of a table, in the order of the pairs."""
     return (PairStore(folder, axes).read(name) for folder in sorted(path.glob("parts/*")))
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """run.json, checked as far as every reader relies on it."""
+    """run.json, checked as far as every reader relies on it. Raises RecordError, DamagedError where it is damaged."""
     file = path / "run.json"
     try:
         info = json.loads(file.read_text(encoding="utf-8"))
@@ -208,7 +208,8 @@ class Run:
 
 
 def find_run(name: str | Path, results: str | Path = "results") -> Path:
-    """The folder of a record named by its path, its id (or the id's start or end), or `latest`."""
+    """The folder of a record named by its path, its id (or the id's start or end), or `latest`. Raises RecordError
+    where none or several match."""
     results = Path(results).expanduser()
     given = Path(name).expanduser()
     if (given / "run.json").is_file():
@@ -221,7 +222,7 @@ def find_run(name: str | Path, results: str | Path = "results") -> Path:
         pass
     except OSError as error:
         raise RecordError(f"{results}: cannot be read: {error.strerror}") from error
-    # By the second in the name; of those of one second by the folder, the last to be written to.
+    # By the second in the name; within one second by when the folder was last written to.
     runs = sorted((p.parent for p in results.glob("*/run.json")), key=lambda p: (p.name[:16], p.stat().st_mtime_ns))
     if str(name) == "latest":
         if not runs:

@@ -49,13 +49,14 @@ def write_report(
     objects: Mapping[str, Problem] | None = None,
     by: str | None = None,
 ) -> Path:
-    """Write one self-contained HTML file about the runs, and return its path. Needs no network, here or there.
+    """Write one self-contained HTML file about the runs, and return its path. Neither writing nor reading it needs a
+    network.
 
     `checks` are records of gradbench check to show; without any, the newest beside the runs for their problems.
     `objects` are problems that no file holds, by name. `by` is the metric that the page opens with, instead of the gap.
-    A page that is there is replaced, with a GradbenchWarning where it is of other records; no other file is.
-    Raises GradbenchError where there is no run, no finished trial, a check is none, or `out` cannot be written, and
-    PlanError for a metric that no problem records.
+    A page that is there is replaced, with a GradbenchWarning where it is of other records; no other file is. Raises
+    GradbenchError where there is no run, no finished trial, a file in `checks` is no such record, or `out` cannot be
+    written, and PlanError for a metric that no problem records.
     """
     out = Path(out).expanduser()
     records = ", ".join(run.id for run in runs)
@@ -63,7 +64,7 @@ def write_report(
     data: dict[str, Any] = page_data(runs) | {"by": by and chosen_metric(runs, by)}
     check_writable(out)
     checked = check_rows(runs, checks)
-    with ThreadPoolExecutor(2) as pool:  # most is XLA's compiling for the landscapes, beside which the rest is made
+    with ThreadPoolExecutor(2) as pool:  # XLA's compiling for landscapes takes longest; the rest is made meanwhile
         views, bundle = pool.submit(landscape_views, runs, objects=objects), pool.submit(bundle_of_vega)
         overall = _add_charts(data, runs)
         pairs = _pairs(runs)
@@ -91,7 +92,7 @@ def write_report(
 
 
 def _add_charts(data: dict[str, Any], runs: Sequence[Run]) -> bool:
-    """The charts of the page, and the rows of those over all pairs, into its data; whether there are any of those."""
+    """Add the charts, and the rows of those over all pairs, to the page's data; returns whether there are such rows."""
     overall = charts.overall(runs)
     data["overall"] = {name: rows for name, (_, rows) in overall.items()}
     optimizers, solvers = data["optimizers"], data["optimizers"] if len(runs) == 1 else ()
@@ -109,7 +110,7 @@ def _add_charts(data: dict[str, Any], runs: Sequence[Run]) -> bool:
 
 
 def check_replaceable(out: Path, records: str, kind: str = "report") -> None:
-    """GradbenchError where `out` is a file that is no page of this kind; a warning where it is one of other records."""
+    """GradbenchError if `out` is a file but no page of this kind; GradbenchWarning if a page of other records."""
     if not out.is_file() or out.stat().st_size == 0:
         return
     head = ""
@@ -123,7 +124,7 @@ def check_replaceable(out: Path, records: str, kind: str = "report") -> None:
 
 
 def check_figure_format(fmt: str) -> None:
-    """GradbenchError with the nearest known format, unless it is one of figures."""
+    """GradbenchError, which names the nearest format, unless `fmt` is one for figures."""
     if fmt not in FORMATS:
         raise GradbenchError(f"--format: no {fmt!r}{nearest(fmt, FORMATS)} (figures are {', '.join(FORMATS)})")
 
@@ -161,7 +162,7 @@ def page_json(data: Any) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """GradbenchError unless a file can be made or replaced at `path`, whose folder is made: asked before long work."""
+    """Make the folder of `path`; GradbenchError unless a file can be written there. To be called before long work."""
     if path.exists() and not path.is_file():  # replacing /dev/stdout would take the device away
         raise GradbenchError(f"{path}: cannot be written: not a regular file")
     _check_folder(path.parent, path)
@@ -179,7 +180,7 @@ def _check_folder(folder: Path, given: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """The whole file or nothing. Raises GradbenchError: where to write was the user's choice."""
+    """Write the whole file or nothing. Raises GradbenchError where `path` cannot be written."""
     check_writable(path)
     try:
         with writing(path) as temporary:
@@ -208,7 +209,7 @@ def _header(runs: Sequence[Run], data: dict[str, Any]) -> str:
 
 
 def _length(run: Run) -> str:
-    """The steps of a trial, and with minibatches the epochs that they are of each problem."""
+    """The steps of a trial and, with minibatches, the epochs that they make on each problem."""
     facts, plan = run.info.get("problems", {}), run.plan
     lengths = {problem: step_words(plan.steps, epoch_steps(plan, facts.get(problem, {}))) for problem in plan.problems}
     if len(set(lengths.values())) == 1:
@@ -227,8 +228,8 @@ def _answers(runs: Sequence[Run]) -> str:
 
 
 def _prose(text: str) -> str:
-    """A sentence in HTML: units stay with their numbers, and a command to go on with begins a line and breaks only at
-    its spaces, not within --lr."""
+    """A sentence as HTML: units stay on the line of their numbers; a command to go on with begins a line and breaks
+    only at its spaces, not within --lr."""
     said, go_on, command = text.partition(GO_ON)
     said = re.sub(r"(?<=\d) (?=%|(steps|[mµn]?s)\b)", "\N{NO-BREAK SPACE}", html.escape(said + go_on.rstrip()))
     words = " ".join(f"<span>{html.escape(word)}</span>" for word in command.split(" "))
@@ -253,7 +254,7 @@ def _pairs(runs: Sequence[Run]) -> str:
 
 
 def _table(label: str, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """In a box of its own, which scrolls where it is wider than the page."""
+    """A table in a box that scrolls sideways where it is wider than the page."""
     head = "".join(f"<th scope='col'>{html.escape(heading)}</th>" for heading in headings)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -276,7 +277,7 @@ def _cost(data: dict[str, Any]) -> str:
 
 
 def _cheaper_than_value(rows: Sequence[dict[str, Any]], batches: Mapping[str, int | None]) -> list[str]:
-    """Why a solo step was measured below the loss alone, wherever it was; `batches`: each run's batch size."""
+    """A note for each solo step that was measured faster than the loss alone; `batches`: each run's batch size."""
     alone = {(row["run"], row["problem"]): row for row in rows if row["mode"] == "value"}
     notes = []
     for row in rows:
@@ -327,7 +328,7 @@ def _checks(rows: Sequence[dict[str, str]]) -> str:
         return ""
     lesson = (
         "Whether the gradient is right: its formula in float64, and its execution in each dtype and precision. "
-        "A relative fault larger than what is given would have been caught. From gradbench check."
+        "A relative fault larger than the one given would have been caught. From gradbench check."
     )
     table = _table("gradient check", list(rows[0]), [list(row.values()) for row in rows])
     return f"<section><h2>Gradient check</h2><p class='soft'>{lesson}</p>{table}</section>"

@@ -1,4 +1,4 @@
-"""vega, vega-lite and vega-embed as one script, kept in the user's cache folder: to put it together takes a second."""
+"""vega, vega-lite and vega-embed as one script, kept in the user's cache folder, since making it takes a second."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gradbench.machine.cache import user_folder
 
 
 def bundle_of_vega() -> str:
-    """The script, with its names as globals, for a script element. Where nothing can be kept it is made each time."""
+    """The script, with its names as globals, for a script element. Made each time where the folder is not writable."""
     folder = user_folder()
     if folder is None:
         return _made()

@@ -1,8 +1,8 @@
-"""The charts, in Altair. Data has names and comes apart from the chart: the page swaps it, a figure inlines it.
+"""The charts, in Altair. Datasets are named and come apart from the chart: the page swaps them, a figure inlines them.
 
 A colour has one meaning on a page: COLOURS are optimizers (Okabe and Ito's palette, which colour-blind people can read,
 without its black), each with the same one everywhere (`spec`), and RATES are learning rates, from low to high. What is
-chosen is black, or white on a dark page. Shapes are verdicts and what was timed, so nothing rests on colour alone.
+chosen is black, or white on a dark page. Shapes tell verdicts and timing modes, so nothing depends on colour alone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import altair
 
-alt: Any = altair  # its decorated methods have types that no checker can follow
+alt: Any = altair  # ty cannot follow the types of its decorated methods
 
 COLOURS = ["#3a8fd1", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8a7fdb", "#7f7f7f"]
-# viridis (van der Walt and Smith 2015) between 0.1 and 0.9 of it, to be seen on white and on black
+# viridis (van der Walt and Smith 2015) from 0.1 to 0.9, visible on white and on black
 RATES = ["#482475", "#414487", "#355f8d", "#2a788e", "#21918c", "#22a884", "#44bf70", "#7ad151", "#bddf26"]
 INK = "currentColor"  # the text's colour: black in a file
 SHAPES = {  # of verdicts
@@ -32,8 +32,8 @@ POWERS = [0, *(10.0**k for k in range(-7, 8))]  # ticks of an axis that begins a
 def spec(
     chart: Any, datasets: dict[str, list[dict[str, Any]]] | None = None, optimizers: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The chart as Vega-Lite, with `datasets` filled in where given, and each of `optimizers` in a colour of its own,
-    whichever of them the chart shows."""
+    """The chart as Vega-Lite, with `datasets` filled in where given, and a colour of its own for each of `optimizers`,
+    also where the chart shows only some of them."""
     made = chart.to_dict(validate=False)  # the tests draw every chart; checking each costs a second per page
     for encoding in encodings(made):
         for channel, scale in (("color", {"range": COLOURS}), ("strokeDash", {})):
@@ -50,7 +50,7 @@ def encodings(made: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def rate_colour(rate: float, low: float, high: float) -> str:
-    """Of RATES on a logarithmic scale from `low` to `high`, as the charts of learning rates interpolate it."""
+    """A rate's colour: RATES interpolated on a log scale from `low` to `high`, as in the charts."""
     place = (len(RATES) - 1) * (math.log(rate / low) / math.log(high / low) if high > low else 0.0)
     at = min(max(int(place), 0), len(RATES) - 2)
     ends = [[int(RATES[i][k : k + 2], 16) for k in (1, 3, 5)] for i in (at, at + 1)]
@@ -58,7 +58,7 @@ def rate_colour(rate: float, low: float, high: float) -> str:
 
 
 def said(chart: Any, name: str, title: str, digits: str = ".4g") -> tuple[Any, Any]:
-    """(the chart, a tooltip of a number that may be missing): a dash where it is, which Vega would call null."""
+    """(the chart, the tooltip of a number that may be missing): a dash then, where Vega would write null."""
     words = f"isValid(datum.{name}) ? format(datum.{name}, '{digits}') : '–'"
     return chart.transform_calculate(**{f"{name}_shown": words}), alt.Tooltip(f"{name}_shown:N", title=title)
 
@@ -81,12 +81,12 @@ def _shape() -> Any:
     return alt.Shape("verdict:N", scale=scale, title="verdict", legend=alt.Legend(orient="bottom", columns=3))
 
 
-# An axis of seconds: each label with a prefix of its own. Vega's own format would give all the same, and 0m for 1e-6.
+# An axis of seconds: each label with its own SI prefix. Vega would use one for all, and write 0m for 1e-6.
 SECONDS = "datum.value === 0 ? '0' : format(datum.value, '~s')"
 
 
 def _log_axis(words: str | None = None) -> Any:
-    """Labels at 1, 2 and 5 times the powers of ten as far as there is room, as 0.01 and 1e-7; other lines faint."""
+    """Labels at 1, 2 and 5 times powers of ten where there is room, such as 0.01 and 1e-7; other lines are faint."""
     digit = "round(1000 * pow(10, log(datum.value) / LN10 - floor(log(datum.value) / LN10 + 1e-6)))"
     plain = "datum.value >= 1e-3 && datum.value < 1e4"
     words = words or f"{plain} ? format(datum.value, '~g') : replace(format(datum.value, '~e'), '+', '')"
@@ -119,7 +119,7 @@ def _rate_axis() -> Any:
 
 
 def _measured(by: str, measure: Mapping[str, Any], title: str, scale: Mapping[str, Any]) -> Any:
-    """The y axis of a metric, whose values stand in the field gap; the page makes it in the same way."""
+    """The y axis of a metric, whose values are in the field `gap`; the page's script makes the same."""
     kind = {"type": "log"} if measure["log"] else {"type": "linear", "zero": False}
     axis = _log_axis() if measure["log"] else alt.Axis(tickCount=6)
     title += ", more is better" if measure["more_is_better"] else ""
@@ -247,7 +247,7 @@ def step_cost() -> Any:
         scale=alt.Scale(domain=modes, range=["square", "diamond", "circle", "triangle-up"]),
         legend=alt.Legend(orient="top", columns=1),
     )
-    # Shapes are enough to tell them apart; a solo step, which a user pays, stands out.
+    # Shapes tell the modes apart; only a solo step, which a user pays, has the text's colour.
     colour = alt.condition("datum.mode === 'solo'", alt.value(INK), alt.value("#888"))
     dots = shown.mark_point(filled=True, size=80, opacity=1).encode(
         x=x, shape=shape, color=colour, tooltip=["run:N", "mode:N", "median:Q", "trials:Q", "trusted:N"]
@@ -295,7 +295,7 @@ def valley_map() -> Any:
 
 def overall(runs: Any) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     """Dataset name -> (chart, rows): performance profiles and targets reached, in steps and in seconds of one trial
-    alone; without those that have no rows, as nobody reaches a target."""
+    alone; without those that have no rows because nobody reaches a target."""
     from gradbench.analysis import profiles
 
     made = {

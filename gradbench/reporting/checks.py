@@ -28,7 +28,7 @@ def check_rows(runs: Sequence[Run], files: Sequence[str | Path] = ()) -> list[di
     for file in sorted((file for folder in folders for file in folder.glob("*.json")), key=lambda file: file.name):
         try:
             written, checks = _read(file)
-        except RecordError:  # nobody named it: other documents may lie there
+        except RecordError:  # the user did not name it, and other files may lie there
             continue
         for check in checks:
             if check["problem"] in problems:
@@ -37,7 +37,7 @@ def check_rows(runs: Sequence[Run], files: Sequence[str | Path] = ()) -> list[di
 
 
 def _read(file: Path) -> tuple[str, list[dict[str, Any]]]:
-    """(when it was written, its checks), as far as `_rows` relies on them."""
+    """(when it was written, its checks), validated as far as `_rows` relies on them. Raises RecordError."""
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         checks = document["checks"]

@@ -21,27 +21,27 @@ from gradbench.reporting.heatmap import settings_map
 from gradbench.tables import GO_ON, number
 from gradbench.theory.quadratic import predicted_rate
 
-CURVE_VALUES = 120_000  # of all curves on a page: about 8 bytes each
-METRIC_VALUES = 120_000  # of all metrics' curves
-CURVE_POINTS = 60  # of one curve
+CURVE_VALUES = 120_000  # in all curves on a page, about 8 bytes each
+METRIC_VALUES = 120_000  # in all metrics' curves
+CURVE_POINTS = 60  # per curve
 RATE_ROWS = 6_000  # learning rates on a page, over all pairs
-FLOOR = 1e-16  # a gap of 0 has no place on a log axis
+FLOOR = 1e-16  # where a gap of 0 is drawn on a log axis
 
 
 def short(value: float | None, digits: int = 4) -> float | None:
-    """So many significant digits, and None for what JSON has no number for."""
+    """Rounded to `digits` significant digits; None for NaN, infinity and None."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 
 def short_rate(value: float) -> float | None:
-    """Digits enough to tell ten thousand learning rates apart."""
+    """Rounded to enough digits to tell ten thousand learning rates apart."""
     return short(value, 7)
 
 
 def page_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """Everything the page shows: `runs`, `optimizers`, `pairs` with their rates and curves, `timings`, `sharpness`; the
-    `winner` among the pairs of each problem is the one that answers it (`rank`). `measures`: of each problem with
-    metrics, how they are drawn."""
+    """Everything the page shows: `runs`, `optimizers`, `pairs` with their rates and curves (the `winner` of a problem
+    is its best by `rank`), `timings`, `sharpness`; and `measures`: how the metrics of each problem that has some are
+    drawn. Raises GradbenchError where there is no run, or a run without a finished trial."""
     if not runs:
         raise GradbenchError("report: no record given")
     names = labels(runs)
@@ -84,8 +84,8 @@ def sharpness_rows(run: Run, name: str) -> list[dict[str, Any]]:
 
 
 def _floor(run: Run, pair: PairSummary) -> float:
-    """Where a problem's charts draw a gap of 0 and less. Other references than a minimum are reached and passed by
-    trials that end nowhere near each other: their floor is below the least final gap that is above 0."""
+    """Where a problem's charts draw gaps of 0 and less. Trials reach and pass a reference that is no minimum and then
+    end far apart: there the floor is below the least final gap above 0."""
     if pair.reference.kind == "minimum":
         return FLOOR
     gaps = relative_gaps(problem_trials(run, pair.problem, pair.reference), pair.reference)
@@ -94,8 +94,8 @@ def _floor(run: Run, pair: PairSummary) -> float:
 
 
 def rate_row(rate: RateSummary, pair: PairSummary, floor: float = FLOOR) -> dict[str, Any]:
-    """A learning rate as the page takes it: `gap`, `low` and `high` as drawn, on or above the floor, and `final`,
-    `lowest` and `highest` as they are. A gap is null where it diverged."""
+    """A learning rate's row on the page: `gap`, `low` and `high` as drawn, not below the floor; `final`, `lowest` and
+    `highest` as recorded. A gap is null where it diverged."""
     finite = math.isfinite(rate.gap_median)
     return {
         "learning_rate": short_rate(rate.learning_rate),
@@ -157,7 +157,7 @@ def _add_decay(
             gaps = [gap if gap and gap > FLOOR else 0.0 for gap in curve["gaps"]]
             row["fitted"] = short(measured_rate(grid[: len(gaps)], gaps), 7)
             rate = predicted_rate(pair.at, row["learning_rate"], *curvature)
-            # Of a loss that is no quadratic L is a bound, and what theory has diverge above its limit need not.
+            # Where the loss is no quadratic, L is a bound, and rates above theory's limit need not diverge.
             if rate is not None and (rate <= 1 or row["verdict"] == "diverged"):
                 row["predicted"] = float(f"{rate**2:.8g}")  # 0.999998 and 1 are not the same
 
@@ -186,7 +186,7 @@ def _curves(
     for number_, loss in losses.items():
         row = rows[number_]
         lowest = pair.reference.loss
-        with np.errstate(divide="ignore", invalid="ignore"):  # of a trial that begins at the reference
+        with np.errstate(divide="ignore", invalid="ignore"):  # a trial may begin at the reference: gap 0
             gaps = np.maximum((loss - lowest) / (row["initial_loss"] - lowest), floor)
         curves.append(
             {
@@ -204,8 +204,8 @@ def _curves(
 def _thinned(
     trial: np.ndarray, step: np.ndarray, value: np.ndarray, points: int
 ) -> tuple[list[int], dict[int, np.ndarray]]:
-    """(at most `points` of the steps, each trial's values at the first of them, ending where the trial did), of rows
-    sorted by trial and step."""
+    """(at most `points` of the steps, each trial's values at the first of them, up to its last step); `trial`, `step`
+    and `value` are rows sorted by trial and step."""
     grid = np.unique(step)
     grid = grid[_spread(len(grid), points)] if len(grid) else grid
     keep = np.isin(step, grid)
@@ -217,9 +217,9 @@ def _thinned(
 def _metrics(
     run: Run, pair: PairSummary, rates: Sequence[dict[str, Any]], trials: Sequence[int], values: int
 ) -> dict[str, Any]:
-    """What the page has of a pair's metrics, nothing of one that records none: the steps `metric_grid`, and `metrics`,
-    by split.name: [median, lowest, highest] at the end by rate, the `best` rate's number, the `curves` of `trials`, and
-    what is `said` of it. Of more curves than fit some are empty."""
+    """A pair's metrics for the page; empty if it records none: the steps `metric_grid`, and `metrics`, by split.name:
+    [median, lowest, highest] at the end by rate, the number of the `best` rate, the `curves` of `trials`, and the
+    sentence `said`. Where there are too many curves some are left empty."""
     names = recorded(run, pair.problem)
     if not names:
         return {}
@@ -249,8 +249,8 @@ def _metrics(
 
 def _measures(pairs: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
     """Problem -> metric -> how it is drawn: whether more is better; the range of a curve's axis, from the best value
-    met to the worst that a trial begins with or ends at without diverging; and whether that axis may be logarithmic: of
-    what falls, over a decade or more."""
+    met to the worst at the start or the end of a trial that did not diverge; and whether the axis may be logarithmic:
+    if the metric falls, over a decade or more."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name, problem in dict.fromkeys((name, pair["problem"]) for pair in pairs for name in pair.get("metrics", ())):
         of = [pair["metrics"][name] for pair in pairs if pair["problem"] == problem and name in pair.get("metrics", ())]
@@ -268,8 +268,8 @@ def _measures(pairs: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, 
 
 
 def by_metric(pair: dict[str, Any], name: str) -> dict[str, Any]:
-    """A pair of the page with a metric in the place of the gap, which the page makes in the same way; without rates and
-    curves where it is not recorded."""
+    """A pair of the page with a metric in place of the gap, as the page's script makes it too; without rates and curves
+    where the metric is not recorded."""
     metric = pair.get("metrics", {}).get(name)
     if metric is None:
         return pair | {"rates": [], "curves": []}
@@ -283,7 +283,8 @@ def by_metric(pair: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def timing_rows(run: Run, name: str) -> list[dict[str, Any]]:
-    """A record's timings with the seconds of one trial's step, and without the samples: a problem's own come first."""
+    """A record's timings with the seconds of one trial's step, without the samples; rows of the problem alone come
+    first."""
     rows = []
     order = {problem: number for number, problem in enumerate(run.plan.problems)}
     for row in sorted(run.timings.to_pylist(), key=lambda row: (order[row["problem"]], row["optimizer"] is not None)):
@@ -297,7 +298,7 @@ def timing_rows(run: Run, name: str) -> list[dict[str, Any]]:
 
 
 def answer_sentence(pair: PairSummary) -> str:
-    """The pair's answer in one sentence: the terminal's, with the good range and the edge of divergence."""
+    """The pair's answer in one sentence: that of `compare`, with the good range and where it diverges."""
     text = pair_sentence(pair).removeprefix(f"{pair.problem} × ")
     if pair.best is None:
         return f"{text}."
@@ -322,7 +323,7 @@ def rank(pair: PairSummary) -> tuple[float, float, float]:
 
 
 class Answer(NamedTuple):
-    """A problem's answer in one record: the best pair's sentence, the others', and what is to be noted."""
+    """A problem's answer in one record: the best pair's sentence, the others', and notes."""
 
     run: str
     problem: str
@@ -332,7 +333,7 @@ class Answer(NamedTuple):
 
 
 def answers(runs: Sequence[Run]) -> list[Answer]:
-    """The answer of each problem of each record; those of one problem stand together."""
+    """The answer for each problem of each record, grouped by problem."""
     found = []
     for run, name, pairs in zip(runs, labels(runs), summarise_all(runs)):
         for problem in dict.fromkeys(pair.problem for pair in pairs):

@@ -60,7 +60,8 @@ def figure_specs(runs: Sequence[Run], by: str | None = None) -> dict[str, dict[s
 
 
 def measured_pairs(data: dict[str, Any], problem: str, by: str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(the pairs of a problem, what its charts are told of the metric `by`): of its gaps where it records no such."""
+    """(a problem's pairs, how its charts show the metric `by`); with gaps, and {}, where it does not record that
+    metric."""
     pairs = [pair for pair in data["pairs"] if pair["problem"] == problem]
     measure = data["measures"].get(problem, {}).get(by)
     if by is None or measure is None:
@@ -69,8 +70,8 @@ def measured_pairs(data: dict[str, Any], problem: str, by: str | None) -> tuple[
 
 
 def sensitivity_rows(pairs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The datasets of a sensitivity chart: every learning rate of one problem's pairs, the limits within them, one
-    label below another, and the good range of the best pair."""
+    """The datasets of a sensitivity chart: every learning rate of one problem's pairs, the stable limits among them,
+    with labels one below another, and the good range of the best pair."""
     rates = [rate | {"run": pair["run"], "optimizer": pair["optimizer"]} for pair in pairs for rate in pair["rates"]]
     largest = max(rate["learning_rate"] for rate in rates)
     limits = [
@@ -108,8 +109,8 @@ def curve_rows(pair: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def predicted_rows(rate: float | None, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The gap that falls by `rate` a step and ends where the curve does, over its last three quarters and its height;
-    the page does the same."""
+    """The gap that falls by `rate` per step and ends where the curve does, over the curve's last three quarters and
+    within its height; the page's script does the same."""
     if rate is None or not points:
         return []
     last, gaps = points[-1], [point["gap"] for point in points]
@@ -121,5 +122,5 @@ def predicted_rows(rate: float | None, points: list[dict[str, Any]]) -> list[dic
 
 
 def _stem(*words: str) -> str:
-    """A file name without what file systems dislike."""
+    """A file name without characters that file systems refuse."""
     return "-".join(re.sub(r"[^A-Za-z0-9=.]+", "-", word).strip("-.") for word in words if word)

@@ -1,4 +1,4 @@
-"""The settings of a pair that has several axes: a heat map of two, small multiples of three, parallel coordinates of
+"""The settings of a pair with several axes: a heat map of two, small multiples of three, parallel coordinates of
 more."""
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from gradbench.tables import number
 
 alt: Any = altair
 
-MULTIPLES = 6  # values of a third axis that get a map each; of more, or of a fourth, the lowest gap is shown
+MULTIPLES = 6  # values of a third axis that get a map each; over more, or a fourth axis, the lowest gap is shown
 BANDS = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0)  # decades of the gap for each colour: the finest that makes at most MAX_BANDS
 MAX_BANDS = 8
-LINES = 600  # points that parallel coordinates draw
+LINES = 600  # points drawn as parallel coordinates
 BLOWN = "#8886"  # no gap: most seeds diverge
 
 
 def settings_map(pair: PairSummary) -> dict[str, Any] | None:
-    """The chart of a pair's settings as Vega-Lite, its data in it; None where the learning rate alone was varied.
+    """The chart of a pair's settings as Vega-Lite, its data in it; None where only the learning rate was varied.
 
-    Across stands the learning rate, up the axis that explains most beside it, and a map for each value of the third.
-    Colours are bands of the gap, so that their edges are its contours; hatched is where most seeds diverge; the line
-    joins the best learning rates, and the ring is the best point.
+    The x axis is the learning rate, the y axis the setting that explains most beside it; there is one map per value of
+    the third. Colours are bands of the gap, so that their edges are its contours; hatched cells are those where most
+    seeds diverge; the line joins the best learning rates, and the ring is the best point.
     """
     if not pair.settings or len(pair.points) < 2:
         return None
@@ -43,7 +43,7 @@ def settings_map(pair: PairSummary) -> dict[str, Any] | None:
 
 
 def _gap(point: RateSummary, floor: float) -> float | None:
-    """As it is drawn: on or above the floor, and nothing where the trials diverge."""
+    """The gap as drawn: not below the floor; None where the trials diverge."""
     return float(f"{min(max(point.gap_median, floor), 1.0):.4g}") if math.isfinite(point.gap_median) else None
 
 
@@ -57,7 +57,7 @@ def _row(pair: PairSummary, point: RateSummary) -> dict[str, Any]:
 
 
 def _map(pair: PairSummary, up: str, facet: str | None) -> dict[str, Any]:
-    """Of every pair of values the point with the lowest gap over the axes that are not shown."""
+    """Draws for every pair of values the lowest gap over the axes that are not shown."""
     shown = [name for name in (up, facet) if name]
     lowest: dict[tuple[float, ...], RateSummary] = {}
     for point in pair.points:
@@ -111,7 +111,7 @@ def _at(best: RateSummary, cells: Sequence[dict[str, Any]], up: str, facet: str 
 
 
 def _ridge(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each value up an axis the best learning rate: the fewest steps to the target, else the lowest gap."""
+    """The best learning rate for each y value: the fewest steps to the target, else the lowest gap."""
 
     def rank(row: dict[str, Any]) -> list[float]:
         return [math.inf if row[key] is None else row[key] for key in ("steps", "gap")]
@@ -133,7 +133,7 @@ def _tooltip() -> list[Any]:
 
 
 def _colour(gaps: Sequence[float | None]) -> Any:
-    """Bands of the gap: each as many decades wide as makes no more than MAX_BANDS of them."""
+    """Bands of the gap, of the least width in BANDS that gives at most MAX_BANDS of them."""
     logs = [math.log10(gap) for gap in gaps if gap]
     low, high = (min(logs), max(logs)) if logs else (-1.0, 0.0)
     width = next((band for band in BANDS if (high - low) / band <= MAX_BANDS), (high - low) / MAX_BANDS)
@@ -145,7 +145,7 @@ def _colour(gaps: Sequence[float | None]) -> Any:
 
 
 def _scatter(pair: PairSummary, up: str) -> dict[str, Any]:
-    """Points of a design that is no grid."""
+    """The points of a design that is not a grid."""
     points = [_row(pair, point) | {"up": point.settings[up]} for point in pair.points]
     scale = alt.Scale(type="log" if min(row["up"] for row in points) > 0 else "linear", nice=False, padding=8)
     x = alt.X("learning_rate:Q", scale=alt.Scale(type="log", nice=False, padding=8), title="learning rate")
@@ -164,7 +164,7 @@ def _scatter(pair: PairSummary, up: str) -> dict[str, Any]:
 
 
 def _parallel(pair: PairSummary, names: Sequence[str]) -> dict[str, Any]:
-    """A line for each point across its settings, each axis from its lowest to its highest value by rank, the best lines
+    """One line per point across its settings, each axis from its lowest to its highest value by rank, the best lines
     on top."""
     every = [RATE, *names]
     ranked = sorted(pair.points, key=lambda point: -point.gap_median)[-LINES:]

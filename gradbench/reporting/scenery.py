@@ -26,22 +26,22 @@ from gradbench.theory.curvature import measured_curvature
 from gradbench.theory.quadratic import momentum_of, stable_limit
 
 LOG = logging.getLogger(__name__)
-COARSE = 41  # points of a side where a loss costs more
+COARSE = 41  # grid points per side where a loss costs more than CHEAP
 CHEAP = 1e5  # parameters × examples
 MAX_PARAMETERS = 1_000_000
-BANDS = 14  # of the contours
-ARROWS = 10  # of a side of the gradient field
-PATHS = 25  # of one optimizer on a page
-PATH_POINTS = 120  # of each
+BANDS = 14  # contour bands
+ARROWS = 10  # of the gradient field, per side
+PATHS = 25  # per optimizer on a page
+PATH_POINTS = 120  # per path
 WORK = 6e9  # parameters × examples × steps of an optimizer's paths: fewer paths where a step costs more
-VALLEY_TRIALS = 120  # of one optimizer
+VALLEY_TRIALS = 120  # per optimizer
 
 
 @dataclass(frozen=True)
 class LandscapeView:
     """A problem's landscape, whose paths have a `colour` by learning rate, or `missing`: why there is none, in words.
-    `ends`, the valley of each trial (landscape.valleys; none where there is but one); `largest_at_start`, L by Lanczos
-    at seed 0's start, where the problem states none."""
+    `ends`: the valley of each trial (landscape.valleys; empty where all end in one); `largest_at_start`: L, the
+    Hessian's largest eigenvalue by Lanczos at seed 0's start, where the problem states none."""
 
     seen: Landscape | None = None
     ends: list[dict[str, Any]] = field(default_factory=list)
@@ -50,16 +50,16 @@ class LandscapeView:
 
 
 def built_in(spec_text: str) -> bool:
-    """Whether a spec names something of ours: a record must not make the report run files it names."""
+    """Whether a spec names a built-in: a record must not make the report run the files that it names."""
     return not any(sign in spec_text.partition("[")[0] for sign in (":", "/", "."))
 
 
 def landscape_views(
     runs: Sequence[Run], paths: int = PATHS, objects: Mapping[str, Problem] | None = None
 ) -> dict[str, LandscapeView]:
-    """Problem -> its landscape view, of the first run that has one; an optimizer with theory, if any, decides on the
-    plane, and of each at most `paths` learning rates are run again for their paths. A view says where nothing is drawn,
-    and why. `objects` are problems that the caller has, by name, since no file does."""
+    """Problem -> its landscape view, of the first run that has one. An optimizer with a theory, if any, chooses the
+    plane, and at most `paths` learning rates of each optimizer are run again for their paths. Where nothing is drawn
+    the view says why. `objects`: problems that no file holds, by name."""
     found: dict[str, LandscapeView] = {}
     chosen: dict[str, tuple[Run, Problem, list[PairSummary]]] = {}
     for run in runs:
@@ -79,10 +79,10 @@ def landscape_views(
                 found.setdefault(name, LandscapeView(missing=why))
             elif name not in chosen:
                 chosen[name] = run, problem, sorted(pairs, key=lambda pair: momentum_of(pair.at) is None)
-    # Most of it is XLA's compiling, which threads share out: the longest first, and what belongs to no picture apart.
+    # Most time goes into XLA's compiling, in threads: the longest first; what is in no picture has jobs of its own.
     order = sorted(chosen.items(), key=lambda item: -item[1][0].info["problems"][item[0]]["parameters"])
     LOG.info("landscapes of %s", ", ".join(chosen))
-    # NumPy's own threads would only wait for one another beside these.
+    # NumPy's own threads would only compete with these.
     with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         views = {name: pool.submit(_view, name, *of, paths) for name, of in order}
         local = {name: pool.submit(_largest_at_start, name, *of) for name, of in order}
@@ -94,21 +94,21 @@ def landscape_views(
 def _drawable(
     runs: Sequence[Run], run: Run, name: str, pairs: Sequence[PairSummary], objects: Mapping[str, Problem]
 ) -> tuple[Problem | None, str]:
-    """The problem, to be run again; or None and why not."""
+    """(the problem, "") if it can be run again, else (None, why not)."""
     size = run.info.get("problems", {}).get(name, {}).get("parameters", 0)
     if not size:
         return None, "the record does not say how many parameters the problem has"
     if size > MAX_PARAMETERS:
         return None, f"the problem has {size:,} parameters, and at most {MAX_PARAMETERS:,} are drawn"
     if not pairs and all(run.plan.of(spec) is not run.plan for spec in run.plan.optimizers):
-        return None, "every optimizer has steps, a batch size or a dtype of its own"
+        return None, "every optimizer has its own steps, batch size or dtype"
     if not pairs:
         return None, "all optimizers are a user's own, and a record's files are not run"
     return (objects[name], "") if name in objects else _same_problem(runs, name)
 
 
 def _same_problem(runs: Sequence[Run], name: str) -> tuple[Problem | None, str]:
-    """sources.recorded_problem, of every run that has the problem."""
+    """sources.recorded_problem, checked against every run that has the problem."""
     problem = None
     for run in runs:
         if name in run.plan.problems:
@@ -150,7 +150,7 @@ def _largest_at_start(name: str, run: Run, problem: Problem, pairs: list[PairSum
 
 
 def _path_rates(pair: PairSummary, most: int) -> dict[float, str]:
-    """The representative rates with their words, and others between them (""), about `most` in all, ascending."""
+    """Rate -> its label, "" between the representative rates; about `most` in all, ascending."""
     named, rates = representative_rates(pair), [rate.learning_rate for rate in pair.rates]
     room = min(most if most >= len(rates) else most - len(named), len(rates))
     spread = [rates[i] for i in np.linspace(0, len(rates) - 1, max(room, 0)).round().astype(int)]
@@ -158,7 +158,7 @@ def _path_rates(pair: PairSummary, most: int) -> dict[float, str]:
 
 
 def _ends(problem: Any, run: Run, pairs: list[PairSummary]) -> list[dict[str, Any]]:
-    """landscape.valleys of the record's trials, where they end in more than one."""
+    """landscape.valleys of the record's trials; empty unless they end in more than one."""
     trials, lost = [], []
     for pair in pairs:
         table = at_settings(run.trials, pair)
@@ -176,7 +176,7 @@ def _ends(problem: Any, run: Run, pairs: list[PairSummary]) -> list[dict[str, An
 
 
 def add_local_limits(pairs: Sequence[dict[str, Any]], found: dict[str, LandscapeView]) -> None:
-    """Give the page's pairs whose problem states no L the stable limit of the Hessian at the start, named so."""
+    """Where a problem states no L, give its pairs on the page the stable limit of the Hessian at the start."""
     for pair in pairs:
         view = found[pair["problem"]]
         if pair["limit"] is None and view.largest_at_start:
@@ -201,7 +201,7 @@ def letter(valley: int) -> str:
 
 
 def page_rows(view: LandscapeView) -> dict[str, Any]:
-    """A landscape view for the page: `spec` with its surface, `paths` of every optimizer to choose from, `ends` by
+    """A landscape view for the page: `spec` with its surface, `paths` by optimizer to choose from, `ends` by
     letter; or why it is `missing`."""
     seen = view.seen
     made: dict[str, Any] = {"missing": view.missing, "spec": None, "steps": [], "paths": [], "ends": valley_rows(view)}
@@ -234,7 +234,7 @@ def chart(
     band = np.floor(BANDS * (height - height.min()) / max(float(np.ptp(height)), 1e-30)).clip(0, BANDS - 1)
     dx, dy = seen.x[1] - seen.x[0], seen.y[1] - seen.y[0]
     cells = []
-    for row, y in enumerate(seen.y):  # neighbours of one band are one rectangle; rows overlap: no seams
+    for row, y in enumerate(seen.y):  # neighbours of one band are one rectangle; rows overlap, so that no seams show
         start = 0
         for column in range(1, len(seen.x) + 1):
             if column == len(seen.x) or band[row, column] != band[row, start]:
@@ -274,6 +274,7 @@ def chart(
 
 
 def path_label(path: dict[str, Any]) -> str:
+    """A path's legend: its learning rate and label."""
     return f"{path['learning_rate']:.3g} {path['word']}"
 
 
@@ -286,7 +287,7 @@ def _angle(seen: Landscape, i: int, j: int) -> float:
 
 @cache
 def _layers(width: int) -> dict[str, Any]:
-    """The chart of any landscape, without its axes, paths' colours and data: Altair takes half a second for one."""
+    """The chart of any landscape, without axes, colours and data: made once, as Altair needs half a second."""
     x, y = alt.X("x:Q"), alt.Y("y:Q")
     band = alt.Color("band:Q", scale=alt.Scale(scheme="greys", domain=[-3, BANDS + 3], reverse=True), legend=None)
     legend = alt.Legend(orient="top", columns=2, symbolType="stroke", symbolStrokeWidth=3)

@@ -1,4 +1,4 @@
-"""A suite: a TOML file of problems, search spaces, budgets and targets, and the plans that it is run by."""
+"""A suite: a TOML file of problems, search spaces, budgets and targets, and the plans that run it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OTHERS = {"learning_rates", "design", "problems", "optimizers", "targets", "tar
 
 @dataclass(frozen=True)
 class Group:
-    """Specs that share their settings: problems their steps, optimizers their search space."""
+    """Specs that share their settings: problems with the same steps, optimizers with the same search space."""
 
     specs: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -45,16 +45,16 @@ class Suite:
     """What a suite's file says.
 
     settings: of every plan, by SweepPlan's fields, such as dtype and seeds.
-    problems: groups, each with `steps`, perhaps `batch_size`, and `trials`: how many settings an optimizer has tried.
+    problems: groups, each with `steps`, perhaps `batch_size`, and `trials`: how many settings each optimizer tries.
     optimizers: groups, each with a ruleset. "tuned": `trials` settings are drawn from its search space, the
         `learning_rates` low:high (log-uniform) and the axes of its spec. "self-tuning": one trial, at the
         `learning_rate` stated, which is the optimizer's own default.
     learning_rates: the search space of an optimizer that the suite does not name.
-    references: the optimizers that its targets are measured by.
-    targets: the training loss that counts as reached, by problem; holdout: the held-out loss it came from; measured:
-        what the targets were measured under (suites/targets.py).
-    meant_for: the kind of device, gpu or tpu, without which a run of it is reduced: to these steps, trials and seeds.
-    few: the suite that such a run is of, with targets of its own.
+    references: the optimizers with which its targets are measured.
+    targets: the training loss that counts as reached, by problem; holdout: the held-out loss it was derived from;
+        measured: the conditions under which targets were measured (suites/targets.py).
+    meant_for: the kind of device, gpu or tpu; on others a run is reduced to the steps, trials and seeds of `reduced`.
+    few: the suite that a reduced run belongs to, with targets of its own.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Suite:
 
     @property
     def sha256(self) -> str:
-        """Of its content: other than in words and layout, no two versions have the same."""
+        """Of its content except `about`, `measured` and the file's layout: any other change gives another hash."""
         content = {
             "settings": dict(self.settings),
             "problems": [[list(group.specs), dict(group.settings)] for group in self.problems],
@@ -86,7 +86,7 @@ class Suite:
 
     @property
     def version(self) -> str:
-        """Its name and the start of its hash, as people read it."""
+        """Its name and the start of its hash, for people."""
         return f"{self.name} {self.sha256[:8]}"
 
     @property
@@ -98,11 +98,11 @@ class Suite:
         return tuple(spec for group in self.optimizers for spec in group.specs)
 
     def mark(self, ruleset: str) -> dict[str, str]:
-        """What run.json says of it."""
+        """Its entry in run.json."""
         return {"name": self.name, "sha256": self.sha256, "ruleset": ruleset}
 
     def at(self, reduced: bool) -> Suite:
-        """Itself, or the suite of its reduced runs, which is another one: PlanError where it has none."""
+        """Itself, or with `reduced` the suite of its reduced runs. Raises PlanError where it has none."""
         if not reduced:
             return self
         if self.few is None:
@@ -110,7 +110,7 @@ class Suite:
         return self.few
 
     def plans(self, problems: Sequence[str] = (), optimizers: Sequence[Group] = ()) -> Iterator[tuple[str, SweepPlan]]:
-        """(ruleset, plan) of every group of problems with every group of optimizers; of these, or of all."""
+        """(ruleset, plan) of every group of problems with every group of optimizers. Raises PlanError, as below."""
         self.check_problems(problems)
         for of_problems in self.problems:
             chosen = tuple(spec for spec in of_problems.specs if not problems or spec in problems)
@@ -119,14 +119,14 @@ class Suite:
                     yield of_optimizers.settings["ruleset"], self._plan(chosen, of_problems.settings, of_optimizers)
 
     def check_problems(self, names: Sequence[str]) -> None:
-        """PlanError for a problem that the suite has not."""
+        """Raises PlanError for a problem that the suite does not have."""
         for name in names:
             if name not in self.all_problems:
                 raise PlanError(f"{self.name}: no problem {name!r}{nearest(name, self.all_problems)}")
 
     def groups_of(self, specs: Sequence[str], ruleset: str = TUNED, rates: str | None = None) -> list[Group]:
-        """These optimizers as the suite has them, with other settings as the one of that name; one that it does not
-        name, or for which `rates` are given, in a group of its own. Self-tuning, the rate is the given one or the
+        """A group for each of these optimizers: the suite's, by the whole spec or else by its name alone; for one that
+        it does not name, or if `rates` are given, a new one. A new self-tuning group has the given rate or the
         optimizer's default."""
         found = []
         for spec in specs:
@@ -157,12 +157,12 @@ class Suite:
 
 
 def chosen_groups(suite: Suite, specs: Sequence[str], ruleset: str, rates: str | None) -> list[Group]:
-    """The optimizers that somebody asks for, in groups that share a search space; none for all of the suite's. Raises
-    PlanError for a search space without an optimizer, or none."""
+    """The optimizers that a user asks for, in groups that share a search space; none for all of the suite's. Raises
+    PlanError for `rates` or a ruleset without an optimizer, and for `rates` that are no search space."""
     checks.one_of(RULESETS)("--ruleset", ruleset)
     if not specs:
         if rates is not None or ruleset != TUNED:
-            raise PlanError("--lr and --ruleset are of the optimizers given; name one with -o")
+            raise PlanError("--lr and --ruleset are for optimizers that are given; name one with -o")
         return []
     if rates is not None and ruleset == TUNED:
         rates = _space(rates, "--lr")
@@ -174,7 +174,7 @@ def chosen_groups(suite: Suite, specs: Sequence[str], ruleset: str, rates: str |
 
 
 def _one_rate(where: str, text: Any) -> float:
-    """One learning rate. Raises PlanError for several or none."""
+    """One learning rate. Raises PlanError for anything else."""
     rates = rates_as_kept(text)
     if isinstance(rates, str) or len(rates) != 1:
         raise PlanError(f"{where}: a self-tuning optimizer has one learning rate, got {text}")
@@ -194,7 +194,7 @@ def default_rate(spec: str) -> float:
 
 
 def short_names(problems: Iterable[str]) -> dict[str, str]:
-    """Problems without their settings, as people read them; with them where two would be called alike."""
+    """Spec -> the problem's name without settings, or the whole spec where two would have the same name."""
     bare = {spec: parse_spec(spec, ProblemError).target for spec in problems}
     counts = Counter(bare.values())
     return {spec: name if counts[name] == 1 else spec for spec, name in bare.items()}
@@ -206,7 +206,7 @@ def built_in_suites() -> list[str]:
 
 
 def suite_path(name: str | Path) -> Path:
-    """The file of a suite named by its path, or by its name if it is built in."""
+    """The file of a suite given by its path, or by its name if it is built in. Raises PlanError for neither."""
     path = Path(name).expanduser()
     if path.suffix == ".toml" or len(path.parts) > 1:
         return path
@@ -277,7 +277,7 @@ def _reduced(suite: Suite) -> Suite:
 
 
 def _with_targets(suite: Suite, values: Mapping[str, Any], where: str) -> Suite:
-    """The suite with the targets that a table of its file has, and what they come from."""
+    """The suite with the targets in a table of its file, and the conditions they were measured under."""
     targets, holdout = (checks.losses(f"{where}: {key}", values.get(key, {})) for key in ("targets", "holdout"))
     measured = values.get("measured", [])
     if not isinstance(measured, list) or not all(isinstance(of, dict) and "specs" in of for of in measured):

@@ -1,4 +1,4 @@
-"""Many records as one table of optimizers and problems: what each says of an optimizer on a problem."""
+"""Many records as one table of optimizers and problems: one entry per optimizer, problem and record."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OWN = "own"  # the family of a user's optimizer
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """An optimizer on a problem, of one record. `name` tells apart what several records call by one name."""
+    """An optimizer on a problem in one record. `name` is unique where several records have the same spec."""
 
     name: str
     ruleset: str
@@ -60,26 +60,27 @@ class Entry:
 
 
 def device_of(run: Run) -> str:
+    """The kind of device in a record's run.json, else its platform, else "unknown"."""
     place = run.info.get("environment", {})
     return str(place.get("device_kind") or place.get("platform") or "unknown")
 
 
 def ruleset_of(run: Run) -> str:
-    """A record that says none has one setting, which is a self-tuning one's, or several."""
+    """The record's ruleset; where it states none: self-tuning if it ran one setting, else tuned."""
     mark: dict[str, Any] = run.info.get("suite") or {}
     alone = run.plan.search is None and len(run.plan.rates) == 1 and not run.plan.axis_names
     return mark.get("ruleset", SELF_TUNING if alone else TUNED)
 
 
 def family_of(optimizer: str) -> str:
-    """Of an optimizer's spec."""
+    """The family of an optimizer's spec; OWN if unknown."""
     target = parse_spec(optimizer, OptimizerError).target
     return next((family for family, names in FAMILIES.items() if target in names.split()), OWN)
 
 
 def entries(runs: Sequence[Run]) -> list[Entry]:
-    """Every optimizer on every problem of these records. Raises GradbenchError, by their names, where two of them were
-    not run alike, and where no trial has finished."""
+    """Every optimizer on every problem of these records. Raises GradbenchError, which names the records, where two of
+    them were not run alike, and where no trial has finished."""
     check_comparable(runs)
     names = _names(runs)
     by_pair = {}
@@ -108,8 +109,8 @@ def by_name(found: Sequence[Entry], ruleset: str) -> dict[str, dict[str, Outcome
 
 
 def _names(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
-    """What to call an optimizer of a record: its spec, and where another record has it on the same problem, what tells
-    the two apart: the device, else the folder that they are in, else their ids."""
+    """(record's id, spec) -> the optimizer's name: its spec and, where another record has it on the same problem, what
+    tells the two apart: the device, else the folder that they are in, else their ids."""
     labels: tuple[Callable[[Run], str], ...] = (device_of, lambda run: run.path.parent.name, lambda run: run.id[-6:])
     names = {}
     for key in dict.fromkeys((optimizer, ruleset_of(run)) for run in runs for optimizer in run.plan.optimizers):

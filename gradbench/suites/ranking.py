@@ -1,18 +1,18 @@
 """Ranks of optimizers, on each problem and over all, with intervals.
 
 The cost of an optimizer on a problem is the geometric mean over seeds of its steps to the target, each seed at a
-setting chosen on others (analysis/races/outcomes.py); of a problem whose target nobody reaches, of the gap at the end.
+setting chosen on the other seeds (analysis/races/outcomes.py); where nobody reaches the target, of the gap at the end.
 Over all problems it is the geometric mean of cost / the best one's cost, over those whose target somebody reaches.
 
-A rank's interval (95 %) goes by differences that are shown, not by the costs' own intervals: each optimizer is held
-against every other, seed by seed, with Holm's correction for the number of others; its rank is at best 1 + those shown
-to be ahead of it, and at worst all but those shown to be behind (Mogstad, Romano, Shaikh and Wilhelm, Inference for
-Ranks with Applications to Mobility across Neighbourhoods and Academic Achievement across Countries, Review of Economic
-Studies 91, 2024).
+A rank's interval (95 %) goes by differences that are shown, not by the costs' own intervals: each optimizer is compared
+with every other, paired by seed, with Holm's correction for the number of others; its rank is at best 1 + the number
+shown to be ahead of it, and at worst the number of all less those shown to be behind (Mogstad, Romano, Shaikh and
+Wilhelm, Inference for Ranks with Applications to Mobility across Neighbourhoods and Academic Achievement across
+Countries, Review of Economic Studies 91, 2024).
 
-Two of which one is shown to be ahead may have ranks whose intervals meet: among many that are alike a rank is anything.
-Whether two differ is said by the two alone, `beside`: the ratio of their steps (of their gaps at
-the end, where neither reaches a target), paired by seed, with its interval.
+The intervals of two ranks may overlap though one optimizer is shown to be ahead of the other, since many others may be
+like both. Whether two differ is told by `beside` alone: the ratio of their steps (of their gaps at the end, where
+neither reaches a target), paired by seed, with its interval.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ Table = Mapping[str, Mapping[str, Outcomes]]  # by optimizer and problem
 
 
 class Beside(NamedTuple):
-    """Another optimizer's cost over the one's at hand, paired by seed and problem, with its 95 % (None where there is
-    none), whether a difference is shown, with Holm's correction for the number of others, and `what` the cost is: steps
-    to the target, or where neither reaches it the gap at the end."""
+    """ratio: another optimizer's cost over this one's, paired by seed and problem; low, high: its 95 % interval, None
+    where there is none; shown: whether a difference is shown, after Holm's correction for the number of others;
+    what: what the cost is, steps to the target, or the gap at the end where neither reaches it.
+    """
 
     ratio: float
     low: float | None
@@ -49,9 +50,9 @@ class Beside(NamedTuple):
 class Ranked:
     """An optimizer's place among `of`, on a problem or over all (`problem` is None).
 
-    value: steps to the target, or gap at the end (`what`); over all what `distance` is. low, high: its 95 %.
+    value: steps to the target, or gap at the end (`what`); over all, `distance`. low, high: its 95 % interval.
     distance: value / the best one's, 1 at the best; over all the geometric mean over problems.
-    reached: the share of seeds that reach the target; over all of all problems' seeds.
+    reached: the share of seeds that reach the target; over all, of all problems' seeds.
     beside: the others with which it shares a problem.
     """
 
@@ -72,7 +73,7 @@ class Ranked:
 
 
 def ranks(found: Table) -> list[Ranked]:
-    """Every optimizer on every problem, and over all."""
+    """One row per optimizer and problem, then one per optimizer over all problems."""
     problems = list(dict.fromkeys(problem for of in found.values() for problem in of))
     rows = [row for problem in problems for row in _on_problem(found, problem)]
     return rows + _over_all(found, rows)
@@ -135,7 +136,7 @@ def _exponentials(of: Estimate) -> tuple[float, float | None, float | None]:
 
 
 def _compared(found: Table) -> dict[str, dict[str, Beside]]:
-    """Of each, the others with which it shares a problem."""
+    """By optimizer: the others with which it shares a problem."""
     beside: dict[str, dict[str, Beside]] = {name: {} for name in found}
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(GradbenchError):  # no two share a problem
@@ -153,7 +154,7 @@ def _compared(found: Table) -> dict[str, dict[str, Beside]]:
 
 
 def _ranks_of(beside: Mapping[str, Beside], rank: int, of: int) -> tuple[int, int]:
-    """The best and the worst rank that the differences shown leave."""
+    """The best and the worst rank that the shown differences leave possible."""
     ahead = sum(other.shown and other.ratio < 1 for other in beside.values())
     behind = sum(other.shown and other.ratio > 1 for other in beside.values())
     return min(1 + ahead, rank), max(of - behind, rank)

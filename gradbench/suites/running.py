@@ -1,4 +1,5 @@
-"""Run a suite: ordinary records, one for each group of problems and optimizers, that say which suite they are of."""
+"""Run a suite: ordinary records, one for each group of problems and optimizers, marked with the suite and its
+version."""
 
 from __future__ import annotations
 
@@ -36,13 +37,13 @@ def run_suite(
     resume: bool = False,
     watching: Watching = lambda: contextlib.nullcontext(Watcher()),
 ) -> list[Run]:
-    """The records of a suite, of these problems and optimizers or of all, made under `out`.
+    """Run a suite, or only these problems and optimizers of it; returns its records, made under `out`.
 
-    With `resume`, a record of the same suite, version, plan and files that is under `out` is taken as it is where it is
-    complete, and gone on with where it is not. `reduced` is a run at the few steps, trials and seeds that the suite
-    states for a machine without the device that it is meant for; if None, there alone, with a GradbenchWarning. A
-    record that was interrupted is the last one. Raises PlanError where the suite's targets were measured for other
-    settings.
+    With `resume`, a record of the same suite, version, plan and files under `out` is taken as it is if complete, and
+    resumed if not. `reduced` runs the few steps, trials and seeds that the suite states for a machine without the
+    device that it is meant for; if None, only on such a machine, with a GradbenchWarning. Where a run is interrupted,
+    its record is the last one returned. Raises PlanError where the suite's targets were measured for other settings,
+    and what run_plan raises.
     """
     found: list[Run] = []
     forced = reduced is None and lacks_device(suite, device)
@@ -94,15 +95,15 @@ def suite_records(folder: Path) -> list[Path]:
 
 
 def expanded(name: str, find: Callable[[str], Path]) -> list[Path]:
-    """The records that a name stands for: one, by `find`, or those in a folder that is none itself."""
+    """The folders of records that a name stands for: all in a folder of records, else the one by `find`."""
     folder = Path(name).expanduser()
     inside = sorted(file.parent for file in folder.glob("*/run.json")) if not (folder / "run.json").is_file() else []
     return inside or [find(name)]
 
 
 def of_suite(runs: Sequence[Run], name: str | None) -> Sequence[Run]:
-    """The records of a suite, by its name or version, "none" for those of no suite. Raises GradbenchError, with the
-    suites that there are, where none is of it, and where no name is given though they are of several."""
+    """The records of a suite, by its name or version; "none" for those of no suite. Raises GradbenchError, which lists
+    the suites present, where no record is of that suite, and where `name` is None and they are of several."""
     known: dict[str, list[Run]] = {}
     for run in runs:
         known.setdefault(suite_words(run), []).append(run)
@@ -116,8 +117,8 @@ def of_suite(runs: Sequence[Run], name: str | None) -> Sequence[Run]:
 
 
 def archived(mine: Sequence[Run], folder: Path | None = None) -> list[Run]:
-    """The other complete records of the same version of a suite as the first of `mine`, in its archive: in `folder`, or
-    where gradbench's own are."""
+    """The other complete records of the suite and version of `mine[0]`, in its archive: in `folder`, or where
+    gradbench's own are. Raises RecordError where `folder` is none."""
     name, version = mine[0].info["suite"]["name"], suite_words(mine[0])
     own = {run.id for run in mine}
     if folder is not None and not folder.is_dir():
@@ -127,7 +128,7 @@ def archived(mine: Sequence[Run], folder: Path | None = None) -> list[Run]:
 
 
 def lacks_device(suite: Suite, device: str | None) -> bool:
-    """Whether the suite is meant for a kind of device that is not here, or not the one asked for."""
+    """Whether the suite is meant for another kind of device than the one here, or the one asked for."""
     if suite.meant_for is None:
         return False
     try:

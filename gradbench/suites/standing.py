@@ -1,4 +1,4 @@
-"""Where optimizers stand among others on a suite, per problem and over all, and why: time, steps, range, tuning."""
+"""How optimizers rank among others on a suite, per problem and over all, and why: time, steps, range, tuning."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ BESIDE_OTHERS = ("rank", "rank_low", "rank_high", "distance", "best", "best_valu
 
 @dataclass(frozen=True)
 class Standing:
-    """rows: a dict for each of the optimizers asked for, over all problems (problem is None) and on each: the fields of
-    ranking.Ranked, ruleset, best (the optimizer ahead of all), best_value, and of a problem learning_rate, good_low,
-    good_high, good_decades, holdout, trial_step_s, device; what is said beside others is None where there are none
-    (of is 1). sentences: why, in words. notes: what was compared."""
+    """rows: for each optimizer asked for one dict over all problems (problem is None) and one per problem: the fields
+        of ranking.Ranked, ruleset, best (the first-ranked optimizer), best_value, and on a problem learning_rate,
+        good_low, good_high, good_decades (decades of learning rate), holdout (loss), trial_step_s (seconds), device;
+        what compares it with others is None where there are none (of is 1).
+    sentences: the reasons. notes: what was compared.
+    """
 
     rows: list[dict[str, Any]]
     sentences: list[str]
@@ -45,9 +47,9 @@ class Standing:
 
 
 def standing(mine: Sequence[Run], others: Sequence[Run], archived: bool = True) -> Standing:
-    """Of the optimizers of these records among those and the `others`, on the problems that they have run; `archived`:
-    whether those are of their suite's archive, as the notes say. Raises GradbenchError for records that do not compare,
-    by their names."""
+    """Rank the optimizers of these records among those and the `others`, on the problems that they have run;
+    `archived`: whether the others are their suite's archive, for the notes. Raises GradbenchError, which names the
+    records, where two do not compare."""
     own = {run.id for run in mine}
     problems = {problem for run in mine for problem in run.plan.problems}
     found = [entry for entry in entries([*mine, *others]) if entry.problem in problems]
@@ -116,8 +118,8 @@ def _place(of: Ranked) -> str:
 
 
 def _beside(of: Ranked) -> str:
-    """Those from which it is shown to differ, each with how many times the steps of the one ahead the other takes, or
-    its gap where neither reaches a target."""
+    """The others from which it is shown to differ, each with the ratio of steps of the slower to the faster, or of gaps
+    where neither reaches a target."""
     shown = sorted((one.ratio, other, " the gap" * (one.what == GAP)) for other, one in of.beside.items() if one.shown)
     behind = ", ".join(f"{other} ({number(1 / ratio)}×{what})" for ratio, other, what in reversed(shown) if ratio < 1)
     ahead = ", ".join(f"{other} ({number(ratio)}×{what})" for ratio, other, what in shown if ratio > 1)
@@ -128,7 +130,7 @@ def _beside(of: Ranked) -> str:
 
 
 def _range(name: str, found: Sequence[Entry]) -> str:
-    """How forgiving the learning rate is, beside the others."""
+    """The width of the good range of learning rates, beside the others'."""
     widths: dict[str, list[float]] = {}
     for entry in found:
         if len(entry.outcomes.rates) > 1:
@@ -156,7 +158,7 @@ def _time(name: str, found: Sequence[Entry]) -> str:
 
 
 def _tuning(name: str, found: Sequence[Entry]) -> str:
-    """The rank after so many trials of tuning."""
+    """The rank after each of several budgets of tuning trials."""
     problems = {entry.problem for entry in found if entry.name == name}
     tables = {entry.ruleset: by_name(found, entry.ruleset) for entry in found}
     [table] = tables.values()

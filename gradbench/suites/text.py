@@ -94,7 +94,7 @@ def show_text(name: str, output_format: str, reduced: bool = False) -> str:
 
 
 def _notes(suite: Suite) -> list[str]:
-    """On its targets, and on its reduced runs."""
+    """Notes on its targets and its reduced runs."""
     said = [measured_otherwise(suite), unmeasured(suite)]
     if suite.references:
         said.append(f"gradbench suite freeze measures targets, by {', '.join(suite.references)}")
@@ -114,7 +114,7 @@ def frozen_text(found: Sequence[Measured], output_format: str) -> str:
 
 
 def result_text(mine: Sequence[Run], others: Sequence[Run], output_format: str) -> str:
-    """Where the optimizers of these records stand; of many, over all problems alone."""
+    """How the optimizers of these records rank; for more than FEW, only over all problems."""
     found = standing(mine, others)
     if len({(row["ruleset"], row["optimizer"]) for row in found.rows}) > FEW and output_format in (
         "table",

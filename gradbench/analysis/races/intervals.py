@@ -15,25 +15,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 CONFIDENCE = 0.95
-POWER = 0.8  # with which the least difference that could have been seen would have been
+POWER = 0.8  # of the test at `detectable`
 
 
 class Estimate(NamedTuple):
-    """A mean, the standard error of it, and its degrees of freedom. One without randomness has the error 0; one of too
-    few values for an error has NaN."""
+    """A mean, its standard error, and its degrees of freedom. The error is 0 without randomness, NaN with too few
+    values."""
 
     value: float
     error: float
     freedom: float
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-        """Student's; both ends NaN where the error is unknown."""
+        """Student's interval; both ends NaN where the error is unknown."""
         half = self._quantile((1 + confidence) / 2) * self.error
         return self.value - half, self.value + half
 
     @property
     def p_value(self) -> float:
-        """Two-sided, that the mean is 0; 1 where the error is unknown."""
+        """Two-sided, of a mean of 0; 1 where the error is unknown."""
         if math.isnan(self.error):
             return 1.0
         if self.error == 0:
@@ -42,7 +42,7 @@ class Estimate(NamedTuple):
 
     @property
     def detectable(self) -> float:
-        """The least mean that a test at 5 % sees with a probability of 80 %; NaN where the error is unknown."""
+        """The smallest mean that a test at 5 % detects with a probability of 80 %; NaN where the error is unknown."""
         return (self._quantile((1 + CONFIDENCE) / 2) + self._quantile(POWER)) * self.error
 
     def _quantile(self, of: float) -> float:
@@ -57,8 +57,7 @@ def _student() -> Any:
 
 
 def mean_of_strata(strata: Sequence[np.ndarray]) -> Estimate:
-    """The mean of the strata's means, each stratum (S,) a sample of its own variance; NaN as error with one value in
-    one of them."""
+    """The mean of the strata's means, each stratum (S,) with its own variance; error NaN if any has one value."""
     counts = np.array([len(of) for of in strata])
     value = float(np.mean([np.mean(of) for of in strata]))
     if counts.min() < 2:
@@ -72,7 +71,7 @@ def mean_of_strata(strata: Sequence[np.ndarray]) -> Estimate:
 
 
 def jackknife(count: int, estimate: Callable[[np.ndarray], float]) -> Estimate:
-    """`estimate(indices)` of `count` units, with the error that leaving each of them out in turn gives."""
+    """`estimate(indices)` over `count` units, with the jackknife error: each unit is left out in turn."""
     every = np.arange(count)
     value = estimate(every)
     if count < 3:
@@ -83,7 +82,7 @@ def jackknife(count: int, estimate: Callable[[np.ndarray], float]) -> Estimate:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted so that one false claim among all has the probability of one p-value alone."""
+    """The p-values adjusted (Holm) so that a level bounds the probability of any false claim among all."""
     order = np.argsort(p_values)
     adjusted, highest = [1.0] * len(order), 0.0
     for rank, place in enumerate(order):

@@ -1,5 +1,5 @@
-"""What a record says of an optimizer on a problem, by setting and seed, and which setting is chosen without the seed
-that it is judged on."""
+"""What a record says of an optimizer on a problem, by setting and seed, where each seed's setting is chosen without
+it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from gradbench.record.schema import SCHEMAS
 from gradbench.record.store import Run
 
 GROUPS = 5  # of the seeds; a seed is judged at the setting that is best on the others of its group
-EVERYWHERE = ("dtype", "precision")  # what records that are compared have in common
-ON_A_PROBLEM = ("steps", "batch_size", "target")  # and where they share a problem
-BUDGET = ("design", "seeds")  # and where they are of one ruleset of a suite
+EVERYWHERE = ("dtype", "precision")  # must be equal in records that are compared
+ON_A_PROBLEM = ("steps", "batch_size", "target")  # and these where they share a problem
+BUDGET = ("design", "seeds")  # and these in one ruleset of a suite
 
 
 class Held(NamedTuple):
@@ -44,7 +44,7 @@ class Held(NamedTuple):
 
     @property
     def units(self) -> np.ndarray:
-        """What of the seeds is independent, (S,): groups; or each seed, where all have chosen the same setting."""
+        """The independent unit of each seed, (S,): its group; or itself, where all have chosen the same setting."""
         return np.arange(len(self.group)) if np.ptp(self.setting) == 0 else self.group
 
 
@@ -52,16 +52,16 @@ class Held(NamedTuple):
 class Outcomes:
     """An optimizer on a problem: arrays (settings R, seeds S) over the seeds that every setting has.
 
-    log_steps: of the first step that reaches the target, cut off at the steps of a trial where it is not reached, so
-        that a ratio says at least how much sooner. Means of such are restricted means (Royston and Parmar, BMC Medical
-        Research Methodology 13, 2013).
-    log_gaps: of the gap at the end, cut off at 1, where a trial began, and below at what is told apart.
+    log_steps: of the first step that reaches the target, cut off at the trial's number of steps where it does not, so
+        that a ratio is a lower bound. Means of these are restricted means (Royston and Parmar, BMC Medical Research
+        Methodology 13, 2013).
+    log_gaps: of the gap at the end, cut off above at 1, the first gap, and below at the resolution.
     """
 
     problem: str
     optimizer: str
     rates: np.ndarray  # (R,)
-    alone: bool  # whether the learning rate is all that the settings differ in
+    alone: bool  # whether the settings differ in the learning rate only
     seeds: np.ndarray  # (S,)
     steps: np.ndarray
     gaps: np.ndarray
@@ -89,7 +89,7 @@ class Outcomes:
 
     @property
     def groups(self) -> np.ndarray:
-        """Which group each seed is in, (S,): GROUPS of them, or as many as two seeds each make."""
+        """The group of each seed, (S,): GROUPS of them, or fewer, so that each has two seeds."""
         count = max(1, min(GROUPS, len(self.seeds) // 2))
         return np.arange(len(self.seeds)) * count // len(self.seeds)
 
@@ -99,10 +99,10 @@ class Outcomes:
         return self.held_out()
 
     def held_out(self, groups: np.ndarray | None = None) -> Held:
-        """Every seed at the setting that is best on the other seeds of its group, (S,); of one seed, on itself.
+        """Every seed at the setting that is best on the other seeds of its group, (S,); a single seed, on itself.
 
-        So groups share nothing, and the spread between them has in it how much the choice of a setting varies. Were a
-        seed judged at what is best on all the others, all would share that choice and intervals would be too short
+        So groups are independent, and the spread between them includes how the choice of a setting varies. If a seed
+        were judged at the best of all the others, all would share that choice and intervals would be too short
         (Bengio and Grandvalet, No unbiased estimator of the variance of K-fold cross-validation, JMLR 5, 2004).
         """
         groups, place = self.groups if groups is None else groups, np.arange(len(self.seeds))
@@ -113,9 +113,9 @@ class Outcomes:
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
-    """GradbenchError, by the names of two records, where they were not run alike: in another dtype or precision, as
-    another version of a suite, on a shared problem to another length or target, or, of one ruleset of a suite, with
-    another budget of tuning."""
+    """GradbenchError, which names two records, where they were not run alike: in another dtype or precision, as another
+    version of a suite, on a shared problem to another length or target, or, in one ruleset of a suite, with another
+    budget of tuning."""
     firsts: dict[Any, Run] = {}
     for run in runs:
         pairs: list[tuple[str, Any, Any, Run]] = [("suite", suite_words(runs[0]), suite_words(run), runs[0])]
@@ -140,17 +140,17 @@ def suite_words(run: Run) -> str:
 
 
 def _is_axis(trials: pa.Table, name: str) -> bool:
-    """Whether a column is an axis of the trials' optimizer: those of others are null here."""
+    """Whether a column is an axis of the trials' optimizer: axes of other optimizers are null."""
     return name not in SCHEMAS["trials"].names and trials[name].null_count == 0
 
 
 def outcomes(
     runs: Sequence[Run], problems: Sequence[str] = (), against: Run | None = None
 ) -> dict[str, dict[str, Outcomes]]:
-    """By optimizer and problem, of one record or of several that share their target; of these problems, or of all.
+    """optimizer -> problem -> Outcomes, from one record or several with one target; for these problems, or all.
 
-    An optimizer of several records has the record's place in its name. References, and what is told apart, are of the
-    records or of `against`, a part of the one. Raises GradbenchError where records cannot be compared, or no trial has
+    With several records an optimizer's name has the record's place in it. References and resolutions are of the records
+    or of `against`, a part of the one record. Raises GradbenchError where records cannot be compared, or no trial has
     finished.
     """
     check_comparable(runs)

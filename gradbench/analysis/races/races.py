@@ -2,7 +2,7 @@
 
 The number is exp of the mean, over problems and within each over seeds, of log(steps of one / steps of the other), from
 the same seed, each optimizer at the learning rate that is best on other seeds. Problems count alike. The interval is
-Student's for a mean over strata; it says what other seeds would give on these problems, not what other problems would.
+Student's for a mean over strata; it covers other seeds on these problems, not other problems.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ STEPS, GAP = "steps to target", "gap at the end"
 class Races:
     """`rows`: a dict for each two optimizers, the one ahead first: faster, slower, what ("steps to target", or where
     neither reaches it anywhere "gap at the end"), ratio (at least 1), low, high (95 %), p_value, p_holm, decided,
-    detectable (the ratio that would have been seen with a probability of 80 %), seeds, problems, ahead (problems on
-    which the first is), unreached_faster, unreached_slower (shares of runs, which count as the steps of a trial), and
+    detectable (the ratio that would be detected with a probability of 80 %), seeds, problems, ahead (on how many of
+    them the first is ahead), unreached_faster, unreached_slower (shares of runs; each counts as a trial's steps), and
     ratios, by problem. `notes` say how settings were chosen and what was left out."""
 
     rows: list[dict[str, Any]]
@@ -45,7 +45,7 @@ class Races:
 
 
 def races_of(found: dict[str, dict[str, Outcomes]]) -> Races:
-    """Of outcomes by optimizer and problem. Raises GradbenchError where no two optimizers share a problem."""
+    """The races of outcomes by optimizer and problem. Raises GradbenchError where no two share a problem."""
     rows: list[dict[str, Any]] = []
     notes = [_choice(found)]
     for a, b in itertools.combinations(found, 2):
@@ -65,22 +65,21 @@ def races_of(found: dict[str, dict[str, Outcomes]]) -> Races:
 
 
 def side(outcome: Outcomes, held: Held, units: np.ndarray) -> dict[int, tuple[float, float, bool, int]]:
-    """By seed: log steps, log gap, whether the target was reached, which of the `units` (S,) it is of."""
+    """By seed: log steps, log gap, whether the target was reached, and the seed's unit, of `units` (S,)."""
     values = zip(held.steps.tolist(), held.gaps.tolist(), held.reached.tolist(), units.tolist())
     return dict(zip(outcome.seeds.tolist(), values))
 
 
 def paired(sides: Sequence[dict[str, dict]]) -> dict[str, np.ndarray]:
-    """What `side` says of two optimizers, by problem, seed against seed: (seeds, 2, 4) by problem, of those that both
-    have."""
+    """What `side` says of two optimizers, paired by seed: problem -> (seeds, 2, 4), for the problems that both have."""
     a, b = sides
     pairs = {problem: [(of[seed], b[problem][seed]) for seed in of if seed in b[problem]] for problem, of in a.items()}
     return {problem: np.array(of) for problem, of in pairs.items() if of}
 
 
 def judged_by(pairs: dict[str, np.ndarray]) -> tuple[str, list[str]]:
-    """What two optimizers are judged by, and on which problems: steps, where any of their runs reaches the target, else
-    gaps on all."""
+    """What two optimizers are compared by, and on which problems: steps, where any of their runs reaches the target;
+    if none does anywhere, gaps on all."""
     reached = [problem for problem, of in pairs.items() if of[:, :, 2].any()]
     return (STEPS, reached) if reached else (GAP, list(pairs))
 
@@ -98,7 +97,7 @@ def left_out(a: str, b: str, pairs: dict[str, np.ndarray], used: Sequence[str]) 
 
 
 def _race(a: str, b: str, pairs: dict[str, np.ndarray]) -> tuple[dict[str, Any], list[str]]:
-    """A row, and notes on what was left out of it."""
+    """The row of two optimizers, and notes on what was left out of it."""
     what, used = judged_by(pairs)
     found = differences(what, kept := {problem: pairs[problem] for problem in used})
     estimate = mean_of_strata([unit_means(of, kept[problem][:, :, 3]) for problem, of in found.items()])
@@ -109,8 +108,8 @@ def _race(a: str, b: str, pairs: dict[str, np.ndarray]) -> tuple[dict[str, Any],
 def row_of(
     a: str, b: str, what: str, pairs: dict[str, np.ndarray], logs: tuple[float, float, float, float], p_value: float
 ) -> dict[str, Any]:
-    """A row, the one ahead first. `logs` are of the ratio, its interval's ends, and the ratio that would have been
-    seen; NaN where unknown."""
+    """A row, the one ahead first. `logs` are those of the ratio, its interval's ends, and the detectable ratio; NaN
+    where unknown."""
     unreached = 1 - np.concatenate([of[:, :, 2] for of in pairs.values()]).mean(axis=0)
     sign, (value, low, high, seen) = 1, logs
     if value < 0:
@@ -158,7 +157,7 @@ def _choice(found: dict[str, dict[str, Outcomes]]) -> str:
 
 
 def _factor(value: float) -> str:
-    """Two digits, of what is beyond 1 where that is little, and no exponent below a million."""
+    """Two digits (for a ratio near 1, of its excess over 1), and no exponent below a million."""
     if 1 < value < 1.1:
         return f"{1 + float(f'{value - 1:.2g}'):.8g}"
     return f"{value:.2g}" if value < 100 or value >= 1e6 else f"{value:.0f}"
@@ -169,7 +168,7 @@ def sentence(row: dict[str, Any]) -> str:
     ratio = f"{_factor(row['ratio'])}×"
     where = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}, {row['ahead']} of {row['problems']} problems"
     interval = "" if row["low"] is None else f"95 %: {_factor(row['low'])} to {_factor(row['high'])}, "
-    if row["low"] is not None and row["low"] == row["high"]:  # as where nothing in a trial depends on its seed
+    if row["low"] is not None and row["low"] == row["high"]:  # nothing in a trial depends on its seed
         interval = "every seed gives the same, so without an interval; "
     if row["decided"]:
         least = "at least " if row["what"] == STEPS and row["unreached_slower"] > row["unreached_faster"] else ""

@@ -1,4 +1,4 @@
-"""Races of records: every two optimizers, or the two of a record to which seeds were added until it was clear."""
+"""Races of records: of every two optimizers, or of the two for which `--until` added seeds."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _FIXED = (
 
 
 def races(runs: Sequence[Run], problems: Sequence[str] = (), optimizers: Sequence[str] = ()) -> Races:
-    """Of one record, or of several that share their target; of these problems and optimizers, or of all.
+    """The races in one record, or in several with one target; of these problems and optimizers, or of all.
 
-    Of a record of `--until` as a whole it is the test that its seeds were added for. Raises GradbenchError where there
-    are not two optimizers that share a problem.
+    For a whole record of `--until` it is the test for which its seeds were added. Raises GradbenchError where no two
+    optimizers share a problem.
     """
     added = [run for run in runs if run.plan.until]
     if len(runs) == len(added) == 1 and not problems and set(optimizers) in (set(), set(runs[0].plan.optimizers)):
@@ -48,8 +48,8 @@ class Units(NamedTuple):
 
     @classmethod
     def of(cls, sides: Sequence[dict[str, Outcomes]], size: int, first: int) -> Units:
-        """Of both optimizers' outcomes by problem, in units of `size` seeds of which those are left out that are not
-        whole everywhere. The first `first` seeds decide by what and on which problems one judges."""
+        """From both optimizers' outcomes by problem, in units of `size` seeds; units incomplete anywhere are left out.
+        The first `first` seeds determine what is compared, and on which problems."""
         held = [
             {problem: side(of, of.held_out(of.seeds // size), of.seeds // size) for problem, of in each.items()}
             for each in sides
@@ -67,8 +67,8 @@ class Units(NamedTuple):
 class Look:
     """What a record of `--until` says after its first `seeds` seeds, or after all that it has.
 
-    What its first round fixes, in which nobody looks, is the same at every look, and whichever optimizer has which
-    name: what gaps are taken against, what is told apart, and by what and on which problems one judges.
+    The first round, in which nobody looks, fixes for every look, and whatever the optimizers' names: the reference of
+    gaps, the resolution, what is compared and on which problems.
     """
 
     run: Run

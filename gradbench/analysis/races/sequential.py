@@ -1,14 +1,14 @@
-"""A test that may be looked at after every seed: does one optimizer win, as seeds are added until that is decided?
+"""A test that may be evaluated after every seed: does one optimizer win, with seeds added until that is decided?
 
 Each unit of seeds gives one value: the mean, over problems and its seeds, of log(steps of one / steps of the other).
-Units share nothing, so under "no difference" the sign of a value is a fair coin whatever its size, those before it and
-the sizes of all. Betting on it a share tanh(strength × size) of what one has, size relative to the root mean square so
-far, multiplies a fortune that is 1 on average; it reaches 1 / 5 % with a probability of at most 5 %, ever (Ville, Étude
+Units are independent, so under "no difference" the sign of a value is a fair coin, given all sizes and the values
+before it. Betting on it a share tanh(strength × size) of the current wealth, size relative to the root mean square so
+far, keeps the expected wealth at 1; it ever reaches 1 / 5 % with a probability of at most 5 % (Ville, Étude
 critique de la notion de collectif, 1939). The bets are those of Fisher-type e-tests of symmetry (Vovk and Wang,
 Nonparametric e-tests of symmetry, New England Journal of Statistics in Data Science 2, 2024; de la Peña, Annals of
 Probability 27, 1999): exp(s x) / cosh(s x). The ratios that are not rejected are the interval, valid at any stopping
 time (Ramdas, Grünwald, Vovk and Shafer, Game-theoretic statistics and safe anytime-valid inference, Statistical
-Science 38, 2023). It takes the values to be spread alike to both sides of the truth.
+Science 38, 2023). The values are assumed to be symmetric about the truth.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import numpy as np
 
 from gradbench.analysis.races.intervals import CONFIDENCE, POWER
 
-STRENGTHS = (0.5, 2.0)  # half the stake on each, a quarter on each sign: small differences, and large ones
+STRENGTHS = (0.5, 2.0)  # half the wealth on each, a quarter on each sign: for small and for large differences
 LEVEL = math.log(1 / (1 - CONFIDENCE))
 # Where an interval's ends are looked for, in ranges of the values.
 _WIDE = np.concatenate([np.linspace(0, 3, 121), np.geomspace(3, 1e4, 41)[1:]])
-_COPIES = 200  # of the values, to find what would have been seen
+_COPIES = 200  # of the values, to find what is detectable
 
 
 def log_fortunes(values: np.ndarray) -> np.ndarray:
-    """The logarithm of a fortune, 1 at first, after each of the values (..., N), by bets against 0 as their middle."""
+    """The log of the wealth, at first 1, after each of the values (..., N), by bets against 0 as their median."""
     squares = np.cumsum(values**2, axis=-1) / np.arange(1, values.shape[-1] + 1)
     sizes = np.divide(values, np.sqrt(squares), out=np.zeros_like(values), where=squares > 0)
     bets = [sign * strength * sizes for strength in STRENGTHS for sign in (1, -1)]
@@ -37,8 +37,8 @@ def log_fortunes(values: np.ndarray) -> np.ndarray:
 
 
 class Sequential(NamedTuple):
-    """What units' values say: the Hodges-Lehmann estimate of their middle, the ends of its interval (NaN where there is
-    none yet), and a p-value that is valid at a stopping time."""
+    """The Hodges-Lehmann estimate of the values' centre, the ends of its interval (NaN where there is none yet), and a
+    p-value that is valid at any stopping time."""
 
     value: float
     low: float
@@ -59,7 +59,7 @@ class Sequential(NamedTuple):
 
 
 def _reach(values: np.ndarray) -> float:
-    """How far above 0 the interval of values around 0 goes; NaN where that is without end."""
+    """How far above 0 the interval of values around 0 reaches; NaN where it is unbounded."""
     spread = float(np.ptp(values))
     if not spread:
         return 0.0 if _rejected(values, 1.0) else math.nan
@@ -81,8 +81,8 @@ def _rejected(values: np.ndarray, middle: float) -> bool:
 
 
 def detectable(values: np.ndarray, looks: np.ndarray) -> float:
-    """The least middle that would have been seen at one of the `looks`, numbers of values, with a probability of 80 %:
-    of values as far from it as these are from theirs, to either side and in any order. NaN with too few."""
+    """The smallest centre that would be detected at one of the `looks` (numbers of values) with a probability of 80 %,
+    for values spread about it as these are about theirs, with random signs and order. NaN with too few."""
     spread = values - Sequential.of(values).value
     rng = np.random.default_rng(0)
     copies = rng.permuted(np.tile(spread, (_COPIES, 1)), axis=1) * rng.choice([-1, 1], (_COPIES, len(values)))

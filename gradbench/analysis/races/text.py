@@ -22,7 +22,7 @@ def chosen_text(
     problems: Sequence[str] = (),
     optimizers: Sequence[str] = (),
 ) -> str:
-    """One of the two, of these problems and optimizers, or of all."""
+    """The races or the tunability, of these problems and optimizers, or of all. Raises PlanError for both at once."""
     check_format(output_format)
     if with_races and with_tunability:
         raise PlanError("--races and --tunability are two tables: one at a time")
@@ -68,7 +68,7 @@ def races_text(found: Races, output_format: str) -> str:
 
 
 def race_text(run: Run, output_format: str) -> str:
-    """What the seeds of a record of `--until` were added for: its sentence and notes, for people; else nothing."""
+    """The sentence and notes of the race of a record of `--until`, for people; "" for other records."""
     if run.plan.until is None or output_format in ("json", "csv"):
         return ""
     try:

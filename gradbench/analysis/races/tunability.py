@@ -1,10 +1,10 @@
-"""What an optimizer is worth at a budget of tuning, and what is lost by a learning rate that is off.
+"""What an optimizer reaches at a budget of tuning, and what it loses at a wrong learning rate.
 
 Tunability: k settings are drawn at random from those of a record and run with one seed; the one that does best is
 judged on the other seeds. The expected result is exact, over all subsets of k settings: a setting whose run is the
 i-th best of N is the best of C(N - i, k - 1) of the C(N, k) subsets (an unbiased U-statistic: Hoeffding, Annals of
 Mathematical Statistics 19, 1948; Dodge, Gururangan, Card, Schwartz and Smith, Show Your Work, EMNLP 2019, draw with
-replacement, which is biased: Tang, Lee, Xin, Liu, Yu and Lin, ACL 2020). Averaged over the seeds that choose. The
+replacement, which is biased: Tang, Lee, Xin, Liu, Yu and Lin, ACL 2020), averaged over the choosing seeds. The
 interval leaves out each seed in turn (jackknife).
 
 Robustness: the factor in steps (or in the gap at the end) of half and of twice the learning rate that a seed's group
@@ -34,7 +34,7 @@ FACTORS = (0.5, 2.0)  # of the best learning rate
 class Tunability:
     """curves: a dict for each problem (None is all of them), number of tuning `trials` and optimizer: what (steps to
         target, or where nobody reaches it gap at the end), value (the geometric mean over problems), low, high (95 %),
-        wins (the lowest there), clear (and by more than chance, against each other one).
+        wins (whether it is the lowest there), clear (and significantly so, against each other one).
     robustness: a dict for each problem and optimizer: half, half_low, half_high, twice, ...: factors of the value at
         the best learning rate, above 1 worse; None beyond the grid, and where that does not reach the target.
     """
@@ -50,14 +50,14 @@ class Tunability:
 
 
 def tunability(runs: Sequence[Run], problems: Sequence[str] = (), optimizers: Sequence[str] = ()) -> Tunability:
-    """Of one record, or of several that share their target; of these problems and optimizers, or of all."""
+    """The tunability in one record, or in several with one target; of these problems and optimizers, or of all."""
     return tunability_of(
         {name: of for name, of in outcomes(runs, problems).items() if not optimizers or name in optimizers}
     )
 
 
 def tunability_of(found: Mapping[str, Mapping[str, Outcomes]]) -> Tunability:
-    """Of outcomes by optimizer and problem. Raises GradbenchError where there are none."""
+    """The tunability of outcomes by optimizer and problem. Raises GradbenchError where there are none."""
     if not found:
         raise GradbenchError("tunability: no such optimizer in the record")
     problems = list(dict.fromkeys(problem for of in found.values() for problem in of))
@@ -105,7 +105,7 @@ def expected_results(of: Outcomes, what: str, trials: int) -> np.ndarray:
 
 
 def _mean_apart(results: np.ndarray, seeds: np.ndarray) -> float:
-    """The mean of `results` (S, S) over the pairs of different ones of these seeds; of one seed, its own."""
+    """The mean of `results` (S, S) over pairs of different seeds among `seeds`; of a single seed, its own."""
     part = results[np.ix_(seeds, seeds)]
     if len(seeds) == 1:
         return float(part[0, 0])
@@ -139,7 +139,7 @@ def _comparable(of: Estimate) -> bool:
 
 
 def _estimate(results: Sequence[np.ndarray]) -> Estimate:
-    """The mean over problems, whose seeds are left out in turn, each for itself."""
+    """The mean over problems; for its error each problem's seeds are left out in turn."""
     parts = [jackknife(len(of), lambda seeds, of=of: _mean_apart(of, seeds)) for of in results]
     value, variances = float(np.mean([of.value for of in parts])), np.array([of.error**2 for of in parts])
     if not variances.any() or np.isnan(variances).any():

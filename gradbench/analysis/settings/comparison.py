@@ -32,7 +32,7 @@ from gradbench.tables import Column, check_format, render, to_json
 
 
 class Entry(NamedTuple):
-    """A pair of one record, which is called `name` here."""
+    """A pair of one record; `name` is the record's."""
 
     name: str
     run: Run
@@ -61,7 +61,7 @@ class RecordComparison:
         optimizers: Sequence[str] = (),
         by: str | None = None,
     ) -> RecordComparison:
-        """Of all pairs, or of these problems and optimizers alone. Raises PlanError for a name that no record has,
+        """Compare all pairs, or only these problems and optimizers. Raises PlanError for a name that no record has,
         GradbenchError where no trial has finished."""
         runs = list(runs)
         for run in runs:
@@ -95,7 +95,7 @@ class RecordComparison:
         ]
 
     def rates(self) -> list[list[dict[str, Any]]]:
-        """For each of these rows those of its learning rates, with every value of its axes."""
+        """For each row of `summaries` the rows of its learning rates, at every value of its axes."""
         return [
             [self._named(entry.name, row) for row in _rate_rows(entry, self.by, entry.pair.points)]
             for of in self.groups
@@ -106,7 +106,7 @@ class RecordComparison:
         return {"record": name} | row if self.several else row
 
     def text(self, output_format: str, summary_only: bool = False) -> str:
-        """Learning rates side by side, a row per pair, and the notes. json has all three; csv the learning rates, or
+        """Learning rates side by side, one row per pair, and the notes. json has all three; csv the learning rates, or
         with `summary_only` the pairs."""
         check_format(output_format)
         if output_format == "json":
@@ -125,13 +125,13 @@ class RecordComparison:
         return with_notes(blocks, self.notes, output_format)
 
     def _with_axes(self) -> Iterator[tuple[str, Run, PairSummary, Effects]]:
-        """The entries whose optimizer has axes beside the learning rate, with what these say."""
+        """The entries whose optimizer has axes beside the learning rate, with their effects."""
         for name, run, pair in (entry for of in self.groups for entry in of):
             for _, found in of_pairs([pair]):
                 yield name, run, pair, found
 
     def axes(self) -> list[dict[str, Any]]:
-        """A row per axis of every pair that has more than the learning rate."""
+        """One row per axis of every pair that has axes beside the learning rate."""
         return [self._named(name, row) for name, _, pair, found in self._with_axes() for row in axis_rows(pair, found)]
 
     def _json(self, summary_only: bool) -> str:
@@ -178,7 +178,7 @@ def _check_known(what: str, given: Sequence[str], known: Sequence[str], records:
 
 
 def _rate_rows(entry: Entry, by: str | None, of: Sequence[RateSummary]) -> list[dict[str, Any]]:
-    """Points of a pair, with the median of the metric `by` where there is one."""
+    """Rows for the points of a pair, with the median of the metric `by` where there is one."""
     rows = [rate_row(rate, entry.pair) for rate in of]
     if by is None:
         return rows
@@ -194,7 +194,7 @@ def _rate_rows(entry: Entry, by: str | None, of: Sequence[RateSummary]) -> list[
 
 
 def _record_notes(run: Run, pairs: Sequence[PairSummary], by: str | None, name: str) -> list[str]:
-    """What is to be noted of one record, after its name if it has one here."""
+    """The notes on one record, each after its name if it has one."""
     problems = dict.fromkeys(pair.problem for pair in pairs)
     notes = [why for problem in problems if (why := recorded_file(run.info, problem))]
     notes += pair_notes(run, pairs, edges=True) + metric_notes(run, pairs, by)
@@ -204,7 +204,7 @@ def _record_notes(run: Run, pairs: Sequence[PairSummary], by: str | None, name: 
 
 
 def _side_by_side(of: Sequence[Entry], by: str | None) -> tuple[list[dict[str, Any]], list[Column]]:
-    """Rows and columns of one table from several records' rows of one pair: a row per learning rate."""
+    """Rows and columns of one table from several records' rows of one pair: one row per learning rate."""
     rows: dict[float, dict[str, Any]] = {}
     beside = [column for column in RATES if column.key in BESIDE] + ([Column(by, by, priority=1)] if by else [])
     for entry in of:

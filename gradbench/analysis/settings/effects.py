@@ -1,9 +1,9 @@
 """How much each axis of a pair matters, and which of its values are good.
 
-The response is the logarithm of the final gap, between the gap that is not told apart from none and that of the start,
-which a diverged trial counts as. Its variance over the points is shared out as in an analysis of variance (Fisher,
+The response is the logarithm of the final gap, bounded below by the gap that counts as 0 and above by the first gap,
+which a diverged trial gets. Its variance over the points is divided as in an analysis of variance (Fisher,
 Statistical Methods for Research Workers, 1925): an axis explains the variance of the means at its values, two axes
-together what the means at their pairs of values vary by beyond that (Hutter, Hoos and Leyton-Brown, An Efficient
+together the variance of the means at their pairs of values beyond that (Hutter, Hoos and Leyton-Brown, An Efficient
 Approach for Assessing Hyperparameter Importance, ICML 2014, section 2, on a grid, where it needs no model).
 """
 
@@ -19,8 +19,8 @@ import numpy as np
 from gradbench.analysis.points import RateSummary, good_points, good_stretch
 from gradbench.analysis.summary import GOOD_FACTOR, PairSummary
 
-INTERACTION = 0.1  # of the variance: what two axes explain together is named from here on
-MIN_PER_BIN = 5  # points of a design that is no grid, at each of an axis's values
+INTERACTION = 0.1  # share of the variance from which an interaction of two axes is reported
+MIN_PER_BIN = 5  # points per bin of an axis's values, where the design is no grid
 MAX_BINS = 8
 RATE = "learning_rate"
 
@@ -30,9 +30,8 @@ class AxisEffect:
     """One axis of a pair.
 
     best: its value at the pair's best point; None where none works.
-    good: the ends of the unbroken stretch of its values around the best, the others staying at theirs, that are as good
-        (summary.PairSummary.good); of a design that is no grid from the lowest to the highest of all good points. None
-        where none works.
+    good: the ends of the unbroken stretch of good values (summary.PairSummary.good) around the best, the other axes at
+        their best; for a design that is no grid, the lowest and highest of all good points. None where none works.
     share: of the variance of the response, 0 to 1; None where the response is the same everywhere.
     levels: value -> (mean of the response over the others, the lowest response), ascending; log10 of a gap.
     """
@@ -46,8 +45,8 @@ class AxisEffect:
 
 @dataclass(frozen=True)
 class Effects:
-    """The axes of a pair, the learning rate first, and what pairs of them explain beyond each alone (from INTERACTION
-    on). `exact` where every combination was tried; else values are put into bins of at least MIN_PER_BIN points."""
+    """The axes of a pair, the learning rate first, and the interactions of two, from INTERACTION on. `exact` where all
+    combinations were tried; else values are put into bins of at least MIN_PER_BIN points."""
 
     axes: list[AxisEffect]
     interactions: dict[tuple[str, str], float]
@@ -59,7 +58,7 @@ def value_of(point: RateSummary, axis: str) -> float:
 
 
 def response(pair: PairSummary) -> np.ndarray:
-    """log10 of each point's median gap, between the floor under which gaps are not told apart and 1: (N,)."""
+    """log10 of each point's median gap, clipped to [floor, 1], where the floor counts as 0: (N,)."""
     gaps = np.array([point.gap_median for point in pair.points])
     return np.log10(np.clip(np.nan_to_num(gaps, nan=np.inf), max(pair.floor, 1e-300), 1.0))
 
@@ -95,15 +94,15 @@ def effects(pair: PairSummary, factor: float = GOOD_FACTOR) -> Effects:
 
 
 def _bins(values: np.ndarray) -> np.ndarray:
-    """Which of few bins of equally many points each value is in, (N,)."""
+    """The bin of each value, (N,), of a few bins with equally many points."""
     count = int(np.clip(len(values) // MIN_PER_BIN, 1, MAX_BINS))
     edges = np.unique(np.quantile(values, np.linspace(0, 1, count + 1)[1:-1]))
     return np.searchsorted(edges, values, side="right")
 
 
 def _between(y: np.ndarray, place: np.ndarray, exact: bool) -> float:
-    """The sum of squares between groups. Of drawn points less what chance alone gives it, the mean square within them
-    for each degree of freedom, as omega squared does (Hays, Statistics for Psychologists, 1963)."""
+    """The sum of squares between groups. For drawn points less its expectation by chance, the mean square within groups
+    times the degrees of freedom, as omega squared has it (Hays, Statistics for Psychologists, 1963)."""
     _, place, count = np.unique(place, return_inverse=True, return_counts=True)
     means = np.bincount(place, y) / count
     between = float((count * (means - y.mean()) ** 2).sum())
@@ -140,8 +139,8 @@ def _good(pair: PairSummary, axis: str, factor: float, exact: bool) -> tuple[flo
 
 
 def at_an_end(effect: AxisEffect, ties: Sequence[RateSummary]) -> str | None:
-    """The end of an axis beside the learning rate that the best lies at, "lowest" or "highest", unless a point inside
-    does as well."""
+    """The end of an axis other than the learning rate at which the best lies, "lowest" or "highest"; None if it lies
+    inside, or a point inside does as well."""
     values = list(effect.levels)
     if effect.best is None or effect.name == RATE or len(values) < 3 or effect.best not in (values[0], values[-1]):
         return None

@@ -18,9 +18,9 @@ from gradbench.inputs.specs.axis import NEAR_ONE, spec_text
 from gradbench.inputs.specs.spec import parse_spec
 
 RESAMPLES = 1000
-MIN_VALUES = 3  # of the axis at which some learning rate works
-# Exponents that theory has: learning_rate x weight_decay is what decays the weights of decoupled decay (Loshchilov and
-# Hutter, ICLR 2019); learning_rate / (1 - momentum) is the length of a run of equal steps (Polyak 1964).
+MIN_VALUES = 3  # of the axis, with a learning rate that works
+# Exponents by theory: decoupled decay shrinks weights by learning_rate x weight_decay (Loshchilov and Hutter, ICLR
+# 2019); with equal gradients a step of momentum has the length learning_rate / (1 - momentum) (Polyak 1964).
 # Batches of independent examples allow longer steps, in proportion (Goyal et al., 2017) or as the square root
 # (Krizhevsky, 2014); in the maximal update parametrisation hidden layers' rates go as one over their width (Yang and
 # Hu, ICML 2021).
@@ -35,8 +35,8 @@ THEORY = {
 
 @dataclass(frozen=True)
 class Move:
-    """best learning rate ∝ of^exponent, where `of` is the axis, or one minus it where that is what is spaced; between
-    `low` and `high` with 95 %."""
+    """best learning rate ∝ of^exponent, where `of` is the axis or, for momentum and the like, one minus it; `low` and
+    `high` are the exponent's 95 % interval."""
 
     axis: str
     of: str
@@ -56,7 +56,7 @@ class Move:
 
 
 def move(pair: PairSummary, trials: pa.Table, axis: str) -> Move | None:
-    """Along an axis of a pair, the others at the pair's best values, from all of its `trials`."""
+    """The Move along an axis of a pair, other axes at the pair's best values, from all of its `trials`."""
     if others := {name: value for name, value in pair.settings.items() if name != axis}:
         trials = rows_where(trials, others)
     values = np.unique(trials[axis].to_numpy()).tolist()
@@ -67,8 +67,8 @@ def fitted(axis: str, trials: Mapping[float, tuple[pa.Table, Reference]], seed: 
     """Fitted to the best learning rate at each value above 0 of the axis, from the trials there, whose gaps are to the
     reference beside them. None where fewer than MIN_VALUES of them have one that works.
 
-    The interval is of two things: which seeds there were, drawn again with replacement, and where between two rates of
-    the grid the best lies, uniformly within half a step to each side.
+    The interval covers two things: the seeds, resampled with replacement, and where between two rates of the grid the
+    best lies, drawn uniformly within half a step to each side.
     """
     places = {value: 1 - value if axis in NEAR_ONE else value for value in trials}
     found = [(math.log(place), _Best(*trials[value])) for value, place in places.items() if place > 0]
@@ -87,8 +87,8 @@ def fitted(axis: str, trials: Mapping[float, tuple[pa.Table, Reference]], seed: 
 
 
 def families(pairs: Sequence[PairSummary]) -> Iterator[tuple[str, str, dict[float, PairSummary]]]:
-    """Pairs that differ in one number of one spec alone, as mlp[hidden=16] and mlp[hidden=32]: what they are, with the
-    number left out, the setting, and the pair at each of its values."""
+    """Pairs that differ only in one number of one spec, such as mlp[hidden=16] and mlp[hidden=32]: their name without
+    that number, the setting, and value -> pair."""
     found: dict[tuple[str, str], dict[float, PairSummary]] = {}
     for pair in pairs:
         for problem, optimizer, name, value in _without_one(pair):
@@ -99,7 +99,7 @@ def families(pairs: Sequence[PairSummary]) -> Iterator[tuple[str, str, dict[floa
 
 
 def _without_one(pair: PairSummary) -> Iterator[tuple[str, str, str, float]]:
-    """(problem, optimizer, setting, value) for each number in either spec, left out of it."""
+    """(problem, optimizer, setting, value) for each number in either spec, with that number left out of the spec."""
     for which, text in enumerate((pair.problem, pair.optimizer)):
         spec = parse_spec(text, GradbenchError)
         for name, value in spec.settings.items():
@@ -109,7 +109,7 @@ def _without_one(pair: PairSummary) -> Iterator[tuple[str, str, str, float]]:
 
 
 class _Best:
-    """The best learning rate at one value of the axis, of any of its seeds."""
+    """Finds the best learning rate at one value of the axis, for any choice of seeds."""
 
     def __init__(self, trials: pa.Table, to: Reference):
         self.rates, self.steps, self.gaps = by_seed(trials, to)
@@ -125,8 +125,8 @@ class _Best:
         return self.known[key]
 
     def drawn(self, take: np.ndarray, rng: np.random.Generator | None) -> float:
-        """log of the best rate of these seeds: the middle of those that reach the target in as few steps, or somewhere
-        in their cells of the grid if `rng` says where."""
+        """log of the best rate for these seeds: the middle of those that reach the target in equally few steps, or with
+        `rng` a random place in their cells of the grid."""
         if self.at(take) is None:
             take = np.arange(self.seeds)
         place = self.at(take)

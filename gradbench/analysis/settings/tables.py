@@ -57,7 +57,7 @@ def axis_rows(pair: PairSummary, found: Effects) -> list[dict[str, Any]]:
 
 
 def moves(run: Run, pair: PairSummary) -> list[Move]:
-    """How the best learning rate moves along each other axis of a pair, where that can be told."""
+    """How the best learning rate moves along each other axis of a pair, where that can be fitted."""
     trials = trials_of(problem_trials(run, pair.problem, pair.reference), pair.problem, pair.optimizer)
     found = (move(pair, trials, axis) for axis in pair.settings)
     return [of for of in found if of is not None]
@@ -105,6 +105,6 @@ def edge_notes(run: Run, pair: PairSummary, found: Effects | None = None) -> lis
 
 
 def of_pairs(pairs: Sequence[PairSummary]) -> list[tuple[PairSummary, Effects]]:
-    """Those pairs that have axes beside the learning rate, with what they say."""
+    """The pairs that have axes beside the learning rate, with their effects."""
     swept = [pair for pair in pairs if pair.settings and len(pair.points) > 1 and not risen(pair.optimizer)]
     return [(pair, effects(pair)) for pair in swept]

@@ -25,8 +25,8 @@ Columns = dict[str, np.ndarray]
 
 
 def branches_of(queue: Queue, falls: np.ndarray, chunk: int, before: int) -> Branches:
-    """The branches among a queue's trials, of a design alone, which are taken out of its order: by `falls`, the steps
-    at which their rates begin to fall, 0 of those that share nothing, (N,). See Branches."""
+    """Find the branches among a queue's trials and take them out of its order; none in a search. `falls` (N,): the step
+    at which each trial's rate begins to fall, 0 where it shares nothing. See Branches."""
     trunk, begin, mine = np.arange(len(falls)), np.zeros(len(falls), np.int64), queue.order
     if queue.why is None and falls.any():
         settings = {name: of[mine] for name, of in queue.settings.items()}
@@ -39,8 +39,8 @@ def branches_of(queue: Queue, falls: np.ndarray, chunk: int, before: int) -> Bra
 def shared(
     settings: Mapping[str, np.ndarray], seeds: np.ndarray, falls: np.ndarray, chunk: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of trials by their settings, seeds and the steps at which their rates begin to fall, each (N,): each one's trunk,
-    itself if it is none's branch, and the step, a multiple of `chunk`, at which it branches off, else 0."""
+    """Of trials by their settings, seeds and the steps at which their rates begin to fall, each (N,): the trunk of each
+    (itself if it is no branch), and the step at which it branches off, a multiple of `chunk`, else 0; both (N,)."""
     place = np.arange(len(seeds))
     others = [of for name, of in settings.items() if name not in COOLING]
     group = np.unique(np.column_stack([*others, seeds]), axis=0, return_inverse=True)[1].reshape(-1)
@@ -53,7 +53,7 @@ def shared(
 
 @dataclass(frozen=True)
 class Ready:
-    """A branch that waits for a slot: its state is at `place` of the copies number `copy`."""
+    """A branch that waits for a slot: its state is row `place` of the copies number `copy`."""
 
     trial: int
     copy: int
@@ -61,8 +61,8 @@ class Ready:
 
 
 class Branches:
-    """The branches of a pair, all by their trial's number there: those whose trunk has not come to them yet, and those
-    that are ready. `before` is the number of the pair's first trial in the record."""
+    """The branches of a pair, by their trials' numbers in it: pending ones, whose trunk has not reached the step at
+    which they branch off, and ready ones. `before` is the number of the pair's first trial in the record."""
 
     def __init__(self, trunk: np.ndarray, begin: np.ndarray, before: int):
         self.trunk, self.begin, self.before = trunk, begin, before
@@ -85,7 +85,8 @@ class Branches:
                 self.past.setdefault(table, []).append({name: of[of_trunk] for name, of in rows.items()})
 
     def leave(self, slot_trial: np.ndarray, first: np.ndarray, copied: Callable[[np.ndarray], Any]) -> None:
-        """Branch off what is due where slots' trials are at these steps; `copied(slots)` copies their states."""
+        """Make copies for the branches that are due: `first` (S,) are the steps of the slots' trials, `copied(slots)`
+        copies their states."""
         if not self.pending:
             return
         slots, due = [], []
@@ -115,15 +116,15 @@ class Branches:
         return found
 
     def ended(self, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The branches of those of these trials that ended before they branched off, which so end as they do: whose
-        each is, by its place in `trials`, and the branches' own trials."""
+        """The branches whose trunk, one of these trials, ended before they branched off, so that they end as it did:
+        the trunk's place in `trials`, and the branch's own trial, of each."""
         gone = [(place, branch) for place, of in enumerate(trials.tolist()) for branch in self.pending.pop(of, ())]
         places, branches = np.array(gone, np.int64).reshape(-1, 2).T
         self.waits[branches] = False
         return places, branches
 
     def rows_of(self, branches: Sequence[int], whole: bool = False) -> Iterator[tuple[str, Columns]]:
-        """Rows of each table that branches have of their trunks: those before they branch off, or all if `whole`."""
+        """Rows of each table that branches take from their trunks: those before they branch off, or all if `whole`."""
         for table, pieces in self.past.items() if len(branches) else ():
             rows = joined(pieces)
             order = np.argsort(rows["trial"], kind="stable")

@@ -1,4 +1,4 @@
-"""Rows and a device's arrays as they are kept."""
+"""Device arrays as a checkpoint stores them, and pieces of rows joined."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def pack(leaf: jax.Array) -> np.ndarray:
 
 
 def unpack(array: np.ndarray, like: jax.Array) -> Any:
+    """A stored array as the device array `like` had it: of its dtype, or a key."""
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     return array.view(like.dtype) if array.dtype != like.dtype else array
@@ -29,4 +30,5 @@ def packed(tree: Any) -> list[np.ndarray]:
 
 
 def joined(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Pieces of rows, by column, as one piece; {} without any."""
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}

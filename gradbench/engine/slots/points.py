@@ -28,8 +28,8 @@ def metric_points(plan: SweepPlan, recorded: int) -> int:
 
 
 def wanted_rows(plan: SweepPlan, block: Block, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every chunk of a trial the rows that are kept, `points` of a trial at most: int32 (chunks, most rows kept), -1
-    where fewer; and the steps of them all."""
+    """For each chunk of a trial the rows that are kept, at most `points` per trial: int32 (chunks, most rows kept in
+    one), padded with -1; and the steps of all of them, int64."""
     total_rows = -(-plan.steps // block.stride) + 1
     kept = recorded_rows(total_rows, points)
     by_chunk = [kept[kept // block.rows == c] for c in range(-(-total_rows // block.rows))]
@@ -42,8 +42,8 @@ def wanted_rows(plan: SweepPlan, block: Block, points: int) -> tuple[np.ndarray,
 def rows_of_chunk(
     wanted: np.ndarray, first: np.ndarray, ends: np.ndarray, block: Block, steps: int, last_too: bool = False
 ) -> np.ndarray:
-    """The rows of the chunk that begins at step `first` (S,) which each slot's trial keeps, (K, S), -1 where none; with
-    `last_too` the last one, too, of a trial that `ends` (S,) before the plan's `steps`."""
+    """Which rows each slot's trial keeps of the chunk that begins at step `first` (S,): (K, S), -1 where none. With
+    `last_too` also the last row of a trial that ends, by `ends` (S,), before the plan's `steps`."""
     rows = wanted[np.minimum(first // block.steps, len(wanted) - 1)].T
     last = -(-ends // block.stride) - first // block.stride
     rows = np.where(rows <= last, rows, -1)

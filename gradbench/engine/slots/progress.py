@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass
 class Progress:
-    """Where a pair's sweep stands: trials done, running in slots, and in all; trial-steps computed, and left to
-    compute at most (retired trials leave theirs undone); seconds since this process took it up."""
+    """How far a pair's sweep is: trials done, running in slots, and in all; trial-steps computed, and left to compute
+    at most (retired trials leave some undone); seconds since this process took it up."""
 
     done: int
     running: int

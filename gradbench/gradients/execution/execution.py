@@ -32,8 +32,8 @@ from gradbench.inputs.problem import Problem
 from gradbench.program.minibatch import take_rows
 
 LOG = logging.getLogger(__name__)
-REPEATS = 5  # every program is called this often at a point, twice where that takes over _REPEAT_SECONDS
-MANY_REPEATS = 100  # and one of them so often where that takes no longer: faults that come and go
+REPEATS = 5  # calls of a program at a point; only 2 where they take over _REPEAT_SECONDS
+MANY_REPEATS = 100  # calls of one program, where that takes no longer: for faults in some calls only
 _REPEAT_SECONDS = 0.5
 
 
@@ -53,12 +53,12 @@ class Row:
     point: str
     leaves: list[Any]
     notes: list[str] = dataclasses.field(default_factory=list)
-    died: bool = False  # with its compiler
+    died: bool = False  # whether the compiler ended its process
 
 
 @dataclasses.dataclass
 class Expectation:
-    """What is expected at a point, flat in float64, its rounding spread, and a doubt if any.
+    """What is expected at a point, flat in float64, its rounding spread, and `doubt`: why it may be wrong, or "".
 
     `kind` names the band: "reverse" for (value, gradient), "forward" for slopes.
     """
@@ -71,7 +71,7 @@ class Expectation:
     sampling: Sampling | None = None
 
     def more(self) -> bool:
-        """Twice as many samples; False where there are all of them."""
+        """Doubles the samples; False where all have been taken."""
         if self.sampling is None or self.spread.samples >= SAMPLES:
             return False
         self.spread = self.sampling.spread(2 * self.spread.samples)
@@ -79,7 +79,7 @@ class Expectation:
 
 
 def compare_centre(spread: Spread, expected: list[np.ndarray], dtype: str) -> str:
-    """A doubt where the trace in `dtype` computes another function than the float64 one, else the empty string."""
+    """The doubt that the trace in `dtype` computes another function than the float64 one; "" if it does not."""
     factor = quantile(sum(e.size for e in expected)) * spread.share
     for centre, wanted, sigma in zip(spread.exact, expected, spread.sigma):
         if not np.isfinite(sigma[np.isfinite(wanted)]).all():
@@ -98,8 +98,8 @@ def compare_centre(spread: Spread, expected: list[np.ndarray], dtype: str) -> st
 class Execution:
     """The check of one problem in one dtype and precision on one device; bands are compiled once for all points.
 
-    `functions` are what has a band, by the kind of Expectation: of a loss, a function of (params, data). `what` is
-    judged, in a word.
+    `functions`, by kind of Expectation, make of a loss the function of (params, data) that gets a band. `what` names
+    what is judged.
     """
 
     functions: Mapping[str, Callable[[programs.LossFunction], Callable[[Any, Any], Any]]] = {
@@ -133,21 +133,21 @@ class Execution:
         return self._bands[key]
 
     def runner(self, name: str, examples: int | None) -> programs.Runner:
-        """The program of that name, compiled once; two that are one program (has_aux is mostly value_and_grad) too."""
+        """The program of that name, compiled once; also once for two of the same text (has_aux, value_and_grad)."""
         if name not in self._runners:
             made = programs.PROGRAMS[name].build(self.problem.loss, examples)
             self._runners[name] = programs.once(made, self._compiled) if hasattr(made, "lower") else made
         return self._runners[name]
 
     def reference(self, point: oracle.Point) -> Expectation:
-        """Raises what tracing or interpreting the loss raises."""
+        """The expectation at a point. Raises what tracing or interpreting the loss raises."""
         expected = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, point.data, self.dtype)
         reference = self.expectation(point, expected, "reverse", FEW)
         self._references.append(reference)
         return reference
 
     def expectation(self, point: oracle.Point, expected: list[np.ndarray], kind: str, samples: int) -> Expectation:
-        """With so many samples of its spread, and more of them where the trace seems another function."""
+        """An Expectation with so many samples of its spread, and more where the trace seems to be another function."""
         sampling = Sampling(self.band(point, kind), point.params, point.data)
         reference = Expectation(point, expected, sampling.spread(samples), kind=kind, sampling=sampling)
         while (doubt := compare_centre(reference.spread, expected, self.dtype)) and reference.more():
@@ -160,8 +160,8 @@ class Execution:
             return jax.device_put((point.params, point.data), self.device)
 
     def judge(self, got: list[Any], reference: Expectation, names: list[str], extra: Any = None) -> Judgement:
-        """Judge flat leaves (the value first if there are as many as expected, else the gradient alone), with as many
-        samples of the spread as it takes."""
+        """Judge flat leaves (the value first if there are as many as expected, else only the gradient), with as many
+        samples of the spread as the verdict needs."""
         found = self._judged(got, reference, names, extra)
         while not found.settled(reference.spread) and reference.more():
             found = self._judged(got, reference, names, extra)
@@ -200,7 +200,7 @@ class Execution:
         most: int = REPEATS,
         names: list[str] | None = None,
     ) -> Row:
-        """Call `runner` `repeats` times, up to `most` while it is quick, and judge every distinct answer."""
+        """Call `runner` `repeats` times, up to `most` if it is fast, and judge every distinct answer."""
         names = names or ["value", *leaf_names(reference.point.params)]
         with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self.device):
             params, data = self.place(reference.point)
@@ -236,7 +236,7 @@ class Execution:
         return row
 
     def name_precision(self, got: list[Any], reference: Expectation, names: list[str], extra: Any) -> list[str]:
-        """Whether the answer is what rounding the inputs of float32 matrix products to TF32 or bfloat16 would give."""
+        """A note if the error is what rounding the inputs of float32 matrix products to TF32 or bfloat16 would give."""
         if self.dtype != "float32" or input_class(self.precision, self.device) != "full":
             return []
         point = reference.point
@@ -250,7 +250,7 @@ class Execution:
         return []
 
     def precision_seen(self, runner: programs.Runner, reference: Expectation) -> str:
-        """Which precision the device used where it had the choice."""
+        """A note on the precision that the device used, where it had a choice."""
         point = reference.point
         kind = input_class(self.precision, self.device)
         if self.dtype != "float32" or kind == "full":
@@ -278,12 +278,12 @@ class Execution:
         for t, e in zip(total, reference.expected):
             if np.linalg.norm(t - e) > 2.0**-30 * max(np.linalg.norm(t), np.linalg.norm(e)):
                 return None, "the loss is not the mean of the losses of parts of its examples"
-        # Each part is rounded, weighted and added: len(parts) + 2 roundings of numbers of this size at the most.
+        # Each part is rounded, weighted and added: at most len(parts) + 2 roundings of numbers of this size.
         unit = self.form.unit
         return [(len(parts) + 2) * unit * s + (len(parts) + 1) * self.form.spacing for s in size], ""
 
     def check(self, points: list[oracle.Point], names: list[str]) -> tuple[list[Row], dict[str, str]]:
-        """A row for each program, its worst point; and the programs that were skipped, with the reason."""
+        """(one row per program, at its worst point; the skipped programs, with the reason)."""
         rows: dict[str, Row] = {}
         skipped: dict[str, str] = {}
         what = f"{self.problem.name}, {self.dtype} on {self.device.platform}:{self.device.id}"
@@ -309,7 +309,7 @@ class Execution:
             return loops.end(jax.value_and_grad(self.problem.loss), *self.place(point))
 
     def program(self, name: str, point: oracle.Point, reference: Expectation, seen: bool) -> Row | str:
-        """One program at one point, `seen` with the precision that was found in force; or why it was skipped."""
+        """The row of a program at a point, or why it was skipped. With `seen` it notes the precision found in force."""
         try:
             if name == programs.FORWARD:
                 return self.forward(point, reference)
@@ -336,12 +336,12 @@ class Execution:
             return self.error_row(name, "INCONCLUSIVE", f"the program cannot be run: {error_text(error)}")
 
     def error_row(self, program: str, verdict: str, reason: str) -> Row:
-        """The row of what gave no answer."""
+        """The row of a program that gave no answer."""
         where = f"{self.device.platform}:{self.device.id}"
         return Row(program, self.dtype, self.precision, where, verdict, reason, 0.0, float("inf"), 0, "", [])
 
     def forward(self, point: oracle.Point, reference: Expectation, repeats: int = REPEATS) -> Row:
-        """Forward-mode slopes along fixed directions against <g*, v>."""
+        """The row of the forward-mode slopes along fixed directions, against <g*, v>."""
         tangents = programs.directions(point.params)
         point = dataclasses.replace(point, data=(point.data, tangents))
         if self._forward is None:
@@ -354,7 +354,7 @@ class Execution:
             for i in range(programs.FORWARD_DIRECTIONS)
         ]
         along = self.expectation(point, [np.asarray(slopes)], "forward", FEW // 2)
-        # <g*, v> inherits the float64 rounding of g*, at most sqrt(n) of its norm along +-1, and rounds itself.
+        # <g*, v> has the float64 rounding of g*, at most sqrt(n) of its norm along +-1, and its own.
         share = UNIT / self.form.unit
         slack = sum(
             quantile(1) * share * np.sqrt(g.size) * norm + UNIT * np.sqrt(g.size) * float(np.sum(np.abs(g)))
@@ -372,7 +372,7 @@ def _tail(spread: Spread) -> Spread:
 
 
 def keep(rows: dict[str, Row], row: Row) -> None:
-    """Of two points the worse one; of two equal verdicts the larger error. The coarser resolving power is reported."""
+    """Keep the worse of two points, by verdict, then error. The coarser resolving power is reported."""
     old = rows.get(row.program)
     if old is None:
         rows[row.program] = row

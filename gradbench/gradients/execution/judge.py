@@ -12,13 +12,14 @@ from gradbench.gradients.formula.scale import meaning
 from gradbench.gradients.rounding.band import Spread, quantile
 from gradbench.gradients.rounding.formats import Format
 
-# A gradient whose scale is not known to better than this cannot be told from half or double of it: INCONCLUSIVE.
+# A gradient whose scale is known no better than this may as well be half or double: INCONCLUSIVE.
 COARSEST = 0.5
 
 
 @dataclasses.dataclass
 class LeafFinding:
-    """One leaf: the error of its worst entry and of its norm in units of what is allowed (1 is the limit), and beta.
+    """One leaf: the errors of its worst entry and of its norm in units of what is allowed (1 is the limit), and beta,
+    the scale <g, g*>/<g*, g*>.
 
     `resolves` is the smallest error of the whole leaf, relative to its norm, that would have been seen.
     """
@@ -49,8 +50,8 @@ class Judgement:
     leaves: list[LeafFinding]
 
     def settled(self, spread: Spread) -> bool:
-        """Whether all samples of `spread` would give a PASS, whatever those that are missing are (see `band`). Scales
-        are only estimated: those near COARSEST are left to all samples."""
+        """Whether all samples of `spread` would give a PASS, whatever the missing ones are (see `band`). Scales are
+        only estimated: those near COARSEST wait for all samples."""
         clear = all(leaf.scale_resolves < COARSEST / 2 for leaf in self.leaves)
         return self.verdict == "PASS" and self.off <= spread.share and clear
 
@@ -69,9 +70,9 @@ def judge(
     """Judge flat leaves `got` (any float dtype) against `expected` (float64).
 
     Args:
-        spread: of the same leaves. extra: more tolerance per entry, on top of the band.
-        form: the format they were computed in, for overflow. examples: for the meaning of beta.
-        underflow: the underflow a finished entry may suffer (absolute). what: the leaves are, in a word.
+        spread: of the same leaves. extra: tolerance per entry, on top of the band.
+        form: the format they were computed in, for overflow. examples: how many there are, to explain beta.
+        underflow: the underflow of a finished entry (absolute). what: what the leaves are, for the texts.
 
     Half of the false-alarm budget is shared by the entries, half by the norms and scales of the leaves.
     """
@@ -125,11 +126,11 @@ def _and(reason: str) -> str:
 
 
 def _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, leaf_factor, underflow) -> LeafFinding:
-    # Where the samples leave float64's range, as those of a root of what cancels to 0, nothing is known.
+    # Where the samples leave float64's range (a root of a sum that cancels to 0) nothing is known.
     sigma = np.where(np.isfinite(spread.sigma[position]), spread.sigma[position], np.inf)
     allowed = entry_factor * sigma + extra_tolerance + underflow
     with np.errstate(all="ignore"):
-        # Rounded to the format a number beyond its range is infinite; near the limit both answers are right.
+        # A number beyond the format's range rounds to infinity; near the limit both answers are right.
         beyond = np.abs(e) - allowed > form.largest
         edge = (np.abs(e) + allowed > form.largest) & ~beyond
         wanted = np.where(beyond, np.copysign(np.inf, e), e)
@@ -137,7 +138,7 @@ def _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, lea
         error = np.where(finite & np.isfinite(g), g - wanted, 0.0)
         units = np.where(error != 0, np.abs(error) / np.maximum(allowed, 1e-320), 0.0)
     usable = finite & np.isfinite(g)
-    # Norms and products are taken of e / largest, so that numbers near the end of float64's range do not overflow.
+    # Norms and products are of e / largest, so that numbers near the end of float64's range do not overflow.
     largest = float(np.max(np.abs(e[usable]), initial=0.0))
     unit = largest if largest > 0 else 1.0
     relative, miss = e[usable] / unit, float(np.linalg.norm(error / unit))
@@ -152,12 +153,12 @@ def _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, lea
     if not (np.isfinite(norm_sigma) and np.isfinite(along)):  # some entries overflow: the others are judged alone
         norm_sigma = float(np.linalg.norm(sigma[usable]))
         along = norm_sigma / unit / size if size > 0 else 0.0
-    if centre_size == 0 and size > 0:  # it cancels to 0 there, and to a rounding of 0 here: it has no component along 0
+    if centre_size == 0 and size > 0:  # the leaf cancels to 0 in the trace, here to rounding: 0 has no direction
         along = norm_sigma / unit / size
     norm_allowed = leaf_factor * (norm_sigma / unit) + slack
-    # Summed from the errors: the sums of what is right to the last bit give exactly 1, however many numbers there are.
+    # Summed from the errors, so that a leaf right to the last bit gives exactly 1, whatever its size.
     beta = 1.0 + float(np.sum(error[usable] / unit * relative) / size**2) if size > 0 else 1.0
-    # 2^-49: the sums made here are float64 too.
+    # 2^-49: the sums here round in float64.
     beta_allowed = leaf_factor * along + 2.0**-49 + (slack / size if size > 0 else 0.0)
     return LeafFinding(
         path=name,
@@ -173,7 +174,7 @@ def _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, lea
 
 
 def _fault(g: np.ndarray, e: np.ndarray, wanted: np.ndarray, finite: np.ndarray) -> str | None:
-    """The first entry that is finite where it should not be, or the contrary."""
+    """A text on the entries that are finite where they should not be, or the reverse; None if there are none."""
     wrong = (finite & ~np.isfinite(g)) | (np.isinf(wanted) & (g != wanted) & ~np.isnan(e))
     if not wrong.any():
         return None
@@ -183,7 +184,7 @@ def _fault(g: np.ndarray, e: np.ndarray, wanted: np.ndarray, finite: np.ndarray)
 
 
 def _worst(units: np.ndarray, g: np.ndarray, e: np.ndarray) -> list[dict[str, Any]]:
-    """The three entries that are furthest off, in units of what is allowed; of those that are not off none."""
+    """Up to three entries that are furthest off, in units of what is allowed."""
     few = min(3, units.size)
     order = np.argpartition(units, units.size - few, axis=None)[units.size - few :] if few else []
     places = [np.unravel_index(flat, e.shape) for flat in sorted(order, key=lambda i: -units.flat[i])]
@@ -202,7 +203,7 @@ def _worst(units: np.ndarray, g: np.ndarray, e: np.ndarray) -> list[dict[str, An
 def _ratio(value: float, allowed: float) -> float:
     if value == 0:
         return 0.0
-    # Where nothing rounds the answer is exact; the float64 sums made here still round.
+    # Where nothing rounds the answer is exact; only the float64 sums here round.
     return value / allowed if allowed > 0 else (math.inf if value > 1e-12 else 0.0)
 
 

@@ -1,4 +1,5 @@
-"""Whether the while loops of a program end in the dtype that it is to run in: one that does not can only be killed."""
+"""Whether a program's while loops end in the dtype that it is to run in: a program whose loop does not can only be
+killed."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from gradbench.program.xla.jaxprs import bind, open_jaxpr
 
 
 class _AsWritten(Interpreter):
-    """Runs a trace in its own dtypes. Its loops end after MAX_TURNS, and the tie flag says so."""
+    """Runs a trace in its own dtypes. A loop is stopped after MAX_TURNS iterations, which sets the tie flag."""
 
     def __init__(self) -> None:
         super().__init__(None, jax.devices("cpu")[0], lambda dtype: False)
@@ -29,8 +30,8 @@ class _AsWritten(Interpreter):
 
 
 def end(function: Callable[[Any, Any], Any], params: Any, data: Any) -> bool:
-    """Whether every while loop in `function(params, data)` ends within MAX_TURNS where these arrays are. To be called
-    in the context of the program: its precision, and x64 for float64."""
+    """Whether every while loop in `function(params, data)` ends within MAX_TURNS at these arrays. To be called in the
+    program's context: its precision, and x64 for float64."""
     trace = jax.make_jaxpr(function)(params, data)
     if "while" not in oracle.primitives(trace):
         return True

@@ -1,4 +1,4 @@
-"""The programs a gradient is computed by. Each takes a loss and returns `run(params, data) -> (value, gradient)`."""
+"""The programs that compute a gradient. Each takes a loss and returns `run(params, data) -> (value, gradient)`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Runner = Callable[[Any, Any], tuple[Any, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class GradientProgram:
-    """A way to compute a gradient. `build(loss, examples)` makes the runner; its value is None where it has none."""
+    """A way to compute a gradient. `build(loss, examples)` makes the runner, whose value may be None."""
 
     name: str
     build: Callable[[LossFunction, int | None], Runner]
@@ -63,8 +63,8 @@ LANES = 3
 
 
 def _lanes(params: Any) -> Any:
-    """Three trials along a leading axis: half the params, the params, the params turned round. NumPy's, which compiles
-    nothing; both are exact."""
+    """Three trials along a leading axis: half the params, the params, the params reversed. By NumPy, which compiles
+    nothing; both changes are exact."""
 
     def stack(x: Any) -> np.ndarray:
         array = np.asarray(x)
@@ -99,8 +99,8 @@ def _keeps_gradient(learning_rate: Any, steps: int, values: Any = None) -> optax
 
 
 def _batched(loss: LossFunction, examples: int | None) -> Runner:
-    """The sweep's own program (gradbench.program), two steps of three trials that stay where they are. Raises
-    CompilerDied where the compiler does not survive it."""
+    """The sweep's own program (gradbench.program): two steps of three trials whose params do not change. Raises
+    CompilerDied where the compiler ends its process on it."""
     made: list[sweep.Program] = []
 
     def runner(params, data):
@@ -112,7 +112,7 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
             cpu = all(device.platform == "cpu" for device in one.devices())
             block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1, relayout=cpu and trial.kind.matrices)
             program = sweep.Program(trial, block, list(one.devices()))
-            if cpu:  # its products are ours, in orders that few programs have
+            if cpu:  # its products are rewritten by us, in unusual layouts that may crash XLA
                 sandbox.survive(
                     program.advance, program.arguments(), sweep.loop_options("cpu", trial.kind.products, LANES)
                 )
@@ -132,14 +132,14 @@ MICROBATCHES = (4, 3, 5, 2)  # parts
 
 def pieces(examples: int) -> list[tuple[float, slice]]:
     """Parts of the rows, with their weights: as many of MICROBATCHES as divide the rows evenly, so that one program
-    serves all of them; else the first, or as many as there are rows."""
+    serves all parts; else the first, or as many as there are rows."""
     count = next((n for n in MICROBATCHES if examples % n == 0), MICROBATCHES[0])
     edges = np.unique(np.linspace(0, examples, count + 1).astype(int))
     return [((stop - start) / examples, slice(int(start), int(stop))) for start, stop in itertools.pairwise(edges)]
 
 
 def microbatches(loss: LossFunction, examples: int | None, transform: Callable = jax.jit) -> Runner:
-    """The mean over parts of the examples of their gradients, each weighted by its rows."""
+    """The mean of the gradients of parts of the examples, weighted by their numbers of rows."""
     piece = transform(jax.value_and_grad(loss))
 
     @jax.jit
@@ -200,7 +200,7 @@ NAMES = (*PROGRAMS, FORWARD)
 
 
 def once(function: Any, compiled: dict[str, Any]) -> Runner:
-    """The jitted function of arrays of fixed shapes; where a program of the same text is in `compiled`, it is that."""
+    """The function, jitted, for arrays of fixed shapes; a program of the same text in `compiled` is used again."""
     made: list[Any] = []
 
     def run(params, data):

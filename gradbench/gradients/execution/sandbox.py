@@ -1,8 +1,8 @@
 """Compiles a program in a child process before this one does.
 
 A compiler that fails a check of its own ends its process: no exception reaches Python, and a user's test run ends
-without a word about which program did it. The child is started once per process, ends with it, and answers for one
-program after another; one that dies is replaced. Programs reach it through jax.export.
+without a word about which program did it. The child is started once per process, ends with it, and compiles one program
+after another; one that dies is replaced. Programs reach it through jax.export.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.export
 
-# Run as a file, not as a module: it needs nothing of gradbench, and is up the sooner.
+# Run as a file, not as a module: it needs nothing of gradbench, and starts faster.
 COMMAND = [sys.executable, "-P", __file__]
 
 
@@ -30,7 +30,7 @@ class CompilerDied(Exception):
 
 
 class Child:
-    """A process that compiles for the CPU what it is sent."""
+    """A process that compiles the programs it is sent, for the CPU."""
 
     def __init__(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  it is open as long as the child runs
@@ -85,8 +85,8 @@ def child() -> Child | None:
 def survive(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
     """Have the child compile the jitted `function` of arrays or shapes for the CPU.
 
-    Raises CompilerDied where that ended the child. What the child cannot take, and what fails with an exception there,
-    is left to the caller, who will meet it.
+    Raises CompilerDied where that ended the child. What the child cannot take, and what raises there, is left to the
+    caller, who will get the same error.
     """
     compiler = child()
     if compiler is None:
@@ -111,7 +111,7 @@ def survive(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) 
 
 
 def _serve() -> None:
-    """The child's: one line of JSON (bytes, compiler options) and a program at a time; a line back for each."""
+    """The child's loop: reads one line of JSON (bytes, compiler options) and a program, writes one line back."""
     jax.config.update("jax_enable_x64", True)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # where a compiler prints

@@ -22,15 +22,15 @@ _TAYLOR_STEPS = 20  # quarterings at most
 
 
 def check_value(problem: Problem, start: oracle.Point) -> Test | None:
-    """FAIL where the loss is not finite at the start, in float64: there is no gradient to check, nor one to train by.
-    None where it is, and where it cannot be run, which `check` finds out."""
+    """FAIL where the loss is not finite at the start, in float64: then there is no gradient to check or to train with.
+    None where it is finite, and where it cannot be run, which `check` reports."""
     try:
         value = float(oracle.evaluate(problem.loss, start.params, start.data)[0])
     except Exception:
         return None
     if math.isfinite(value):
         return None
-    finding = f"it is {value} there: no gradient to check; start where the loss is finite, or mend the loss or its data"
+    finding = f"it is {value} there: no gradient to check; start where the loss is finite, or fix the loss or its data"
     return Test("loss at the start", "FAIL", finding, culprit=f"the loss is {value} at the start")
 
 
@@ -46,9 +46,9 @@ def check(
 ) -> tuple[list[Test], list[np.ndarray]]:
     """Every test of the derivative at a float64 point, and the gradient's flat leaves (float64).
 
-    `spread` is the rounding spread of (value, gradient) in some dtype and `share` its unit over float64's; `suspects`
-    what could be at fault, the loss's own rules where it is None; `size` a change of the loss that matters, where all
-    slopes may be 0.
+    `spread` is the rounding spread of (value, gradient) in some dtype and `share` that dtype's unit over float64's;
+    `suspects` what could be at fault, the loss's own rules if None; `size` a change of the loss that matters, for where
+    all slopes are 0.
     """
     value, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), point.params, point.data)
     norms = [0.0] * len(gradient) if spread is None else [n / share for n in spread.norm[1:]]
@@ -81,8 +81,8 @@ def check(
 def check_start(problem: Problem, start: oracle.Point, spread: Spread | None, share: float, fast: bool) -> list[Test]:
     """The tests that fail at the start itself, where kinks and `where` traps lie (a start is often 0); see `check`.
 
-    What is unclear there was tested at the point nearby, but for a difference too small to accuse. With `fast` only a
-    gradient that is not finite is looked into.
+    What is INCONCLUSIVE there was tested at the point nearby, and is left out unless it is a small difference. With
+    `fast` only a gradient that is not finite is tested.
     """
     _, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), start.params, start.data)
     if fast and all(np.isfinite(g).all() for g in gradient):
@@ -97,15 +97,15 @@ def check_start(problem: Problem, start: oracle.Point, spread: Spread | None, sh
 
 
 def leaf_names(params: Any) -> list[str]:
-    """Each leaf's path, as `['layer']['w']`; of a named tuple's without the dot in front."""
+    """Each leaf's path, such as `['layer']['w']`; without the leading dot for a named tuple's."""
     return [
         jax.tree_util.keystr(path).lstrip(".") or "params" for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
 
 
 def _value_of_rules(loss: Loss, with_gradient: float) -> list[Test]:
-    """A custom rule may report another value than the function that it differentiates: the loss beside a gradient is
-    then not the loss. No test where there is no custom rule."""
+    """A custom rule may report another value than the function that it differentiates: the loss returned with a
+    gradient is then not the loss. No test where there is no custom rule."""
     if not loss.rules:
         return []
     off, slack = abs(with_gradient - loss.value), quantile(1) * math.sqrt(2) * loss.noise
@@ -122,8 +122,8 @@ def _value_of_rules(loss: Loss, with_gradient: float) -> list[Test]:
 def _taylor(loss: Loss, gradient, reach: list[float], generator) -> Test:
     """The remainder f(x+hv) - f(x) - h<g,v> falls like h^2, and like h^3 in the central form, down to the noise.
 
-    v moves an entry by a quarter of its leaf's length, but at most 1000 times what differences moved it: those are best
-    over steps of u^(1/3) of the loss's own length.
+    v moves an entry by a quarter of its leaf's length, but at most 1000 times the step of the differences, which are
+    best at u^(1/3) of the loss's own length.
     """
     name = "Taylor remainder"
     sizes = [min(oracle.length(leaf) / 4, 1000 * r) for leaf, r in zip(loss.leaves, reach)]
@@ -146,8 +146,8 @@ def _taylor(loss: Loss, gradient, reach: list[float], generator) -> Test:
         steps, remainders = np.log(usable[-4:]).T
         slope = float(np.polyfit(steps, remainders, 1)[0])
         text.append(f"{label} {slope:.2f}")
-        # A wrong gradient's remainder is of order 1 down to the floor: the last one above is at most 4 times that. One
-        # that drops further at one step had a kink on its way until then.
+        # A wrong gradient's remainder is of order 1 down to the floor: the last one above it is at most 4 times that.
+        # One that drops further in one step had a kink within its longer steps.
         if slope < 1.5 and usable[-1][1] < 8 * floor:
             verdict = "INCONCLUSIVE"
     if verdict != "PASS":
@@ -172,7 +172,7 @@ def _forward_against_reverse(problem: Problem, loss: Loss, point, gradient, norm
             return Test(name, "PASS", "skipped: a custom_vjp has no forward derivative")
         reverse = float(sum(np.sum(g * v) for g, v in zip(gradient, direction)))
         worst = max(worst, abs(forward - reverse))
-        # Two ways to compute it (sqrt 2); an error of norm s moves <., v> by at most s sqrt(n); the sum rounds n times.
+        # Two computations (sqrt 2); an error of norm s moves <., v> by at most s sqrt(n); the sum rounds n times.
         spread = (
             quantile(1) * math.sqrt(2 * g.size) * s + math.sqrt(g.size) * UNIT * float(np.sum(np.abs(g)))
             for g, s in zip(gradient, norms)
@@ -185,7 +185,7 @@ def _forward_against_reverse(problem: Problem, loss: Loss, point, gradient, norm
 
 
 def _agreement(name: str, finding: str, within: bool, relative: float, loss: Loss) -> Test:
-    """The test of two derivatives, each of which may iterate, that are `relative` apart."""
+    """The Test of two derivatives, `relative` apart, either of which may be iterated to a tolerance."""
     if not within and not loss.has_band:
         return Test(name, "INCONCLUSIVE", f"{finding}; how far rounding may take them is not known", relative)
     if not within and loss.iterates and relative <= NEGLIGIBLE_ITERATED:

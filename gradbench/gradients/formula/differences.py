@@ -1,10 +1,10 @@
-"""The slope of a function of one number from differences of its values, whatever its natural length.
+"""The slope of a function of one number from differences of its values, whatever its natural length scale.
 
 A central difference over a step h is off by truncation, which falls with h, and by rounding, which rises as 1/h. Over a
-step far longer than the function's own length it may look settled at a wrong number: a bump 1e-4 wide has no slope over
-steps of 0.1. So a difference counts only as far as every shorter step agrees with it within rounding, down to
-the steps whose own rounding hides the slope. Where the loss may have a kink the one-sided slopes are found in the same
-way, since every number between them is a right answer there.
+step far longer than the function's own length it may seem settled at a wrong number: a bump 1e-4 wide has no slope over
+steps of 0.1. So a difference counts only as far as every shorter step agrees with it within rounding, down to the steps
+whose own rounding hides the slope. Where the loss may have a kink the one-sided slopes are found in the same way, since
+every number between them is a right answer there.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from gradbench.gradients.rounding.band import quantile
 from gradbench.gradients.rounding.formats import format_of
 
 UNIT = format_of("float64").unit
-# Steps are start / 4^n. Each of the first ones is tried and then every third: enough to refute a longer one, since the
+# Steps are start / 4^n: all of the first ones, then every third. That is enough to refute a longer one, since the
 # function keeps its slope over all steps much shorter than its length.
 _EVERY, _APART = 5, 3
 _FINEST, _COARSEST = 60, -40  # n
 _HIDDEN = 0.1  # a step shorter than one whose rounding is this share of the slope refutes nothing
-_SETTLED = 1e-6  # longer steps are tried where the slope is not known to this
+_SETTLED = 1e-6  # longer steps are tried until the slope is known to this (relative)
 
 
 @dataclasses.dataclass(frozen=True)
 class Slope:
-    """A slope from differences: a value, or an interval at a kink, +- tolerance; and the step that it was found at."""
+    """A slope from differences: a value, or an interval at a kink, +- tolerance; and the step it was found with."""
 
     low: float
     high: float
@@ -43,7 +43,7 @@ class Slope:
 
 @dataclasses.dataclass(frozen=True)
 class _Difference:
-    """Over one step: the slopes ahead and behind, and what rounding may add to their mean; to either, twice that."""
+    """Over one step: the slopes ahead and behind, and the rounding error of their mean (of either, twice that)."""
 
     step: float
     ahead: float
@@ -69,9 +69,9 @@ def slope_at_zero(
     Args:
         noise: the standard deviation of one value by rounding.
         start: a step of the size of what is moved; the search goes to far shorter and longer ones from there.
-        size: of the slope that is asked about; what is far below it need not be resolved.
+        size: of the slope in question; a slope far below it need not be resolved.
         smooth: whether the function is known to have no kink.
-        blur: how far a step may differ from the one that is meant, since the point it leads to is rounded.
+        blur: how far a step may differ from the intended one, since the point that it leads to is rounded.
     """
     factor, known = quantile(1), {}
 
@@ -81,7 +81,7 @@ def slope_at_zero(
         step = start * 4.0**-number
         ahead, behind = function(step), function(-step)
         if math.isfinite(ahead) and math.isfinite(behind):
-            # Where the function is larger its rounding is too.
+            # Rounding grows with the function's value.
             rounding = factor * (noise + UNIT * (abs(ahead) + abs(behind))) / (math.sqrt(2) * step)
             slopes = (ahead - value) / step, (value - behind) / step
             rounding += blur / step * max(map(abs, slopes))
@@ -101,7 +101,7 @@ def slope_at_zero(
     errors = ahead_error + behind_error
     if abs(ahead - behind) > errors:
         return Slope(min(ahead, behind), max(ahead, behind), max(ahead_error, behind_error), True, known[best].step)
-    # A kink smaller than the errors may be there: its ends are allowed for.
+    # There may be a kink smaller than the errors: the interval includes its ends.
     reach = max(error, abs(ahead - middle) + ahead_error, abs(behind - middle) + behind_error)
     return dataclasses.replace(smooth_slope, tolerance=reach)
 
@@ -130,7 +130,7 @@ _Sequence = dict[int, tuple[float, float]]  # n -> a slope and its rounding
 
 
 def _refined(known: dict[int, _Difference], difference: Callable[[int], None]) -> tuple[float, float, int] | None:
-    """`_best` of the central differences, with those beside the best one made too."""
+    """`_best` of the central differences, after those next to the best one are made too."""
     while True:
         best = _best({number: (d.central, d.rounding) for number, d in known.items()})
         if best is None:
@@ -146,10 +146,10 @@ def _refined(known: dict[int, _Difference], difference: Callable[[int], None]) -
 def _best(slopes: _Sequence) -> tuple[float, float, int] | None:
     """The slope known best, its error and its n.
 
-    The error is rounding, and the largest of three signs of truncation: the change to the next shorter step, as far as
-    truncation that falls at least as the step explains it; the change from the next longer one, for one that falls as
-    its square (so that two steps that agree by chance are not chosen); what shorter steps refute beyond their own
-    rounding. The shortest is known by the change from the one before.
+    The error is rounding, plus the largest of three estimates of truncation: the change to the next shorter step, as
+    far as truncation that falls at least like the step explains it; the change from the next longer one, for truncation
+    that falls like its square (so that two steps that agree by chance are not chosen); what shorter steps refute beyond
+    their own rounding. The shortest is known by the change from the one before.
     """
     order = sorted(slopes)
     if len(order) < 2:

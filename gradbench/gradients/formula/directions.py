@@ -1,8 +1,8 @@
 """A float64 gradient against differences of the loss, along random directions and single entries of each leaf.
 
-One direction may move several leaves at once, each so far that the loss changes about as much by it as by any other.
-Where the sum of their slopes is right to PLAIN of each leaf's own, all of them are: errors of two leaves cancel along a
-direction with random weights with a probability of about PLAIN. Else, and at kinks, each leaf is asked alone.
+One direction may move several leaves at once, each so far that all change the loss by about as much. Where the sum of
+their slopes is right to PLAIN of each leaf's own, all of them are: with random weights the errors of two leaves cancel
+with a probability of about PLAIN. Otherwise, and at kinks, each leaf is tested alone.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from gradbench.gradients.rounding.primitives import names
 from gradbench.inputs.problem import Problem
 from gradbench.program.xla.jaxprs import custom_rules
 
-# A fault smaller than this is not resolved by differences and the direction is INCONCLUSIVE: half of a leaf's slope
-# is the coarsest fault (a factor 2) that must be seen.
+# Where differences resolve no fault as small as this share of a leaf's slope, the direction is INCONCLUSIVE: half of
+# a slope is the coarsest fault (a factor 2) that must be seen.
 COARSEST = 0.5
-# A derivative that iterates to a tolerance (an adjoint of an ODE, an implicit root) differs from its loss's by some
-# multiple of that. Below the unit of float32 the difference is INCONCLUSIVE, not FAIL; below the root of that unit
-# where a custom rule of the loss holds a while loop.
+# A derivative that iterates to a tolerance (an adjoint of an ODE, an implicit root) differs from the loss's own by a
+# multiple of the tolerance. A difference below float32's unit is INCONCLUSIVE, not FAIL; where a custom rule of the
+# loss has a while loop, one below the square root of that unit.
 NEGLIGIBLE, NEGLIGIBLE_ITERATED = 2.0**-24, 2.0**-12
-# A share of each slope to which several leaves together must be right: about what programs in float32 are judged to.
+# The relative error of each slope that a direction through several leaves must resolve: about float32's band.
 PLAIN = 2.0**-16
 # Primitives whose slope may jump, or may become infinite, at a point.
 KINKED = names(
@@ -44,9 +44,9 @@ ITERATES = "a rule that iterates to a tolerance may be so far off"
 
 @dataclasses.dataclass
 class Test:
-    """One test: its name, PASS / FAIL / INCONCLUSIVE, one line of finding, the smallest fault it could see, and what is
-    wrong in a few words, as far as it knows. An INCONCLUSIVE one with `resolves` is a difference too small to accuse.
-    """
+    """One test: its name, PASS / FAIL / INCONCLUSIVE, one line of finding, the smallest relative fault it could see,
+    and in a few words what is wrong, if known. An INCONCLUSIVE one with `resolves` is a difference too small to call a
+    fault."""
 
     name: str
     verdict: str
@@ -58,8 +58,8 @@ class Test:
 class Loss:
     """The loss at a point as a function of one number, the step along a direction; float64, op by op.
 
-    `size` is a change of it that matters, where all slopes may be 0; `roundings` one standard deviation of the norm of
-    each leaf of its gradient.
+    `size` is a change of the loss that matters, for where all slopes are 0; `roundings` one standard deviation of the
+    norm of each leaf of its gradient.
     """
 
     def __init__(self, problem: Problem, point: oracle.Point, noise: float | None, size: float, roundings: list[float]):
@@ -72,7 +72,7 @@ class Loss:
         self.iterates = any(rule.iterates for rule in self.rules)
         self._moving: list[int] | None = None
         self.value = self.at(0.0, [None] * len(self.leaves))
-        self.has_band = noise is not None  # without one a thousand roundings are assumed
+        self.has_band = noise is not None  # if not, a thousand roundings are assumed
         self.noise = max(UNIT * abs(self.value), 1000 * UNIT * abs(self.value) if noise is None else noise)
 
     def at(self, step: float, direction: Sequence[np.ndarray | None]) -> float:
@@ -84,17 +84,17 @@ class Loss:
         return float(self._value_at([*moved.values()])[0])
 
     def rounding(self, leaf: int) -> float:
-        """How far the gradient of a leaf rounds: one that is 0 by cancellation is not 0 in float64."""
+        """The rounding error of a leaf's gradient: one that cancels to 0 is not 0 in float64."""
         deviation = self.roundings[leaf]
         return quantile(1) * deviation if math.isfinite(deviation) else 0.0
 
     def slope(
         self, direction: Sequence[np.ndarray | None], start: float, size: float, shares: Sequence[float] = (1.0,)
     ) -> Slope | None:
-        """Along a direction, from steps around `start`; `size` is that of the slope asked about and `shares` those
-        of the leaves that move in it; None where the loss is not finite nearby."""
+        """The slope along a direction, from steps around `start`; `size` is that of the slope in question and `shares`
+        those of the leaves that move; None where the loss is not finite nearby."""
         moved = [(x, v) for x, v in zip(self.leaves, direction) if v is not None]
-        # x + hv is rounded, by half a unit of x: a step too long or too short by that over v.
+        # x + hv is rounded by half a unit of x, so the step is off by that over v.
         blurs = [UNIT * float(np.max(np.abs(x[v != 0] / v[v != 0]), initial=0.0)) for x, v in moved]
         blur = sum(share * blur for share, blur in zip(shares, blurs, strict=True))
         return slope_at_zero(lambda h: self.at(h, direction), self.value, self.noise, start, size, self.smooth, blur)
@@ -102,8 +102,8 @@ class Loss:
 
 @dataclasses.dataclass(eq=False)
 class _Leaf:
-    """A leaf of the gradient, with its norm, the root of its mean square, the length of the parameters, and the
-    directions it is asked along, each with the entry that it moves, or None where it moves all."""
+    """A leaf of the gradient: its norm, the root of its mean square, the length of the parameters, and the directions
+    in which it is tested, each with the one entry that it moves, or None where it moves all."""
 
     number: int
     name: str
@@ -127,7 +127,7 @@ class _Leaf:
 def differences(
     loss: Loss, gradient: list[np.ndarray], names: list[str], generator: Any, fast: bool, examples: int | None
 ) -> tuple[Test, list[float]]:
-    """The test, and per leaf how far an entry was moved where a slope was known best."""
+    """The test, and per leaf the largest move of an entry in the step by which a slope is known best."""
     few = fast or sum(g.size for g in gradient) > 10**5
     reach, leaves = [oracle.length(x) for x in loss.leaves], []
     for number, (g, name, length) in enumerate(zip(gradient, names, reach)):
@@ -135,8 +135,7 @@ def differences(
             norm = float(np.linalg.norm(g))
             root = norm / math.sqrt(g.size)
             leaves.append(_Leaf(number, name, g, norm, root, length, _directions(g, generator, few)))
-    # What the loss changes by as a leaf moves by its length, of the leaf where that is most: beside it a slope of 0
-    # need not be known to a share of itself.
+    # The largest change of the loss as one leaf moves by its length: a slope of 0 need only be known to a share of it.
     sizes = [leaf.root * leaf.length for leaf in leaves]
     steepest = max((size for size in [loss.size, *sizes] if math.isfinite(size)), default=0.0)
     found, most = _Along(loss, examples, steepest), max(sizes, default=0.0)
@@ -157,7 +156,7 @@ def differences(
 
 
 def _together(loss: Loss, leaves: list[_Leaf], found: _Along, reach: list[float]) -> bool:
-    """Whether the leaves' slopes are right, to PLAIN of each, along directions that move all of these leaves."""
+    """Whether the leaves' slopes are right, each to PLAIN, by directions that move all of these leaves at once."""
     generator, moves, resolved = np.random.default_rng(2), list(reach), []
     for given in itertools.zip_longest(*(leaf.directions for leaf in leaves)):
         chosen = [(leaf, one[0], one[1]) for leaf, one in zip(leaves, given) if one is not None]
@@ -185,7 +184,7 @@ def _together(loss: Loss, leaves: list[_Leaf], found: _Along, reach: list[float]
 
 
 def _directions(g: np.ndarray, generator: np.random.Generator, few: bool) -> list[tuple[np.ndarray, int | None]]:
-    """Directions in a leaf, each with the entry that it moves, or None where it moves all."""
+    """Directions in a leaf, each with the one entry that it moves, or None where it moves all."""
     entries = [int(np.nanargmax(np.abs(g)))] if np.isfinite(g).any() else []
     entries += [int(i) for i in np.flatnonzero(~np.isfinite(g))[:1]]
     entries += [] if few else [int(i) for i in generator.integers(g.size, size=2)]
@@ -195,8 +194,8 @@ def _directions(g: np.ndarray, generator: np.random.Generator, few: bool) -> lis
 
 
 class _Along:
-    """What differences say of a gradient along one direction after another; `steepest` is a change of the loss beside
-    which smaller ones need not be known."""
+    """Collects what differences say of a gradient, direction by direction; `steepest` is a change of the loss, and
+    changes far below it need not be resolved."""
 
     def __init__(self, loss: Loss, examples: int | None, steepest: float):
         self._loss, self._examples, self._steepest = loss, examples, steepest
@@ -206,12 +205,12 @@ class _Along:
         self._seen, self._kinks, self._tried = 0.0, 0, 0
 
     def agree(self, resolved: list[float]) -> None:
-        """So many directions are right to these shares of their slopes."""
+        """Count directions that agree, each resolved to this share of its slope."""
         self._tried += len(resolved)
         self._seen = max([self._seen, *resolved])
 
     def add(self, leaf: _Leaf, entry: int | None, slope: Slope | None, along: float) -> None:
-        """The slope `along` in a leaf against differences."""
+        """Compare the slope `along` in a leaf with differences."""
         name, root = leaf.name, leaf.root
         where = name if entry is None else f"{name}{list(map(int, np.unravel_index(entry, leaf.g.shape)))}"
         self._tried += 1

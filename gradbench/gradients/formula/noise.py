@@ -1,7 +1,7 @@
 """The band without a compiler: the interpretation of `rounding`, several samples at once in NumPy.
 
-Compiling the sampler of `Band` takes seconds for every shape, and its run a millisecond; NumPy takes tens of
-milliseconds in all as long as the arrays are small. The rounding rules and the seeds are the same ones.
+Compiling the sampler of `Band` takes seconds for every shape and its run a millisecond; NumPy takes tens of
+milliseconds in all as long as the arrays are small. The rounding rules and the seeds are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gradbench.gradients.rounding.interpreter import MAX_TURNS, Interpreter
 from gradbench.gradients.rounding.pairs import Flags, Pair, is_float, wide
 from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr, scan_counts
 
-# Beside the primitives that round a result of their own.
+# Elementwise, like the primitives that round a result of their own.
 _ELEMENTWISE = rounding.names(
     "neg abs sign copy copy_p select_n max min stop_gradient is_finite eq ne lt le gt ge and or not xor floor ceil "
     "round clamp convert_element_type reduce_precision name optimization_barrier integer_pow logistic add_any square "
@@ -35,8 +35,8 @@ _ELEMENTWISE = rounding.names(
 
 @dataclasses.dataclass
 class Sampled:
-    """The spread of a trace's float outputs, and what the samples were: a deviation per sample, leading axis SAMPLES,
-    in the size that rounding gives it."""
+    """The spread of a trace's float outputs, and the samples' deviations: one array per output with leading axis
+    SAMPLES, at the true size of rounding."""
 
     spread: Spread
     deviations: list[np.ndarray]
@@ -45,7 +45,7 @@ class Sampled:
 def sample(
     trace: Any, arguments: list[np.ndarray], dtype: str, precision: str, device: jax.Device, worst_case: bool = False
 ) -> Sampled:
-    """How far rounding in `dtype` on `device` takes the outputs of a trace made in it, at these flat arguments.
+    """How far rounding in `dtype` on `device` takes the outputs of a trace made in `dtype`, at these flat arguments.
 
     Raises what a primitive raises when it cannot be run.
     """
@@ -90,8 +90,8 @@ def _deviations(exact: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray, f
 
 
 def _moments(exact: np.ndarray, deviation: np.ndarray) -> tuple[float, np.ndarray, float, float]:
-    """The largest entry, and in units of it, so that squares stay in range, the sums of the squares of deviations: of
-    each entry, of the norm, along the leaf."""
+    """The largest entry and, in units of it so that squares stay in range, the sums of squared deviations: of each
+    entry, of the norm, along the leaf."""
     finite = np.where(np.isfinite(exact), exact, 0.0)
     unit = float(np.max(np.abs(finite), initial=0.0)) or 1.0
     deviation, relative = deviation / unit, finite / unit
@@ -108,8 +108,8 @@ class QuickBand(Band):
         super().__init__(*arguments, **options)
         found = list(equations(self.trace))
         inside = {equation.primitive.name for equation in found}
-        # Seconds of one core for the samples of two points. Beside the entries, whose noise takes NumPy a dozen passes:
-        # what NumPy takes for an equation at every turn of its scan, and XLA to trace and compile it once.
+        # Seconds of one core for the samples of two points: NumPy's dozen passes over the entries, and its time per
+        # equation in each iteration of a scan, against XLA's time to trace and compile each equation once.
         rows = 2 * FEW * self.entries
         numpy, compiled = 4e-4 * turns(self.trace) + 2e-8 * rows, 2.5e-2 * len(found) + 5e-9 * rows
         self.by_numpy = numpy < compiled and inside.isdisjoint({"while", "conv_general_dilated"})
@@ -121,7 +121,7 @@ class QuickBand(Band):
             try:
                 return self._sampled(start, leaves)
             except Exception:  # random keys, what JAX cannot batch: a compiled sampler takes more
-                if start:  # sums are in units of this sampler's exact values
+                if start:  # too late to change: sums so far are in units of this sampler's exact values
                     raise
                 self.by_numpy = False
         return super().moments(start, leaves)
@@ -142,7 +142,7 @@ class QuickBand(Band):
 
 
 def turns(trace: Any) -> int:
-    """How many equations a run of a trace takes, those of a scan's body at every turn."""
+    """How many equations a trace runs, counting a scan's body once per iteration."""
     total = 0
     for equation in open_jaxpr(trace)[0].eqns:
         inside = sum(map(turns, nested(equation)))
@@ -151,7 +151,7 @@ def turns(trace: Any) -> int:
 
 
 class _Samples(Interpreter):
-    """Noisy values have a leading axis, a sample for each seed, where noise has reached them, and are the exact value
+    """Noisy values have a leading axis, one sample per seed, where noise has reached them, and are the exact value
     elsewhere."""
 
     def __init__(
@@ -167,8 +167,8 @@ class _Samples(Interpreter):
         return super().add(noisy, exact, amplitude, salt, picks)
 
     def same_salts(self, place: int, part: int, run: Callable[..., Any], *given: Any) -> Any:
-        """Runs a loop's test or body, or a branch, with salts of its own, the same ones each time: a compiled sampler
-        traces each part once, and its operations keep their salts from iteration to iteration."""
+        """Runs a loop's test or body, or a branch, with salts of its own, the same each time: a compiled sampler traces
+        each part once, so its operations keep their salts from iteration to iteration."""
         outside, block = self._salts, self._blocks.setdefault((place, part), len(self._blocks) + 1)
         self._salts = itertools.count(block << 32)
         found = run(*given)

@@ -1,7 +1,7 @@
 """The reference: float64 on the CPU, one primitive at a time, at inputs already rounded to the dtype under test.
 
 Nothing of it is compiled as a program and most of it is NumPy's (see `reference`), so a fault of the compiler, of
-another device or of a narrower format cannot reach it. Whether the derivative itself is right is the business of
+another device or of a narrower format cannot affect it. Whether the derivative itself is right is tested in
 `derivative`.
 """
 
@@ -24,7 +24,7 @@ from gradbench.machine.internals import compiler_options
 from gradbench.program.minibatch import take_rows
 from gradbench.program.xla.jaxprs import equations, open_jaxpr
 
-_HALVINGS = 30  # at most, of a step that leaves the loss's domain
+_HALVINGS = 30  # at most, of a step that leads out of the loss's domain
 _WORK = 2**28  # parameters x examples; a problem beyond it is checked on fewer of its examples
 
 
@@ -73,7 +73,7 @@ def unrounded(problem: Problem, count: int = 2, seed: int = 0) -> list[Point]:
 
 
 def _near(problem: Problem, start: Any, data: Any, generator: np.random.Generator) -> Any:
-    """A random point near `start` where the loss is finite, if it is at `start`."""
+    """A random point near `start`, where the loss is finite if it is finite at `start`."""
     step = jax.tree.map(lambda x: 0.1 * length(x) * generator.standard_normal(x.shape), start)
     for halvings in range(_HALVINGS):
         point = jax.tree.map(lambda x, s, n=halvings: x + 2.0**-n * s, start, step)
@@ -83,7 +83,7 @@ def _near(problem: Problem, start: Any, data: Any, generator: np.random.Generato
 
 
 def _is_finite(problem: Problem, params: Any, data: Any) -> bool:
-    """Whether the loss is; True where it cannot be run, which is found out where it is checked."""
+    """Whether the loss is finite; True where it cannot be run, which the check itself reports."""
     try:
         return bool(np.isfinite(evaluate(problem.loss, params, rounded(data, "float64"))[0]))
     except Exception:
@@ -109,7 +109,7 @@ def cut_examples(problem: Problem, parameters: int, seed: int) -> tuple[Any, int
 
 
 def rounded(tree: Any, dtype: str) -> Any:
-    """Every float leaf rounded to `dtype`; whole numbers as int32, as they are without x64."""
+    """Every float leaf rounded to `dtype`; integers as int32, which they are without x64."""
 
     def leaf(x: Any) -> np.ndarray:
         array = np.asarray(x)
@@ -142,10 +142,11 @@ def float64(tree: Any) -> Any:
 
 
 def evaluate(function: Callable[[Any, Any], Any], params: Any, data: Any, drawn: str = "float64") -> list[np.ndarray]:
-    """The flat leaves of `function(params, data)` in float64, one primitive at a time, on the CPU. Random numbers that
-    it draws are those that it draws in `drawn`, a dtype: in float64 JAX makes others of the same key.
+    """The flat leaves of `function(params, data)` in float64, one primitive at a time, on the CPU. Random numbers are
+    those that the function draws in the dtype `drawn`: from the same key JAX draws others in float64.
 
-    Where the function itself rounds to a narrower format (mixed precision), that is the exact function it approximates.
+    Where the function itself rounds to a narrower format (mixed precision), the exact function that it approximates is
+    evaluated. Raises what a primitive raises when it cannot be run.
     """
     found = trace(function, params, data)
     if drawn != "float64" and primitives(found) & _DRAWS:
@@ -159,7 +160,7 @@ _DRAWS = {"random_bits", "threefry2x32"}
 def trace(function: Callable[[Any, Any], Any], params: Any, data: Any) -> Any:
     """The jaxpr of `function(params, data)` in float64, or in float32 where it names float32 itself and takes no other.
 
-    `evaluate` widens either. Raises what tracing in float32 raises where neither is possible.
+    `evaluate` widens both. Raises what tracing in float32 raises where neither is possible.
     """
     try:
         return _traced(function, params, data, "float64")
@@ -195,4 +196,5 @@ def widened(trace: Any, arguments: Any, stops: bool = True) -> list[Any]:
 
 
 def primitives(trace: Any) -> set[str]:
+    """The names of all primitives in a trace, nested ones included."""
     return {equation.primitive.name for equation in equations(trace)}

@@ -33,12 +33,12 @@ def run(trace: Any, arguments: list[Any]) -> list[np.ndarray]:
 
 
 def context(trace: Any) -> contextlib.AbstractContextManager[None]:
-    """Where a trace is run with NumPy: float64, the CPU for what JAX does of it, no warnings."""
+    """A context to run a trace with NumPy: float64, the CPU for what JAX does of it, no warnings."""
     return _numpy(_threads(trace))
 
 
 def prepared(trace: Any, arguments: list[Any], moving: Sequence[int]) -> Callable[[list[Any]], list[np.ndarray]]:
-    """`run` as a function of the arguments of these numbers alone: what depends on none of them is computed once."""
+    """`run` as a function of only the arguments numbered in `moving`: what depends on none of them is computed once."""
     jaxpr, consts = open_jaxpr(trace)
     threads, moved = _threads(trace), [jaxpr.invars[number] for number in moving]
     reached, before, after = set(moved), [], []
@@ -60,21 +60,21 @@ def prepared(trace: Any, arguments: list[Any], moving: Sequence[int]) -> Callabl
     return at
 
 
-_SMALL_PRODUCT = 2**27  # multiplications: some ten milliseconds on one core
+_SMALL_PRODUCT = 2**27  # multiplications, about 10 ms on one core
 
 
 @contextlib.contextmanager
 def _numpy(threads: int | None) -> Generator[None]:
-    """Where NumPy and, for what it does not have, JAX compute in float64 on the CPU."""
+    """A context in which NumPy, and JAX for what NumPy lacks, compute in float64 on the CPU."""
     limit = contextlib.nullcontext() if threads is None else _blas().limit(limits=threads)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]), np.errstate(all="ignore"), limit:
         yield
 
 
 def _threads(trace: Any) -> int | None:
-    """One thread for the matrix products of a trace whose products are all small. Where other work keeps the cores busy
-    each product may wait for its second thread as long as a time slice, 4 ms for 40 microseconds of work, and a second
-    thread that waits for the next product keeps a core busy."""
+    """One thread for the matrix products of a trace whose products are all small. Where the cores are busy each product
+    may wait a time slice for its second thread, 4 ms for 40 microseconds of work, and a second thread that waits for
+    the next product keeps a core busy."""
     products = [e for e in equations(trace) if e.primitive.name == "dot_general"]
     sizes = [e.outvars[0].aval.size * sum_terms("dot_general", e.params, [v.aval for v in e.invars]) for e in products]
     return None if max(sizes, default=0) > _SMALL_PRODUCT else 1
@@ -82,7 +82,7 @@ def _threads(trace: Any) -> int | None:
 
 @functools.cache
 def _blas() -> threadpoolctl.ThreadpoolController:
-    """The libraries that NumPy multiplies with; looking for them takes milliseconds."""
+    """The libraries that NumPy multiplies with; finding them takes milliseconds."""
     return threadpoolctl.ThreadpoolController()
 
 
@@ -121,7 +121,7 @@ def equation_of(equation: Any, ins: list[Any]) -> list[Any]:
 
 
 def is_known(equation: Any, ins: list[Any]) -> bool:
-    """Whether NumPy does it, of these operands."""
+    """Whether NumPy can run the equation on these operands."""
     name, dtypes = equation.primitive.name, {getattr(x, "dtype", None) for x in ins}
     if np.dtype(np.complex128) in dtypes:
         return name in _COMPLEX and dtypes <= _PLAIN | {np.dtype(np.complex128)}
@@ -225,7 +225,7 @@ _PLAIN = set(map(np.dtype, (np.float64, np.int32, np.int64, np.uint32, np.bool_)
 _CONTROL = {"scan": _scan, "while": _while, "cond": _cond}
 _IDENTITIES = {"copy", "copy_p", "stop_gradient", "name", "optimization_barrier", "pvary", "reduce_precision"}
 
-# For floats, whole numbers and truth values alike.
+# For floats, integers and booleans.
 _ANY: dict[str, Callable] = {
     "reshape": lambda params, x: x.reshape(params["new_sizes"]),
     "broadcast_in_dim": lambda params, x, *sizes: _broadcast(params, x),
@@ -249,7 +249,7 @@ _ANY |= {
         "min": np.minimum, "and": np.bitwise_and, "or": np.bitwise_or, "not": np.invert, "neg": np.negative,
     }.items()
 }  # fmt: skip
-# For floats alone.
+# For floats only.
 _FLOAT: dict[str, Callable] = {
     "dot_general": _dot,
     "integer_pow": lambda params, x: x ** params["y"],
@@ -271,7 +271,7 @@ _FLOAT |= {
         "rsqrt": lambda x: 1.0 / np.sqrt(x), "logistic": _logistic, "is_finite": np.isfinite,
     }.items()
 }  # fmt: skip
-# Of complex numbers too. A quotient of them, and what has a branch cut, is JAX's.
+# For complex numbers too. JAX runs their quotients, and functions with a branch cut.
 _COMPLEX = names(
     "reshape broadcast_in_dim transpose squeeze expand_dims concatenate rev slice convert_element_type select_n add "
     "sub mul neg eq ne add_any exp sin cos reduce_sum cumsum dot_general real imag conj abs"

@@ -14,7 +14,7 @@ from gradbench.errors import one_line
 from gradbench.gradients.formula import oracle
 from gradbench.program.xla.jaxprs import CustomRule, custom_rules
 
-# Of a loss, op by op in float64: its derivative's flat leaves.
+# (loss, params, data) -> a pytree, the loss's derivative.
 Derivative = Callable[[Callable[[Any, Any], Any], Any, Any], Any]
 
 
@@ -22,7 +22,8 @@ Derivative = Callable[[Callable[[Any, Any], Any], Any, Any], Any]
 class Suspects:
     """The custom rules and stop_gradients of a loss, whose trace is `trace`, and the derivative without them.
 
-    `derivative(loss, params, data)` is what is asked about, the gradient's pytree or a Hessian-vector product's.
+    `derivative(loss, params, data)` is the derivative in question: the pytree of the gradient or of a Hessian-vector
+    product.
     """
 
     trace: Any
@@ -37,7 +38,7 @@ class Suspects:
     def judge(
         self, found: list[np.ndarray], names: list[str], agrees: Callable[[list[np.ndarray]], bool]
     ) -> tuple[str, str]:
-        """(what is seen without them, the culprit if any): what makes the differences agree, as `agrees` says, is it.
+        """(the finding, the culprit or ""): the culprit is what, taken out, makes `agrees` true.
 
         `found` are the flat leaves of the derivative with them.
         """

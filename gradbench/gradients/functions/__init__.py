@@ -1,1 +1,1 @@
-"""The check of a function with arrays in and out, against a reference or against itself."""
+"""The check of a function of arrays to arrays, against a reference or against itself."""

@@ -1,8 +1,8 @@
 """What a function is called with: shapes by letters, `x: f32[n,d], idx: i32[n] in 0..n`, drawn at any size.
 
-Of an item `name: dtype[shape]`, `in low..high` is its range: of whole numbers without `high`, as Python's range; of
-floats the interval they are drawn in. `name = literal` is passed as it is. `n in 8..256` keeps a letter's sizes inside
-a range, `n in 8|16|24` to those. A shape's entries and the bounds may be sums and products of letters, as `2*n+1`.
+In an item `name: dtype[shape]`, `in low..high` is its range: for integers without `high`, as Python's range; for floats
+the interval they are drawn from. `name = literal` is passed as it is. `n in 8..256` keeps a letter's sizes inside a
+range, `n in 8|16|24` to those. Sizes and bounds may be sums and products of letters, such as `2*n+1`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DTYPE_NAMES = {
     "c64": "complex64",
     "c128": "complex128",
 }
-COMPLEX = {"float32": "complex64", "float64": "complex128"}  # of parts in these dtypes
+COMPLEX = {"float32": "complex64", "float64": "complex128"}  # by the dtype of their parts
 _EXAMPLE = 'write --args "x: f32[n,d], idx: i32[n] in 0..n, axis = -1"'
 _ARRAY = re.compile(r"(\w+)\s*:\s*(\w+)\s*\[([^\]]*)\]\s*(?:in\s+(.+?)\.\.(.+))?$")
 _STATIC = re.compile(r"(\w+)\s*=\s*(.+)$")
@@ -53,7 +53,7 @@ class Argument:
 
     @property
     def is_float(self) -> bool:
-        """Of complex numbers too, whose parts are floats."""
+        """True for complex numbers too, whose parts are floats."""
         return "float" in self.dtype or self.is_complex
 
     @property
@@ -68,7 +68,7 @@ class Argument:
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What `--args` says. `letters` are in the order in which they appear; `allowed` are the sizes given for some."""
+    """What `--args` says. `letters` are in order of appearance; `allowed`: the sizes given for some of them."""
 
     items: tuple[Argument, ...]
     letters: tuple[str, ...]
@@ -76,13 +76,13 @@ class Arguments:
 
     @property
     def own_dtype(self) -> str | None:
-        """The narrowest float dtype that is written out, which is the one under test where no other is asked for."""
+        """The narrowest float dtype that is written out: the one under test unless another is asked for."""
         named = [item.part for item in self.items if item.is_float and item.dtype != "float"]
         return max(named, key=lambda dtype: float(jnp.finfo(dtype).eps), default=None)
 
 
 def parse(text: str) -> Arguments:
-    """Raises PlanError with one line that says what cannot be read."""
+    """The arguments that a text of `--args` describes. Raises PlanError that says what cannot be read."""
     items: list[Argument] = []
     allowed: dict[str, tuple[int, ...] | range] = {}
     for part in re.split(r",(?![^\[\](]*[\])])", text):
@@ -134,7 +134,7 @@ def _literal(part: str, text: str) -> Any:
 
 
 def _names(expression: str) -> list[str]:
-    """The letters in a sum or product of letters and numbers. Raises PlanError where it is something else."""
+    """The letters in a sum or product of letters and numbers. Raises PlanError for anything else."""
     try:
         tree = ast.parse(expression, mode="eval")
     except SyntaxError:
@@ -152,10 +152,8 @@ def size_of(expression: str, sizes: Mapping[str, int]) -> Any:
 
 
 def draw(arguments: Arguments, sizes: Mapping[str, int], dtype: str, generator: np.random.Generator) -> tuple[Any, ...]:
-    """The arguments at these sizes: NumPy arrays, floats normal (or uniform in their range) in `dtype`.
-
-    `dtype` is that of every float, or "" for what is written.
-    """
+    """The arguments at these sizes: NumPy arrays, floats normal (or uniform in their range) in `dtype`, or in the
+    dtypes written if `dtype` is "". Raises PlanError for a negative size or an empty range."""
 
     def one(item: Argument) -> Any:
         if not item.dtype:

@@ -1,14 +1,14 @@
-"""At which sizes and inputs a function is judged: a bounded set that shows what one size and one input hide.
+"""The sizes and inputs at which a function is judged: a bounded set that shows faults which one size and one input
+hide.
 
-With L letters, of which each has a small prime of its own as its base size:
+With L letters, each with a small prime of its own as its base size:
 
-- every kind of input at the base sizes;
-- each letter alone at 0, 1, 128 and 129, all letters at 2, and 127, 17 and 2 going round the letters, random inputs:
-  4L + 4 shapes, 5L + 1 of more than three letters.
+- every kind of input at the base sizes; - each letter alone at 0, 1, 128 and 129; all letters at 2; and 127, 17 and 2
+in rotation over the letters; random inputs: 4L + 4 shapes, 5L + 1 for more than three letters.
 
-17 and 127 are primes, 129 is one more than a tile; no product of sizes is taken. Values are judged everywhere, VJP at
+17 and 127 are primes, 129 is one more than a tile; sizes are not combined further. Values are judged everywhere, VJP at
 the base, at each letter's 1 and 129 and at all 2, JVP at the base. A size outside a letter's own range is left out, and
-of a letter with sizes of its own the ends are taken too.
+for a letter with given sizes the smallest and the largest are added.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ BOTH = ("vjp", "jvp")
 SEEDS = 3
 LARGE = 32.0
 SEARCHED = range(1, 130)  # sizes of a letter that a search draws, where no others are allowed
-_PRODUCT = 129**2  # of the sizes of a search's case; larger ones are halved, the largest first
+_PRODUCT = 129**2  # at most, of the sizes of a searched case; above it sizes are halved, the largest first
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call: its arguments and what they are. `edge` where the reference may leave its dtype's range on the way, and
-    what it does then is what is right; `smooth` where derivatives are judged."""
+    """One call: its arguments and how they were made. `edge`: the reference may leave its dtype's range in between, and
+    what it does then is right; `modes`: the derivatives judged."""
 
     sizes: Mapping[str, int]
     kind: str
@@ -50,7 +50,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """As `--case` takes it: sizes, the kind of input, the seed."""
+        """The case as `--case` takes it: sizes, the kind of input, the seed."""
         return ",".join([*(f"{letter}={size}" for letter, size in self.sizes.items()), self.kind, str(self.seed)])
 
     @property
@@ -64,7 +64,7 @@ class Case:
 
 
 def _float_kinds() -> dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]]:
-    """What becomes of a random float array; computed in float64."""
+    """By kind of input, the change of a random float array; computed in float64."""
 
     def at_one(value: float) -> Callable:
         def put(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -95,8 +95,8 @@ ONE_BY_ONE = ("inf", "-inf", "nan")  # an entry of one argument after another
 
 
 def altered(kind: str, arguments: tuple[Any, ...], generator: np.random.Generator) -> tuple[Any, ...]:
-    """Arguments with their float arrays made of a kind: all of them, or as `nan:1` says only the second one, where a
-    complex one is two. Indices are all the same where floats are."""
+    """Arguments with their float arrays changed to a kind of input: all of them, or for `nan:1` only the second (a
+    complex one counts as two). Indices become all the same where floats do."""
     kind, _, only = kind.partition(":")
     place = -1
 
@@ -150,9 +150,8 @@ def complex_of(real: Any, imaginary: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where cases come from: `draw(sizes, generator)` gives arguments at sizes of the letters. `given` are arguments
-    that were handed over as they are: random ones then lie near them. `fits(kind)` says whether a kind lies within the
-    ranges that were declared."""
+    """Where cases come from: `draw(sizes, generator)` gives arguments at sizes of the letters. `given`: the arguments
+    were passed by the user, and random ones lie near them. `ranged`: floats have a declared range."""
 
     draw: Callable[[Mapping[str, int], np.random.Generator], tuple[Any, ...]]
     letters: tuple[str, ...] = ()
@@ -177,7 +176,7 @@ class Source:
         return {letter: one(letter, BASES[i % len(BASES)]) for i, letter in enumerate(self.letters)}
 
     def cases(self, fast: bool = False) -> Iterator[Case]:
-        """The base first, then its other inputs, then the other sizes from the smallest on."""
+        """The base first, then its other inputs, then the other sizes in ascending order."""
         base = self.base()
         if self.given:
             yield self.case(base, "given", 0)
@@ -189,7 +188,7 @@ class Source:
             yield self.case(sizes, "random", 0, modes)
 
     def special(self) -> list[str]:
-        """The kinds of input beside the random ones."""
+        """The kinds of input other than random."""
         leaves = jax.tree.leaves(self.case(self.base(), "random", 0).arguments)
         floats = sum(is_float_array(leaf) + 2 * is_complex_array(leaf) for leaf in leaves)
         kinds = () if self.ranged else KINDS[1:]
@@ -197,11 +196,9 @@ class Source:
         return [kind for some in each for kind in some]
 
     def searched(self) -> tuple[list[int], Callable[[tuple[int, ...]], Case]]:
-        """What a search chooses: how many values each number of a choice has, and the case of a choice.
-
-        Its numbers are the places of the sizes among those allowed, of the kind, of which half are random, and the
-        seed.
-        """
+        """What a search chooses from: how many values each number of a choice has, and a function choice -> case. The
+        numbers are the index of each size among those allowed, that of the kind (half of which are random), and the
+        seed."""
         own = [self.allowed.get(letter, SEARCHED) for letter in self.letters]
         special = self.special()
         kinds = ["random"] * max(len(special), 1) + special
@@ -216,7 +213,7 @@ class Source:
         return [*map(len, own), len(kinds), 2**10], case
 
     def shapes(self, fast: bool) -> list[tuple[dict[str, int], tuple[str, ...]]]:
-        """Sizes beside the base, and the derivatives that are judged there."""
+        """The sizes other than the base, and the derivatives that are judged there."""
         base, found = self.base(), {}
 
         def add(sizes: dict[str, int], modes: tuple[str, ...] = ()) -> None:
@@ -239,7 +236,7 @@ class Source:
         return all(size in self.allowed.get(letter, (size,)) for letter, size in sizes.items())
 
     def one(self, text: str) -> Case:
-        """The case of a label. Raises PlanError where it is none."""
+        """The case of a label. Raises PlanError for a text that is no label."""
         sizes = self.base()
         kind, seed = "given" if self.given else "random", 0
         for part in filter(None, (part.strip() for part in text.split(","))):
@@ -263,7 +260,7 @@ def modes_of(kind: str) -> tuple[str, ...]:
 
 
 def _near(leaf: Any, generator: np.random.Generator) -> Any:
-    """A step of a tenth of the array's root mean square, or of 1 where it is 0, as the check of a problem takes."""
+    """A random step of a tenth of the array's root mean square, or of 1 where it is 0, as in `oracle.unrounded`."""
     if is_complex_array(leaf):
         return complex_of(*(_near(part, generator) for part in parts(np.asarray(leaf))))
     if not is_float_array(leaf):
@@ -274,7 +271,8 @@ def _near(leaf: Any, generator: np.random.Generator) -> Any:
 
 
 def from_letters(text: str, dtype: str | None) -> tuple[Source, str]:
-    """What `--args` says, and the dtype under test: `dtype` for all floats, or where it is None what is written."""
+    """The source of what `--args` says, and the dtype under test: `dtype` for all floats or, if None, what is
+    written."""
     parsed = spec.parse(text)
     source = Source(
         lambda sizes, generator: spec.draw(parsed, sizes, dtype or "", generator),

@@ -56,24 +56,24 @@ def check_function(
     Args:
         mine: a function of pytrees of arrays that returns one. It may be opaque (a Pallas kernel, an FFI call, a
             callback, a function of NumPy's arrays); what cannot be differentiated is judged by its values.
-        arguments: what it is called with, and near which it is called: arrays and, passed as they are, anything else.
-            Floats are taken in the dtype under test.
+        arguments: it is called with these, and near them: arrays and, passed as they are, anything else. Floats are
+            cast to the dtype under test.
         reference: a function of the same arguments, written with jax.numpy, that says what is right. Where it is None
             `mine` is judged against itself: its custom rules taken out and differentiated natively, by differences in
             float64, and every program against float64.
-        inputs: instead of arguments, shapes by letters, "x: f32[n,d], idx: i32[n] in 0..n" (see
+        inputs: in place of arguments: shapes by letters, "x: f32[n,d], idx: i32[n] in 0..n" (see
             `functions.arguments`), or a function `cases(key)` that returns a tuple of arguments, or a list of tuples.
-        dtype: one or more of float64, float32, bfloat16, float16. Where it is None that of the arguments.
+        dtype: one or more of float64, float32, bfloat16, float16; None for that of the arguments.
         precision: highest, tf32 or default; how float32 matrix products may be computed.
         device: None for JAX's default device, "cpu", "gpu" or "tpu".
-        fast: the base sizes and one past a tile; no special inputs.
-        case: only this one, as a report names it: "n=129,d=3,random,0".
+        fast: only the base sizes and one more than a tile; no special inputs.
+        case: run only this case, as a report names it: "n=129,d=3,random,0".
         order: 2 judges Hessian-vector products of <w, mine> too, w random, at random inputs.
-        search: up to so many cases more, of sizes, inputs and seeds that Hypothesis draws and, of one that fails, makes
-            smaller. It must be installed.
+        search: how many more cases, at most, Hypothesis draws (sizes, inputs, seeds); it shrinks one that fails. It
+            must be installed.
 
-    Returns a FunctionReport; nothing is printed. Raises ProblemError for functions and arguments that do not go
-    together and PlanError for a bad choice.
+    Returns a FunctionReport; nothing is printed. Raises ProblemError for functions and arguments that do not fit
+    together, and PlanError for a bad option.
     """
     return Check(mine, arguments, reference, inputs).run(dtype, precision, device, fast, case, order, search)
 
@@ -89,7 +89,7 @@ def assert_function(mine: Callable[..., Any], *arguments: Any, strict: bool = Fa
 
 
 class Check:
-    """The functions and their inputs; `names` are those that are printed, and `command` what shows a finding again."""
+    """The functions and their inputs; `names` are for printing, `command` reproduces a finding."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class Check:
                 raise PlanError(f"dtype={used}: an argument is complex; complex numbers have {' or '.join(COMPLEX)}")
             layout = layout.with_outputs(self.reference or self.mine, base.arguments)
             plain = layout.flat(self.reference) if self.reference else self._itself(base, layout)
-            judge = getattr(self.mine, "session", Session)  # a function of another library brings its own
+            judge = getattr(self.mine, "session", Session)  # a function of another library has its own
             session = judge(
                 mine=layout.flat(self.mine),
                 reference=plain,
@@ -195,7 +195,7 @@ class Check:
     def _argument_names(self, count: int) -> tuple[str, ...]:
         try:
             names = [name for name, p in inspect.signature(self.mine).parameters.items() if p.kind != p.VAR_POSITIONAL]
-        except (TypeError, ValueError):  # Python cannot tell that of some built-in ones
+        except (TypeError, ValueError):  # some built-in functions have no signature
             names = []
         return tuple([*names, *(f"argument{i}" for i in range(len(names), count))][:count])
 
@@ -221,7 +221,7 @@ class Check:
         return programs.without_rules(layout.flat(self.mine))
 
     def _scalar(self, base: Case, layout: Layout) -> tuple[Problem, oracle.Point]:
-        """<w, mine>, w random, as a problem, and where it is checked. Raises what tracing it in float64 raises."""
+        """<w, mine>, w random, as a problem, and the point of its check. Raises what tracing in float64 raises."""
         floats, others = layout.split(base.arguments)
         flat, generator = layout.flat(self.mine), np.random.default_rng(3)
         params = {name: round_to(x, "float64") for name, x in zip(layout.names, floats)}
@@ -250,7 +250,7 @@ class Check:
 
 
 def _spread(function: Callable[[Any, Any], Any], point: oracle.Point) -> Spread:
-    """Of its outputs in float64."""
+    """The rounding spread of its outputs in float64."""
     with jax.enable_x64(True):
         trace = oracle.trace(function, point.params, point.data)
     given = jax.tree.leaves((point.params, point.data))
@@ -258,7 +258,7 @@ def _spread(function: Callable[[Any, Any], Any], point: oracle.Point) -> Spread:
 
 
 def _rows(session: Session, shrink: bool) -> list[FunctionRow]:
-    """The session's findings by check and program; of a failure the sizes are made as small as they can be."""
+    """The session's findings by check and program; with `shrink` the sizes of a failure are minimised."""
     kinds = list(dict.fromkeys((f.check, f.program) for f in session.findings))
     where = f"{session.device.platform}:{session.device.id}"
 
@@ -288,7 +288,7 @@ def _listed(inputs: Callable[[jax.Array], Any], seed: int) -> list[tuple[Any, ..
 
 
 def _cast(leaf: Any, dtype: str | None, used: str) -> Any:
-    """A NumPy array in the dtype under test; of float64's, which JAX would not keep, too where none was asked for."""
+    """A float array as NumPy's in the dtype under test; if none was asked for, only a float64 one is cast."""
     if not programs.is_array(leaf):
         return leaf
     array = np.asarray(leaf)

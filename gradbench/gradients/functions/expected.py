@@ -20,13 +20,13 @@ from gradbench.gradients.functions.cases import BOTH, Case
 from gradbench.gradients.rounding.band import SAMPLES, Band, Spread
 from gradbench.gradients.rounding.formats import precision_context, round_to, x64_context
 
-MANY = 2**16  # numbers in a call, from which NumPy's samples take longer than compiling them
+MANY = 2**16  # numbers in a call from which sampling in NumPy takes longer than compiling a sampler
 
 
 @dataclasses.dataclass
 class Part:
-    """One check's numbers at a case: what is expected, flat in float64 (whole numbers and truth values as they are),
-    the spread of each, and their names."""
+    """One check's numbers at a case: what is expected, flat in float64 (integers and booleans as they are), the spread
+    of each, and their names."""
 
     expected: list[np.ndarray]
     spread: Spread
@@ -38,8 +38,8 @@ class Part:
 
 @dataclasses.dataclass
 class Expected:
-    """Of a case: the parts by check, a doubt if any, and how far rounding may take <w, Jv> from <J^T w, v>, one
-    standard deviation."""
+    """What is expected at a case: the parts by check; `doubt`, why they may be wrong, or ""; and `adjoint`, how far
+    rounding may take <w, Jv> from <J^T w, v>, one standard deviation."""
 
     case: Case
     cotangents: list[np.ndarray]
@@ -53,7 +53,8 @@ class Reference:
     """The reference in one dtype, traced once for each shape.
 
     Args:
-        flat: of (float arrays, other arrays). base: the case that tells which derivatives of `asked` it has, `modes`.
+        flat: a function of (float arrays, other arrays). base: the case by which it is found which of the derivatives
+            `asked` it has: `modes`.
 
     Raises ProblemError where it cannot be called at `base`.
     """
@@ -92,13 +93,13 @@ class Reference:
                     self.modes += (mode,)
 
     def outputs(self, floats: list[Any], others: list[Any]) -> list[jax.ShapeDtypeStruct]:
-        """The shapes and dtypes it returns in the dtype under test. Raises what it raises."""
+        """The shapes and dtypes that it returns in the dtype under test. Raises what the reference raises."""
         with x64_context(self.dtype), precision_context(self.precision):
             return jax.eval_shape(self.flat, *map(_shapes, (floats, others)))
 
     def at(self, case: Case, layout: programs.Layout, device: jax.Device, worst_case: bool = False) -> Expected:
-        """With `worst_case` sums and loops are spread as `Interpreter` says. Raises what tracing or interpreting the
-        reference raises."""
+        """What is expected at a case on a device; `worst_case` as in `Interpreter`. Raises what tracing or interpreting
+        the reference raises."""
         floats, others = layout.split(case.arguments)
         outputs = self.outputs(floats, others)
         kinds = [programs.is_float(o) for o in outputs]
@@ -138,11 +139,11 @@ class Reference:
         return Expected(case, cotangents, tangents, parts, doubt, adjoint)
 
     def holomorphic(self, case: Case, layout: programs.Layout) -> str:
-        """In which complex arguments the complex results are holomorphic at a case; "" where there are none, or no
-        forward derivative.
+        """A note on the complex arguments in which the complex results are holomorphic at a case; "" where there are
+        none, or no forward derivative.
 
-        They are where J(iw) = i J(w) for a random w (Cauchy and Riemann), which is asked in float64 to 2^-26, far above
-        its rounding and far below the two J of a function of the conjugate.
+        They are where J(iw) = i J(w) for a random w (Cauchy and Riemann), tested in float64 to 2^-26, far above its
+        rounding and far below the difference of the two for a function of the conjugate.
         """
         pairs = [(i, i + 1) for i, name in enumerate(layout.outputs[:-1]) if name.endswith(".real")]
         floats, others = layout.split(case.arguments)
@@ -168,15 +169,15 @@ class Reference:
         return f"the reference is {' and '.join(told)} at {case.label}: real and imaginary parts are judged"
 
     def _along(self, floats: list[Any], others: list[Any], place: int, direction: tuple[Any, Any]) -> list[np.ndarray]:
-        """The tangents of the outputs in float64 as the two parts at `place` move along a direction."""
+        """The tangents of the outputs in float64 as both parts at `place` move along a direction."""
         tangents = [np.zeros(x.shape) for x in floats]
         tangents[place : place + 2] = direction
         found = oracle.evaluate(programs.jvp(self.flat), floats, (others, tangents))
         return found[len(found) // 2 :]
 
     def _modes(self, case: Case) -> tuple[str, ...]:
-        """Of the derivatives it has those judged at a case: of the products all at random inputs of the base sizes,
-        one at other sizes, since each is compiled."""
+        """The derivatives judged at a case, of those that it has. Of the products all at random inputs of the base
+        sizes, but one at other sizes, since each is compiled."""
         products = [mode for mode in self.modes if mode not in BOTH]
         if case.edge or "vjp" not in case.modes:
             products = []
@@ -186,7 +187,7 @@ class Reference:
         )
 
     def _sample(self, function: Any, trace: Any, given: Any, device: jax.Device, worst_case: bool) -> Sampled:
-        """By NumPy, or where there are many numbers by a compiled sampler, which keeps no deviations."""
+        """The samples by NumPy or, for MANY numbers, by a compiled sampler, which keeps no deviations."""
         leaves = jax.tree.leaves(given)
         if sum(x.size for x in leaves) <= MANY:
             return sample(trace, leaves, self.dtype, self.precision, device, worst_case)
@@ -208,7 +209,7 @@ class Reference:
         return self._traces[key]
 
     def _cotangents(self, outputs: list[Any], seed: int, generator: np.random.Generator) -> list[np.ndarray]:
-        """Random ones; of odd seeds 1 at a single entry of one output."""
+        """Random cotangents; for odd seeds 1 at a single entry of one output, 0 elsewhere."""
         if seed % 2 == 0 or not any(o.size for o in outputs):
             return [round_to(generator.standard_normal(o.shape), str(o.dtype)) for o in outputs]
         made = [np.zeros(o.shape, o.dtype) for o in outputs]

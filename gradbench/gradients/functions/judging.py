@@ -20,7 +20,8 @@ class Finding:
     """What one program gave at one case.
 
     `off` is the largest error in units of what rounding allows, `resolves` the smallest relative error of an output
-    that would have been seen, `coarse` whether rounding alone may change an output by half of itself.
+    that would have been seen, `coarse` whether rounding alone may change an output by half of itself, `edge` as in
+    Case.
     """
 
     check: str
@@ -48,7 +49,7 @@ class Finding:
 
 
 def compare(got: list[Any], part: Part, form: Format, underflow: float, finding: Finding) -> Finding:
-    """`finding` with the verdict on flat leaves `got`. Every NaN of the reference must be one, and no other."""
+    """`finding` with the verdict on flat leaves `got`, whose NaNs must be where the reference's are."""
     expected, spread = list(part.expected), part.spread
     if len(got) != len(expected):
         return _fail(finding, f"{len(got)} arrays instead of {len(expected)}")
@@ -78,7 +79,7 @@ def compare(got: list[Any], part: Part, form: Format, underflow: float, finding:
         if (lost := nan & ~np.isnan(g)).any():
             index = tuple(int(k) for k in np.argwhere(lost)[0])
             return _fail(finding, f"{name}{list(index) or ''} is {g[index]:.6g} where the reference is NaN")
-    # What is NaN in both is judged already.
+    # Entries that are NaN in both are judged already.
     got, expected = ([np.where(n, 0.0, x) for n, x in zip(undefined, xs)] for xs in (got, expected))
     judged = dataclasses.replace(
         spread,

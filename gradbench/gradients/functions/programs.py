@@ -1,4 +1,5 @@
-"""What is computed of a function, and the ways to compute it: its values, its VJP, its JVP; eager, jit, vmap, remat."""
+"""What is computed of a function: its values, VJP, JVP and Hessian-vector products; and how: eager, jit, vmap,
+remat."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from gradbench.gradients.functions.cases import complex_of, is_complex_array, is
 from gradbench.gradients.second.products import OVER, PRODUCTS, inner
 from gradbench.program.xla.jaxprs import CALLS, bind, called, equations, evaluate, open_jaxpr, with_bodies
 
-# Of (floats, rest) -> flat arrays.
+# (floats, rest) -> flat arrays.
 Flat = Callable[[list[Any], Any], list[Any]]
 FIRST = ("vjp", "jvp")
 CHECKS = ("value", *FIRST, *OVER)
@@ -23,7 +24,7 @@ CHECKS = ("value", *FIRST, *OVER)
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a function's arguments are made of float arrays, other arrays and what is passed as it is."""
+    """How a function's arguments are made of float arrays, other arrays, and values that are passed as they are."""
 
     tree: Any
     leaves: tuple[Any, ...]  # None in the place of an array
@@ -46,7 +47,7 @@ class Layout:
         return cls(jax.tree.structure(arguments), leaves, kinds, tuple(names))
 
     def with_outputs(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Layout:
-        """With the names of what `function` returns; without where JAX cannot trace it."""
+        """The same with the names of the outputs of `function`, if JAX can trace it."""
         try:
             with jax.enable_x64(True):
                 found = jax.tree.leaves(jax.eval_shape(lambda f, o: function(*self.join(f, o)), *self.split(arguments)))
@@ -75,7 +76,7 @@ class Layout:
         return jax.tree.unflatten(self.tree, [next(arrays) if leaf is None else leaf for leaf in self.leaves])
 
     def flat(self, function: Callable[..., Any]) -> Flat:
-        """`function` of (float arrays, other arrays), with its outputs' leaves, of a complex one both parts."""
+        """`function` as one of (float arrays, other arrays) -> its outputs' leaves; a complex leaf gives both parts."""
 
         def run(floats: list[Any], others: list[Any]) -> list[Any]:
             leaves = jax.tree.leaves(function(*self.join(floats, others)))
@@ -151,7 +152,7 @@ BUILD |= {name: product(name) for name in OVER}
 
 
 def differentiate(flat: Flat, mode: str, trace: Any, floats: list[Any], others: list[Any]) -> None:
-    """Traces a derivative of `flat`, whose jaxpr is `trace`, and raises what that raises."""
+    """Trace a derivative of `flat`, whose jaxpr is `trace`. Raises what tracing raises; TypeError without one."""
     if mode == "jvp" and any(e.primitive.name.startswith("custom_vjp_call") for e in equations(trace)):
         raise TypeError("a custom_vjp has no forward derivative")  # JAX would say so only where it compiles it
     outputs = [o for o in jax.eval_shape(flat, floats, others) if is_float(o)]
@@ -159,13 +160,13 @@ def differentiate(flat: Flat, mode: str, trace: Any, floats: list[Any], others: 
 
 
 def rest(mode: str, cotangents: Any, tangents: Any) -> Any:
-    """What a derivative takes beside the arguments."""
+    """What a derivative takes in addition to the arguments."""
     return {"vjp": cotangents, "jvp": tangents}.get(mode, (cotangents, tangents))
 
 
 def whole(flat: Flat, modes: tuple[str, ...]) -> Flat:
-    """(floats, (others, cotangents, tangents)) -> all outputs, then of each mode the cotangents of `floats`, the
-    tangents of the float outputs, or a Hessian-vector product: what is expected of every program, in one trace."""
+    """(floats, (others, cotangents, tangents)) -> all outputs, then for each mode the cotangents of `floats`, the
+    tangents of the float outputs, or a Hessian-vector product: all that is expected of every program, in one trace."""
 
     def run(floats: list[Any], given: Any) -> list[Any]:
         others, cotangents, tangents = given
@@ -181,7 +182,7 @@ def whole(flat: Flat, modes: tuple[str, ...]) -> Flat:
 
 
 def part_of(flat: Flat, number: int) -> Flat:
-    """The VJP to one float argument alone: the others are not perturbed."""
+    """The VJP by one float argument alone: the others are not differentiated."""
 
     def run(floats: list[Any], rest: Any) -> list[Any]:
         def of_one(own: list[Any], others: Any) -> list[Any]:
@@ -193,7 +194,7 @@ def part_of(flat: Flat, number: int) -> Flat:
 
 
 def remat(flat: Flat) -> Flat:
-    """`flat` whose values are computed once more for its derivative."""
+    """`flat`, whose values are recomputed for its derivative."""
     return lambda floats, others: jax.checkpoint(flat)(floats, others)
 
 

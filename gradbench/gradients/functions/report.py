@@ -13,16 +13,16 @@ from gradbench.gradients.functions.judging import Finding
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
 
 REPRODUCE = "reproduce with: "  # a command or a call of Python follows
-_SHOWN = 3  # of what was not judged
+_SHOWN = 3  # lines on what was not judged
 
 
 @dataclasses.dataclass
 class FunctionRow:
     """One check by one program in one dtype, over its cases.
 
-    `worst` is the finding that the verdict comes from: of failures that of the fewest numbers. `off` is the largest
-    error in units of what rounding allows. `resolves` is the smallest relative error of an output that would have been
-    seen at the case that sees most.
+    `worst` is the finding that gives the verdict; of several failures the one with the fewest numbers. `off` is the
+    largest error in units of what rounding allows. `resolves` is the smallest relative error of an output that would
+    have been seen, at the case with the best resolution.
     """
 
     check: str
@@ -34,7 +34,7 @@ class FunctionRow:
 
     @property
     def verdict(self) -> str:
-        """An edge, and a point that decides nothing, are INCONCLUSIVE for themselves alone."""
+        """The worst verdict; a case that is an edge or coarse counts only if it fails, or if there are no others."""
         verdicts = {f.verdict for f in self.findings if f.verdict == "FAIL" or not (f.edge or f.coarse)}
         verdicts |= {"PASS"} if not verdicts and any(f.verdict == "PASS" for f in self.findings) else set()
         return max(verdicts, key=CHECK_VERDICTS.index, default="INCONCLUSIVE")
@@ -55,18 +55,18 @@ class FunctionRow:
 
     @property
     def resolves(self) -> float:
-        """Of the cases that were decided, the one that sees most."""
+        """The best resolution among the cases that decide."""
         seen = [f.resolves for f in self.findings if not f.edge and 0 < f.resolves < math.inf]
         return min(seen, default=math.inf)
 
     @property
     def coarse(self) -> bool:
-        """Whether it is INCONCLUSIVE only because rounding hides everything at its cases."""
+        """Whether it is INCONCLUSIVE only because rounding hides everything in its cases."""
         return self.verdict == "INCONCLUSIVE" and all(f.coarse or f.edge for f in self.findings)
 
     @property
     def undecided(self) -> list[Finding]:
-        """Cases that were INCONCLUSIVE for themselves alone."""
+        """The INCONCLUSIVE cases that do not count in the verdict."""
         return [f for f in self.findings if f.verdict == "INCONCLUSIVE" and self.verdict != "INCONCLUSIVE"]
 
 
@@ -75,11 +75,11 @@ class FunctionReport:
     """The findings on one function.
 
     Attributes:
-        name, against: the function, and its reference ("" where it was judged against itself). rows: a check by a
-            program in a dtype. formula: tests of the derivative in float64, where there is no reference. second: those
-            of Hessian-vector products, where they were asked for.
-        skipped: what was not done or not judged, and why. notes: what else was seen. cases: how many. seconds: how
-            long. command: what shows a finding again, up to its dtype and case; of Python where `call` is true.
+        name, against: the function, and its reference ("" if judged against itself). rows: one per check, program and
+            dtype. formula: tests of the derivative in float64, if there is no reference. second: those of
+            Hessian-vector products, if asked for.
+        skipped: what was not done or judged, and why. notes: what else was seen. cases: how many. seconds: how long
+            it took. command: reproduces a finding, once dtype and case are added; Python code if `call` is true.
     """
 
     name: str
@@ -96,7 +96,7 @@ class FunctionReport:
 
     @property
     def verdict(self) -> str:
-        """The worst of all; a program at whose cases rounding hides everything counts only if it does so for all."""
+        """The worst of all; a coarse row (rounding hides everything) counts only if all rows are coarse."""
         passed = {row.check for row in self.rows if row.verdict == "PASS"}
         verdicts = [test.verdict for test in (*self.formula, *self.second) if test.name != "suspects"]
         verdicts += [row.verdict for row in self.rows if not (row.coarse and row.check in passed)]
@@ -109,13 +109,13 @@ class FunctionReport:
 
     @property
     def smallest(self) -> tuple[FunctionRow, Finding] | None:
-        """The failure of the fewest numbers, of equal ones that of the first row; None where nothing failed."""
+        """The failure with the fewest numbers, the first row's of equal ones; None where nothing failed."""
         failed = [(row, row.worst) for row in self.rows if row.verdict == "FAIL"]
         return min(failed, key=lambda pair: pair[1].total, default=None)
 
     @property
     def culprit(self) -> str:
-        """What fails, and the smallest case at which it does; empty unless the verdict is FAIL."""
+        """What fails, and the smallest case that shows it; empty unless the verdict is FAIL."""
         if self.smallest is not None:
             row, finding = self.smallest
             return f"{row.check} under {row.program} in {row.dtype} at {finding.case}"
@@ -123,7 +123,7 @@ class FunctionReport:
         return next((test.culprit or test.name for test in tests if test.verdict == "FAIL"), "")
 
     def reproduce(self, row: FunctionRow, finding: Finding) -> str:
-        """The command, or the call of Python, that does just this case."""
+        """The command, or the Python call, that runs only this case."""
         if self.call:
             return f"{self.command}, dtype={row.dtype!r}, case={finding.case!r})"
         return f"{self.command} --dtype {row.dtype} --case {shlex.quote(finding.case)}"
@@ -207,8 +207,8 @@ class FunctionReport:
 
     @property
     def _shown(self) -> dict[str, FunctionRow]:
-        """By check the failure whose numbers are printed: the smallest. A wrong value beside a derivative is told
-        already."""
+        """By check the failure whose numbers are printed: the smallest. A wrong value that a derivative repeats is not
+        printed again."""
         shown: dict[str, FunctionRow] = {}
         for row in sorted((row for row in self.rows if row.verdict == "FAIL"), key=lambda row: row.worst.total):
             told = row.check != "value" and row.worst.worst is not None and row.worst.worst.path.startswith("value")

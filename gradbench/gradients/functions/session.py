@@ -22,14 +22,14 @@ from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, 
 from gradbench.program.xla.jaxprs import equations
 
 REPEATS = 5  # calls of the values at the first case, which must agree
-_MAX_SEARCHED = 200  # cases beside the examples, tried to make the first of them that fails smaller
-_MAX_SHRINKING = 12  # runs at sizes between one that passes and one that fails
+_MAX_SEARCHED = 200  # cases tried beyond the examples, to shrink the first that fails
+_MAX_SHRINKING = 12  # runs of the bisection between a size that passes and one that fails
 Answer = list[np.ndarray]
 
 
 class Session:
-    """`mine` against `reference`, both of the layout's (float arrays, other arrays), named in `names`; with `fast`
-    without programs that take long to compile.
+    """Judges `mine` against `reference`, both functions of (float arrays, other arrays) by `layout`, with `names` for
+    printing; with `fast` without programs that take long to compile.
 
     Raises ProblemError where the reference cannot be called, or `mine` cannot at the first case.
     """
@@ -65,7 +65,7 @@ class Session:
         self.checks = ["value", *(mode for mode in self.reference.modes if self._has(mode, base))]
 
     def run(self, cases: Iterable[Case]) -> None:
-        """Fills `findings`."""
+        """Runs the cases and fills `findings`."""
         lanes: list[Expected] = []
         first: tuple[Expected, Answer] | None = None
         for case in cases:
@@ -76,7 +76,7 @@ class Session:
             if first is None:
                 first = expected, answer or []
                 self._every_program(expected)
-            elif len(lanes) == 1 and first[1]:  # after another input a kept answer, or a state, shows
+            elif len(lanes) == 1 and first[1]:  # after another input: shows a cached answer, or state
                 self._again(*first)
             self.derivatives(expected)
             if not case.edge and dict(case.sizes) == self.source.base():
@@ -95,7 +95,7 @@ class Session:
             return None
 
     def _has(self, mode: str, base: Case) -> bool:
-        """Whether `mine` has this derivative. A rule of its own that raises is a fault."""
+        """Whether `mine` has this derivative. A custom rule that raises is a FAIL."""
         if self.traced is None:
             return False
         try:
@@ -121,7 +121,7 @@ class Session:
             return None
 
     def _every_program(self, expected: Expected) -> None:
-        """What is done at the first case alone, since each program is compiled."""
+        """The programs that are run at the first case only, since each is compiled."""
         if self.traced is None:
             return
         self.judge("value", "eager", expected)
@@ -167,7 +167,7 @@ class Session:
         must_run: bool = False,
         only: int | None = None,
     ) -> Answer | None:
-        """The answer of one program at one case; None where it raises. `only` is one float argument's number."""
+        """Judge one program at one case; its answer, None where it raises. `only`: the number of one float argument."""
         case = expected.case
         finding = self._finding(check, how, case)
         try:
@@ -180,7 +180,7 @@ class Session:
                 where = f"at {described(case.arguments)}"
                 raise ProblemError(f"{self.names[0]} raised {error_text(error)}; {where}") from error
             reason = f"it raises {error_text(error)}"
-            if case.is_empty:  # refused loudly, so nobody gets a wrong number
+            if case.is_empty:  # refused with an error: no wrong number
                 self.skipped[case.label] = reason
                 return None
             self.findings.append(dataclasses.replace(finding, verdict="INCONCLUSIVE", reason=reason))
@@ -193,7 +193,7 @@ class Session:
         return answers[0]
 
     def _call(self, check: str, how: str, expected: Expected, only: int | None = None) -> Answer:
-        """The flat answer. Raises _Changed where the arguments are not what they were."""
+        """The flat answer. Raises _Changed where the call changed its arguments."""
         key = (check, how)
         if key not in self._runners:
             self._runners[key] = self._build(check, how, only)
@@ -206,7 +206,7 @@ class Session:
                 if isinstance(a, jax.Array) and a.is_deleted():
                     raise _Changed("an argument is gone after the call (donated?)")
                 held = self._host(a)
-                if held.tobytes() != np.asarray(b).astype(held.dtype).tobytes():  # whole numbers may be held wider
+                if held.tobytes() != np.asarray(b).astype(held.dtype).tobytes():  # integers may be held wider
                     raise _Changed(f"an argument, {described([b])}, is changed by the call")
         return answer
 
@@ -219,7 +219,7 @@ class Session:
         return jax.jit(program) if how == "jit" else program
 
     def _place(self, case: Case) -> tuple[list[Any], list[Any]]:
-        """(floats, others) of a case as they are handed over, copies: on the device; NumPy's to what is not traced."""
+        """Copies of a case's (floats, others) for one call: on the device, or NumPy arrays if `mine` is not traced."""
         split = jax.tree.map(np.array, self.layout.split(case.arguments))
         return split if getattr(self, "traced", True) is None else jax.device_put(split, self.device)
 
@@ -260,8 +260,8 @@ class Session:
         self.findings.append(found)
 
     def _excused(self, found: Finding, expected: Expected) -> Finding:
-        """What the reference itself gives in the dtype, beyond its range or where a function has no derivative, is no
-        fault of `mine`; and where the reference has a kink its derivative is one of several."""
+        """INCONCLUSIVE in place of FAIL where the reference itself, run in the dtype, leaves its range or has no
+        derivative; and where the reference has a kink, at which there is more than one derivative."""
         with self._context():
             floats, others = jax.device_put(self.layout.split(expected.case.arguments), self.device)
             program = programs.BUILD[found.check](self._plain)
@@ -277,7 +277,7 @@ class Session:
         return dataclasses.replace(found, verdict="INCONCLUSIVE", reason=reason)
 
     def _vmap(self, check: str, lanes: list[Expected]) -> None:
-        """The cases of the base sizes side by side, each lane judged by itself."""
+        """The cases of the base sizes in one vmap, each lane judged separately."""
         try:
             with self._context():
                 each = [(floats, _rest(check, others, e)) for e in lanes for floats, others in [self._place(e.case)]]
@@ -291,10 +291,10 @@ class Session:
             self._add(finding, [x[lane] for x in out], expected)
 
     def search(self, examples: int) -> None:
-        """Judges the values at up to `examples` cases beyond the list; of those that fail the smallest is kept.
+        """Judge the values at up to `examples` cases beyond the list; the smallest that fails is kept.
 
-        They share the error probability of one answer: what fails here is off by as much more as a quantile shared by
-        all of them is larger, at most.
+        Together they have the error probability of one answer (Bonferroni): what fails must be off by more than the
+        ratio of the two quantiles.
         """
         if not examples:
             return
@@ -326,7 +326,7 @@ class Session:
             self.findings += tried[self.smallest]
 
     def shrink(self, worst: Finding) -> Finding:
-        """The failure at the smallest size of its letters, each in turn, between one that passes and this one."""
+        """The failure with its letters' sizes reduced one after another, by bisection from a size that passes."""
         case = self.source.one(worst.case)
         runs = _MAX_SHRINKING
         for letter, size in dict(case.sizes).items():
@@ -349,7 +349,7 @@ class Session:
         return [s[letter] for s in sizes if {**s, letter: 0} == {**case.sizes, letter: 0}]
 
     def _once(self, like: Finding, sizes: dict[str, int]) -> Finding | None:
-        """The finding of one program at other sizes; None where they are not allowed, or nothing can be said."""
+        """The finding of one program at other sizes; None where they are not allowed, or nothing is found."""
         if not self.source.allows(sizes) or like.check not in self.checks or like.program != self.how:
             return None
         expected = self._expected(self.source.case(sizes, "random", 0, (like.check,)))
@@ -360,7 +360,7 @@ class Session:
 
 
 class _Changed(Exception):
-    """An argument is not what it was before the call."""
+    """A call changed one of its arguments."""
 
 
 def _rest(check: str, others: list[Any], expected: Expected) -> Any:

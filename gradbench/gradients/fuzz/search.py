@@ -1,6 +1,6 @@
-"""The smallest choice at which something fails, searched and shrunk by Hypothesis: the same one at every run.
+"""The smallest choice at which something fails, searched and shrunk by Hypothesis: the same one in every run.
 
-Hypothesis keeps failures and a pool of constants, which it reads out of every loaded module and writes into
+Hypothesis keeps failures and a pool of constants, which it reads from every loaded module and writes into
 `.hypothesis`. Both are switched off: nothing is written, and what else is loaded changes no answer.
 """
 
@@ -20,7 +20,7 @@ _FAR = 3 * 10**12  # numbers are drawn from here on, where Hypothesis has no con
 
 
 def known(examples: Any, case: str | None) -> None:
-    """Raises PlanError where it is no number of examples, beside a case, or where Hypothesis is not installed."""
+    """Raises PlanError for a bad number of examples, for one together with a case, and without Hypothesis."""
     if not isinstance(examples, int) or isinstance(examples, bool) or examples < 0:
         raise PlanError(f"search={examples!r}: need how many examples are tried, such as 100, or 0 for none")
     if examples and case:
@@ -39,12 +39,12 @@ def _hypothesis() -> Any:
 def smallest(
     fails: Callable[[tuple[int, ...]], bool | None], counts: Sequence[int], examples: int
 ) -> tuple[int, ...] | None:
-    """Of up to `examples` drawn choices the first that fails, shrunk by Hypothesis. It may stop at 99 where
-    multiples of 11 fail: each number in turn is then the least that fails with the others as they are.
+    """Of up to `examples` drawn choices the first that fails, shrunk by Hypothesis; a local minimum: each number is
+    the least that fails with the others unchanged.
 
     Args:
-        fails: of a choice, the same at every call; None where it is no example.
-        counts: how many values each number of a choice has, 0 to count - 1, the plainest first.
+        fails: whether a choice fails, the same at every call; None where it is not allowed.
+        counts: how many values each number of a choice has, 0 to count - 1, the simplest first.
 
     Returns None where none fails.
     """
@@ -79,7 +79,7 @@ def smallest(
 
 @contextlib.contextmanager
 def _no_constants() -> Generator[None]:
-    """Without the constants of loaded modules, which versions before 6.131 do not look for."""
+    """Hides the constants of loaded modules, which Hypothesis reads since 6.131."""
     module: Any = sys.modules.get("hypothesis.internal.conjecture.providers")
     name = "_get_local_constants"
     with mock.patch.object(module, name, module.Constants) if hasattr(module, name) else contextlib.nullcontext():

@@ -1,6 +1,6 @@
-"""A function of PyTorch's against a JAX reference: the same cases and bands, torch's own programs and derivatives.
+"""A PyTorch function against a JAX reference: the same cases and bands, with torch's own programs and derivatives.
 
-Arrays cross by DLPack. Whole numbers arrive as int64, which torch indexes by; floats in the dtype under test.
+Arrays cross by DLPack. Integers arrive as int64, by which torch indexes; floats in the dtype under test.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class TorchFunction:
     """A function of tensors, or an nn.Module, as `check_function` takes it: `check_function(TorchFunction(f), x,
     reference=plain)`.
 
-    A module is called with the parameters it has, in the dtype under test; or, where the first argument is a dict of
-    arrays by its parameters' names, with those, and they are differentiated too. Raises ProblemError where PyTorch is
-    not installed or a class of modules takes arguments.
+    A module is called with its own parameters, in the dtype under test; or, if the first argument is a dict of arrays
+    by its parameters' names, with those, which are then differentiated too. Raises ProblemError where PyTorch is not
+    installed or a module's class cannot be called without arguments.
     """
 
     def __init__(self, function: Any):
@@ -69,18 +69,18 @@ class TorchFunction:
         return module(*arguments)
 
     def session(self, **options: Any) -> TorchSession:
-        """What judges it (see `Session`, whose options these are)."""
+        """The session that judges it; options as of `Session`."""
         return TorchSession(self, **options)
 
     def cast(self, dtype: Any) -> Any:
-        """The function; of a module a copy, with its own parameters in a dtype of torch's."""
+        """The function; for a module a copy whose parameters have this torch dtype."""
         is_module = isinstance(self._module, self._torch.nn.Module)
         return copy.deepcopy(self._module).to(dtype) if is_module else self._module
 
     @contextlib.contextmanager
     def by(self, how: str, function: Any, precision: str) -> Generator[None]:
-        """Calls within go through this program, of `function` as `cast` gave it, on another device with a module's
-        parameters there, with float32 products of this precision; after it all is as it was."""
+        """Calls within go through program `how` of `function`, as `cast` gave it, with a module's parameters on its
+        device and float32 products of this precision. All is restored afterwards."""
         before = self._module, self._torch.get_float32_matmul_precision()
         try:
             if how == COMPILED:
@@ -111,7 +111,7 @@ class TorchSession(Session):
         return None  # nothing of it is JAX's
 
     def _has(self, mode: str, base: Case) -> bool:
-        """Tries it once, on ones."""
+        """Whether torch has this derivative: tried once, with ones."""
         if mode not in _MODES:
             self.skipped[mode] = "not done with PyTorch"
             return False
@@ -120,7 +120,7 @@ class TorchSession(Session):
             self._call(mode, EAGER, expected)
         except Exception as error:
             text = error_text(error)
-            # One that torch would differentiate, and that then raises, is a fault of its rule.
+            # Where torch would differentiate it but raises, its rule is at fault.
             if mode == "vjp" and self._differentiable(base):
                 self._fail(self._finding(mode, EAGER, base), f"its backward raises {text}")
             else:
@@ -142,7 +142,7 @@ class TorchSession(Session):
             if not self.fast:
                 self._call("value", COMPILED, expected)
                 programs.append(COMPILED)
-        except Exception as error:  # no compiler for it, or what it cannot compile
+        except Exception as error:  # no compiler, or code that it cannot compile
             self.skipped[COMPILED] = error_text(error)
         for how in programs:
             for check in (check for check in self.checks[:2] if check in expected.parts):
@@ -158,7 +158,7 @@ class TorchSession(Session):
                 return (x if isinstance(x, self._torch.Tensor) else self._tensor(x)).to(where)
 
             with self._function.by(how, self._cast, self.precision), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's about itself
+                warnings.simplefilter("ignore")  # torch's warnings about itself
                 return [self._host(x) for x in run(*jax.tree.map(there, (floats, rest)))]
 
         return program
@@ -190,7 +190,7 @@ class TorchSession(Session):
         return self._back(gradient, own, tangents)
 
     def _back(self, outputs: list[Any], own: list[Any], cotangents: list[Any], create_graph: bool = False) -> list[Any]:
-        """The cotangents of `own`; 0 where an output does not depend on it."""
+        """The cotangents of `own`; 0 where no output depends on it."""
         pairs = [(o, c) for o, c in zip(outputs, cotangents) if o.requires_grad]
         if not pairs:
             raise TypeError("no output depends on a float argument in a way that torch differentiates")
@@ -203,7 +203,7 @@ class TorchSession(Session):
         return jax.tree.map(self._tensor, self.layout.split(case.arguments))
 
     def _tensor(self, x: Any) -> Any:
-        """A tensor of its own with the numbers of an array."""
+        """A new tensor with the numbers of an array."""
         array = np.asarray(x)
         given = jnp.asarray(array) if array.dtype == jnp.bfloat16 else np.array(array)  # NumPy's has no DLPack
         tensor = self._torch.from_dlpack(given).clone()

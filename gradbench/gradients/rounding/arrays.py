@@ -1,6 +1,6 @@
 """`jnp` as the rounding rules use it: NumPy's functions for NumPy's arrays, jax.numpy's where an argument is JAX's.
 
-So the rules of `primitives` are written once, and hold for a compiled interpretation and for one that NumPy does.
+So the rules of `primitives` are written once, for a compiled interpretation and for one by NumPy.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from jax import lax
 
 
 class _Namespace:
-    """What is asked of it once is kept as its attribute."""
+    """Looks a name up once and keeps it as an attribute."""
 
     def __getattr__(self, name: str) -> Any:
         theirs, ours = getattr(jax.numpy, name), getattr(np, name, None)
         found = theirs
         if isinstance(ours, type):
             found = ours  # a dtype, or a kind of dtypes
-        elif ours is not None and name != "issubdtype":  # which knows bfloat16
+        elif ours is not None and name != "issubdtype":  # jax.numpy's knows bfloat16
 
             def found(*args: Any, **options: Any) -> Any:
                 return (theirs if any(map(_is_jax, args)) else ours)(*args, **options)
@@ -47,7 +47,7 @@ def bits(value: Any) -> Any:
 
 
 def of_bits(value: Any, dtype: Any = np.float64) -> Any:
-    """What is of `dtype` and has these uint64 as its bits."""
+    """The numbers of `dtype` that have these uint64 as their bits."""
     if isinstance(value, np.ndarray | np.generic):
         return np.ascontiguousarray(value).view(dtype).reshape(np.shape(value))
     return lax.bitcast_convert_type(value, dtype)
@@ -62,8 +62,8 @@ def holds(digits: int, value: Any) -> Any:
 
 
 def jitted(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
-    """The function as it is for NumPy's first arguments, jitted for JAX's: traced once for a shape, however many
-    equations it serves. The arguments named `static` are Python's."""
+    """The function as it is if its first argument is NumPy's, jitted if it is JAX's: traced once per shape, however
+    many equations use it. The arguments named `static` are Python values."""
     compiled = jax.jit(function, static_argnames=static)
 
     @functools.wraps(function)

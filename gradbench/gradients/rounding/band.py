@@ -2,13 +2,13 @@
 
 The noise samples of `interpreter` give, for each entry, a standard deviation sigma with as many degrees of freedom as
 samples (the mean is known: the exact interpretation). A right gradient's error, in units of sigma, then follows
-Student's t law; the tolerance is its quantile at FALSE_ALARM shared among all the numbers judged together (Bonferroni).
+Student's t distribution; the tolerance is its quantile at FALSE_ALARM shared among all the numbers judged together
+(Bonferroni).
 
-Samples are taken in parts, and no more than are needed to tell that all SAMPLES would give a PASS. That takes no share
-of the error probability: a sum of squares only grows, so with n = SAMPLES and m taken, n sigma_n^2 >= m sigma_m^2, and
-what lies within sqrt(m/n) times the tolerance by sigma_m lies within the tolerance by sigma_n (`share`). Whatever
-does not is judged with more samples, up to all of them: every verdict but that early PASS is the one that all samples
-give, and that PASS is too.
+Samples are taken in parts, and no more than it takes to know that all SAMPLES would give a PASS. This spends none of
+the error probability: a sum of squares only grows, so with n = SAMPLES and m taken, n sigma_n^2 >= m sigma_m^2, and
+what lies within sqrt(m/n) times the tolerance by sigma_m lies within the tolerance by sigma_n (`share`). Anything else
+is judged with more samples, up to all of them. So every verdict is the one that all samples give.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr
 
 SAMPLES = 32  # sigma is then known to 1/sqrt(2*32) = 12 %
 FALSE_ALARM = 1e-6  # the probability, under the model, that one right gradient is called wrong anywhere
-FEW = 8  # samples that are taken first, where all at once would take longer than compiling them
-# Without optimisation an equation compiles 20 ms faster, and an entry takes 10 ns longer a sample (of a convolution far
-# longer): even where a part is twice sampled and has so many entries for each equation.
+FEW = 8  # samples taken first, where taking all would take longer than compiling the sampler
+# Without optimisation an equation compiles 20 ms faster, and an entry takes 10 ns longer per sample (far longer in a
+# convolution): the two balance for a part that is sampled twice and has so many entries per equation.
 _QUICK = 2**20
-_AT_ONCE = 2**24  # entries of a part: a fraction of a second
+_AT_ONCE = 2**24  # entries of a part, which take a fraction of a second
 _LARGE = 2**22  # entries; above it the samples are taken one at a time, so that memory stays that of a few gradients
 
 
@@ -57,10 +57,10 @@ class Spread:
         sigma: per entry.
         norm: per leaf, of the Euclidean norm of the error.
         along: per leaf, of the error's component along the leaf, divided by the leaf's norm: the spread of beta.
-        overflow, tie, reciprocal: whether a value left the format's range; whether rounding can turn a decision;
+        overflow, tie, reciprocal: whether a value left the format's range; whether rounding can change a decision;
             whether the reciprocal of a divisor leaves the range where the quotient does not.
         unknown, stagnating: primitives without a rule; sums with k u >= 1.
-        samples: how many the deviations are of.
+        samples: how many samples the deviations come from.
     """
 
     exact: list[np.ndarray]
@@ -76,11 +76,11 @@ class Spread:
 
     @property
     def share(self) -> float:
-        """What share of the tolerance by these deviations the tolerance by all SAMPLES has at the least."""
+        """The least ratio of the tolerance by all SAMPLES to that by these samples."""
         return math.sqrt(self.samples / SAMPLES)
 
     def as_of_all(self) -> Spread:
-        """Deviations that, times the quantile for SAMPLES of them, are the tolerance for as few as were taken."""
+        """Deviations scaled so that, times the quantile for SAMPLES, they give the tolerance for the samples taken."""
         factor = quantile(1, self.samples) / quantile(1)
         norm, along = ([factor * x for x in numbers] for numbers in (self.norm, self.along))
         return dataclasses.replace(self, sigma=[factor * s for s in self.sigma], norm=norm, along=along)
@@ -94,7 +94,7 @@ class Band:
         dtype: one of checks.DTYPES. precision: one of checks.PRECISIONS. device: whose rounding is modelled.
         assume, worst_case: see Interpreter.
 
-    Tracing happens at once and raises what the function raises; shapes of later calls must be the same.
+    The function is traced at once, which raises what it raises; later calls must have the same shapes.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Band:
         def moments(seeds, arguments):
             exact, noisy, flags = over_trials(sample, (0, None), "cpu")(seeds, arguments)
             exact = [x[0] for x in exact]  # the same for all seeds
-            # What cancels to 0 is another rounding of 0 each time XLA computes it: the units used are those returned.
+            # XLA may round a sum that cancels to 0 otherwise each time: `exact` is returned as it was used for units.
             units, *sums = zip(*map(_moments, exact, noisy))
             return (exact, list(units)), *map(list, sums), *(flag.any() for flag in flags)
 
@@ -143,16 +143,16 @@ class Band:
         self.part = 1 if self.size > _LARGE else 2 ** int(math.log2(self.part))
         inside = [equation.primitive.name for equation in equations(trace)]
         quick = self.part * self.entries <= _QUICK * len(inside) and "conv_general_dilated" not in inside
-        # Fusions by XLA's older emitter too: with it jax 0.10 compiles the samples in half the time; 0.12 has none.
+        # XLA's older fusion emitter halves the compile time on jax 0.10; 0.12 does not have it.
         options = compiler_options("cpu", xla_backend_optimization_level=0 if quick else 1) | quick_compile("cpu")
         self._moments = jax.jit(moments, compiler_options=options)
 
     def sample(self, params: Any, data: Any, samples: int = SAMPLES) -> Spread:
-        """The spread at a point. `params` and `data` have the band's dtype; the result is float64 NumPy."""
+        """The spread at a point. `params` and `data` are arrays in the band's dtype; the result is float64 NumPy."""
         return Sampling(self, params, data).spread(samples)
 
     def moments(self, start: int, leaves: list[np.ndarray]) -> Any:
-        """What the part of the samples adds to each sum, that begins after `start` of them."""
+        """What the next part of the samples, after the first `start`, adds to each sum."""
         cpu = jax.default_device(jax.devices("cpu")[0])
         with jax.enable_x64(True), cpu, precision_context(self.precision):  # what is traced only now has it too
             arguments = [jnp.asarray(x.astype(wide(x.dtype)) if is_float(x) else x) for x in leaves]
@@ -162,7 +162,7 @@ class Band:
 
 
 class Sampling:
-    """The samples of a band at one point, as many as were asked for so far."""
+    """The samples of a band at one point that were taken so far."""
 
     def __init__(self, band: Band, params: Any, data: Any):
         self._band, self._leaves = band, [np.asarray(x) for x in jax.tree.leaves((params, data))]
@@ -170,7 +170,7 @@ class Sampling:
         self._sums: Any = None
 
     def spread(self, samples: int) -> Spread:
-        """Of so many samples at the least, in whole parts."""
+        """The spread of at least so many samples, in whole parts."""
         band = self._band
         while self._taken < samples:
             exact, *part = band.moments(self._taken, self._leaves)
@@ -201,8 +201,8 @@ class Sampling:
 
 
 def _moments(exact: Any, noisy: Any) -> tuple[Any, Any, Any, Any]:
-    """Of a leaf and its samples, leading axis: the largest entry, and in units of it, so that squares stay inside
-    float64's range, the sums of the squares of deviations: of each entry, of the norm, along the leaf."""
+    """For a leaf and its samples (leading axis): the largest entry and, in units of it so that squares stay inside
+    float64's range, the sums of squared deviations: of each entry, of the norm, along the leaf."""
     finite, unit = jnp.isfinite(exact), _largest(exact)
     relative = jnp.where(finite, exact, 0.0) / unit
     deviation = jnp.where(finite, noisy - exact, 0.0) / unit
@@ -236,7 +236,7 @@ def _units(trace: Any) -> list[float]:
 
 
 def _entries(jaxpr: Any) -> int:
-    """How many entries a jaxpr's results have, those of a scan's body at every turn."""
+    """How many entries a jaxpr's results have, counting a scan's body once per iteration."""
     total = 0
     for equation in open_jaxpr(jaxpr)[0].eqns:
         inside = sum(map(_entries, nested(equation)))

@@ -32,7 +32,7 @@ from gradbench.gradients.rounding.pairs import (
 )
 from gradbench.program.xla.jaxprs import bind, called, evaluate, is_literal, open_jaxpr, scan_counts, with_combiner
 
-MAX_TURNS = 10**5  # of a while loop, which may never end outside a loss's domain
+MAX_TURNS = 10**5  # iterations of a while loop, which may never end outside a loss's domain
 
 
 class Interpreter:
@@ -42,11 +42,11 @@ class Interpreter:
         seed: a uint32 scalar that picks the noise (may be batched by vmap), or None for no noise at all.
         device: the device whose rounding is modelled.
         flushes: `flushes(dtype) -> bool`, whether that device turns subnormals to zero.
-        scale: the noise is this many times too large, and the caller divides by it: float64 rounding noise would
-            otherwise drown in the rounding of the interpretation itself.
+        scale: the noise is drawn this many times too large, and the caller divides by it: float64's own noise would
+            otherwise be hidden by the rounding of the interpretation itself.
         assume: take this input class for every float32 matrix product instead of the one in force.
         worst_case: sums that may stagnate lose up to the sum of their terms' magnitudes, and a loop rounds each entry
-            the same way at every turn (a constant added within one binade does).
+            the same way in every iteration (a constant added within one binade does).
 
     After a run, `unknown` names the primitives without a rule, and `stagnating` says which sums (k u >= 1) and loops
     the random model may not hold for, and why.
@@ -59,7 +59,7 @@ class Interpreter:
         self.stagnating: set[str] = set()
         self._start: Any = None if seed is None else noise.start(seed)
         self._salts = itertools.count(1)
-        self._loops = 0  # how many loops we are inside of
+        self._loops = 0  # the depth of nested loops
 
     @np.errstate(all="ignore")  # of constants, which NumPy computes
     def run(self, jaxpr: Any, consts: list[Any], arguments: list[Pair]) -> tuple[list[Pair], Flags]:
@@ -84,7 +84,7 @@ class Interpreter:
         exact = jnp.asarray(array)
         form = format_of(dtype)
         mantissa = np.frexp(array.real)[0] * 2.0 ** (form.digits // 2)
-        # Below the normal numbers few digits are left, and few say nothing.
+        # A subnormal number has few digits left, so that few digits do not show that it is exact.
         plain = (mantissa == np.round(mantissa)) & ((np.abs(array) >= form.tiny) | (array == 0))
         if self.seed is None or np.iscomplexobj(array) or plain.all():
             return _same(exact)
@@ -92,7 +92,7 @@ class Interpreter:
         return Pair(exact, self.add(exact, exact, jnp.asarray(size), salt=0))
 
     def add(self, noisy: Any, exact: Any, amplitude: Any, salt: int | None = None, picks: Any = None) -> Any:
-        """`noisy` plus noise of that amplitude; zero and infinity stay what they are. The exact value picks the noise,
+        """`noisy` plus noise of that amplitude; zero and infinity stay as they are. The exact value picks the noise,
         or `picks`, which broadcasts to it."""
         if self.seed is None:
             return noisy
@@ -101,13 +101,13 @@ class Interpreter:
         return noise.perturbed(noisy, exact, amplitude, picks, word, self.scale)
 
     def _picks(self, exact: Any) -> Any:
-        """What picks the noise: the value; in a loop's worst case the place, so that every turn rounds alike."""
+        """What picks the noise: the value; in a loop's worst case the place, so that every iteration rounds alike."""
         if not (self.worst_case and self._loops):
             return exact
         return _places(exact)
 
     def turn(self, body: Any, consts: list[Any], arguments: list[Pair], kind: str) -> tuple[list[Pair], Flags]:
-        """One turn of a loop."""
+        """One iteration of a loop."""
         dtype = next((v.aval.dtype for v in body.outvars if jnp.issubdtype(v.aval.dtype, jnp.inexact)), None)
         if dtype is not None:
             self.stagnating.add(f"{kind} in {format_of(dtype).name} may round the same way at each iteration")
@@ -121,6 +121,7 @@ class Interpreter:
         return form.tiny if self.flushes(form.name) else form.spacing / 2
 
     def equation(self, equation: Any, ins: list[Pair]) -> tuple[list[Pair], Flags]:
+        """The results of one equation: a call is inlined, a loop or branch rebuilt, anything else is a primitive."""
         name, params = equation.primitive.name, equation.params
         if not equation.outvars:  # jax.debug.print
             return [], Flags()
@@ -133,6 +134,7 @@ class Interpreter:
         return self.primitive(equation, name, params, ins)
 
     def primitive(self, equation: Any, name: str, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
+        """The results of a primitive, exact and with the noise of its own rounding, and its flags."""
         dtypes = [v.aval.dtype for v in equation.invars]
         outs = [v.aval.dtype for v in equation.outvars]
         as_traced = name in ("bitcast_convert_type", "nextafter")  # these work on the bits of the narrow format
@@ -178,7 +180,7 @@ class Interpreter:
             exact, noisy = [exact], [noisy]
         results = []
         for e, n, dtype in zip(exact, noisy, outs):
-            # Only float16's range is narrow enough for a right program to leave it on the way.
+            # Only float16's range is so narrow that a right program may leave it in between.
             if is_float_array(e) and dtype == np.float16 and name not in rounding.EXACT | {"reduce_precision"}:
                 large = jnp.abs(e) > format_of(dtype).largest
                 flags = flags._replace(overflow=flags.overflow | jnp.any(large & jnp.isfinite(e)))
@@ -191,10 +193,10 @@ class Interpreter:
         return results, flags
 
     def rounded(self, equation: Any, ins: list[Pair], found: Pair, amplitude: Any, bind: Any, dtype: Any) -> Any:
-        """What a result with the noise of its operands becomes with its own, of that amplitude and shared."""
+        """A result with its operands' noise, plus its own: of that amplitude, and shared."""
         name, form, exact = equation.primitive.name, format_of(dtype), found.exact
         kept = exact
-        if name in rounding.SUMS:  # one that cancels to 0 has rounded on the way; one of zeros has not
+        if name in rounding.SUMS:  # a sum that cancels to 0 has rounded before; a sum of zeros has not
             kept = jnp.where((exact == 0) & (amplitude > self.underflow(dtype)), 1.0, exact)
         noisy = self.shared(
             equation, ins, exact, self.add(found.noisy, kept, amplitude, picks=self._picks(exact)), form
@@ -203,18 +205,18 @@ class Interpreter:
             spread = self.by_transforms(equation.params, bind, ins, form)
             noisy = self.add(noisy, jnp.ones_like(exact), spread, picks=_places(exact))
         if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(exact):
-            # One correctly rounded operation on numbers as they are: exact where its result is in the format.
+            # One correctly rounded operation on exact operands: exact where its result fits the format.
             moved = [p for p in ins if p.noisy is not p.exact]
             noisy = noise.unless_held(exact, noisy, moved, form.digits)
         return noisy
 
     def by_transforms(self, params: dict[str, Any], bind: Any, ins: list[Pair], form: Format) -> Any:
-        """How far a convolution by transforms may be off."""
+        """The rounding error of a convolution by transforms."""
         unit = min(form.unit, format_of(jnp.float32).unit)
         return unit * rounding.transform_amplitude(bind, params, [p.exact for p in ins])
 
     def results(self, equation: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
-        """What the primitive itself gives, floats wide."""
+        """The primitive's own results, floats as float64."""
         results = bind(equation, operands, params)
         return [x.astype(wide(x.dtype)) if is_float_array(x) else x for x in results]
 
@@ -274,7 +276,7 @@ class Interpreter:
             return roundings(rounding.ELEMENTARY_UNITS * terms)
         if name in rounding.BACKWARD_STABLE:
             return roundings()
-        size = jnp.sqrt(jnp.mean(jnp.abs(exact) ** 2))  # of what has no rule
+        size = jnp.sqrt(jnp.mean(jnp.abs(exact) ** 2))  # of a primitive without a rule
         return rounding.ELEMENTARY_UNITS * (roundings() + form.unit * size)
 
     def rounded_input(self, pair: Pair, dtype: Any, precision: Any) -> Pair:
@@ -310,9 +312,9 @@ class Interpreter:
         return [*carry, *stacked], flags
 
     def loop(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
-        """A while loop runs as often as it does without noise; a noisy condition that disagrees raises the tie flag.
+        """A while loop iterates as often as without noise; a noisy condition that disagrees raises the tie flag.
 
-        So does an end by MAX_TURNS.
+        So does stopping at MAX_TURNS.
         """
         test, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
         tests, bodies = params["cond_nconsts"], params["body_nconsts"]
@@ -352,7 +354,7 @@ _COMBINERS = {
 
 
 def _places(array: Any) -> Any:
-    """A number of its own for each entry, to pick its noise."""
+    """A different number for each entry, to pick its noise."""
     return jnp.arange(1, array.size + 1, dtype=jnp.float64).reshape(array.shape)
 
 

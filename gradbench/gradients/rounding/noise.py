@@ -20,13 +20,13 @@ _LEADING = np.uint64(0x7FFF << 48)  # the exponent and the first four bits of th
 
 
 def start(seed: Any) -> Any:
-    """The uint64 that all noise under one seed, uint32, is made of."""
+    """The uint64 from which all noise under one seed (uint32) is made."""
     return mix((seed.astype(jnp.uint64) + np.uint64(1)) * _STEP)
 
 
 @functools.cache
 def odd(salt: int) -> np.uint64:
-    """The multiplier that makes of a seed's number that of its operation `salt` (SplitMix64's finaliser)."""
+    """The multiplier that turns a seed's number into that of its operation `salt` (SplitMix64's finaliser)."""
     number = salt * int(_STEP) % 2**64
     number = (number ^ (number >> 30)) * int(_FIRST) % 2**64
     number = (number ^ (number >> 27)) * int(_SECOND) % 2**64
@@ -40,13 +40,13 @@ def mix(x: Any) -> Any:
 
 
 def signs(value: Any, word: Any) -> Any:
-    """Noise uniform in [-1, 1): equal float64 values draw the same of the same word."""
+    """Noise uniform in [-1, 1): with the same `word`, equal float64 values get the same noise."""
     return of_bits(mix(bits(value) ^ word), np.int64).astype(np.float64) * 2.0**-63
 
 
 def _perturbed(noisy: Any, exact: Any, amplitude: Any, picks: Any, word: Any, scale: float) -> Any:
-    """`noisy` plus noise of `scale` times the amplitude that `picks`, which broadcasts, draws; zero and infinity stay
-    what they are."""
+    """`noisy` plus noise of `scale` times the amplitude, drawn by `picks`, which broadcasts; zero and infinity stay
+    as they are."""
     amplitude = scale * jnp.where((exact == 0) | ~jnp.isfinite(exact), 0.0, amplitude)
     if jnp.iscomplexobj(picks):
         return noisy + amplitude * (signs(picks.real, word) + 1j * signs(picks.imag, word))
@@ -54,13 +54,12 @@ def _perturbed(noisy: Any, exact: Any, amplitude: Any, picks: Any, word: Any, sc
 
 
 def _rounding_of(exact: Any, unit: float, underflow: float) -> Any:
-    """The amplitude of roundings of so many units."""
+    """The amplitude of roundings by `unit`, relative, and `underflow`, absolute."""
     return unit * jnp.abs(exact) + underflow
 
 
 def _unless_held(exact: Any, noisy: Any, operands: list[Any], digits: int) -> Any:
-    """`noisy`, or `exact` where that fits in so many digits and the operands, pairs of values without noise and with
-    it, have none."""
+    """`noisy`, or `exact` where that fits in so many digits and the operands, pairs (exact, noisy), have no noise."""
     held = holds(digits, exact)
     for without, given in operands:
         held = held & (without == given)

@@ -12,12 +12,12 @@ from gradbench.gradients.rounding.arrays import jnp
 from gradbench.gradients.rounding.formats import Format
 
 # A decision (x > 0) is taken at 4 times its sampled deviation: the largest of 32 normal deviations exceeds 1.5 sigma
-# with probability 0.99, so a tie that rounding can turn (up to 6 sigma) is turned in some of the samples.
+# with probability 0.99, so a tie that rounding can change (up to 6 sigma) changes in some of the samples.
 TIE_REACH = 4.0
 
 
 class Pair(NamedTuple):
-    """A value without noise and with it, both float64 where floating. One object twice where noise cannot reach."""
+    """A value without noise and with it, float64 if float. Both are one object where noise cannot reach."""
 
     exact: Any
     noisy: Any
@@ -26,11 +26,11 @@ class Pair(NamedTuple):
 class Flags(NamedTuple):
     """Where the model may not hold.
 
-    overflow: a value beyond the format's range. tie: a choice that rounding can turn. reciprocal: a quotient x / y in
+    overflow: a value beyond the format's range. tie: a choice that rounding can change. reciprocal: a quotient x / y in
     the range whose reciprocal 1 / y is not, so that x * (1 / y), which a compiler may take instead, is wrong.
 
     A choice is an equality, a sort, an argmax, the index of a cond or the end of a while. (Orderings such as x > 0 need
-    no flag: the samples turn them, see TIE_REACH.)
+    no flag: they change in some samples, see TIE_REACH.)
     """
 
     overflow: Any = np.False_
@@ -54,7 +54,7 @@ def wide(dtype: Any) -> Any:
 
 
 def widen(params: dict[str, Any]) -> dict[str, Any]:
-    """A primitive's parameters with every float dtype among them made wide."""
+    """A primitive's parameters with every float dtype replaced by float64."""
 
     def one(value: Any) -> Any:
         if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
@@ -69,12 +69,15 @@ def is_float_array(x: Any) -> bool:
 
 
 def reach(pair: Pair) -> Any:
+    """The noisy value with its deviation times TIE_REACH, by which decisions are taken."""
     if pair.noisy is pair.exact or not is_float(pair.exact):
         return pair.noisy
     return pair.exact + TIE_REACH * (pair.noisy - pair.exact)
 
 
 def can_turn(name: str, ins: list[Pair], exact: Any, noisy: Any) -> jax.Array:
+    """Whether rounding can change a choice: a selection's integer results, an integer result, or an equality of floats
+    that differ by at most TIE_REACH times their deviations."""
     if name in rounding.SELECTIONS:
         pairs = zip(jax.tree.leaves(exact), jax.tree.leaves(noisy))
         return jnp.stack([jnp.any(a != b) for a, b in pairs if not is_float(a)] or [jnp.zeros((), bool)]).any()
@@ -85,6 +88,7 @@ def can_turn(name: str, ins: list[Pair], exact: Any, noisy: Any) -> jax.Array:
 
 
 def loses_reciprocal(quotient: Any, divisor: Any, form: Format) -> jax.Array:
+    """Whether a quotient lies in the format's range where 1 / divisor does not; see Flags."""
     inverse, size = 1 / jnp.abs(divisor), jnp.abs(quotient)
     lost = ((inverse < form.tiny) | (inverse > form.largest)) & (divisor != 0) & jnp.isfinite(divisor)
     return jnp.any(lost & (size >= form.tiny) & (size <= form.largest))

@@ -1,4 +1,4 @@
-"""What each primitive may do to its result by rounding: the one place that knows.
+"""The rounding error of each primitive's result: the only place where it is modelled.
 
 A result `y` computed in a format of unit roundoff u and smallest spacing s is modelled as y + e, where e is uniform in
 [-a, a] and a is, by class of primitive:
@@ -27,14 +27,14 @@ A result `y` computed in a format of unit roundoff u and smallest spacing s is m
   u sqrt(sum x^2 sum w^2 / P); Higham 2002, section 24.1. Barabasz et al., Error analysis and improving the accuracy of
   Winograd convolution, 2020, find the like of small tiles.)
 
-Entries that e is drawn for one by one average out in a norm or a scale. Roundings that entries share do not:
+Errors e drawn entry by entry average out in a norm or a scale. Roundings that entries share do not:
 
-- x / y may be x times the rounded reciprocal of y, so e has a second part u|x/y| that y picks: a constant or a sum that
+- x / y may be x times the rounded reciprocal of y, so e has a second part u|x/y| drawn by y: a constant or a sum that
   divides every entry moves all of them alike, in every division by it;
 - a compiler multiplies constants together, c1 (c2 x) = (c1 c2) x, and rounds their product once for all entries: a
-  product with a constant that is no power of two has a part u|y| that the constant picks;
+  product with a constant that is no power of two has a part u|y| drawn by the constant;
 - the error of an elementary function is a fixed function of its argument, and near arguments share it: half of the 8u
-  are picked by the exponent and the first four further bits of the result (measured over a million normal numbers on a
+  are drawn by the exponent and the first four further bits of the result (measured over a million normal numbers on a
   CPU, the mean relative error of tanh, erf, atan and rsqrt is 0.1 to 0.5 u). Formats narrower than float32 compute it
   in float32, so there this part is float32's.
 """
@@ -84,16 +84,16 @@ BACKWARD_STABLE = names(
     "tridiagonal fft"
 )
 DECISIONS = frozenset(["lt", "le", "gt", "ge", "sign", "floor", "ceil", "round", "eq", "ne"])
-SELECTIONS = frozenset(["sort", "argmax", "argmin", "top_k"])  # their whole-number results tell what was picked
+SELECTIONS = frozenset(["sort", "argmax", "argmin", "top_k"])  # their integer results tell what was selected
 
 ELEMENTARY_UNITS = 8.0
-SHARED_UNITS = 4.0  # of them
+SHARED_UNITS = 4.0  # the part of them that near arguments share
 RECIPROCAL = 2**20  # the salt of every reciprocal: equal divisors are rounded alike wherever they divide
 PARTIAL_SUMS = 4
 
 
 def units(name: str, params: dict[str, Any]) -> float | None:
-    """How many units of roundoff of its own result an elementwise primitive may be off, or None if not elementwise."""
+    """The error of an elementwise primitive in units of roundoff of its result; None if it is not elementwise."""
     if name in ONE_ROUNDING:
         return 1.0
     if name in TWO_ROUNDINGS:
@@ -104,7 +104,7 @@ def units(name: str, params: dict[str, Any]) -> float | None:
 
 
 def sum_terms(name: str, params: dict[str, Any], operands: list[Any]) -> float | None:
-    """k: how many terms one entry of a sum adds up, of a scatter at the most; None where it is not known."""
+    """k: how many terms one entry of a sum has (for a scatter, at most); None where that is not known."""
     if name == "reduce_sum":
         return float(math.prod(operands[0].shape[axis] for axis in params["axes"]))
     if name == "dot_general":
@@ -154,12 +154,12 @@ def sum_amplitude(name: str, bind: Any, params: dict[str, Any], operands: list[A
 
 
 def transform_amplitude(bind: Any, params: dict[str, Any], operands: list[Any]) -> Any:
-    """Of a convolution by transforms, in the shape of its result; to be multiplied by u. Arguments as above."""
+    """The same for a convolution by transforms, in the shape of its result. Arguments as above."""
     numbers = params["dimension_numbers"]
     image, kernel = (jnp.real(x * jnp.conj(x)) for x in operands)
     mean = jnp.mean(image, axis=tuple(numbers.lhs_spec[2:]), keepdims=True)
     squares = bind([jnp.broadcast_to(mean, image.shape), kernel])
-    most = jnp.max(squares, axis=tuple(numbers.out_spec[2:]), keepdims=True)  # at a border a window is not whole
+    most = jnp.max(squares, axis=tuple(numbers.out_spec[2:]), keepdims=True)  # a window at the border is smaller
     k = sum_terms("conv_general_dilated", params, operands) or 1.0
     return jnp.broadcast_to(jnp.sqrt((k - 1) * most / 6 + most), squares.shape)
 
@@ -170,7 +170,7 @@ def _alike(total: Any, k: Any, squares: Any) -> Any:
 
 
 def _mean_square_of_partial_sums(name: str, bind: Any, params: dict[str, Any], operands: list[Any]) -> Any:
-    """M: the mean square of PARTIAL_SUMS partial sums in the order of the first summed axis, or None if not cut."""
+    """M: the mean square of PARTIAL_SUMS partial sums in the order of the first summed axis; None if it is not cut."""
     if name == "reduce_sum":
         axes = [params["axes"][0]] if params["axes"] else []
     elif name == "dot_general":

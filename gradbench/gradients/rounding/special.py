@@ -1,10 +1,10 @@
-"""What rounding may do to a special function, which is computed by a series or a fraction in float32 at the least.
+"""The rounding error of a special function, which is computed by a series or a fraction in at least float32.
 
-`amplitude` gives it in units of roundoff of the format that is computed in, up to the factor ELEMENTARY_UNITS of
-`primitives`; narrower formats round the result once more. The laws say how an error grows with the arguments. How large
-it is depends on the series that a library has, and is measured: over 600,000 points for each function, in float32 on a
+`amplitude` gives it in units of roundoff of the format of the computation, up to the factor ELEMENTARY_UNITS of
+`primitives`; narrower formats round the result once more. A law says how the error grows with the arguments. Its size
+depends on the library's series, and is measured: over 600,000 points for each function, in float32 on a
 CPU with jax 0.10.1 (`python tests/benchmarks/special_functions.py`), the largest error is 0.23 to 1.43 times the law,
-and 10.1 times of igamma_grad_a, where x is near a. MARGIN and GRADIENT_MARGIN are twice that, about. The laws:
+and 10.1 times for igamma_grad_a, where x is near a. MARGIN and GRADIENT_MARGIN are about twice that. The laws:
 
 - a function f of a rounded argument: |f| + |x f'(x)|, the second part because each begins by forming something of its
   argument (1 - x^2 of erf_inv, pi x of a reflection) that is rounded. lgamma and digamma add up terms that are not
@@ -13,11 +13,11 @@ and 10.1 times of igamma_grad_a, where x is near a. MARGIN and GRADIENT_MARGIN a
 - the incomplete gamma functions: a prefactor exp(a log x - x - log Gamma(a)) times a series for P, or a fraction for
   Q = 1 - P where x > 1 and x > a (section 6.2). The exponent's absolute error, L = 1 + |a log x| + x + a + |log
   Gamma(a)|, is a relative one of the part that is computed so, and the other is 1 minus it: both are off by L times
-  that part. Derivatives to a are those of the same terms: times the derivative of the exponent and as much again, 1 +
+  that part. Derivatives by a are of the same terms: times the derivative of the exponent, plus as much again, 1 +
   |log x| + |digamma(a)|.
 - the incomplete beta function: likewise, with x^a (1 - x)^b / B(a, b) and the fraction for I where
-  x < (a + 1) / (a + b + 2), for 1 - I elsewhere (section 6.4). It takes O(sqrt(max(a, b))) turns, which round each:
-  24 + sqrt(max(a, b)) for the 1, where 24 is what small a and b take.
+  x < (a + 1) / (a + b + 2), for 1 - I elsewhere (section 6.4). It takes O(sqrt(max(a, b))) iterations, each of which
+  rounds: 24 + sqrt(max(a, b)) in place of the 1, where 24 is what small a and b take.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPECIAL = _OF_ROUNDED | _GAMMA | {"regularized_incomplete_beta"}
 
 
 def amplitude(name: str, bind: Callable[[Sequence[Any]], Any], operands: Sequence[Any], result: Any) -> Any:
-    """In the shape of `result`. `bind(operands)` runs the primitive; all are float64 arrays without noise."""
+    """The error, in the shape of `result`. `bind(operands)` runs the primitive; all are float64 without noise."""
     margin = GRADIENT_MARGIN if name in _GRADIENTS else MARGIN
     return margin * law(name, bind, operands, result)
 
@@ -46,7 +46,7 @@ def law(name: str, bind: Callable[[Sequence[Any]], Any], operands: Sequence[Any]
     """The same without the margin."""
     if name in _OF_ROUNDED:
         *orders, x = operands  # polygamma(n, x) and zeta(s, x)
-        if name == "zeta":  # whose derivative JAX does not know
+        if name == "zeta":  # JAX has no derivative of it
             slope = orders[0] * x * bind([orders[0] + 1, x])
         else:
             slope = jax.jvp(lambda moved: bind([*orders, moved]), (x,), (x,))[1]

@@ -1,6 +1,6 @@
-"""Second order: Hessian-vector products against differences of the gradient, against each other, and as they run.
+"""Second order: Hessian-vector products against differences of the gradient, against each other, and in each program.
 
-The gradient is taken as it is: what is tested is whether H v is its derivative. The check of a gradient does that for
+The gradient is taken to be right: the test is whether H v is its derivative. The check of a gradient does that for
 the loss <v, gradient>, whose gradient is H v.
 """
 
@@ -37,8 +37,8 @@ def known(order: int) -> None:
 
 @dataclasses.dataclass
 class Found:
-    """What was found at second order: tests in float64, a row for each product, dtype, precision and device, and what
-    was left out."""
+    """What was found at second order: tests in float64, one row per product, dtype, precision and device, and what
+    was skipped."""
 
     tests: list[Test] = dataclasses.field(default_factory=list)
     rows: list[Row] = dataclasses.field(default_factory=list)
@@ -53,8 +53,8 @@ def check(
     devices: Sequence[jax.Device],
     fast: bool,
 ) -> Found:
-    """The Hessian-vector products of a problem at its first place in float64, and in every dtype, precision and device
-    at all its places; with `fast` only forward over reverse, and only at the first."""
+    """Check a problem's Hessian-vector products at its first place in float64, and in every dtype, precision and device
+    at all its places; with `fast` only forward over reverse, at the first."""
     found, spread, share = Found(), None, 1.0
     reference = places[0].rounded("float64")
     if (lacking := missing(problem, reference)) is not None:
@@ -85,7 +85,7 @@ def check(
 
 
 def undecided(error: Exception) -> Test:
-    """The test of what raises in float64."""
+    """The INCONCLUSIVE Test for a product that raises in float64."""
     reason = f"it cannot be run one primitive at a time in float64: {error_text(error)}"
     return Test("Hessian-vector product", "INCONCLUSIVE", reason)
 
@@ -114,7 +114,7 @@ class Products(Execution):
     what = "Hessian-vector product"
 
     def check(self, points: list[oracle.Point], names: Sequence[str] = OVER) -> tuple[list[Row], dict[str, str]]:
-        """A row for each product, its worst point; and those that there are not, with the reason."""
+        """(one row per product, at its worst point; the products that were skipped, with the reason)."""
         rows: dict[str, Row] = {}
         skipped: dict[str, str] = {}
         for point in map(along, points):
@@ -142,8 +142,8 @@ class Products(Execution):
 
 
 def spread_of(problem: Problem, point: oracle.Point) -> tuple[Spread | None, float]:
-    """The spread of (<v, gradient>, H v) in float32 at a point, and float32's unit over float64's; None where it cannot
-    be told."""
+    """The spread of (<v, gradient>, H v) in float32 at a point, and float32's unit over float64's; None where that
+    cannot be computed."""
     execution = Products(problem, "float32", "highest", jax.devices("cpu")[0])
     share = execution.form.unit / UNIT
     try:
@@ -156,7 +156,7 @@ def spread_of(problem: Problem, point: oracle.Point) -> tuple[Spread | None, flo
 @np.errstate(all="ignore")
 def tests(problem: Problem, point: oracle.Point, spread: Spread | None, share: float, fast: bool) -> list[Test]:
     """The tests of H v in float64 at a float64 point. `spread` is that of (<v, gradient>, H v) in some dtype, `share`
-    its unit over float64's."""
+    that dtype's unit over float64's."""
     given = along(point)
     of_slope = Problem(init=lambda key: given.params, loss=slope(problem.loss), data=given.data, name=problem.name)
     suspects = Suspects(
@@ -166,7 +166,7 @@ def tests(problem: Problem, point: oracle.Point, spread: Spread | None, share: f
         lambda loss, params, rest: PRODUCTS[OVER[1]](lambda p, data: loss(p, data))(params, rest)[1],
     )
     gradient = oracle.evaluate(jax.grad(problem.loss), point.params, point.data)
-    # Where all of H v is 0 it need not be known to a share of itself, but of what <v, gradient> is like.
+    # Where all of H v is 0 it need not be known to a share of itself, but of the size of <v, gradient>.
     size = math.sqrt(sum(float(np.sum((v * g) ** 2)) for v, g in zip(jax.tree.leaves(given.data[1]), gradient)))
     found, product = formula.check(of_slope, given, spread, share, fast, suspects, size)
     norms = [math.nan] * len(product) if spread is None else [n / share for n in spread.norm[1:]]
@@ -177,7 +177,7 @@ def tests(problem: Problem, point: oracle.Point, spread: Spread | None, share: f
 
 
 def _named(test: Test) -> Test:
-    """A test of the derivative of <v, gradient>, in words of the second order."""
+    """A test of the derivative of <v, gradient>, reworded for second order."""
     name = "differences of gradient" if test.name == "finite differences" else test.name
     finding = test.finding.replace("the gradient", "H v").replace("the loss is", "the gradient is")
     return dataclasses.replace(
@@ -204,7 +204,7 @@ def _compositions(
             continue
         worst = (0.0, 0.0, "")
         for p, o, norm, leaf in zip(product, other, norms, formula.leaf_names(given.params)):
-            # Two ways to compute it (sqrt 2), each with the spread of one; and each is rounded to float64 in the end.
+            # Two computations (sqrt 2), each with the spread of one; and each result is rounded to float64.
             rounding = math.sqrt(2) * norm / unit if math.isfinite(norm) else 0.0
             allowed = quantile(len(product)) * rounding + 2 * UNIT * size
             off = float(np.linalg.norm((o - p) / unit)) if _finite([o]) else math.inf
@@ -233,7 +233,7 @@ def _symmetry(problem: Problem, point: oracle.Point, product: list[np.ndarray], 
         for a, b, norm in zip(u, v, norms)
         if math.isfinite(norm)
     )
-    # Of <u, .> each entry's product rounds, by |u| |.| UNIT in all (Cauchy and Schwarz), and then their exact sum.
+    # In <u, .> the products round, by |u| |.| UNIT in all (Cauchy and Schwarz), and then their exact sum.
     sizes = (float(np.linalg.norm(a) * np.linalg.norm(p)) for a, p in (*zip(u, product), *zip(v, turned)))
     slack += 2 * UNIT * sum(sizes)
     gap, size = abs(left - right), max(abs(left), abs(right))
@@ -243,7 +243,7 @@ def _symmetry(problem: Problem, point: oracle.Point, product: list[np.ndarray], 
 
 
 def _told(name: str, finding: str, within: bool, decides: bool, culprit: str) -> Test:
-    """FAIL where it is not within what rounding allows, if that `decides`."""
+    """The Test: FAIL if it is not within what rounding allows and that `decides`, else INCONCLUSIVE."""
     if within:
         return Test(name, "PASS", finding)
     if not decides:
@@ -273,5 +273,5 @@ def _largest(leaves: list[np.ndarray]) -> float:
 
 
 def inner_of(one: list[np.ndarray], other: list[np.ndarray]) -> float:
-    """The sum of the products of all entries, which are rounded; their sum is exact and then rounded."""
+    """The inner product over all entries: products are rounded, their sum is exact and rounded once."""
     return math.fsum(x for a, b in zip(one, other) for x in np.ravel(a * b))

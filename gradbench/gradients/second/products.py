@@ -17,6 +17,8 @@ Product = Callable[[Any, Any], tuple[jax.Array, Any]]
 
 
 def forward_over_reverse(loss: Loss) -> Product:
+    """The JVP of the gradient along v."""
+
     def run(params: Any, rest: Any) -> tuple[jax.Array, Any]:
         data, vector = rest
         gradient, along = jax.jvp(lambda p: jax.grad(loss)(p, data), (params,), (vector,))
@@ -26,10 +28,13 @@ def forward_over_reverse(loss: Loss) -> Product:
 
 
 def reverse_over_reverse(loss: Loss) -> Product:
+    """The gradient of <v, gradient>."""
     return lambda params, rest: jax.value_and_grad(slope(loss))(params, rest)
 
 
 def reverse_over_forward(loss: Loss) -> Product:
+    """The gradient of the loss's JVP along v."""
+
     def along(params: Any, rest: Any) -> jax.Array:
         data, vector = rest
         return jax.jvp(lambda p: loss(p, data), (params,), (vector,))[1]
@@ -56,6 +61,6 @@ def inner(one: Any, other: Any) -> Any:
 
 
 def has_no_forward(error: Exception) -> bool:
-    """Whether that is what JAX raises where a custom_vjp, which has no forward derivative, should be differentiated
+    """Whether it is the error that JAX raises where a custom_vjp, which has no forward derivative, is differentiated
     forward."""
     return "custom_vjp" in str(error) or "custom_lin" in str(error)

@@ -1,4 +1,4 @@
-"""Reading a jaxpr: what it calls and holds, whichever version of JAX traced it."""
+"""Reads a jaxpr: what it calls and contains, in each supported version of JAX."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
 
 
 def is_literal(variable: Any) -> bool:
-    """Whether an equation's operand, or a jaxpr's output, is a constant written in its place: its value is `.val`."""
+    """Whether an equation's operand, or a jaxpr's output, is a literal, whose value is `.val`."""
     return hasattr(variable, "val")
 
 
@@ -38,8 +38,8 @@ def evaluate(
     step: Callable[[Any, list[Any]], Sequence[Any]],
     literal: Callable[[Any, Any], Any] = lambda value, aval: value,
 ) -> list[Any]:
-    """The outputs of an open jaxpr whose equations are taken one after another: `step(equation, operands)` gives an
-    equation's results, `literal(value, aval)` what stands for a literal. Values are dropped after their last use."""
+    """The outputs of an open jaxpr, equation by equation: `step(equation, operands)` gives an equation's results,
+    `literal(value, aval)` a literal's value. Values are dropped after their last use."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
     last = {v: number for number, e in enumerate(jaxpr.eqns) for v in e.invars if not is_literal(v)}
     kept = {v for v in jaxpr.outvars if not is_literal(v)}
@@ -56,15 +56,15 @@ def evaluate(
 
 
 def bind(equation: Any, operands: list[Any], params: dict[str, Any]) -> Sequence[Any]:
-    """The results of an equation's primitive, with these parameters, where it is being traced."""
+    """Bind an equation's primitive with these parameters in the current trace; its results."""
     with equation.ctx.manager:
         results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(params))
     return results if equation.primitive.multiple_results else [results]
 
 
 def with_bodies(equation: Any, change: Callable[[Any, list[Any]], list[Any]]) -> dict[str, Any]:
-    """The parameters of a loop or a branch, each jaxpr in them traced anew with the outputs that `change(closed jaxpr,
-    arguments)` gives; those of another equation as they are."""
+    """The parameters of a loop or a branch with each jaxpr in them replaced by a trace of `change(closed jaxpr,
+    arguments)`; those of any other equation unchanged."""
 
     def body(closed: Any) -> Any:
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in closed.in_avals]
@@ -83,8 +83,8 @@ def equations(trace: Any) -> Iterator[Any]:
 
 
 def uncounted_flops(trace: Any) -> float:
-    """FLOP of a traced function that XLA's cost analysis leaves out: it counts a loop's body once. Two for each term of
-    a product, one for each entry of anything else; what a while loop holds counts once here too."""
+    """FLOP of a traced function that XLA's cost analysis omits, since it counts a loop's body once. Two per term of a
+    product, one per entry of anything else; a while loop's body counts once here too."""
     return _flops(trace, every_round=True) - _flops(trace, every_round=False)
 
 
@@ -100,7 +100,7 @@ def _flops(trace: Any, every_round: bool) -> float:
 
 
 def _terms(equation: Any) -> float:
-    """FLOP for each entry that an equation makes."""
+    """FLOP per entry of an equation's results."""
     name, operands = equation.primitive.name, [v.aval for v in equation.invars]
     if name == "dot_general":
         (summed, _), _ = equation.params["dimension_numbers"]
@@ -112,7 +112,7 @@ def _terms(equation: Any) -> float:
 
 
 def nested(equation: Any) -> list[Any]:
-    """The jaxprs that an equation holds."""
+    """The jaxprs in an equation's parameters."""
     if equation.primitive.name == "call_hi_primitive":
         return [_expanded(equation)]
     values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns"))
@@ -120,11 +120,11 @@ def nested(equation: Any) -> list[Any]:
 
 
 def _expanded(equation: Any) -> Any:
-    """What a primitive of jax 0.12 such as searchsorted stands for, which JAX traces where it lowers it."""
+    """The jaxpr of a primitive of jax 0.12, such as searchsorted, that JAX traces only when it lowers it."""
     dtypes = [str(v.aval.dtype) for v in (*equation.invars, *equation.outvars)]
     wide = any(dtype in ("float64", "complex128", "int64", "uint64") for dtype in dtypes)
     primitive, precision = equation.params["_prim"], setting("jax_default_matmul_precision")
-    # A primitive and the one that vmap makes of it may be equal, so the operands are part of what is remembered.
+    # A primitive and its batched version may be equal, so the operands are part of the cache's key.
     return _trace(primitive, tuple(jax.tree.leaves(primitive.in_avals)), wide, precision)
 
 
@@ -138,8 +138,8 @@ def _trace(primitive: Any, operands: tuple[Any, ...], wide: bool, precision: str
 
 
 class CustomRule(NamedTuple):
-    """A rule of differentiation in a trace: its name, whether it holds a while loop, so that it and its derivative may
-    iterate to a tolerance, and `file:line` where the function is a user's own."""
+    """A custom derivative rule in a trace: its name, whether it has a while loop (then it and its derivative may be
+    iterated to a tolerance), and `file:line` of a user's own function, else ""."""
 
     name: str
     iterates: bool
@@ -147,7 +147,7 @@ class CustomRule(NamedTuple):
 
 
 def custom_rules(trace: Any) -> list[CustomRule]:
-    """What in a trace of a loss has a derivative of its own, sorted by name."""
+    """The custom derivative rules in a trace of a loss, sorted by name."""
     found: dict[str, CustomRule] = {}
     for equation in equations(trace):
         name, params, place = equation.primitive.name, equation.params, ""
@@ -175,9 +175,9 @@ def _body(params: dict[str, Any]) -> Any:
 
 
 def called(equation: Any, ins: list[Any]) -> tuple[Any, list[Any], list[Any]] | None:
-    """What a call runs in its place: the jaxpr, its constants and its arguments out of `ins`; None of another equation.
+    """What a call runs: (its jaxpr, the constants, its arguments among `ins`); None for an equation that is no call.
 
-    A linear solve is its forward solve: how it is differentiated is decided before it is run.
+    A linear solve counts as its forward solve: it is differentiated before this is asked.
     """
     name, params = equation.primitive.name, equation.params
     if name in CALLS:
@@ -193,7 +193,7 @@ def called(equation: Any, ins: list[Any]) -> tuple[Any, list[Any], list[Any]] | 
 
 
 def kept_apart(equation: Any) -> bool:
-    """Whether what an equation calls is computed again on purpose, and XLA must not find that out."""
+    """Whether an equation recomputes its jaxpr on purpose, so that XLA must not merge it with the first computation."""
     return equation.primitive.name in REMATERIALISED and equation.params["prevent_cse"]
 
 
@@ -206,6 +206,6 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def with_combiner(params: dict[str, Any], combiner: Any) -> dict[str, Any]:
-    """A scatter's parameters with another closed jaxpr of how an update is combined, open where its own is."""
+    """A scatter's parameters with the closed jaxpr `combiner` for combining updates, opened if its own is open."""
     own = params["update_jaxpr"]
     return params | {"update_jaxpr": combiner if type(own) is type(combiner) else combiner.jaxpr}

@@ -1,4 +1,4 @@
-"""What a loss is made of, as far as it decides how several trials are computed on a CPU."""
+"""The properties of a loss that decide how several trials are computed on a CPU."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import jax
 
 from gradbench.program.xla.jaxprs import equations
 
-# What XLA:CPU leaves to LAPACK. Batches of them gain nothing, since a batch's matrices are taken one after another; and
-# with several devices jax 0.10's wait for each other's threads for good.
+# XLA:CPU calls LAPACK for these. Batching gains nothing, since a batch's matrices are taken one after another; and with
+# several devices jax 0.10 deadlocks: they wait for each other's threads.
 FACTORISATIONS = {
     *("cholesky", "eig", "eigh", "geqp3", "geqrf", "hessenberg", "householder_product", "lu", "qr", "schur", "svd"),
     *("symmetric_product", "triangular_solve", "tridiagonal", "tridiagonal_solve"),
@@ -19,11 +19,11 @@ FACTORISATIONS = {
 class Kind(NamedTuple):
     """
     products: there are matrix products or convolutions.
-    matrices: all that is multiplied are matrices and vectors, as of examples and features: what a layout with examples
-        last is for. With more axes, as of a sequence or an image, or products in batches, as of attention, features
-        fill the vectors, and a product in another order costs the transposes that what lies between needs.
-    alone: trials side by side gain nothing: matrices are factorised, or rows of parameters looked up, whose derivative
-        XLA scatters entry by entry, more slowly for several trials than for each.
+    matrices: all products are of matrices and vectors, such as examples × features: a layout with examples last is for
+        these. With more axes (a sequence, an image) or batches of products (attention) features fill the vector
+        registers, and products in another order cost transposes for the operations between them.
+    alone: batching trials gains nothing: matrices are factorised, or rows of parameters looked up, whose derivative XLA
+        scatters entry by entry, more slowly in a batch than trial by trial.
     """
 
     products: bool
@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, loss: Any, params: Any) -> Kind:
-        """Of a traced loss and its parameters' shapes."""
+        """The kind of a traced loss, with its parameters' shapes."""
         found = list(equations(loss))
         names = {equation.primitive.name for equation in found}
         products = [equation for equation in found if equation.primitive.name == "dot_general"]

@@ -26,7 +26,7 @@ _LOOPS = 3  # beside these it makes products of at most 3 terms, or of at most 3
 @partial(jax.tree_util.register_dataclass, data_fields=("array", "value"), meta_fields=("order",))
 @dataclass(frozen=True)
 class PermutedArray:
-    """A value whose axis order[i] is axis i of `array`; and the value itself, where it is at hand."""
+    """A value whose axis order[i] is axis i of `array`; `value` is the value itself, where it is kept too."""
 
     array: Any
     order: tuple[int, ...]
@@ -53,20 +53,20 @@ def as_permuted(array: jax.Array, order: Sequence[int]) -> Any:
 
 
 def materialize(x: Any) -> Any:
-    """The value of what may be permuted."""
+    """The value of an array that may be a PermutedArray."""
     if not isinstance(x, PermutedArray):
         return x
     return jnp.transpose(x.array, x.places) if x.value is None else x.value
 
 
 def materialize_tree(tree: Any) -> Any:
-    """A pytree with the values of what is permuted in it."""
+    """A pytree with every PermutedArray in it replaced by its value."""
     return jax.tree.map(materialize, tree, is_leaf=lambda x: isinstance(x, PermutedArray))
 
 
 def examples_last(x: Any) -> Any:
-    """A matrix of more rows than columns, also kept the other way round; anything else, and what is large, as it is.
-    Of an array, or of its shape."""
+    """A float matrix with more rows than columns, also kept transposed; anything else, or above _LARGEST, unchanged.
+    `x` is an array or its shape."""
     size = math.prod(x.shape) * x.dtype.itemsize
     if len(x.shape) != 2 or x.shape[0] <= x.shape[1] or size > _LARGEST or not jnp.issubdtype(x.dtype, jnp.floating):
         return x
@@ -75,7 +75,7 @@ def examples_last(x: Any) -> Any:
 
 
 def transpose_permuted(x: Any, permutation: Sequence[int]) -> Any:
-    """jnp.transpose(x, permutation), not made."""
+    """jnp.transpose(x, permutation), without moving data."""
     array, order = _parts(x)
     return as_permuted(array, [list(permutation).index(axis) for axis in order])
 
@@ -85,7 +85,7 @@ def _parts(x: Any) -> tuple[jax.Array, tuple[int, ...]]:
 
 
 def aligned(operands: Sequence[Any]) -> tuple[list[Any], tuple[int, ...]]:
-    """The operands of something done entry by entry, all with the axes in the order of the first that is permuted."""
+    """The operands of an elementwise operation, all with the axis order of the first that is permuted; that order."""
     order = next(x.order for x in operands if isinstance(x, PermutedArray))
 
     def in_order(x: Any) -> Any:
@@ -167,8 +167,8 @@ def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
         precision=params["precision"],
         preferred_element_type=params["preferred_element_type"],
     )
-    # Or XLA would take the product in another order, to spare itself a transpose. One made by plain loops it must be
-    # free to take so: jax 0.10's XLA tries again once layouts are assigned, and the loops then abort the process.
+    # Else XLA would take the product in another order, to save a transpose. It must be free to do so where it uses
+    # plain loops: jax 0.10's XLA tries again once layouts are assigned, and then aborts the process.
     if terms > _LOOPS and max(first.entries, second.entries) > _LOOPS:
         result = jax.lax.optimization_barrier(result)
     result = jnp.reshape(result, (*result.shape[: len(batch)], *first.sizes, *second.sizes))

@@ -1,9 +1,9 @@
 """What a loop over time steps keeps for its derivative.
 
-JAX keeps every value that a round's derivative needs, each as an array over all rounds: of an LSTM twelve of the size
-of its state, which XLA:CPU writes and reads one by one, through a cache that they do not fit in. Most are a sum or a
-product of others. So before a loss is differentiated its loops are told to keep what takes an exp, a product of
-matrices or the like, and to make what is cheap again: an LSTM's step takes 1.15 times as long without.
+JAX keeps every value that an iteration's derivative needs, each as an array over all iterations: for an LSTM twelve of
+the size of its state, which XLA:CPU writes and reads one by one, and which do not fit in its cache. Most are a sum or a
+product of others. So before a loss is differentiated its loops are made to keep what takes an exp, a matrix product
+or the like, and to recompute what is cheap: without this an LSTM's step takes 1.15 times as long.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 
 from gradbench.program.xla.jaxprs import REMATERIALISED, equations, evaluate, nested, open_jaxpr, scan_counts
 
-# What a vector unit makes in a few cycles, or moves; but comparisons are kept, a byte each, rather than their operands.
+# Computed in a few cycles, or only moved. Not comparisons: keeping them, a byte each, saves keeping their operands.
 _CHEAP = {
     *("add", "add_any", "sub", "mul", "neg", "abs", "sign", "max", "min", "clamp", "square", "integer_pow", "copy"),
     *("and", "or", "xor", "not", "select_n", "convert_element_type"),
@@ -25,14 +25,14 @@ _OWN = {"scan", "while", "cond", "custom_vjp_call", "custom_vjp_call_jaxpr"} | R
 
 
 def has_cheap_values(scan: Any) -> bool:
-    """Whether a loop makes values that are cheap to make again, and has no loops inside, nor effects, nor rules of its
-    own of what is kept or differentiated."""
+    """Whether a loop has values that are cheap to recompute, and no inner loops, effects, or custom rules for what is
+    kept or differentiated."""
     names = {e.primitive.name for inner in nested(scan) for e in equations(inner)}
     return not scan.effects and names.isdisjoint(_OWN) and not names.isdisjoint(_CHEAP)
 
 
 def keep_less(scan: Any, step: Callable[[Any, list[Any]], Sequence[Any]], operands: Sequence[Any]) -> list[Any]:
-    """The results of a loop whose derivative keeps nothing cheap; `step(equation, operands)` gives those of what is
+    """The results of a loop whose derivative keeps nothing cheap; `step(equation, operands)` evaluates the equations
     inside it."""
     params, (consts, carried) = scan.params, scan_counts(scan.params)
     body = open_jaxpr(params["jaxpr"])

@@ -1,9 +1,9 @@
-"""Products of matrices, in place of what is a product without being written as one.
+"""Rewrites convolutions and products of several axes as products of two matrices.
 
-XLA:CPU has fast kernels for products of two matrices and slow paths for the rest. A convolution inside a loop, as every
-step of a compiled sweep is, takes 5 to 20 times what its arithmetic does; several trials' convolutions are a grouped
-one, which it takes one group after another, and which JAX cannot always batch. A product of a sequence's activations,
-of three axes, with a weight is transposed first, and so are its derivatives.
+XLA:CPU has fast kernels for products of two matrices and slow paths for the rest. A convolution inside a loop, as in
+every step of a compiled sweep, takes 5 to 20 times as long as its arithmetic; several trials' convolutions become a
+grouped one, whose groups it takes one after another, and which JAX cannot always batch. A product of a sequence's
+activations, of three axes, with a weight is transposed first, and so are its derivatives.
 
 So a loss is rewritten before it is differentiated, and its derivatives and batches are made of products as well (and
 its loops keep less for them: loops.py). A convolution is a product of the windows' entries, side by side, with the
@@ -58,8 +58,8 @@ Change = Callable[[Callable[..., Any], list[Any]], list[Any]]
 
 
 def _instead(equation: Any, on_cpu: bool) -> Change | None:
-    """What makes an equation's results of its operands, and of `step`, by which the equations inside it are taken; None
-    for what stays as it is."""
+    """The function (operands, `step`) -> results that replaces an equation, where `step` evaluates the equations inside
+    it; None if it stays unchanged."""
     name, params = equation.primitive.name, equation.params
     if name == "conv_general_dilated" and (convolution := _Convolution.of(equation)) is not None:
         return lambda _, operands: [_convolved(convolution, params, *operands)]
@@ -84,7 +84,7 @@ def _step(of: Callable[[Any], Change | None], equation: Any, operands: list[Any]
 
 
 def _several_axes(product: Any) -> bool:
-    """Whether a product sums no batches, and one side has several axes that are not summed, or several that are."""
+    """Whether a product has no batch axes, and one side has several free axes or several summed ones."""
     (summed, _), (batch, _) = product.params["dimension_numbers"]
     free = [v.aval.ndim - len(summed) for v in product.invars]
     return not batch and min(free) > 0 and (max(free) > 1 or len(summed) > 1)
@@ -184,7 +184,7 @@ def _convolved(convolution: _Convolution, params: dict[str, Any], image: jax.Arr
 
 
 def _taps(image: jax.Array, number: int, axis: _Axis) -> list[jax.Array]:
-    """The entries of all windows along an axis of the image, one array for each place in the window."""
+    """The entries of all windows along an axis of the image, one array per position in the window."""
     phases = [image]
     if axis.stride > 1:
         cut = jnp.reshape(image, (*image.shape[:number], -1, axis.stride, *image.shape[number + 1 :]))

@@ -1,4 +1,4 @@
-"""What the compiler is given in place of what was written: the same numbers but for rounding.
+"""Rewrites a traced function for the compiler: the same numbers but for rounding.
 
 Divisions. XLA may turn x / y, where y has fewer entries than x, into x * (1 / y): a softmax's division by its sums,
 adam's by its bias correction. Whether it does depends on what earlier passes have left of the broadcast, and a program
@@ -106,7 +106,7 @@ class _Rewrite:
         return evaluate(jaxpr, consts, args, step)
 
     def results(self, equation: Any, operands: list[Any], transcendental: set[Any]) -> Sequence[Any]:
-        """What an equation gives; `transcendental` are the variables before it that take exps or the like to make."""
+        """The results of an equation; `transcendental` are the earlier variables computed with exps or the like."""
         primitive, params = equation.primitive, equation.params
         inner = None if kept_apart(equation) else called(equation, operands)
         if inner is not None:
@@ -150,7 +150,7 @@ class _Rewrite:
 
 
 class _Lookup:
-    """Rows of a table, which are looked up once more for their uses after the first."""
+    """Rows of a table, which are looked up again for their uses after the first."""
 
     def __init__(self, gather: Any, operands: list[Any]):
         self.gather, self.operands, self.uses = gather, operands, 0
@@ -163,18 +163,18 @@ class _Lookup:
     @functools.cached_property
     def second(self) -> Any:
         table, *places = self.operands
-        table = jax.lax.optimization_barrier(table)  # or XLA would see that it is the same
+        table = jax.lax.optimization_barrier(table)  # or XLA would merge the two lookups
         return bind(self.gather, [table, *places], self.gather.params)[0]
 
 
 def _looked_up_again(gather: Any) -> bool:
-    """Whether what is looked up is more than a core's caches hold, and the table is much less."""
+    """Whether the rows looked up exceed a core's caches, and the table is much smaller."""
     table, rows = gather.invars[0].aval, gather.outvars[0].aval
     return rows.size > 2 * table.size and rows.size * rows.dtype.itemsize > _CACHES
 
 
 def _once(scatter: Any) -> bool:
-    """Whether a scatter has one index in each of its batches, so that no place is met twice."""
+    """Whether a scatter has one index in each of its batches, so that no place gets two updates."""
     _, indices, _ = (v.aval.shape for v in scatter.invars)
     batches = scatter.params["dimension_numbers"].scatter_indices_batching_dims
     return math.prod(n for axis, n in enumerate(indices[:-1]) if axis not in batches) <= 1
@@ -186,15 +186,15 @@ def _broadcasts(division: Any) -> bool:
 
 
 def _quotient(x: Any, y: Any) -> jax.Array:
-    """x / y by the reciprocal of y, one rounding more: in float32 at least, since float16 cannot hold the reciprocals
-    of small numbers. Where y is far from 1, its reciprocal may be subnormal or infinite though x / y is not: a power of
-    two brings it nearer, exactly, and then takes the product to where it belongs."""
+    """x / y by the reciprocal of y, one rounding more: in at least float32, since float16 cannot hold the reciprocals
+    of small numbers. Where y is far from 1, its reciprocal may be subnormal or infinite though x / y is not: y is
+    scaled by a power of two, exactly, and the product scaled back."""
     dtype = jnp.result_type(x)
     wide = jnp.promote_types(dtype, jnp.float32)
     known = not isinstance(y, Tracer)
     numbers: Any = np if known else jnp
     y = numbers.asarray(y, wide)
-    far = 2.0 ** (jnp.finfo(wide).maxexp // 2)  # its reciprocal is a normal number, and so are those of all between
+    far = 2.0 ** (jnp.finfo(wide).maxexp // 2)  # its reciprocal is normal, and so are those of all numbers nearer to 1
     size = numbers.abs(y)
     if float(jnp.finfo(dtype).max) < far or (known and np.all((1 / far <= size) & (size <= far))):
         return jnp.multiply(x, jnp.reciprocal(y)).astype(dtype)
@@ -215,7 +215,7 @@ def _long(x: jax.Array, axes: Sequence[int]) -> bool:
 
 
 def _entries(x: jax.Array, axes: Sequence[int]) -> int:
-    """How many entries a sum over `axes` has, 0 if they are not the last ones or no dtype that sums are made in."""
+    """How many entries a sum over `axes` has; 0 if these are not the last axes, or for other dtypes."""
     last = range(x.ndim - len(axes), x.ndim)
     changes = set(axes) == set(last) and x.dtype in (jnp.float32, jnp.float64)
     return math.prod(x.shape[axis] for axis in last) if changes else 0
@@ -252,7 +252,7 @@ _FUSION_BOUNDARIES = {
 
 
 def _is_transcendental(equation: Any, transcendental: set[Any]) -> bool:
-    """Whether what an equation makes takes exps or the like, itself or in what XLA fuses into it."""
+    """Whether an equation's results need exps or the like, in itself or in what XLA fuses into it."""
     if equation.primitive.name in _FUSION_BOUNDARIES:
         return False
     names = {e.primitive.name for e in (equation, *(e for body in nested(equation) for e in equations(body)))}

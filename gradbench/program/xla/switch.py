@@ -16,8 +16,9 @@ VARIABLE = "GRADBENCH_REWRITE"
 
 @functools.cache
 def enabled() -> bool:
-    """Not with GRADBENCH_REWRITE=0, and not where this JAX lacks what rewriting reads of an equation beyond the public
-    interface: steps are then compiled as they were written, slower on a CPU, which is said once."""
+    """Whether jaxprs are rewritten. Not with GRADBENCH_REWRITE=0, nor where this JAX lacks the internals that rewriting
+    reads: steps are then compiled as written, slower on a CPU, with one GradbenchWarning. Raises PlanError for
+    another value of the variable."""
     chosen = os.environ.get(VARIABLE, "1")
     if chosen not in ("0", "1"):
         raise PlanError(f"{VARIABLE}={chosen}: need 0 (steps are compiled as they are written) or 1")

@@ -25,8 +25,8 @@ def write_board(runs: Sequence[Run], out: str | Path) -> Path:
     """Write one self-contained HTML file that ranks the optimizers of these records, and return its path.
 
     A page that is there is replaced, with a GradbenchWarning where it is of other records; no other file is. Raises
-    GradbenchError where there is no record, two of them do not compare, by their names, a verification is damaged, or
-    `out` cannot be written.
+    GradbenchError where there is no record, where two of them do not compare (it names them), where a verification is
+    damaged, or where `out` cannot be written.
     """
     if not runs:
         raise GradbenchError("board: no record given")

@@ -17,7 +17,7 @@ def _lines(data: str, x: Any, y: Any, step: bool = False) -> Any:
     kind: dict[str, Any] = {"interpolate": "step-after"} if step else {"point": {"size": 14}}
     behind = chart.transform_filter("!datum.front").mark_line(color="#8888", strokeWidth=1.2, **kind)
     front = chart.transform_filter("datum.front").mark_line(color=CHOSEN, strokeWidth=3, **kind)
-    # What a pointer can hit is wider than what is drawn.
+    # An invisible wider line catches the pointer.
     hit = chart.mark_line(strokeWidth=9, opacity=0, cursor="pointer").encode(tooltip=[NAMES])
     return behind, front, hit
 

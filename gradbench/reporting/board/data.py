@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def board_data(runs: Sequence[Run]) -> Row:
-    """Everything that the page holds. Raises GradbenchError for records that do not compare, by their names."""
+    """Everything that the page holds. Raises GradbenchError, which names them, for records that do not compare."""
     found = entries(runs)
     rulesets = sorted({entry.ruleset for entry in found}, key=lambda name: name != TUNED)
     tables = {ruleset: by_name(found, ruleset) for ruleset in rulesets}
@@ -40,7 +40,7 @@ def board_data(runs: Sequence[Run]) -> Row:
 
 
 def _finite(value: float | None, digits: int = 4) -> float | None:
-    """A number to some digits, which keep the page small; None for what JSON has no word for."""
+    """A number rounded to `digits` significant digits, for a small page; None for NaN, infinity and None."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 
@@ -87,7 +87,7 @@ def _cells(found: Sequence[Entry], ruleset: str, places: Sequence[Ranked]) -> li
 
 
 def _sweep(of: Outcomes) -> Row:
-    """Each setting's median steps to the target and gap at the end, by learning rate; null for never."""
+    """Each setting's median steps to the target and final gap, by learning rate; null where never reached."""
     order = np.argsort(of.rates, kind="stable")
     steps, gaps = (np.median(values, axis=1)[order] for values in (of.steps, of.gaps))
     return {
@@ -117,7 +117,7 @@ def _profile(ruleset: str, places: Sequence[Ranked]) -> list[Row]:
 
 
 def _tuning(ruleset: str, table: dict[str, dict[str, Outcomes]]) -> list[Row]:
-    """Expected steps after so many trials of tuning, over the problems that all optimizers have and on each."""
+    """Expected steps against the number of tuning trials, over the problems that all optimizers have, and on each."""
     several = {name: by for name, by in table.items() if all(len(of.rates) > 1 for of in by.values())}
     if ruleset != TUNED or not several:
         return []
