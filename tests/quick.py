@@ -41,11 +41,11 @@ def jit_quickly(function: Callable[..., Any], **settings: Any) -> jax.stages.Wra
 
 
 @cache
-def _observe() -> jax.stages.Wrapped:
+def observe() -> jax.stages.Wrapped:
     return jit_quickly(inspect.unwrap(events.observe), donate_argnums=0)
 
 
-OBSERVE = (pair, "_observe", lambda _: _observe())  # two fifths of the compiling of a small sweep
+OBSERVE = (pair, "_observe", lambda _: observe())  # two fifths of the compiling of a small sweep
 SETTINGS = (
     OBSERVE,
     (driver, "TIMED", TIMED | {"full": TIMED["batched"]}),

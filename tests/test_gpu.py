@@ -53,7 +53,7 @@ def test_a_gradient_in_tf32_is_within_the_band_of_tf32():
 
 @pytest.mark.parametrize("problem", ["quadratic_bowl", "linear_regression", "logistic_regression"])
 def test_a_sweep_on_the_gpu_is_the_sweep_on_the_cpu(sweep, problem):
-    plan = {"learning_rates": "1e-3:0.1:64", "seeds": 1, "steps": 50, "dtype": "float64"}
+    plan = {"learning_rates": "1e-3:0.1:64", "seeds": 1, "steps": 50, "dtype": "float64", "timing": "batched"}
     gpu, cpu = (sweep(problem, ["momentum"], device=device, **plan) for device in (DEVICE, "cpu"))
     np.testing.assert_allclose(gpu.trials["final_loss"], cpu.trials["final_loss"], rtol=1e-10)
     assert gpu.trials["verdict"].to_pylist() == cpu.trials["verdict"].to_pylist()

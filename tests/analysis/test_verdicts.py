@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.stats
+from quick import observe
 
 from gradbench import Problem
 from gradbench.analysis.answers import pair_sentence, rate_row, run_table
@@ -184,7 +185,7 @@ def test_noisy_losses_are_judged_by_the_line_through_them():
     wanted = np.zeros((7, 1), np.int32)
     for part in np.split(loss, 7):
         seen = ev.Observation(part, part, np.full_like(part, 0.5))
-        events, first, _ = ev.observe(events, seen, first, config.arrays(np.dtype("float32")), wanted)
+        events, first, _ = observe()(events, seen, first, config.arrays(np.dtype("float32")), wanted)
     found = ev.last_part(ev.Events(*map(np.asarray, events)), config)
     half, quarter = loss[at > steps // 2].astype(float), loss[at > 0.75 * steps].astype(float)
     fits = [scipy.stats.linregress(np.arange(len(half)), half[:, k]) for k in (0, 1)]
@@ -207,7 +208,7 @@ def test_a_flat_noisy_loss_is_called_slow_in_one_of_a_hundred_cases():
     config = ev.ObservationConfig(steps, 1, math.nan, math.nan, 1e-4, False, True)
     events = jax.device_put(ev.blank(count, np.dtype("float32")))
     seen, first = ev.Observation(loss, loss, np.zeros_like(loss)), np.zeros(count, np.int32)
-    events, _, _ = ev.observe(events, seen, first, config.arrays(np.dtype("float32")), np.zeros((1, 1), np.int32))
+    events, _, _ = observe()(events, seen, first, config.arrays(np.dtype("float32")), np.zeros((1, 1), np.int32))
     found = ev.last_part(ev.Events(*map(np.asarray, events)), config)
     assert 0.005 < (found["tail_drop"] > found["tail_drop_error"]).mean() < 0.015
 

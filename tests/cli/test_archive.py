@@ -38,7 +38,7 @@ def test_export_prints_the_folder_and_how_to_look_at_it(sweep, capsys, tmp_path)
 
 def test_history_has_a_line_for_each_number_of_each_pair(sweep, capsys, tmp_path):
     for _ in range(2):
-        run = sweep("quadratic_bowl", ["sgd"], [0.1, 0.5], seeds=1, steps=200)
+        run = sweep("quadratic_bowl", ["sgd"], [0.1, 0.5], seeds=1, steps=200, timing="batched")
     assert invoke(["history", str(run.path.parent), "--quiet"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[2:4]] == [["quadratic_bowl", "sgd"]] * 2

@@ -16,6 +16,7 @@ from gradbench.engine.slots.branches import shared
 from gradbench.inputs.plan import SweepPlan
 from gradbench.machine.workers import Alone
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 APART = {"budget": "1000trials"}  # with a budget every trial runs from its start
 
 
@@ -34,7 +35,6 @@ def run_of(plan, out, watcher=None):
     return gradbench.run_plan(plan, out=out, watcher=watcher or Watcher())
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -56,7 +56,6 @@ def test_branches_are_the_trials_that_run_from_their_start(tmp_path, small_block
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("compiled_quickly")
 def test_metrics_of_branches_are_those_of_trials_from_their_start_and_reach_their_ends(tmp_path, small_blocks):
     small_blocks(lanes=2, rows=3)
     data = {"x": np.linspace(-1, 1, 16)}
@@ -80,7 +79,6 @@ def test_metrics_of_branches_are_those_of_trials_from_their_start_and_reach_thei
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("compiled_quickly")
 def test_a_branch_ends_where_a_run_of_its_length_does(tmp_path, small_blocks):
     small_blocks(lanes=2, rows=5)
     run, point = run_of(plan_of(), tmp_path), {"learning_rate": 0.1, "stable": 8, "cooldown": 0.4}
@@ -104,7 +102,6 @@ def test_what_is_shared_is_computed_once(tmp_path, small_blocks):
     assert apart.last.trial_steps == len(rates) * (9 + 12 + 22 + 28 + 33 + 42)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("questions", sample([4, 9]))  # when branches are due and wait for slots
 def test_a_stopped_run_goes_on_with_its_branches(tmp_path, small_blocks, questions):
     small_blocks(lanes=1, rows=5, devices=2)
@@ -119,7 +116,6 @@ def test_a_stopped_run_goes_on_with_its_branches(tmp_path, small_blocks, questio
     assert steps.last.trial_steps <= steps.last.total_steps
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_units_share_what_each_has_and_leave_the_same_record(tmp_path, small_blocks, monkeypatch):
     small_blocks(lanes=2, rows=5)
     monkeypatch.setattr(units, "unit_trials", lambda *_: 7)  # of 18 trials, whose branches lie in other units too

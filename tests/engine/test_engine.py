@@ -99,6 +99,7 @@ def test_a_convolution_that_cannot_be_batched_is_swept(sweep, small_blocks, batc
         np.testing.assert_allclose(curves["loss"][mine], expected[curves["step"][mine]], rtol=1e-12)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_primitive_without_a_batching_rule_is_swept(sweep, small_blocks):
     small_blocks()
     double = Primitive("double")
@@ -148,7 +149,7 @@ PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:10.0:16", "seeds"
 
 def test_two_runs_of_one_plan_are_identical(sweep, small_blocks, compiled_afresh):
     small_blocks()
-    first, second = (sweep("logistic_regression", **PLAN) for _ in range(2))
+    first, second = (sweep("logistic_regression", **PLAN | {"optimizers": ["sgd"]}) for _ in range(2))
     assert first.trials.equals(second.trials)
     assert first.curves.equals(second.curves)
 
@@ -195,10 +196,10 @@ def compilations(action) -> int:
 @pytest.mark.usefixtures("compiled_quickly")
 def test_compilations_do_not_grow_with_trials(sweep, small_blocks):
     small_blocks()
-    plan = {"learning_rates": "1e-3:1.0:10", "seeds": 2, "steps": 50}
+    plan = {"learning_rates": "1e-3:1.0:10", "seeds": 2, "steps": 50, "timing": "batched"}
     sweep("himmelblau", ["sgd"], **plan)  # compiles what every pair of this block shape shares
     few = compilations(lambda: sweep("himmelblau", ["sgd"], **plan))
-    many = compilations(lambda: sweep("himmelblau", ["sgd"], "1e-4:10.0:60", seeds=5, steps=50))
+    many = compilations(lambda: sweep("himmelblau", ["sgd"], "1e-4:10.0:60", seeds=5, steps=50, timing="batched"))
     assert few == many
     assert 0 < few <= 12
 

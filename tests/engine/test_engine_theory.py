@@ -39,9 +39,7 @@ def closed_form(rates: np.ndarray, beta: float, dtype: type) -> tuple[np.ndarray
     reach = np.abs(np.stack(powers))[..., 0, :]  # how far an error of either part moves x later
     error = np.zeros_like(path[..., 0])
     for n in range(1, STEPS + 1):
-        error[n] = (
-            2 * (reach[n - 1 :: -1] * local[:n]).sum((0, -1)) if n > 1 else 2 * (reach[:1] * local[:1]).sum((0, -1))
-        )
+        error[n] = 2 * np.einsum("nrde,nrde->rd", reach[:n][::-1], local[:n])
     loss = (lambdas * path[..., 0] ** 2).sum(-1)
     tiny = np.finfo(dtype).tiny * len(lambdas)  # results below it are flushed to 0
     bound = (lambdas * (2 * np.abs(path[..., 0]) * error + error**2)).sum(-1) + (len(lambdas) + 2) * unit * loss + tiny

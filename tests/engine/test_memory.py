@@ -48,9 +48,10 @@ def small_device(monkeypatch):
 
 
 def swept(sweep, **settings):
-    return sweep("quadratic_bowl[dim=4]", ["sgd"], "1e-3:0.5:8", seeds=1, steps=30, **settings)
+    return sweep("quadratic_bowl[dim=4]", ["sgd"], "1e-3:0.5:8", seeds=1, steps=30, timing="batched", **settings)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_the_block_is_halved_until_it_fits(sweep, small_blocks, small_device):
     small_blocks(devices=1, lanes=8)
     with pytest.warns(GradbenchWarning, match="no memory for") as told:

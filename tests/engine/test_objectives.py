@@ -171,7 +171,7 @@ def test_a_problem_that_records_no_metrics_leaves_no_file(sweep):
 @pytest.mark.thorough
 def test_what_is_timed_does_without_keys_state_and_metrics(sweep, monkeypatch):
     monkeypatch.setattr(driver, "TIMED", TIMED)
-    run = sweep(PROBLEMS["all"], ["adam"], [0.01], seeds=1, steps=20)
+    run = sweep(PROBLEMS["all"], ["adam"], [0.01], seeds=1, steps=20, timing="full")
     assert run.timings["mode"].to_pylist() == ["value", "value_and_grad", "solo", "batched"]
     assert min(run.timings["flops_per_step"].to_pylist()) > 0
 

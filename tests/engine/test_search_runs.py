@@ -17,6 +17,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs.schedules import risen
 from gradbench.theory.rising import risen_rates
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 BOWL = {"problems": ("quadratic_bowl[dim=10]",), "optimizers": ("sgd",), "learning_rates": "1e-3:10:25", "steps": 200}
 
 

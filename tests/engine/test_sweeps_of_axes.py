@@ -19,6 +19,7 @@ from gradbench.engine import compiling
 from gradbench.errors import GradbenchError, OptimizerError
 from gradbench.inputs.plan import SweepPlan
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 LOSSES = ("final_loss", "best_loss", "final_grad_norm", "steps_run")
 
 
@@ -53,7 +54,6 @@ CASES = [
 ]
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(("optimizer", "name", "values"), sample(CASES, 2))
 def test_trials_of_an_axis_are_those_of_separate_runs(sweep, small_blocks, programs, optimizer, name, values):
     small_blocks(lanes=2, rows=5)
@@ -73,7 +73,6 @@ def test_trials_of_an_axis_are_those_of_separate_runs(sweep, small_blocks, progr
             np.testing.assert_array_equal(together[column].to_numpy()[2 * number :][:2], apart[column].to_numpy())
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
     ("optimizer", "name", "values"), sample(case for case in CASES if case[0] not in ("mine", "lion"))
 )

@@ -40,7 +40,7 @@ def stopped(sweep, small_blocks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, text in (("bowl.py", BOWL), ("sgd.py", SGD), ("rows.csv", "1.0\n2.0\n")):
         (tmp_path / name).write_text(text)
-    plan = gradbench.SweepPlan(("./bowl.py[data=rows.csv]",), ("./sgd.py:make", "sgd"), [0.1], steps=5)
+    plan = gradbench.SweepPlan(("./bowl.py[data=rows.csv]",), ("./sgd.py:make", "sgd"), [0.1], steps=5, timing="none")
     return runner.run_plan(plan, out="results", watcher=StopAfter(2)).path, tmp_path
 
 

@@ -329,9 +329,12 @@ def test_a_record_of_100_000_trials_stays_under_5_megabytes(tmp_path):
     assert any(rate["best"] for rate in pair["rates"])
 
 
-@pytest.mark.parametrize(("fmt", "start"), [("svg", b"<svg"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
-def test_figures_are_files_of_their_format(fmt, start, tmp_path):
-    paths = write_figures([make_run(optimizers=["sgd"], decay=diverging)], tmp_path, fmt)
+@pytest.mark.parametrize(
+    ("fmt", "start", "make"),
+    [("svg", b"<svg", make_run), ("png", b"\x89PNG", make_flat_run), ("pdf", b"%PDF", make_flat_run)],
+)
+def test_figures_are_files_of_their_format(fmt, start, make, tmp_path):
+    paths = write_figures([make(optimizers=["sgd"], decay=diverging)], tmp_path, fmt)
     names = {path.stem for path in paths}
     assert names >= {"sensitivity-quadratic-bowl", "convergence-quadratic-bowl-sgd", "step-cost"}
     assert all(path.read_bytes().startswith(start) for path in paths)

@@ -13,6 +13,8 @@ from gradbench.cli.main import invoke
 from gradbench.errors import GradbenchError
 from gradbench.search.suggest import FINER, suggest
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.mark.parametrize("condition", [1, 10])
 def test_gradient_descent_on_a_bowl_is_given_the_best_fixed_step(condition):
