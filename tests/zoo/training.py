@@ -22,6 +22,7 @@ from gradbench.gradients.execution.judge import COARSEST
 from gradbench.gradients.formula.oracle import float64, primitives, rounded, trace
 from gradbench.gradients.rounding.band import Band, Spread, quantile
 from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context, x64_context
+from gradbench.program.spread import initialise
 
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}
 STEPS = 8
@@ -60,9 +61,12 @@ class Comparison:
 
     def __init__(self, problem: gradbench.Problem, dtype: str):
         self.problem, self.dtype, self.device = problem, dtype, jax.devices("cpu")[0]
-        with jax.enable_x64(False):  # as the engine draws them
-            starts = [jax.jit(problem.init)(jax.random.key(seed)) for seed in range(SEEDS)]
-        self.starts = [rounded(start, dtype) for start in starts]
+        # As the engine draws them, several side by side: alone their last bit can be another (jax 0.12).
+        with jax.enable_x64(False):
+            starts = initialise(problem, [self.device])(jnp.arange(SEEDS, dtype=jnp.uint32))
+        self.starts = [
+            rounded(jax.tree.map(lambda leaf, seed=seed: leaf[seed], starts), dtype) for seed in range(SEEDS)
+        ]
         self.data = rounded(problem.data, dtype)
         self.run = jax.jit(whole_run(problem))
         self.bands: dict[bool, Band] = {}
