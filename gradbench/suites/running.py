@@ -72,14 +72,20 @@ def record_of(
 ) -> Run:
     """A plan's record under `out`, which says that it is of the suite `mark`: a new one. With `resume`, the last one
     there of the same plan, suite, problem and optimizer files, which is gone on with where it is not complete."""
-    before = None
-    for path, info in _records(Path(out)) if resume else ():
-        if info.get("suite") == mark and SweepPlan.from_dict(info["plan"]) == plan:
-            same = "sources" not in info or difference(info["sources"], file_sources(plan, ()), data=False) is None
-            before = path if same else before
-    if before is None:
-        return runner.run_plan(plan, out=out, watcher=watcher, suite=mark)
-    return runner.resume(before, watcher=watcher)
+    found = [path for path, info in _records(Path(out).expanduser()) if _is_of(info, plan, mark)] if resume else []
+    if found:
+        return runner.resume(found[-1], watcher=watcher)
+    return runner.run_plan(plan, out=out, watcher=watcher, suite=mark)
+
+
+def _is_of(info: dict[str, Any], plan: SweepPlan, mark: dict[str, str] | None) -> bool:
+    try:
+        if info.get("suite") != mark or SweepPlan.from_dict(info["plan"]) != plan:
+            return False
+        began = info.get("sources")  # older records have none
+        return began is None or difference(began, file_sources(plan, ()), data=False) is None
+    except (GradbenchError, OSError, ImportError):  # another version's plan; or a file is gone, as run_plan will say
+        return False
 
 
 def _records(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
