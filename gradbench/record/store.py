@@ -269,7 +269,8 @@ def _warn_of_changes(path: Path, info: dict[str, Any]) -> None:
     """Of a complete record; a thousandth of what it takes to compare it."""
     try:
         changed = manifest.changed_files(path, info)
+        said = f"{path}: {'; '.join(changed)}" if changed else None
     except RecordError as error:  # of the manifest: what is read of the record is whole
-        changed = [str(error)]
-    if changed:
-        warnings.warn(f"{path}: {'; '.join(changed)} (see gradbench verify)", GradbenchWarning, stacklevel=3)
+        said = str(error)
+    if said:
+        warnings.warn(f"{said} (see gradbench verify)", GradbenchWarning, stacklevel=3)

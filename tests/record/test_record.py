@@ -316,6 +316,13 @@ def test_a_record_that_was_changed_is_read_with_a_warning(record, name, words):
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("text", ["[]", '{"sha256": ["run.json"]}', '{"sha256": {}}', "[" * 100_000])
+def test_a_manifest_without_digests_is_damaged(tmp_path, text):
+    (tmp_path / manifest.NAME).write_text(text)
+    with pytest.raises(DamagedError, match=f"{manifest.NAME}: damaged"):
+        manifest.changed_files(tmp_path, {"state": "complete"})
+
+
 def test_a_manifest_that_may_not_be_read_is_not_damaged(record, monkeypatch):
     def refuse(file):
         raise PermissionError(13, "Permission denied", str(file))
