@@ -176,6 +176,9 @@ def read_info(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{file}: damaged: 'sources' does not hold files and digests by problem and optimizer")
     if not _facts_hold(info.get("problems", {})):
         raise DamagedError(f"{file}: damaged: 'problems' does not hold facts by problem, with (mu, L) as curvature")
+    mark, keys = info.get("suite"), ("name", "sha256")
+    if mark is not None and not (isinstance(mark, dict) and all(isinstance(mark.get(key), str) for key in keys)):
+        raise DamagedError(f"{file}: damaged: 'suite' has no name and sha256")
     return info
 
 

@@ -285,6 +285,8 @@ def test_damaged_run_json_is_refused(record, text, words):
         ("problems", {"beale": {"curvature": "x"}}, "'problems' does not hold"),
         ("sources", {"problems": {"beale": 3}, "optimizers": {}}, "'sources' does not hold"),
         ("sources", {"problems": {}}, "'sources' does not hold"),
+        ("suite", 3, "'suite' has no name"),
+        ("suite", {"name": "core-1"}, "'suite' has no name"),
     ],
 )
 def test_run_json_that_says_nonsense_is_refused(record, key, value, words):

@@ -112,6 +112,7 @@ def recorded_problem(info: Mapping[str, Any], name: str) -> tuple[Problem | None
     make its reader run files that it names. A record without digests, of before there were any, has whatever its name
     means here.
     """
+    from gradbench.inputs.plan import SweepPlan
     from gradbench.inputs.problem import load_problem, problem_names
 
     if why := recorded_file(info, name):
@@ -123,7 +124,7 @@ def recorded_problem(info: Mapping[str, Any], name: str) -> tuple[Problem | None
     except ProblemError as error:
         return None, str(error)
     source = (info.get("sources") or {"problems": {}})["problems"].get(name)
-    if source and source["data_sha256"] != fingerprint(_data(problem), info["plan"]["dtype"]):
+    if source and source["data_sha256"] != fingerprint(_data(problem), SweepPlan.from_dict(info["plan"]).dtype):
         return None, f"the data of {name} here are not those of this run"
     return problem, ""
 
