@@ -15,6 +15,8 @@ from gradbench.engine import runner
 from gradbench.errors import GradbenchError, GradbenchWarning, PlanError
 from gradbench.inputs.built_in import problem_names
 from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import load_problem
+from gradbench.inputs.transfer.sources import sources, with_data
 from gradbench.record.schema import SCHEMA_VERSION
 from gradbench.suites import freeze as freezing
 from gradbench.suites.definition import SELF_TUNING, TUNED, built_in_suites, chosen_groups, load_suite, suite_from
@@ -235,6 +237,14 @@ def test_resume_leaves_it_to_the_run_to_say_that_a_problem_file_is_gone(kept, tm
     plan = dataclasses.replace(plan, problems=(str(tmp_path / "gone.py"),))
     keep("a", plan=plan.to_dict(), sources={"problems": {}, "optimizers": {}})
     assert record_of(plan, tmp_path, None, resume=True) == "made anew"
+
+
+def test_resume_takes_a_record_of_the_same_data_and_of_no_other(kept, tmp_path):
+    plan, keep = kept
+    began = sources(plan, {"beale": load_problem("beale")}, ())
+    keep("a", sources=began)
+    keep("b", sources=with_data(began, {"beale": "of other data"}))
+    assert record_of(plan, tmp_path, None, resume=True) == "taken: a"
 
 
 def test_resume_takes_a_record_without_sources(kept, tmp_path):

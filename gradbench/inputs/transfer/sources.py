@@ -63,15 +63,14 @@ def well_formed(value: Any) -> bool:
     )
 
 
-def difference(began: Mapping[str, Any], now: Mapping[str, Any], data: bool = True) -> str | None:
-    """What of a run's sources is another one now, in words; None where all are the same. Without `data`, of the files
-    alone."""
+def difference(began: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What of a run's sources is another one now, in words; None where all are the same."""
     for kind in ("problems", "optimizers"):
         for name, source in began[kind].items():
             here = now[kind].get(name, NOWHERE)
             if source["sha256"] != here["sha256"]:
                 return f"{source['file'] or name} has changed since"
-            if data and source.get("data_sha256") != here.get("data_sha256"):
+            if source.get("data_sha256") != here.get("data_sha256"):
                 return f"the data of {name} have changed since"
     return None
 
