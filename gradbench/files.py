@@ -18,16 +18,18 @@ from gradbench.errors import RunError, one_line
 
 @contextlib.contextmanager
 def writing(path: Path, last: bool = True) -> Generator[Path]:
-    """A temporary name beside `path` that becomes `path`, on disk, if nothing goes wrong, and is removed otherwise.
-    Of several in one folder the names are on disk with the `last`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A temporary name beside `path` that becomes `path`, on disk, if nothing goes wrong, and is removed otherwise; of
+    a symbolic link, such as /dev/stdout, what it leads to is replaced. Of several in one folder the names are on disk
+    with the `last`."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
         if last and hasattr(os, "O_DIRECTORY"):  # Windows opens no folder
-            folder = os.open(path.parent, os.O_RDONLY)
+            folder = os.open(target.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
             finally:

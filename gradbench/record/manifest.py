@@ -36,11 +36,14 @@ def changed_files(path: Path, info: dict[str, Any]) -> list[str] | None:
     if not file.is_file():
         return [f"its manifest ({NAME}) is gone"] if info.get("manifest") else None
     try:
-        expected = json.loads(file.read_text(encoding="utf-8"))["sha256"]
+        whole = json.loads(file.read_text(encoding="utf-8"))
+        expected = whole.get("sha256") if isinstance(whole, dict) else None
+        if not isinstance(expected, dict) or "run.json" not in expected:
+            raise DamagedError(f"{file}: damaged: it has no digests of a record's files")
         found = {name: digest(path / name) if (path / name).is_file() else None for name in expected}
     except PermissionError as error:
         raise RecordError(f"{error.filename}: {error.strerror}") from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{file}: damaged: {one_line(error)}") from error
     changed = [name for name, of in expected.items() if found[name] != of]
     return [f"{name} is {'changed' if found[name] else 'missing'} since the record was closed" for name in changed]

@@ -176,6 +176,9 @@ def read_info(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{file}: damaged: 'sources' does not hold files and digests by problem and optimizer")
     if not _facts_hold(info.get("problems", {})):
         raise DamagedError(f"{file}: damaged: 'problems' does not hold facts by problem, with (mu, L) as curvature")
+    mark, keys = info.get("suite"), ("name", "sha256")
+    if mark is not None and not (isinstance(mark, dict) and all(isinstance(mark.get(key), str) for key in keys)):
+        raise DamagedError(f"{file}: damaged: 'suite' has no name and sha256")
     return info
 
 
@@ -269,7 +272,8 @@ def _warn_of_changes(path: Path, info: dict[str, Any]) -> None:
     """Of a complete record; a thousandth of what it takes to compare it."""
     try:
         changed = manifest.changed_files(path, info)
+        said = f"{path}: {'; '.join(changed)}" if changed else None
     except RecordError as error:  # of the manifest: what is read of the record is whole
-        changed = [str(error)]
-    if changed:
-        warnings.warn(f"{path}: {'; '.join(changed)} (see gradbench verify)", GradbenchWarning, stacklevel=3)
+        said = str(error)
+    if said:
+        warnings.warn(f"{said} (see gradbench verify)", GradbenchWarning, stacklevel=3)

@@ -16,7 +16,8 @@ from gradbench.engine import runner
 from gradbench.engine.driver import Watcher
 from gradbench.errors import GradbenchError, GradbenchWarning, PlanError, RecordError
 from gradbench.inputs.plan import SweepPlan
-from gradbench.inputs.transfer.sources import difference, file_sources
+from gradbench.inputs.problem import load_problem
+from gradbench.inputs.transfer.sources import difference, sources
 from gradbench.machine.devices import find_devices
 from gradbench.record.store import Run, load_run, read_info
 from gradbench.suites.definition import Group, Suite
@@ -39,8 +40,8 @@ def run_suite(
 ) -> list[Run]:
     """Run a suite, or only these problems and optimizers of it; returns its records, made under `out`.
 
-    With `resume`, a record of the same suite, version, plan and files under `out` is taken as it is if complete, and
-    resumed if not. `reduced` runs the few steps, trials and seeds that the suite states for a machine without the
+    With `resume`, a record of the same suite, version, plan, files and data under `out` is taken as it is if complete,
+    and resumed if not. `reduced` runs the few steps, trials and seeds that the suite states for a machine without the
     device that it is meant for; if None, only on such a machine, with a GradbenchWarning. Where a run is interrupted,
     its record is the last one returned. Raises PlanError where the suite's targets were measured for other settings,
     and what run_plan raises.
@@ -71,15 +72,24 @@ def record_of(
     plan: SweepPlan, out: str | Path, mark: dict[str, str] | None, resume: bool, watcher: Watcher | None = None
 ) -> Run:
     """A plan's record under `out`, which says that it is of the suite `mark`: a new one. With `resume`, the last one
-    there of the same plan, suite, problem and optimizer files, which is gone on with where it is not complete."""
-    before = None
-    for path, info in _records(Path(out)) if resume else ():
-        if info.get("suite") == mark and SweepPlan.from_dict(info["plan"]) == plan:
-            same = "sources" not in info or difference(info["sources"], file_sources(plan, ()), data=False) is None
-            before = path if same else before
+    there of the same plan, suite, files and data, which is gone on with where it is not complete."""
+    there = reversed(list(_records(Path(out).expanduser()))) if resume else ()
+    before = next((path for path, info in there if _is_of(info, plan, mark)), None)
     if before is None:
         return runner.run_plan(plan, out=out, watcher=watcher, suite=mark)
     return runner.resume(before, watcher=watcher)
+
+
+def _is_of(info: dict[str, Any], plan: SweepPlan, mark: dict[str, str] | None) -> bool:
+    try:
+        if info.get("suite") != mark or SweepPlan.from_dict(info["plan"]) != plan:
+            return False
+        began = info.get("sources")  # older records have none
+        return (
+            began is None or difference(began, sources(plan, {n: load_problem(n) for n in plan.problems}, ())) is None
+        )
+    except (GradbenchError, OSError, ImportError):  # another version's plan; or a file is gone, as run_plan will say
+        return False
 
 
 def _records(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

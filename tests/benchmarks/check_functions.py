@@ -226,7 +226,8 @@ def summary(rows: list[dict]) -> list[dict]:
 
 
 def objections(rows: list[dict], tool: str) -> str:
-    return f"{sum(bool(row.get(tool)) for row in rows)}/{len(rows)}"
+    """Of how many rows the tool objects; a dash where it was not asked, as torch's where there is no torch."""
+    return f"{sum(bool(row.get(tool)) for row in rows)}/{len(rows)}" if any(tool in row for row in rows) else "-"
 
 
 def total(rows: list[dict], key: str) -> int:

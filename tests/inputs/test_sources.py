@@ -135,6 +135,12 @@ def test_a_problem_of_ours_is_had_again_as_it_was():
     assert problem.examples == 20
 
 
+def test_a_problem_is_had_again_by_a_plan_that_leaves_its_dtype_out():
+    run = recorded()
+    plan = {key: value for key, value in run.plan.to_dict().items() if key != "dtype"}
+    assert recorded_problem(run.info | {"plan": plan}, run.plan.problems[0])[1] == ""
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -287,6 +287,8 @@ def test_damaged_run_json_is_refused(record, text, words):
         ("problems", {"beale": {"curvature": "x"}}, "'problems' does not hold"),
         ("sources", {"problems": {"beale": 3}, "optimizers": {}}, "'sources' does not hold"),
         ("sources", {"problems": {}}, "'sources' does not hold"),
+        ("suite", 3, "'suite' has no name"),
+        ("suite", {"name": "core-1"}, "'suite' has no name"),
     ],
 )
 def test_run_json_that_says_nonsense_is_refused(record, key, value, words):
@@ -316,6 +318,13 @@ def test_a_record_that_was_changed_is_read_with_a_warning(record, name, words):
     with pytest.warns(GradbenchWarning, match=f"{record.id}.*{words}") as said:
         assert same(load_run(record.path), record)
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("text", ["[]", '{"sha256": ["run.json"]}', '{"sha256": {}}', "[" * 100_000])
+def test_a_manifest_without_digests_is_damaged(tmp_path, text):
+    (tmp_path / manifest.NAME).write_text(text)
+    with pytest.raises(DamagedError, match=f"{manifest.NAME}: damaged"):
+        manifest.changed_files(tmp_path, {"state": "complete"})
 
 
 def test_a_manifest_that_may_not_be_read_is_not_damaged(record, monkeypatch):

@@ -299,6 +299,14 @@ def test_what_cannot_be_written_or_read_is_one_line_before_anything_is_computed(
         write_report([run], tmp_path / "page.html", [tmp_path / "none.json"])
 
 
+def test_a_link_such_as_dev_stdout_stays_and_what_it_leads_to_is_written(tmp_path):
+    file, link = tmp_path / "file", tmp_path / "link"
+    link.symlink_to(file)
+    reporting.write_file(link, b"page")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"page"
+
+
 def test_a_page_takes_the_place_of_a_page_and_of_no_other_file(tmp_path):
     page, run = tmp_path / "page.html", make_flat_run(optimizers=["sgd"])
     page.write_text("<!doctype html><title>mine</title>")

@@ -11,12 +11,17 @@ from synthetic import make_run
 
 from gradbench.archive.verify import verify_run
 from gradbench.cli.main import invoke
+from gradbench.engine import runner
 from gradbench.errors import GradbenchError, GradbenchWarning, PlanError
 from gradbench.inputs.built_in import problem_names
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.problem import load_problem
+from gradbench.inputs.transfer.sources import sources, with_data
+from gradbench.record.schema import SCHEMA_VERSION
 from gradbench.suites import freeze as freezing
 from gradbench.suites.definition import SELF_TUNING, TUNED, built_in_suites, chosen_groups, load_suite, suite_from
 from gradbench.suites.entries import entries
-from gradbench.suites.running import run_suite, suite_records
+from gradbench.suites.running import record_of, run_suite, suite_records
 
 TINY = """
 name = "tiny"
@@ -202,6 +207,57 @@ def test_a_record_of_a_problem_file_that_was_edited_is_not_taken_for_the_plan(ti
     mine.write_text(mine.read_text().replace("x**2", "x**4"))
     [again] = run_suite(suite, optimizers=groups, out=out, resume=True)
     assert again.id != run.id
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A plan; what record_of does for it; a function that makes a record of it with other things in its run.json."""
+    plan = SweepPlan(("beale",), ("sgd",), "1e-3:0.1:2")
+    monkeypatch.setattr(runner, "run_plan", lambda *_, **__: "made anew")
+    monkeypatch.setattr(runner, "resume", lambda path, **_: f"taken: {path.name}")
+
+    def keep(name, **changed):
+        info = {"schema_version": SCHEMA_VERSION, "id": name, "state": "complete", "started": "", "environment": {}}
+        info |= {"blocks": {}, "plan": plan.to_dict()} | changed
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(info))
+
+    return plan, keep
+
+
+def test_resume_passes_over_a_record_of_a_plan_that_this_version_does_not_take(kept, tmp_path):
+    plan, keep = kept
+    keep("a")
+    keep("b", plan={"setting": "of a newer version"})
+    assert record_of(plan, tmp_path, None, resume=True) == "taken: a"
+
+
+def test_resume_leaves_it_to_the_run_to_say_that_a_problem_file_is_gone(kept, tmp_path):
+    plan, keep = kept
+    plan = dataclasses.replace(plan, problems=(str(tmp_path / "gone.py"),))
+    keep("a", plan=plan.to_dict(), sources={"problems": {}, "optimizers": {}})
+    assert record_of(plan, tmp_path, None, resume=True) == "made anew"
+
+
+def test_resume_takes_a_record_of_the_same_data_and_of_no_other(kept, tmp_path):
+    plan, keep = kept
+    began = sources(plan, {"beale": load_problem("beale")}, ())
+    keep("a", sources=began)
+    keep("b", sources=with_data(began, {"beale": "of other data"}))
+    assert record_of(plan, tmp_path, None, resume=True) == "taken: a"
+
+
+def test_resume_takes_a_record_without_sources(kept, tmp_path):
+    plan, keep = kept
+    keep("a", sources=None)
+    assert record_of(plan, tmp_path, None, resume=True) == "taken: a"
+
+
+def test_resume_looks_in_the_home_folder_where_records_are_made(kept, tmp_path, monkeypatch):
+    plan, keep = kept
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    keep("a")
+    assert record_of(plan, f"~/{tmp_path.name}", None, resume=True) == "taken: a"
 
 
 def test_the_target_is_the_median_of_the_best_setting_of_the_best_reference():

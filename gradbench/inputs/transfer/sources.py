@@ -63,15 +63,14 @@ def well_formed(value: Any) -> bool:
     )
 
 
-def difference(began: Mapping[str, Any], now: Mapping[str, Any], data: bool = True) -> str | None:
-    """What of a run's sources is another one now, in words; None where all are the same. Without `data`, of the files
-    alone."""
+def difference(began: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What of a run's sources is another one now, in words; None where all are the same."""
     for kind in ("problems", "optimizers"):
         for name, source in began[kind].items():
             here = now[kind].get(name, NOWHERE)
             if source["sha256"] != here["sha256"]:
                 return f"{source['file'] or name} has changed since"
-            if data and source.get("data_sha256") != here.get("data_sha256"):
+            if source.get("data_sha256") != here.get("data_sha256"):
                 return f"the data of {name} have changed since"
     return None
 
@@ -112,6 +111,7 @@ def recorded_problem(info: Mapping[str, Any], name: str) -> tuple[Problem | None
     make its reader run files that it names. A record without digests, of before there were any, has whatever its name
     means here.
     """
+    from gradbench.inputs.plan import SweepPlan
     from gradbench.inputs.problem import load_problem, problem_names
 
     if why := recorded_file(info, name):
@@ -123,7 +123,7 @@ def recorded_problem(info: Mapping[str, Any], name: str) -> tuple[Problem | None
     except ProblemError as error:
         return None, str(error)
     source = (info.get("sources") or {"problems": {}})["problems"].get(name)
-    if source and source["data_sha256"] != fingerprint(_data(problem), info["plan"]["dtype"]):
+    if source and source["data_sha256"] != fingerprint(_data(problem), SweepPlan.from_dict(info["plan"]).dtype):
         return None, f"the data of {name} here are not those of this run"
     return problem, ""
 
