@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
+from torch_gradcheck import objects
 
 from gradbench import load_problem
 from gradbench.gradients import check_gradient, faults
@@ -96,40 +96,12 @@ def central_difference(problem, dtype) -> bool:
 
 
 def torch_gradcheck(problem, dtype) -> bool | None:
-    try:
-        import torch
-    except ImportError:
-        return None
-    with x64_context(dtype), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with x64_context(dtype):
         params, data = arguments(problem, dtype)
         leaves, tree = jax.tree.flatten(params)
         if sum(x.size for x in leaves) > 10_000:
             return None  # one column a parameter: hours
-        both = jax.jit(jax.value_and_grad(lambda flat: problem.loss(tree.unflatten(flat), data)))
-        kind = getattr(torch, dtype)
-
-        def run(tensors):
-            numbers = [t.detach().to(torch.float64).numpy() for t in tensors]
-            value, gradient = both([jnp.asarray(n, dtype) for n in numbers])
-            back = [torch.tensor(np.asarray(g, np.float64)).to(kind) for g in gradient]
-            return torch.tensor(float(value), dtype=kind), back
-
-        class Loss(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, *tensors):
-                value, ctx.gradient = run(tensors)
-                return value
-
-            @staticmethod
-            def backward(ctx, ct):
-                return tuple(ct * g for g in ctx.gradient)
-
-        tensors = [torch.tensor(np.asarray(x, np.float64)).to(kind).requires_grad_() for x in leaves]
-        try:
-            return not torch.autograd.gradcheck(Loss.apply, tensors)
-        except Exception:  # it raises GradcheckError, and RuntimeError where it refuses a dtype
-            return True
+        return objects(lambda *flat: (problem.loss(tree.unflatten(flat), data),), leaves, dtype)
 
 
 PEERS = {
