@@ -216,37 +216,42 @@ def tiny_dots(size: Size, device: Any) -> list[Variant]:
     """One small layer, 16 to 8, of 64 rows, for every trial."""
     rows = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
 
-    def layer(product: Callable[..., jax.Array]) -> Problem:
-        def loss(weights: jax.Array, data: jax.Array) -> jax.Array:
-            return jnp.mean(jnp.tanh(product(data, weights)) ** 2)
+    def broadcast(weights: jax.Array, rows: jax.Array) -> jax.Array:
+        return jnp.sum(rows[:, :, None] * weights[None], axis=1)
 
-        return Problem(lambda key: jax.random.normal(key, (16, 8)), loss, rows, name="layer")
+    def dot(weights: jax.Array, rows: jax.Array) -> jax.Array:
+        return rows @ weights
 
-    def broadcast(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.sum(a[:, :, None] * b[None], axis=1)
-
-    return [
-        Variant(name, "layer", size.trials, lambda p=product: loop(layer(p), size.trials, size.steps, device))
-        for name, product in (("batched dot", jnp.matmul), ("multiply and sum", broadcast))
-    ]
+    return _small("layer", (16, 8), rows, {"batched dot": dot, "multiply and sum": broadcast}, size, device)
 
 
 def lookups(size: Size, device: Any) -> list[Variant]:
     """2,000 rows looked up in a table of 100, for every trial: the derivative adds them up in a fixed order."""
     index = np.random.default_rng(0).integers(0, 100, 2000).astype(np.int32)
 
-    def table(rows: Callable[[jax.Array, jax.Array], jax.Array]) -> Problem:
-        def loss(table: jax.Array, index: jax.Array) -> jax.Array:
-            return jnp.mean(jnp.tanh(rows(table, index)) ** 2)
-
-        return Problem(lambda key: jax.random.normal(key, (100, 8)), loss, index, name="table")
+    def rows(table: jax.Array, index: jax.Array) -> jax.Array:
+        return table[index]
 
     def products(table: jax.Array, index: jax.Array) -> jax.Array:
         return jax.nn.one_hot(index, len(table), dtype=table.dtype) @ table
 
+    return _small("table", (100, 8), index, {"rows": rows, "one-hot product": products}, size, device)
+
+
+def _small(
+    name: str, shape: tuple[int, ...], data: np.ndarray, sides: dict[str, Callable[..., Any]], size: Size, device: Any
+) -> list[Variant]:
+    """A loss of one array of parameters, mean(tanh(side(params, data))**2), with each of `sides`."""
+
+    def problem(side: Callable[..., jax.Array]) -> Problem:
+        def loss(params: jax.Array, data: jax.Array) -> jax.Array:
+            return jnp.mean(jnp.tanh(side(params, data)) ** 2)
+
+        return Problem(lambda key: jax.random.normal(key, shape), loss, data, name=name)
+
     return [
-        Variant(name, "table", size.trials, lambda r=rows: loop(table(r), size.trials, size.steps, device))
-        for name, rows in (("rows", lambda table, index: table[index]), ("one-hot product", products))
+        Variant(variant, name, size.trials, lambda s=side: loop(problem(s), size.trials, size.steps, device))
+        for variant, side in sides.items()
     ]
 
 
