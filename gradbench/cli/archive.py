@@ -269,7 +269,7 @@ def suite_freeze(
     check_format(output.chosen)
     with Activity(quiet) as activity, watching(activity) as watcher, printing_to_stderr():
         use_cache()
-        found = freeze(name, seeds, watcher, activity.print, reduced, out, resume)
+        found = freeze(name, seeds, watcher, activity.print, reduced, out=out, resume=resume)
     if found is None:
         note("not all is measured, and nothing is written; go on with the same command and --resume")
         return INTERRUPTED

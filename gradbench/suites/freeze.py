@@ -31,18 +31,17 @@ from gradbench.suites.definition import Suite, load_suite, suite_path
 from gradbench.suites.running import lacks_device, record_of
 from gradbench.suites.targets import Measured, measured_under, with_targets, write_targets
 
-SEEDS = 20
 POINTS = 40  # of a trial's curve, at which held-out losses are known
-OUT = Path("results/freeze")  # not results: what is there is looked at by itself
 
 
 def freeze(
     name: str | Path,
-    seeds: int = SEEDS,
+    seeds: int,
     watcher: Watcher | None = None,
     say: Callable[[str], None] = lambda text: None,
     reduced: bool = False,
-    out: str | Path = OUT,
+    *,
+    out: str | Path,
     resume: bool = False,
 ) -> list[Measured] | None:
     """Measure a suite's targets, or those of its reduced runs, and write them into its file: a new version of it.
@@ -72,12 +71,7 @@ def freeze(
 
 
 def measure(
-    suite: Suite,
-    seeds: int = SEEDS,
-    watcher: Watcher | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    out: str | Path = OUT,
-    resume: bool = False,
+    suite: Suite, seeds: int, watcher: Watcher | None, say: Callable[[str], None], out: str | Path, resume: bool
 ) -> Iterator[Measured]:
     """The targets of a suite, group of problems by group, as far as the watcher does not stop it."""
     groups = suite.groups_of(suite.references)
