@@ -25,7 +25,7 @@ SHOWN = 3  # trials that a fault names
 
 def faults(run: Run) -> list[str]:
     """Sentences, one for each thing that contradicts another; empty where all agree. Every trial is looked at."""
-    found = changed_files(run.path, run.info) or []
+    found = list((changed_files(run.path, run.info) or {}).values())
     complete = run.info["state"] == "complete"
     if missing := list(_against_plan(run, complete)):
         return found + missing  # what follows goes by the trials' numbers

@@ -26,15 +26,15 @@ def close(path: Path, tables: Iterable[str], info: dict[str, Any]) -> None:
     write_json({"sha256": dict(sorted(digests.items()))}, path / NAME)
 
 
-def changed_files(path: Path, info: dict[str, Any]) -> list[str] | None:
-    """One sentence for each file of a record that is changed or missing by its manifest; None for a record that never
-    had one: incomplete, or older than manifests. `info` is its run.json, which says whether it has one. Raises
+def changed_files(path: Path, info: dict[str, Any]) -> dict[str, str] | None:
+    """A sentence for each file of a record, by name, that is changed or missing by its manifest; None for a record that
+    never had one: incomplete, or older than manifests. `info` is its run.json, which says whether it has one. Raises
     DamagedError for a manifest that cannot be read, RecordError for files that may not be read."""
     file = path / NAME
     if info["state"] != "complete":
         return None
     if not file.is_file():
-        return [f"its manifest ({NAME}) is gone"] if info.get("manifest") else None
+        return {NAME: f"its manifest ({NAME}) is gone"} if info.get("manifest") else None
     try:
         whole = json.loads(file.read_text(encoding="utf-8"))
         expected = whole.get("sha256") if isinstance(whole, dict) else None
@@ -46,7 +46,7 @@ def changed_files(path: Path, info: dict[str, Any]) -> list[str] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{file}: damaged: {one_line(error)}") from error
     changed = [name for name, of in expected.items() if found[name] != of]
-    return [f"{name} is {'changed' if found[name] else 'missing'} since the record was closed" for name in changed]
+    return {n: f"{n} is {'changed' if found[n] else 'missing'} since the record was closed" for n in changed}
 
 
 def record_digest(path: Path) -> str | None:

@@ -251,7 +251,7 @@ def load_run(name: str | Path, results: str | Path = "results", *, warn: bool = 
     try:
         plan = SweepPlan.from_dict(info["plan"])
     except GradbenchError as error:
-        if any(said.startswith("run.json ") for said in manifest.changed_files(path, info) or ()):
+        if "run.json" in (manifest.changed_files(path, info) or ()):
             raise DamagedError(f"{path / 'run.json'}: damaged plan: {error}") from error
         raise RecordError(f"{path / 'run.json'}: this version of gradbench does not take its plan: {error}") from error
     if info["state"] == "running" and not held(path / LOCK):
@@ -272,7 +272,7 @@ def _warn_of_changes(path: Path, info: dict[str, Any]) -> None:
     """Of a complete record; a thousandth of what it takes to compare it."""
     try:
         changed = manifest.changed_files(path, info)
-        said = f"{path}: {'; '.join(changed)}" if changed else None
+        said = f"{path}: {'; '.join(changed.values())}" if changed else None
     except RecordError as error:  # of the manifest: what is read of the record is whole
         said = str(error)
     if said:

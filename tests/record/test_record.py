@@ -233,7 +233,7 @@ def test_a_run_killed_as_it_is_closed_goes_on_and_has_its_manifest(sweep, tmp_pa
     stopped = load_run("latest", tmp_path / "results")
     assert stopped.info["state"] == "interrupted"
     run = gradbench.resume(stopped.path)
-    assert manifest.changed_files(run.path, run.info) == []
+    assert manifest.changed_files(run.path, run.info) == {}
 
 
 def test_damaged_records_are_refused_in_one_line(record):

@@ -19,7 +19,7 @@ def test_at_least_20_optimizers_are_archived_on_every_problem_of_this_version():
         assert run.info["suite"]["sha256"] == CORE.sha256
         assert run.info["state"] == "complete"
         assert run.info["environment"]["cpu_model"]
-        assert changed_files(path, run.info) == []
+        assert changed_files(path, run.info) == {}
         for problem, optimizer in run.plan.pairs:
             found.setdefault(optimizer, set()).add(problem)
     assert len(found) >= 20
