@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh
@@ -54,16 +55,24 @@ _initialisers: dict[tuple[Any, ...], jax.stages.Wrapped] = {}
 
 def initialise(problem: Problem, devices: Sequence[jax.Device]) -> jax.stages.Wrapped:
     """A jitted function, seeds (S,) -> starting points with a leading axis S, sharded over the devices; compiled once
-    per problem and devices, whatever the optimizers."""
+    per problem and devices, whatever the optimizers. A seed's point is the same to the bit whatever S is."""
     key = problem.init, *devices
     if key not in _initialisers:
         # Keeps two problems, the one swept and the one being compiled, so that older ones' data can be freed.
         for oldest in list(_initialisers)[:-1]:
             _initialisers.pop(oldest, None)
         platform = devices[0].platform
-        start = over_trials(lambda seed: problem.init(jax.random.key(seed)), (0,), platform)
+        draw = over_trials(lambda seed: problem.init(jax.random.key(seed)), (0,), platform)
+
+        def starts(seeds: jax.Array) -> Any:
+            if len(seeds) > 1:
+                return draw(seeds)
+            # Two, one of which is dropped: XLA:CPU of jax 0.12 fuses one draw otherwise, which can change its last bit.
+            both = jax.lax.optimization_barrier(draw(jnp.repeat(seeds, 2)))
+            return jax.tree.map(lambda leaf: leaf[:1], both)
+
         spread = jax.shard_map(
-            start, mesh=trials_mesh(devices), in_specs=P(TRIALS), out_specs=P(TRIALS), check_vma=False
+            starts, mesh=trials_mesh(devices), in_specs=P(TRIALS), out_specs=P(TRIALS), check_vma=False
         )
         # XLA:CPU unrolls random bits into long programs: optimised, an mlp's take two seconds to compile.
         options = compiler_options(platform, xla_backend_optimization_level=1) if platform == "cpu" else {}
