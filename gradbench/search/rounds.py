@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from gradbench.analysis.races.records import Look
+from gradbench.analysis.races.records import InterimAnalysis
 from gradbench.inputs.plan import SweepPlan
 from gradbench.record.store import Run
 
@@ -55,7 +55,7 @@ class Rounds:
         if not rounds:
             return False
         self.current = min(rounds)
-        return not self.seeds or not Look(read(), self.seeds).decided
+        return not self.seeds or not InterimAnalysis(read(), self.seeds).decided
 
 
 def _parts(plan: SweepPlan, optimizer: str, size: int) -> list[Part]:

@@ -11,7 +11,7 @@ Wilhelm, Inference for Ranks with Applications to Mobility across Neighbourhoods
 Countries, Review of Economic Studies 91, 2024).
 
 The intervals of two ranks may overlap though one optimizer is shown to be ahead of the other, since many others may be
-like both. Whether two differ is told by `beside` alone: the ratio of their steps (of their gaps at the end, where
+like both. Whether two differ is told by `comparisons` alone: the ratio of their steps (of their gaps at the end, where
 neither reaches a target), paired by seed, with its interval.
 """
 
@@ -26,14 +26,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradbench.analysis.races.intervals import CONFIDENCE, Estimate, holm, mean_of_strata
-from gradbench.analysis.races.outcomes import Held, Outcomes
+from gradbench.analysis.races.outcomes import Outcomes, Selected
 from gradbench.analysis.races.races import GAP, STEPS, races_of, unit_means
 from gradbench.errors import GradbenchError
 
 Table = Mapping[str, Mapping[str, Outcomes]]  # by optimizer and problem
 
 
-class Beside(NamedTuple):
+class Comparison(NamedTuple):
     """ratio: another optimizer's cost over this one's, paired by seed and problem; low, high: its 95 % interval, None
     where there is none; shown: whether a difference is shown, after Holm's correction for the number of others;
     what: what the cost is, steps to the target, or the gap at the end where neither reaches it.
@@ -53,7 +53,7 @@ class Ranked:
     value: steps to the target, or gap at the end (`what`); over all, `distance`. low, high: its 95 % interval.
     distance: value / the best one's, 1 at the best; over all the geometric mean over problems.
     reached: the share of seeds that reach the target; over all, of all problems' seeds.
-    beside: the others with which it shares a problem.
+    comparisons: the others with which it shares a problem.
     """
 
     optimizer: str
@@ -69,7 +69,7 @@ class Ranked:
     rank_high: int
     of: int
     problems: int = 1
-    beside: Mapping[str, Beside] = field(default_factory=dict)
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
 
 
 def ranks(found: Table) -> list[Ranked]:
@@ -80,21 +80,23 @@ def ranks(found: Table) -> list[Ranked]:
 
 
 def _on_problem(found: Table, problem: str) -> list[Ranked]:
-    held = {name: by[problem].held for name, by in found.items() if problem in by}
-    what = STEPS if any(of.reached.any() for of in held.values()) else GAP
-    estimates = {name: _estimate([of], what) for name, of in held.items()}
-    gaps = {name: float(of.gaps.mean()) for name, of in held.items()}
-    order = sorted(held, key=lambda name: (estimates[name].value, gaps[name]))
+    selected = {name: by[problem].selected for name, by in found.items() if problem in by}
+    what = STEPS if any(of.reached.any() for of in selected.values()) else GAP
+    estimates = {name: _estimate([of], what) for name, of in selected.items()}
+    gaps = {name: float(of.gaps.mean()) for name, of in selected.items()}
+    order = sorted(selected, key=lambda name: (estimates[name].value, gaps[name]))
     compared = _compared({name: {problem: found[name][problem]} for name in order})
     best = estimates[order[0]].value
     rows = []
     for rank, name in enumerate(order, 1):
         value, low, high = _exponentials(estimates[name])
-        reached = float(held[name].reached.mean())
+        reached = float(selected[name].reached.mean())
         distance = math.exp(min(estimates[name].value - best, 700))
-        place, beside = _ranks_of(compared[name], rank, len(held)), compared[name]
+        place, comparisons = _ranks_of(compared[name], rank, len(selected)), compared[name]
         rows.append(
-            Ranked(name, problem, what, value, low, high, distance, reached, rank, *place, len(held), 1, beside)
+            Ranked(
+                name, problem, what, value, low, high, distance, reached, rank, *place, len(selected), 1, comparisons
+            )
         )
     return rows
 
@@ -108,25 +110,24 @@ def _over_all(found: Table, rows: Sequence[Ranked]) -> list[Ranked]:
     shared = {name: by for name, by in shared.items() if by}
     estimates = {}
     for name, by in shared.items():
-        raw = _estimate([of.held for of in by.values()], STEPS)
+        raw = _estimate([of.selected for of in by.values()], STEPS)
         estimates[name] = raw._replace(value=raw.value - float(np.mean([math.log(best[problem]) for problem in by])))
     order = sorted(shared, key=lambda name: estimates[name].value)
     compared = _compared({name: shared[name] for name in order})
     made = []
     for rank, name in enumerate(order, 1):
         value, low, high = _exponentials(estimates[name])
-        reached = float(np.concatenate([of.held.reached for of in shared[name].values()]).mean())
-        place, count, beside = _ranks_of(compared[name], rank, len(order)), len(shared[name]), compared[name]
+        reached = float(np.concatenate([of.selected.reached for of in shared[name].values()]).mean())
+        place, count, comparisons = _ranks_of(compared[name], rank, len(order)), len(shared[name]), compared[name]
         made.append(
-            Ranked(name, None, STEPS, value, low, high, value, reached, rank, *place, len(order), count, beside)
+            Ranked(name, None, STEPS, value, low, high, value, reached, rank, *place, len(order), count, comparisons)
         )
     return made
 
 
-def _estimate(of: Sequence[Held], what: str) -> Estimate:
+def _estimate(of: Sequence[Selected], what: str) -> Estimate:
     """The mean over problems of a log cost, with the error that seeds make."""
-    strata = [unit_means(held.steps if what == STEPS else held.gaps, held.units[:, None]) for held in of]
-    return mean_of_strata(strata)
+    return mean_of_strata([unit_means(one.steps if what == STEPS else one.gaps, one.units[:, None]) for one in of])
 
 
 def _exponentials(of: Estimate) -> tuple[float, float | None, float | None]:
@@ -135,9 +136,9 @@ def _exponentials(of: Estimate) -> tuple[float, float | None, float | None]:
     return math.exp(of.value), *ends
 
 
-def _compared(found: Table) -> dict[str, dict[str, Beside]]:
+def _compared(found: Table) -> dict[str, dict[str, Comparison]]:
     """By optimizer: the others with which it shares a problem."""
-    beside: dict[str, dict[str, Beside]] = {name: {} for name in found}
+    comparisons: dict[str, dict[str, Comparison]] = {name: {} for name in found}
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(GradbenchError):  # no two share a problem
         rows = races_of({name: dict(by) for name, by in found.items()}).rows if len(found) > 1 else []
@@ -149,12 +150,12 @@ def _compared(found: Table) -> dict[str, dict[str, Beside]]:
             if name == row["slower"]:
                 other, ratio = row["faster"], 1 / ratio
                 low, high = (None if end is None else 1 / end for end in (high, low))
-            beside[name][other] = Beside(ratio, low, high, p_value < 1 - CONFIDENCE, row["what"])
-    return beside
+            comparisons[name][other] = Comparison(ratio, low, high, p_value < 1 - CONFIDENCE, row["what"])
+    return comparisons
 
 
-def _ranks_of(beside: Mapping[str, Beside], rank: int, of: int) -> tuple[int, int]:
+def _ranks_of(comparisons: Mapping[str, Comparison], rank: int, of: int) -> tuple[int, int]:
     """The best and the worst rank that the shown differences leave possible."""
-    ahead = sum(other.shown and other.ratio < 1 for other in beside.values())
-    behind = sum(other.shown and other.ratio > 1 for other in beside.values())
+    ahead = sum(other.shown and other.ratio < 1 for other in comparisons.values())
+    behind = sum(other.shown and other.ratio > 1 for other in comparisons.values())
     return min(1 + ahead, rank), max(of - behind, rank)

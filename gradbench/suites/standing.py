@@ -70,7 +70,7 @@ def _rows(name: str, ruleset: str, table: Sequence[Ranked], found: Sequence[Entr
     for place in sorted((of for of in table if of.optimizer == name), key=lambda of: of.problem is not None):
         first = next(of for of in table if of.problem == place.problem and of.rank == 1)
         row = {"ruleset": ruleset, **vars(place), "best": first.optimizer, "best_value": first.value}
-        del row["beside"]
+        del row["comparisons"]
         if place.of == 1:  # there is no rank among one
             row |= dict.fromkeys(BESIDE_OTHERS if place.problem else (*BESIDE_OTHERS, "value", "low", "high"))
         rows.append(row | (_of_pair(by_problem[place.problem]) if place.problem else {}))
@@ -120,13 +120,15 @@ def _place(of: Ranked) -> str:
 def _beside(of: Ranked) -> str:
     """The others from which it is shown to differ, each with the ratio of steps of the slower to the faster, or of gaps
     where neither reaches a target."""
-    shown = sorted((one.ratio, other, " the gap" * (one.what == GAP)) for other, one in of.beside.items() if one.shown)
+    shown = sorted(
+        (one.ratio, other, " the gap" * (one.what == GAP)) for other, one in of.comparisons.items() if one.shown
+    )
     behind = ", ".join(f"{other} ({number(1 / ratio)}×{what})" for ratio, other, what in reversed(shown) if ratio < 1)
     ahead = ", ".join(f"{other} ({number(ratio)}×{what})" for ratio, other, what in shown if ratio > 1)
     said = [f"behind {behind}" if behind else "", f"ahead of {ahead}" if ahead else ""]
-    alike = len(of.beside) - len(shown)
+    alike = len(of.comparisons) - len(shown)
     said.append(f"no difference shown to {alike} other{'s' * (alike != 1)}" if alike else "")
-    return f"seed by seed: {'; '.join(filter(None, said))}" if of.beside else ""
+    return f"seed by seed: {'; '.join(filter(None, said))}" if of.comparisons else ""
 
 
 def _range(name: str, found: Sequence[Entry]) -> str:

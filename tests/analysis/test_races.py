@@ -67,7 +67,7 @@ def test_a_seed_has_no_part_in_the_choice_that_it_is_judged_by():
         steps, gaps = made.steps.copy(), made.gaps.copy()
         steps[:, seed], gaps[:, seed] = steps[::-1, seed], gaps[::-1, seed]
         other = dataclasses.replace(made, steps=steps, gaps=gaps)
-        assert other.held_out().setting[seed] == made.held_out().setting[seed]
+        assert other.select().setting[seed] == made.select().setting[seed]
 
 
 @pytest.mark.parametrize(("seeds", "problems", "spread"), [(6, 1, 0.3), (10, 3, 0.8)])

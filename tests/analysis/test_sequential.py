@@ -10,7 +10,7 @@ from synthetic import make_run
 
 import gradbench
 from gradbench.analysis.races.intervals import POWER
-from gradbench.analysis.races.records import Look, Units, answer
+from gradbench.analysis.races.records import InterimAnalysis, Units, answer
 from gradbench.analysis.races.sequential import LEVEL, Sequential, detectable, log_fortunes
 from gradbench.errors import GradbenchError
 from gradbench.inputs.specs.races import FEWEST, round_ends
@@ -134,8 +134,8 @@ def test_where_nothing_is_decided_it_says_what_would_have_been_seen():
 def test_a_look_sees_the_first_seeds_only():
     """Whatever came later: what a loop was told when it went on is what the record says of those seeds."""
     run = make_run([0.01, 0.1], 30, ["adam", "sgd"], decay=faster("adam"), steps=1000, until="adam<sgd")
-    assert len(Look(run, 18).units.values) == 9
-    assert Look(run, 18).units.values == pytest.approx(Look(run).units.values[:9])
+    assert len(InterimAnalysis(run, 18).units.values) == 9
+    assert InterimAnalysis(run, 18).units.values == pytest.approx(InterimAnalysis(run).units.values[:9])
 
 
 def test_a_unit_that_is_not_whole_is_left_out():
@@ -144,7 +144,7 @@ def test_a_unit_that_is_not_whole_is_left_out():
     short = [row for row in trials if (row["optimizer"], row["seed"], row["learning_rate"]) != ("sgd", 3, 0.1)]
     part = make_run([0.01, 0.1], 16, ["adam", "sgd"], until="adam<sgd")
     object.__setattr__(part, "trials", run.trials.from_pylist(short, schema=run.trials.schema))
-    assert len(Look(part).units.values) == 7
+    assert len(InterimAnalysis(part).units.values) == 7
 
 
 def test_a_part_of_a_race_is_a_fixed_number_of_seeds_and_says_so():

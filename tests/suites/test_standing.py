@@ -43,8 +43,8 @@ def test_ranks_and_distances_are_those_of_the_steps():
 
 
 def test_each_pair_s_settings_are_chosen_once(monkeypatch):
-    chosen, held_out = [], Outcomes.held_out
-    monkeypatch.setattr(Outcomes, "held_out", lambda of, *groups: chosen.append(of) or held_out(of, *groups))
+    chosen, select = [], Outcomes.select
+    monkeypatch.setattr(Outcomes, "select", lambda of, *groups: chosen.append(of) or select(of, *groups))
     ranks(by_name(entries([suite_run(["sgd", "adam", "momentum"])]), TUNED))
     assert len(chosen) == 3
 
@@ -72,14 +72,14 @@ def test_two_may_differ_for_sure_though_the_intervals_of_their_ranks_meet():
     places = {row.optimizer: row for row in ranks(by_name(entries([run]), SELF_TUNING)) if row.problem is None}
     adam, sgd = places["adam"], places["sgd"]
     assert (adam.rank_high, sgd.rank_low) == (2, 2)  # rmsprop may be anywhere
-    assert not any(of.shown for of in places["rmsprop"].beside.values())
-    ratio = adam.beside["sgd"]
+    assert not any(of.shown for of in places["rmsprop"].comparisons.values())
+    ratio = adam.comparisons["sgd"]
     assert ratio.shown
     assert ratio.low <= ratio.ratio <= ratio.high
     assert ratio.low > 1
     assert ratio.ratio == pytest.approx(2, rel=0.05)  # whole steps
-    assert sgd.beside["adam"].ratio == pytest.approx(1 / ratio.ratio)
-    assert sgd.beside["adam"].high == pytest.approx(1 / ratio.low)
+    assert sgd.comparisons["adam"].ratio == pytest.approx(1 / ratio.ratio)
+    assert sgd.comparisons["adam"].high == pytest.approx(1 / ratio.low)
 
 
 def test_where_nobody_reaches_the_target_gaps_at_the_end_are_ranked_and_left_out_over_all():
@@ -94,7 +94,7 @@ def test_two_that_both_miss_the_target_are_told_apart_by_gaps_and_it_says_so():
 
     run = make_run([0.1], optimizers=["sgd", "adam", "rmsprop"], decay=decay, seeds=6, steps=100)
     places = {row.optimizer: row for row in ranks(by_name(entries([run]), SELF_TUNING)) if row.problem is None}
-    assert {name: of.what for name, of in places["adam"].beside.items()} == {
+    assert {name: of.what for name, of in places["adam"].comparisons.items()} == {
         "sgd": "gap at the end",
         "rmsprop": "steps to target",
     }

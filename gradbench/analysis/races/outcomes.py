@@ -32,7 +32,7 @@ ON_A_PROBLEM = ("steps", "batch_size", "target")  # and these where they share a
 BUDGET = ("design", "seeds")  # and these in one ruleset of a suite
 
 
-class Held(NamedTuple):
+class Selected(NamedTuple):
     """Each seed of a pair at the setting chosen without it: the settings' numbers, the seeds' groups, log steps and log
     gaps, whether the target was reached, all (S,)."""
 
@@ -94,11 +94,11 @@ class Outcomes:
         return np.arange(len(self.seeds)) * count // len(self.seeds)
 
     @functools.cached_property
-    def held(self) -> Held:
-        """`held_out` by the usual groups, found once."""
-        return self.held_out()
+    def selected(self) -> Selected:
+        """`select` by the usual groups, found once."""
+        return self.select()
 
-    def held_out(self, groups: np.ndarray | None = None) -> Held:
+    def select(self, groups: np.ndarray | None = None) -> Selected:
         """Every seed at the setting that is best on the other seeds of its group, (S,); a single seed, on itself.
 
         So groups are independent, and the spread between them includes how the choice of a setting varies. If a seed
@@ -109,7 +109,7 @@ class Outcomes:
         others = [np.flatnonzero((groups == groups[seed]) & (place != seed)) for seed in place]
         chosen = np.array([self.best(of if len(of) else place) for of in others])
         at = chosen, place
-        return Held(chosen, groups, self.log_steps[at], self.log_gaps[at], np.isfinite(self.steps[at]))
+        return Selected(chosen, groups, self.log_steps[at], self.log_gaps[at], np.isfinite(self.steps[at]))
 
 
 def check_comparable(runs: Sequence[Run]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gradbench.analysis.races.intervals import CONFIDENCE, holm, mean_of_strata
-from gradbench.analysis.races.outcomes import Held, Outcomes
+from gradbench.analysis.races.outcomes import Outcomes, Selected
 from gradbench.errors import GradbenchError
 
 STEPS, GAP = "steps to target", "gap at the end"
@@ -52,7 +52,8 @@ def races_of(found: dict[str, dict[str, Outcomes]]) -> Races:
         shared = [problem for problem in found[a] if problem in found[b]]
         if shared:
             sides = [
-                {p: side(found[of][p], found[of][p].held, found[of][p].held.units) for p in shared} for of in (a, b)
+                {p: side(found[of][p], found[of][p].selected, found[of][p].selected.units) for p in shared}
+                for of in (a, b)
             ]
             row, left = _race(a, b, paired(sides))
             rows.append(row)
@@ -64,9 +65,9 @@ def races_of(found: dict[str, dict[str, Outcomes]]) -> Races:
     return Races(rows, notes)
 
 
-def side(outcome: Outcomes, held: Held, units: np.ndarray) -> dict[int, tuple[float, float, bool, int]]:
+def side(outcome: Outcomes, selected: Selected, units: np.ndarray) -> dict[int, tuple[float, float, bool, int]]:
     """By seed: log steps, log gap, whether the target was reached, and the seed's unit, of `units` (S,)."""
-    values = zip(held.steps.tolist(), held.gaps.tolist(), held.reached.tolist(), units.tolist())
+    values = zip(selected.steps.tolist(), selected.gaps.tolist(), selected.reached.tolist(), units.tolist())
     return dict(zip(outcome.seeds.tolist(), values))
 
 

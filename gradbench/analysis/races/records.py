@@ -30,7 +30,7 @@ def races(runs: Sequence[Run], problems: Sequence[str] = (), optimizers: Sequenc
     """
     added = [run for run in runs if run.plan.until]
     if len(runs) == len(added) == 1 and not problems and set(optimizers) in (set(), set(runs[0].plan.optimizers)):
-        return Look(runs[0]).races()
+        return InterimAnalysis(runs[0]).races()
     kept = {name: of for name, of in outcomes(runs, problems).items() if not optimizers or name in optimizers}
     found = races_of(kept)
     return dataclasses.replace(found, notes=[*found.notes, _FIXED]) if added else found
@@ -50,11 +50,11 @@ class Units(NamedTuple):
     def of(cls, sides: Sequence[dict[str, Outcomes]], size: int, first: int) -> Units:
         """From both optimizers' outcomes by problem, in units of `size` seeds; units incomplete anywhere are left out.
         The first `first` seeds determine what is compared, and on which problems."""
-        held = [
-            {problem: side(of, of.held_out(of.seeds // size), of.seeds // size) for problem, of in each.items()}
+        judged = [
+            {problem: side(of, of.select(of.seeds // size), of.seeds // size) for problem, of in each.items()}
             for each in sides
         ]
-        pairs = paired(held)
+        pairs = paired(judged)
         counts = [np.unique(of[:, 0, 3], return_counts=True) for of in pairs.values()]
         whole = set.intersection(*(set(units[count == size].tolist()) for units, count in counts))
         pairs = {problem: of[np.isin(of[:, 0, 3], list(whole))] for problem, of in pairs.items()}
@@ -64,7 +64,7 @@ class Units(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Look:
+class InterimAnalysis:
     """What a record of `--until` says after its first `seeds` seeds, or after all that it has.
 
     The first round, in which nobody looks, fixes for every look, and whatever the optimizers' names: the reference of
@@ -126,7 +126,7 @@ class Look:
 def answer(run: Run) -> bool | None:
     """Whether the first optimizer of a record's `--until` wins; None where that is not decided."""
     try:
-        found = Sequential.of(Look(run).units.values)
+        found = Sequential.of(InterimAnalysis(run).units.values)
     except GradbenchError:  # no unit of seeds has finished
         return None
     return found.value > 0 if found.decided else None

@@ -155,17 +155,17 @@ def _exponentials(of: Estimate, *keys: str) -> dict[str, float | None]:
 
 def _robustness(of: Outcomes, what: str) -> dict[str, Any]:
     """Factors of half and twice the learning rate that each seed's group chooses, on that seed."""
-    held, values = of.held, _values(of, what)
+    selected, values = of.selected, _values(of, what)
     row: dict[str, Any] = {"problem": of.problem, "optimizer": of.optimizer, "what": what}
     log_rates, order = np.log(of.rates), np.argsort(of.rates)
     for factor, name in zip(FACTORS, ("half", "twice")):
-        at = log_rates[held.setting] + math.log(factor)
+        at = log_rates[selected.setting] + math.log(factor)
         inside = (at >= log_rates.min() - 1e-9).all() and (at <= log_rates.max() + 1e-9).all()
         lost = Estimate(math.nan, math.nan, math.nan)
-        if inside and of.alone and (what == GAP or held.reached.all()):
+        if inside and of.alone and (what == GAP or selected.reached.all()):
             places = enumerate(at)
             moved = np.array([np.interp(x, log_rates[order], values[order, seed]) for seed, x in places])
-            change = moved - values[held.setting, np.arange(len(at))]
-            lost = mean_of_strata([unit_means(change, held.units[:, None])])
+            change = moved - values[selected.setting, np.arange(len(at))]
+            lost = mean_of_strata([unit_means(change, selected.units[:, None])])
         row |= _exponentials(lost, name, f"{name}_low", f"{name}_high")
     return row

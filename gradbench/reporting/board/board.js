@@ -44,7 +44,7 @@ function nameIn(parent, name) {
 // where neither reaches a target.
 function beside(td, name) {
   const chosen = placeOf(page.optimizers.find((row) => row.ruleset === state.ruleset && row.name === state.name) || {});
-  const of = chosen && chosen.beside[name];
+  const of = chosen && chosen.comparisons[name];
   if (!of) return void (td.textContent = name === state.name ? "chosen" : "–");
   const [ratio, low, high, shown, gap] = of;
   element(shown ? "b" : "span", `${digits(ratio)}${gap ? " gap" : ""}`, td);

@@ -57,13 +57,13 @@ def _optimizers(found: Sequence[Entry], ruleset: str, places: Sequence[Ranked]) 
 
 
 def _place(place: Ranked) -> Row:
-    row = {key: value for key, value in vars(place).items() if key not in ("optimizer", "problem", "beside")}
-    beside = {
+    row = {key: value for key, value in vars(place).items() if key not in ("optimizer", "problem", "comparisons")}
+    comparisons = {
         name: [*(_finite(value, 3) for value in other[:3]), int(other.shown), int(other.what == GAP)]
-        for name, other in place.beside.items()
+        for name, other in place.comparisons.items()
     }
     return {key: _finite(value) if isinstance(value, float) else value for key, value in row.items()} | {
-        "beside": beside
+        "comparisons": comparisons
     }
 
 
