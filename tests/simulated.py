@@ -25,14 +25,16 @@ def outcome(rng, problem, optimizer, seeds, speed=1.0, spread=0.3, shared=None, 
     return Outcomes(problem, optimizer, RATES, True, np.arange(seeds), steps, gaps, *logs)
 
 
-def race(rng, seeds, problems, speeds, **settings):
-    """Optimizers a, b, ... of these speeds on some problems of differing difficulty: name -> problem -> Outcomes."""
+def race(rng, seeds, problems, speeds, spread=0.3, **settings):
+    """Optimizers a, b, ... of these speeds on some problems of differing difficulty: name -> problem -> Outcomes.
+    `spread` is of all problems, or one for each."""
+    spreads = np.broadcast_to(spread, problems)
     names = [chr(ord("a") + k) for k in range(len(speeds))]
     found = {name: {} for name in names}
     for number in range(problems):
         shared = 0.3 * rng.standard_normal(seeds)
         level = 3 + 2 * number / max(problems - 1, 1)
         for name, speed in zip(names, speeds):
-            made = outcome(rng, f"p{number}", name, seeds, speed, shared=shared, level=level, **settings)
+            made = outcome(rng, f"p{number}", name, seeds, speed, spreads[number], shared, level=level, **settings)
             found[name][f"p{number}"] = made
     return found

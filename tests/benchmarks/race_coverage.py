@@ -19,7 +19,19 @@ from simulated import race
 
 from gradbench.analysis.races.races import races_of
 
-CASES = ((4, 4, 0.3), (6, 1, 0.3), (10, 4, 0.3), (10, 4, 1.0), (20, 4, 0.3))  # seeds, problems, spread of the seeds
+ONE_WIDE = (1.0, 0.1, 0.1, 0.1)
+CASES = (  # seeds, problems, spread of the seeds: of all problems, or one for each
+    (4, 4, 0.3),
+    (4, 4, ONE_WIDE),
+    (6, 1, 0.3),
+    (6, 4, 0.3),
+    (6, 4, ONE_WIDE),
+    (10, 4, 0.3),
+    (10, 4, 1.0),
+    (10, 4, ONE_WIDE),
+    (20, 4, 0.3),
+    (20, 4, ONE_WIDE),
+)
 
 
 def coverage(races, seeds, problems, seed=0, **settings):
@@ -46,12 +58,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--races", type=int, default=10_000)
     races = parser.parse_args().races
-    print("seeds  problems  spread  coverage  ratio  false claims")
+    print("seeds  problems                spread  coverage  ratio  false claims")
     for seeds, problems, spread in CASES:
         right, ratio = coverage(races, seeds, problems, spread=spread)
         wrong = false_claims(races, seeds, problems, spread=spread)
         print(
-            f"{seeds:5}  {problems:8}  {spread:6}  {100 * right:7.2f}%  {ratio:5.3f}  {100 * wrong:11.2f}%", flush=True
+            f"{seeds:5}  {problems:8}  {spread!s:>20}  {100 * right:7.2f}%  {ratio:5.3f}  {100 * wrong:11.2f}%",
+            flush=True,
         )
 
 

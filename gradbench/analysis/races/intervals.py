@@ -57,11 +57,19 @@ def _student() -> Any:
 
 
 def mean_of_strata(strata: Sequence[np.ndarray]) -> Estimate:
-    """The mean of the strata's means, each stratum (S,) with its own variance; error NaN if any has one value."""
+    """The mean of the strata's means, each stratum (S,) with its own variance; error NaN if any has one value.
+
+    Where one has two values only, its variance is too uncertain for Satterthwaite's degrees of freedom. Every stratum
+    is then cut into halves, and the error is that of two values, the means over the strata of either half.
+    """
     counts = np.array([len(of) for of in strata])
     value = float(np.mean([np.mean(of) for of in strata]))
     if counts.min() < 2:
         return Estimate(value, math.nan, math.nan)
+    if counts.min() == 2:
+        first, second = np.mean([[half.mean() for half in np.array_split(of, 2)] for of in strata], axis=0)
+        error = abs(float(first - second)) / 2
+        return Estimate(value, error, 1.0 if error else math.inf)
     variances = np.array([np.var(of, ddof=1) for of in strata]) / counts
     total = variances.sum()
     if total == 0:
