@@ -315,7 +315,7 @@ def test_a_file_that_is_not_there_is_named():
 def test_objects_are_sent_by_cloudpickle_or_refused(mine, monkeypatch):
     pytest.importorskip("cloudpickle")
     plan = SweepPlan(("own",), ("own_sgd",), [0.1])
-    problem = gradbench.Problem(lambda key: 1.0, lambda p, data: p**2, name="own")
+    problem = load_problem(gradbench.Problem(lambda key: 1.0, lambda p, data: p**2, name="own"))  # and traced
     problems, _ = Parcel.of(plan, {"own": problem}, {"own_sgd": load_optimizer("sgd")}).open()
     assert problems["own"].loss(3.0, ()) == 9.0
     monkeypatch.setitem(sys.modules, "cloudpickle", None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -57,6 +57,10 @@ class Objective:
     data: Data
     holdout: Data
     stateful: bool
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields: what was traced is of this process."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def random(self) -> bool:
