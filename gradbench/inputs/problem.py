@@ -82,6 +82,13 @@ class Problem:
         """The loss and the metrics in the form that all problems share."""
         return Objective(self.init, self.loss, self.metrics, self.data, self.holdout, self.stateful)
 
+    def named(self, name: str, target: float | None = None) -> Problem:
+        """The same problem under this name, and with this target where it is given; traced no more often."""
+        stated = self.target if target is None else target
+        renamed = dataclasses.replace(self, name=name, target=stated)
+        vars(renamed)["objective"] = self.objective
+        return renamed
+
     @property
     def plain(self) -> Problem:
         """The problem as an ordinary deterministic loss(params, data) -> scalar, for what needs one: itself if it is
@@ -152,7 +159,7 @@ def load_problem(spec: str | Problem) -> Problem:
         raise ProblemError(f"{parsed.text}: problem() raised {error_text(error)}") from error
     if not isinstance(problem, Problem):
         raise ProblemError(f"{parsed.text}: problem() returned {type(problem).__name__}, not a gradbench.Problem")
-    return validate(dataclasses.replace(problem, name=parsed.text))
+    return validate(problem.named(parsed.text))
 
 
 def shapes(problem: Problem, dtype: str) -> tuple[Params, Data]:

@@ -77,9 +77,17 @@ class Faulty(Executor):
         return future
 
 
+@pytest.fixture(scope="module")
+def runs():
+    return {}
+
+
 @pytest.fixture
-def alone(sweep):
-    return sweep(**PLAN)
+def alone(sweep, runs, tmp_path_factory):
+    """The run of one process: one for all tests, made as the first of them has it."""
+    if not runs:
+        runs["alone"] = gradbench.sweep(**PLAN, out=tmp_path_factory.mktemp("alone"))
+    return runs["alone"]
 
 
 @pytest.mark.parametrize(
