@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_waits_for_the_disk() -> Iterator[None]:
-    """A record's files are synchronised in a third of a small run's time, in which a core is idle."""
+    """To put its files on disk takes more than a quarter of a small run's time, in which a core is idle."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)  # which raises where the file is not open, too
         yield

@@ -125,7 +125,7 @@ def problem_function(target: str) -> Callable[..., Problem]:
 
 @lru_cache(maxsize=1)
 def _blas(imported: int) -> threadpoolctl.ThreadpoolController:
-    """The libraries that NumPy and others multiply with; milliseconds to find; an import may load more."""
+    """The libraries that NumPy and others multiply with. Finding them takes milliseconds; only imports load more."""
     return threadpoolctl.ThreadpoolController()
 
 
