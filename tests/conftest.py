@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import itertools
 import os
 import shutil
 import tempfile
@@ -36,16 +35,7 @@ find_devices("cpu")  # before any test starts JAX with a single CPU device
 def pytest_collection_finish() -> None:
     """JAX's traces are many small objects: a tenth of the tests' time went into looking through all there are."""
     gc.freeze()
-    gc.set_threshold(50_000, 10, 1000)
-
-
-finished = itertools.count(1)
-
-
-def pytest_runtest_logfinish() -> None:
-    if next(finished) % 50 == 0:  # what is left of these tests is looked through once
-        gc.collect()
-        gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
