@@ -47,6 +47,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no GPU here"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """To put its files on disk takes more than a quarter of a small run's time, in which a core is idle."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which raises where the file is not open, too
+        yield
+
+
 @pytest.fixture
 def compiled_afresh() -> Iterator[None]:
     """Within the test nothing comes out of the session's cache."""

@@ -99,12 +99,17 @@ class Tiles:
         """The first row (..., S) of `values` (R, S) that meets `condition`, `count` if none does. The first tile in
         `maybe` (..., tiles, S) must be the one that holds it."""
         index = jnp.arange(self.tiles, dtype=jnp.int32)[:, None]
+        if self.size == 1:
+            return jnp.min(jnp.where(maybe & condition(values), index, self.count), axis=-2)
         rows = self.rows(jnp.min(jnp.where(maybe, index, self.tiles), axis=-2))
         return jnp.min(jnp.where(condition(take(values, rows)), rows, self.count), axis=-2)
 
     def lowest(self, values: jax.Array, lows: jax.Array, count: jax.Array) -> jax.Array:
         """The lowest finite value of the first `count` (S,) rows, all finite but perhaps the last; infinite if none.
         `lows` are the tiles' minima."""
+        if self.size == 1:
+            index = jnp.arange(self.count, dtype=jnp.int32)[:, None]
+            return jnp.min(jnp.where((index < count) & jnp.isfinite(values), values, jnp.inf), axis=0)
         tile = (count - 1) // self.size  # that of the last row: taken row by row
         before = jnp.arange(self.tiles, dtype=jnp.int32)[:, None] < tile
         rows = self.rows(tile)

@@ -115,9 +115,7 @@ def pair_name(trial: Trial) -> str:
 
 def load_of_plan(plan: SweepPlan, name: str, objects: Mapping[str, Problem]) -> Problem:
     """The plan's problem of this name, checked, with the target that the plan states."""
-    problem = load_problem(objects.get(name, name))
-    stated = plan.solved(name)
-    return dataclasses.replace(problem, name=name, target=problem.target if stated is None else stated)
+    return load_problem(objects.get(name, name)).named(name, plan.solved(name))
 
 
 def check_batches(plan: SweepPlan, problem: Problem) -> None:

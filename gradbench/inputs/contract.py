@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.errors import GradbenchError, ProblemError, error_text, nearest
-from gradbench.inputs.losses.data import cast, check_data, check_holdout
-from gradbench.inputs.losses.objective import LOSS, fixed_key
+from gradbench.inputs.losses.data import check_data, check_holdout
+from gradbench.inputs.losses.objective import LOSS
 
 if TYPE_CHECKING:
     from gradbench.inputs.problem import Problem
@@ -29,7 +29,8 @@ def validate(problem: Problem) -> Problem:
 
     check_data(problem.data, fault)
     _check_metrics(problem, fault)
-    _check_loss(problem, _checked_start(problem, fault), fault)
+    vars(problem.objective)["drawn"] = _checked_start(problem, fault)  # so that it is not traced again
+    _check_loss(problem, fault)
     _check_facts(problem, fault)
     _check_evaluation(problem, fault)
     return problem
@@ -92,7 +93,8 @@ def _checked_start(problem: Problem, fault: _Fault) -> Any:
         return drawn
 
     try:
-        return jax.eval_shape(start)
+        with jax.enable_x64(False):
+            return jax.eval_shape(start)
     except GradbenchError:
         raise
     except Exception as error:
@@ -103,18 +105,28 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int | complex)
 
 
-def _check_loss(problem: Problem, start: Any, fault: _Fault) -> None:
-    constant: list[str] = []  # what a loss that is no JAX array is; it could not have a gradient
-    params, state = problem.objective.parts(start)
-
-    def traced(params: Any, state: Any, data: Any) -> Any:
-        key = fixed_key()
-        loss, rest = problem.objective.training(params, cast(state, jnp.float32), cast(data, jnp.float32), key)
-        constant.extend([] if isinstance(loss, jax.Array) else [type(loss).__name__])
-        return loss, rest
-
+def _check_loss(problem: Problem, fault: _Fault) -> None:
+    of = problem.objective
     try:
-        loss, (after, aux) = jax.eval_shape(traced, params, state, problem.data)
+        found = of.gradient
+    except Exception as error:  # JAX says what would do: scan, or a fori_loop of known length, for a while_loop
+        _check_value(problem, fault)
+        raise fault(f"the loss has no gradient: {error_text(error)}") from error
+    if found.constant:
+        raise fault(f"the loss must be a JAX array that depends on params, got a {found.constant}")
+    _check_results(problem, found.model_state, found.aux, fault)
+    if any(str(effect).startswith("Ordered") for effect in found.jaxpr.effects):
+        raise fault(
+            "the loss has a callback with ordered=True, and trials that run side by side have no order; "
+            "leave ordered out of its jax.debug.print, jax.debug.callback or io_callback"
+        )
+
+
+def _check_value(problem: Problem, fault: _Fault) -> None:
+    """What is wrong with the loss of a problem without a gradient, beside that."""
+    of = problem.objective
+    try:
+        loss, (after, aux) = jax.eval_shape(of.in_float32, *of.parts(of.drawn), problem.data)
     except ProblemError as error:
         raise fault(str(error)) from error
     except Exception as error:
@@ -124,19 +136,13 @@ def _check_loss(problem: Problem, start: Any, fault: _Fault) -> None:
         raise fault(f"the loss must be a scalar, got {got}")
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         raise fault(f"the loss must be a float, got {loss.dtype}")
-    if constant:
-        raise fault(f"the loss must be a JAX array that depends on params, got a {constant[0]}")
-    _check_state(state, after, fault)
+    _check_results(problem, after, aux, fault)
+
+
+def _check_results(problem: Problem, after: Any, aux: Mapping[str, Any], fault: _Fault) -> None:
+    """Of a loss that is a scalar, what it returns beside it."""
+    _check_state(problem.objective.parts(problem.objective.drawn)[1], after, fault)
     _check_scalars("the auxiliary", aux, fault)
-    try:
-        trace = jax.make_jaxpr(jax.grad(traced, has_aux=True))(params, state, problem.data)
-    except Exception as error:  # JAX says what would do: scan, or a fori_loop of known length, for a while_loop
-        raise fault(f"the loss has no gradient: {error_text(error)}") from error
-    if any(str(effect).startswith("Ordered") for effect in trace.effects):
-        raise fault(
-            "the loss has a callback with ordered=True, and trials that run side by side have no order; "
-            "leave ordered out of its jax.debug.print, jax.debug.callback or io_callback"
-        )
 
 
 def _misfit(problem: Problem) -> str:

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ class Optimizer:
         return replace(self, spec=spec, axes=(), **bound)
 
 
+@cache
 def optimizer_functions() -> dict[str, Callable[..., Any]]:
     """Every function a name may stand for: those of optax and optax.contrib that take a learning rate, and ours."""
     found = {}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import threadpoolctl
 
 from gradbench.errors import GradbenchError, GradbenchWarning, ProblemError, error_text, nearest
@@ -20,7 +20,7 @@ from gradbench.inputs.built_in import problem_names, problems_folder
 from gradbench.inputs.contract import framework_hint, validate
 from gradbench.inputs.losses.data import as_arrays, cast
 from gradbench.inputs.losses.objective import Objective
-from gradbench.inputs.specs.spec import check_settings, is_path, load_file, parse_spec
+from gradbench.inputs.specs.spec import FILE_MODULE, check_settings, is_path, load_file, parse_spec
 
 LOG = logging.getLogger(__name__)
 Params = Any
@@ -82,6 +82,13 @@ class Problem:
         """The loss and the metrics in the form that all problems share."""
         return Objective(self.init, self.loss, self.metrics, self.data, self.holdout, self.stateful)
 
+    def named(self, name: str, target: float | None = None) -> Problem:
+        """The same problem under this name, and with this target where it is given; traced no more often."""
+        stated = self.target if target is None else target
+        renamed = dataclasses.replace(self, name=name, target=stated)
+        vars(renamed)["objective"] = self.objective
+        return renamed
+
     @property
     def plain(self) -> Problem:
         """The problem as an ordinary deterministic loss(params, data) -> scalar, for what needs one: itself if it is
@@ -116,6 +123,17 @@ def problem_function(target: str) -> Callable[..., Problem]:
     return function
 
 
+@lru_cache(maxsize=1)
+def _blas(imported: int) -> threadpoolctl.ThreadpoolController:
+    """The libraries that NumPy and others multiply with. Finding them takes milliseconds; only imports load more."""
+    return threadpoolctl.ThreadpoolController()
+
+
+def _imported() -> int:
+    """How many modules are imported, problem files aside."""
+    return sum(not name.startswith(FILE_MODULE) for name in tuple(sys.modules))
+
+
 def load_problem(spec: str | Problem) -> Problem:
     """Load `name`, `name[key=value]` or `./file.py[key=value]`, checked against the contract.
 
@@ -133,7 +151,7 @@ def load_problem(spec: str | Problem) -> Problem:
     try:
         inspect.signature(function).bind(**parsed.settings)
         # One thread of NumPy's: what several add up depends on how many there are, and a minimum is in the record.
-        with threadpoolctl.threadpool_limits(1, "blas"):
+        with _blas(_imported()).limit(limits=1, user_api="blas"):
             problem = function(**parsed.settings)
     except GradbenchError as error:
         raise type(error)(f"{parsed.text}: {error}") from error
@@ -141,15 +159,13 @@ def load_problem(spec: str | Problem) -> Problem:
         raise ProblemError(f"{parsed.text}: problem() raised {error_text(error)}") from error
     if not isinstance(problem, Problem):
         raise ProblemError(f"{parsed.text}: problem() returned {type(problem).__name__}, not a gradbench.Problem")
-    return validate(dataclasses.replace(problem, name=parsed.text))
+    return validate(problem.named(parsed.text))
 
 
 def shapes(problem: Problem, dtype: str) -> tuple[Params, Data]:
     """What `init` gives and what is read in a run in `dtype`, as shapes: nothing is drawn or placed."""
-    with jax.enable_x64(False):
-        drawn = jax.eval_shape(lambda: problem.init(jax.random.key(0)))
     with jax.enable_x64(dtype == "float64"):
-        return jax.eval_shape(lambda drawn: cast((drawn, problem.data), dtype), drawn)
+        return jax.eval_shape(lambda *of: cast(of, dtype), problem.objective.drawn, problem.data)
 
 
 def check_batch(problem: Problem, size: int) -> None:
@@ -172,10 +188,8 @@ def idle_leaves(problem: Problem) -> list[str]:
     """The leaves of params, by their paths, whose gradient is 0 at every point: the loss does not use them, or only
     through operations without a derivative. Read off the traced gradient, so a gradient that happens to be 0 at some
     point, as of a dead relu or an embedding's unused row, is none."""
-    problem = problem.plain
-    params = jax.eval_shape(lambda: problem.init(jax.random.key(0)))
-    trace = jax.make_jaxpr(jax.grad(lambda params, data: problem.loss(params, cast(data, jnp.float32))))
-    jaxpr = trace(params, problem.data).jaxpr
+    params, _ = problem.objective.parts(problem.objective.drawn)
+    jaxpr = problem.objective.gradient.jaxpr.jaxpr
     zeros = {  # jax.grad broadcasts a literal 0 for what nothing reaches
         equation.outvars[0]
         for equation in jaxpr.eqns

@@ -60,6 +60,7 @@ def difference(began: Mapping[str, Any], now: Mapping[str, Any], strictly: bool 
     return None
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

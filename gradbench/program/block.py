@@ -6,17 +6,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradbench.inputs.losses.objective import Objective
 from gradbench.inputs.plan import SweepPlan, steps_per_epoch
 from gradbench.inputs.problem import Problem
 from gradbench.machine.devices import cores, memory
 from gradbench.program.program import Block, Trial
 from gradbench.program.trial import traced
 from gradbench.program.xla.jaxprs import equations, nested, uncounted_flops
+from gradbench.program.xla.switch import enabled
 
 # Of one chunk: long compared with the host's work between two (about 1 ms) and with that of the operating system, which
 # allocates a large program's memory at every call (a third of a transformer's step); one update of a progress bar.
@@ -70,6 +74,19 @@ def work(problem: Problem, plan: SweepPlan, batch: bool) -> Work:
     return Work(float(analysis.get("flops", 0.0)) + uncounted, uncounted, float(made))
 
 
+_COUNTED: WeakKeyDictionary[Objective, dict[tuple[Any, ...], Work]] = WeakKeyDictionary()
+
+
+def work_on(trial: Trial, platform: str, batch: bool) -> Work:
+    """`work` of the trial's gradient as a platform's compiler is given it, counted once per problem."""
+    problem, plan = trial.problem, trial.plan
+    known = _COUNTED.setdefault(problem.objective, {})
+    key = platform, enabled(), plan.dtype, plan.batch_size if batch else None
+    if key not in known:
+        known[key] = work(trial.compiled_for(platform).problem, plan, batch)
+    return known[key]
+
+
 def device_memory(device: jax.Device) -> float:
     """Bytes one device may fill."""
     if device.platform == "cpu":
@@ -87,10 +104,9 @@ def trial_bytes(trial: Trial, whole: Work) -> float:
 def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Block:
     """The block for a sweep of `trials` trials of one pair: lanes that fill a core's cache (or the accelerator) and
     rows for a chunk of about CHUNK_SECONDS."""
-    plan, problem = trial.plan, trial.compiled_for(devices[0].platform).problem
-    machine = CPU if devices[0].platform == "cpu" else ACCELERATOR
-    step = work(problem, plan, batch=True)
-    whole = step if plan.batch_size is None else work(problem, plan, batch=False)
+    plan, problem, platform = trial.plan, trial.problem, devices[0].platform
+    machine = CPU if platform == "cpu" else ACCELERATOR
+    step, whole = (work_on(trial, platform, batch) for batch in (True, False))
     seconds = _seconds(step, machine)  # of one trial's step
     # XLA's arithmetic depends on the lanes, not on a trial's slot or its neighbours. So on a CPU the lanes are chosen
     # by its cores, whatever the number of JAX devices: the same bits (tests/machine/test_devices.py).
@@ -140,11 +156,10 @@ def _up_to_forks(rows: int, forks: list[int]) -> int:
 def unit_trials(trial: Trial, block: Block, platform: str) -> int:
     """How many of a pair's trials make a unit of work: whole blocks, at least one, that take about UNIT_SECONDS by the
     counted work. Like the block, it is the same wherever it is computed, on one kind of device."""
-    plan, problem = trial.plan, trial.compiled_for(platform).problem
-    machine = CPU if platform == "cpu" else ACCELERATOR
-    seconds = _seconds(work(problem, plan, batch=True), machine)
+    plan, machine = trial.plan, CPU if platform == "cpu" else ACCELERATOR
+    seconds = _seconds(work_on(trial, platform, batch=True), machine)
     if plan.batch_size is not None:  # and the observation of all the data
-        seconds += _seconds(work(problem, plan, batch=False), machine) / block.stride
+        seconds += _seconds(work_on(trial, platform, batch=False), machine) / block.stride
     of_block = plan.steps * (machine.step_s + block.lanes * seconds)
     return block.slots * max(1, round(UNIT_SECONDS / of_block))
 

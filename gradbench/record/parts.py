@@ -159,7 +159,8 @@ def read_table(path: Path, name: str, axes: Sequence[str] = ()) -> pa.Table:
     """One table of a record, whose plan has these axes; columns that came after the record's version are null. Raises
     DamagedError where it is missing or a column's type is wrong, RecordError where it may not be read."""
     try:
-        table = pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
     except PermissionError as error:
         raise RecordError(f"{path}: {error.strerror}") from error
     except (pa.ArrowException, OSError, ValueError) as error:

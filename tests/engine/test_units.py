@@ -77,9 +77,17 @@ class Faulty(Executor):
         return future
 
 
+@pytest.fixture(scope="module")
+def runs():
+    return {}
+
+
 @pytest.fixture
-def alone(sweep):
-    return sweep(**PLAN)
+def alone(sweep, runs, tmp_path_factory):
+    """The run of one process: one for all tests, made as the first of them has it."""
+    if not runs:
+        runs["alone"] = gradbench.sweep(**PLAN, out=tmp_path_factory.mktemp("alone"))
+    return runs["alone"]
 
 
 @pytest.mark.parametrize(
@@ -315,7 +323,7 @@ def test_a_file_that_is_not_there_is_named():
 def test_objects_are_sent_by_cloudpickle_or_refused(mine, monkeypatch):
     pytest.importorskip("cloudpickle")
     plan = SweepPlan(("own",), ("own_sgd",), [0.1])
-    problem = gradbench.Problem(lambda key: 1.0, lambda p, data: p**2, name="own")
+    problem = load_problem(gradbench.Problem(lambda key: 1.0, lambda p, data: p**2, name="own"))  # and traced
     problems, _ = Parcel.of(plan, {"own": problem}, {"own_sgd": load_optimizer("sgd")}).open()
     assert problems["own"].loss(3.0, ()) == 9.0
     monkeypatch.setitem(sys.modules, "cloudpickle", None)

@@ -31,6 +31,7 @@ from gradbench.record.store import find_run, load_run, write_json
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:1.0:12", "seeds": 2, "steps": 60, "timing": "none"}
+ONE = PLAN | {"optimizers": ["sgd"]}  # a single pair
 
 
 def same(left, right) -> bool:
@@ -105,7 +106,7 @@ def test_an_interrupted_run_resumes_to_the_same_sharpness(sweep, small_blocks, t
 
 def test_rows_written_after_the_last_checkpoint_are_not_counted_twice(sweep, small_blocks, tmp_path, monkeypatch):
     small_blocks()
-    plan = gradbench.SweepPlan(("himmelblau",), **PLAN)
+    plan = gradbench.SweepPlan(("himmelblau",), **ONE)
     whole = runner.run_plan(plan, out=tmp_path)
     stopped = runner.run_plan(plan, out=tmp_path, watcher=StopAfter(4))
     checkpoint = stopped.path / "parts" / "0000" / "checkpoint.npz"
@@ -170,7 +171,7 @@ def test_killed_runs_resume_to_the_same_record(tmp_path):
 
 def test_resume_refuses_another_machine_or_version(sweep, small_blocks, tmp_path):
     small_blocks()
-    stopped = runner.run_plan(gradbench.SweepPlan(("beale",), **PLAN), out=tmp_path, watcher=StopAfter(1))
+    stopped = runner.run_plan(gradbench.SweepPlan(("beale",), **ONE), out=tmp_path, watcher=StopAfter(1))
     info = json.loads((stopped.path / "run.json").read_text())
     info["environment"]["versions"]["jax"] = "0.0.1"
     write_json(info, stopped.path / "run.json")
@@ -180,7 +181,7 @@ def test_resume_refuses_another_machine_or_version(sweep, small_blocks, tmp_path
 
 def test_two_processes_cannot_write_one_run(sweep, small_blocks, tmp_path):
     small_blocks()
-    stopped = runner.run_plan(gradbench.SweepPlan(("beale",), **PLAN), out=tmp_path, watcher=StopAfter(1))
+    stopped = runner.run_plan(gradbench.SweepPlan(("beale",), **ONE), out=tmp_path, watcher=StopAfter(1))
     with runner.RunWriter.resume(stopped.path), pytest.raises(RecordError, match="another process"):
         gradbench.resume(stopped.path)
 
@@ -193,7 +194,7 @@ def test_a_run_that_fails_is_interrupted_not_running(sweep, small_blocks, tmp_pa
 
     small_blocks()
     with pytest.raises(type(error)) as caught:
-        runner.run_plan(gradbench.SweepPlan(("beale",), **PLAN), out=tmp_path / "results", watcher=Failing())
+        runner.run_plan(gradbench.SweepPlan(("beale",), **ONE), out=tmp_path / "results", watcher=Failing())
     [path] = (tmp_path / "results").iterdir()
     assert json.loads((path / "run.json").read_text())["state"] == "interrupted"
     kept = list(path.glob("traceback-*.txt"))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,16 @@ def trial_key(seed: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), 2)  # 1 is the minibatch order's
 
 
+class GradientTrace(NamedTuple):
+    """The gradient of a training loss: its closed jaxpr, which returns the gradient's leaves first; the shapes of the
+    state after it and of the auxiliary scalars; what type the loss is of where it is no JAX array, else empty."""
+
+    jaxpr: Any
+    model_state: ModelState
+    aux: dict[str, Any]
+    constant: str
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
     """A problem's loss and metrics, called alike whatever the problem is; `model_state` is () where it has none."""
@@ -47,6 +57,10 @@ class Objective:
     data: Data
     holdout: Data
     stateful: bool
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields: what was traced is of this process."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def random(self) -> bool:
@@ -93,6 +107,30 @@ class Objective:
         return {LOSS: loss, **aux, **{name: metric(*arguments) for name, metric in self.metrics.items()}}
 
     @cached_property
+    def drawn(self) -> Any:
+        """What `init` gives, as shapes; in float32, as all starts are drawn."""
+        with jax.enable_x64(False):
+            return jax.eval_shape(self.init, fixed_key())
+
+    def in_float32(self, params: Params, model_state: ModelState, data: Data) -> tuple[Any, Any]:
+        """`training` with a fixed key, of state and data as float32."""
+        return self.training(params, cast(model_state, jnp.float32), cast(data, jnp.float32), fixed_key())
+
+    @cached_property
+    def gradient(self) -> GradientTrace:
+        """The gradient of `in_float32` by the params, traced once. Raises what tracing raises."""
+        constant: list[str] = []
+
+        def traced(*of: Any) -> Any:
+            loss, rest = self.in_float32(*of)
+            constant.extend([] if isinstance(loss, jax.Array) else [type(loss).__name__])
+            return loss, rest
+
+        trace = jax.make_jaxpr(jax.grad(traced, has_aux=True), return_shape=True)
+        jaxpr, (_, (after, aux)) = trace(*self.parts(self.drawn), self.data)
+        return GradientTrace(jaxpr, after, aux, "".join(constant[:1]))
+
+    @cached_property
     def takes_no_key(self) -> bool:
         """Whether the loss can be called with the key None, found out by tracing it."""
         if not self.random:
@@ -111,6 +149,8 @@ class Objective:
     @cached_property
     def aux(self) -> tuple[str, ...]:
         """The names of the auxiliary scalars."""
+        if "gradient" in vars(self):
+            return tuple(self.gradient.aux)
         return tuple(self._shapes(lambda *of: self.training(*of, fixed_key())[1][1], self.data))
 
     def shapes_of_evaluation(self, data: Data) -> dict[str, Any]:

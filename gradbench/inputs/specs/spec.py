@@ -23,6 +23,7 @@ SGD: dict[str, dict[str, Any]] = {
     "nesterov": {"momentum": 0.9, "nesterov": True},
 }
 _WORDS = {"true": True, "false": False, "none": None}
+FILE_MODULE = "gradbench_file_"  # begins the names in sys.modules of problem and optimizer files
 _module_number = itertools.count()
 
 
@@ -122,7 +123,7 @@ def load_file(path: Path, error: type[GradbenchError]) -> ModuleType:
     """Run a Python file as a module of its own; whatever it raises becomes one line."""
     if not path.is_file():
         raise error(f"{path}: no such file")
-    name = f"gradbench_file_{next(_module_number)}_{path.stem}"
+    name = f"{FILE_MODULE}{next(_module_number)}_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
         raise error(f"{path}: not a Python file")
