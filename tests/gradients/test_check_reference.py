@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from quick import jit_quickly
 
-from gradbench.gradients.formula import oracle
+from gradbench.gradients.formula import oracle, reference
 
 GENERATOR = np.random.default_rng(11)
 MATRIX = GENERATOR.standard_normal((12, 6))
@@ -133,6 +133,16 @@ def test_windows_whose_axes_lie_before_those_of_the_indices(mode):
         expected = jit_quickly(function)(ARRAY)
     for got, wanted in zip(evaluated(function, ARRAY), expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_counter_wraps_where_its_own_dtype_ends():
+    """Its start is a whole number of Python's in the trace."""
+
+    def function(turns):
+        return lax.fori_loop(0, turns, lambda i, s: s + (i + (2**31 - 2)).astype(jnp.float32), 0.0)
+
+    found = reference.run(jax.make_jaxpr(function)(jnp.int32(4)), [np.int32(4)])
+    assert found == [(2**31 - 2) + (2**31 - 1) - 2**31 + (1 - 2**31)]
 
 
 def test_a_derivative_is_traced_once_at_however_many_points():

@@ -89,7 +89,7 @@ def _blas() -> threadpoolctl.ThreadpoolController:
 
 def _run(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
     known, given = [_wide(c) for c in consts], [_wide(x) for x in arguments]
-    return evaluate(jaxpr, known, given, equation_of, lambda value, _: _wide(value))
+    return evaluate(jaxpr, known, given, equation_of, lambda value, aval: _wide(np.asarray(value, aval.dtype)))
 
 
 def _wide(x: Any) -> Any:
