@@ -102,7 +102,7 @@ class _Battery:
         places = oracle.unrounded(problem, 2, self.seed)
         reference, start = (place.rounded("float64") for place in places)
         try:
-            oracle.trace(jax.value_and_grad(problem.loss), reference.params, reference.data)
+            oracle.trace(oracle.value_and_grad(problem.loss), reference.params, reference.data)
         except Exception as error:
             raise ProblemError(f"{problem.name}: the loss has no gradient: {error_text(error)}") from error
         report = self._empty(reference)

@@ -17,9 +17,11 @@ def setting(name: str) -> Any:
 
 
 def compiler_options(platform: str, **wanted: bool | int) -> dict[str, bool | int]:
-    """Those of the wanted options that the platform's compiler knows, which is asked once for each; none without a
-    device of that platform."""
-    return {name: value for name, value in wanted.items() if _is_known(platform, name, value)}
+    """Those of the wanted options that the platform's compiler knows, which is asked once; none without a device of
+    that platform."""
+    if _are_known(platform, *wanted.items()):
+        return wanted
+    return {name: value for name, value in wanted.items() if _are_known(platform, (name, value))}
 
 
 def quick_compile(platform: str) -> dict[str, bool | int]:
@@ -30,10 +32,10 @@ def quick_compile(platform: str) -> dict[str, bool | int]:
 
 
 @cache
-def _is_known(platform: str, name: str, value: bool | int) -> bool:
+def _are_known(platform: str, *options: tuple[str, bool | int]) -> bool:
     try:
         with jax.default_device(jax.local_devices(backend=platform)[0]):
-            jax.jit(jnp.negative, compiler_options={name: value}).lower(0.0).compile()
+            jax.jit(jnp.negative, compiler_options=dict(options)).lower(0.0).compile()
     except RuntimeError:
         return False
     return True

@@ -39,10 +39,20 @@ def scan(w):
     return lax.scan(lambda c, x: (jnp.tanh(c * w + x), jnp.sum(c)), jnp.zeros_like(w), jnp.asarray(MATRIX, w.dtype))[1]
 
 
+def counted(w):
+    """A loop as long as an int32 of the trace says, in a scan."""
+
+    def step(s, number):
+        return lax.fori_loop(0, number % 3, lambda _, s: jnp.sin(s) + w, s), None
+
+    return lax.scan(step, w, jnp.arange(4, dtype=jnp.int32))[0]
+
+
 FUNCTIONS = {
     "nested calls": lambda w: jax.jit(lambda v: jax.nn.softplus(jax.checkpoint(jnp.sin)(v)))(w),
     "scan": scan,
     "while": lambda w: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 1.5), (0, w))[1],
+    "loop in a scan": counted,
     "interpolation": lambda w: jnp.interp(
         w, jnp.linspace(-3, 3, 9, dtype=w.dtype), jnp.arange(9.0, dtype=w.dtype) ** 2
     ),

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from quick import jit_quickly
 
-from gradbench.gradients.formula import oracle
+from gradbench.gradients.formula import oracle, reference
 
 GENERATOR = np.random.default_rng(11)
 MATRIX = GENERATOR.standard_normal((12, 6))
@@ -82,3 +82,86 @@ def test_the_logistic_keeps_its_digits_far_out():
 def test_a_function_that_rounds_on_purpose_is_evaluated_without_rounding():
     got = evaluated(lambda x: (x.astype(jnp.bfloat16) * 3).astype(jnp.float32), VECTOR)[0]
     np.testing.assert_array_equal(got, 3 * VECTOR)
+
+
+ARRAY = GENERATOR.standard_normal((5, 4, 3))
+BEYOND = np.array([3, -9, 0, 7, 3, -1, 2])  # indices, some of them outside
+
+
+@pytest.mark.parametrize("mode", ["fill", "clip", "drop"])
+def test_windows_beyond_an_array_are_filled_moved_or_dropped(mode):
+    def function(x):
+        reads = "clip" if mode == "clip" else "fill"
+        found = [y.at[BEYOND, 1:3].get(mode=reads) for y in (x, (9 * x).astype(jnp.int32), x > 0)]
+        found += [x.at[BEYOND, :, BEYOND].get(mode=reads), x.at[BEYOND].get(mode=reads, fill_value=2.0)]
+        found += [x.at[:, BEYOND].add(jnp.arange(105.0).reshape(5, 7, 3), mode=mode), x.at[BEYOND].add(1.0, mode=mode)]
+        return [*found, x.at[BEYOND[:0]].add(1.0, mode=mode)]
+
+    with jax.enable_x64(True):
+        expected = jit_quickly(function)(ARRAY)
+    for got, wanted in zip(evaluated(function, ARRAY), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_lookups_in_a_batch_and_their_derivatives():
+    def function(x):
+        rows = jnp.asarray(BEYOND[:5] % 4)
+        windows = jax.vmap(lambda a, n: lax.dynamic_slice(a, (n, n), (2, 2)))
+        given = [jax.vmap(lambda a, n: a[n]), windows]
+        back = [jax.grad(lambda x, f=f: jnp.sum(f(x, rows) ** 2))(x) for f in given]
+        return [*(f(x, rows) for f in given), *back]
+
+    with jax.enable_x64(True):
+        expected = jit_quickly(function)(ARRAY)
+    for got, wanted in zip(evaluated(function, ARRAY), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("mode", [lax.GatherScatterMode.CLIP, lax.GatherScatterMode.FILL_OR_DROP])
+def test_windows_whose_axes_lie_before_those_of_the_indices(mode):
+    starts = GENERATOR.integers(-2, 5, size=(7, 2))
+    gathers = lax.GatherDimensionNumbers((0, 2), (1,), (2, 0))
+    scatters = lax.ScatterDimensionNumbers((0, 2), (1,), (2, 0))
+
+    def function(x):
+        updates = jnp.arange(28.0).reshape(2, 7, 2)
+        return lax.gather(x, starts, gathers, (2, 1, 2), mode=mode), lax.scatter_add(
+            x, starts, updates, scatters, mode=mode
+        )
+
+    with jax.enable_x64(True):
+        expected = jit_quickly(function)(ARRAY)
+    for got, wanted in zip(evaluated(function, ARRAY), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_counter_wraps_where_its_own_dtype_ends():
+    """Its start is a whole number of Python's in the trace."""
+
+    def function(turns):
+        return lax.fori_loop(0, turns, lambda i, s: s + (i + (2**31 - 2)).astype(jnp.float32), 0.0)
+
+    found = reference.run(jax.make_jaxpr(function)(jnp.int32(4)), [np.int32(4)])
+    assert found == [(2**31 - 2) + (2**31 - 1) - 2**31 + (1 - 2**31)]
+
+
+def test_a_derivative_is_traced_once_at_however_many_points():
+    traced = []
+
+    def loss(params, data):
+        traced.append(params)
+        return jnp.sum(params * data)
+
+    for _ in range(3):
+        oracle.evaluate(oracle.value_and_grad(loss), VECTOR, VECTOR)
+    assert len(traced) == 1
+
+
+def test_a_loss_without_a_hash_has_a_derivative():
+    class Loss:
+        __hash__ = None
+
+        def __call__(self, params, data):
+            return jnp.sum(params * data)
+
+    np.testing.assert_array_equal(oracle.evaluate(oracle.value_and_grad(Loss()), VECTOR, 2 * VECTOR)[1], 2 * VECTOR)

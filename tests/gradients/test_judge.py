@@ -54,3 +54,12 @@ def test_near_the_end_of_float64s_range_samples_that_leave_it_accuse_nobody():
     spread = Spread([numbers], [nan], [np.nan], [np.nan], False, False, False, (), ())
     found = judge([numbers * (1 + 2.0**-52)], [numbers], spread, ["value"], format_of("float64"))
     assert (found.verdict, found.off) == ("INCONCLUSIVE", 0.0)
+
+
+def test_large_numbers_beside_one_that_overflows_are_judged_by_their_norm():
+    """The squares of deviations above 1e154 overflowed, so that the norm was infinite, and nothing decided."""
+    numbers = np.array([1e200, -2e200, np.inf])
+    spread = Spread([numbers], [np.array([1e184, 2e184, np.nan])], [np.nan], [np.nan], False, False, False, (), ())
+    found = judge([numbers], [numbers], spread, ["value"], format_of("float64"))
+    assert found.verdict == "PASS"
+    assert found.resolves < 1e-14

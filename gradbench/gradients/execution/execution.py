@@ -103,7 +103,7 @@ class Execution:
     """
 
     functions: Mapping[str, Callable[[programs.LossFunction], Callable[[Any, Any], Any]]] = {
-        "reverse": jax.value_and_grad,
+        "reverse": oracle.value_and_grad,
         "forward": programs.forward,
     }
     what = "gradient"
@@ -141,7 +141,7 @@ class Execution:
 
     def reference(self, point: oracle.Point) -> Expectation:
         """The expectation at a point. Raises what tracing or interpreting the loss raises."""
-        expected = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, point.data, self.dtype)
+        expected = oracle.evaluate(oracle.value_and_grad(self.problem.loss), point.params, point.data, self.dtype)
         reference = self.expectation(point, expected, "reverse", FEW)
         self._references.append(reference)
         return reference
@@ -272,7 +272,7 @@ class Execution:
         parts = programs.pieces(point.examples)
         for weight, rows in parts:
             data = take_rows(point.data, rows, point.examples)
-            part = oracle.evaluate(jax.value_and_grad(self.problem.loss), point.params, data, self.dtype)
+            part = oracle.evaluate(oracle.value_and_grad(self.problem.loss), point.params, data, self.dtype)
             total = [t + weight * p for t, p in zip(total, part)]
             size = [s + np.abs(weight * p) for s, p in zip(size, part)]
         for t, e in zip(total, reference.expected):
@@ -306,7 +306,7 @@ class Execution:
 
     def loops_end(self, point: oracle.Point) -> bool:
         with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self.device):
-            return loops.end(jax.value_and_grad(self.problem.loss), *self.place(point))
+            return loops.end(self.band(point).trace, *self.place(point))
 
     def program(self, name: str, point: oracle.Point, reference: Expectation, seen: bool) -> Row | str:
         """The row of a program at a point, or why it was skipped. With `seen` it notes the precision found in force."""

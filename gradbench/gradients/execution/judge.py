@@ -145,17 +145,18 @@ def _leaf(g, e, spread, position, name, form, extra_tolerance, entry_factor, lea
     size = float(np.linalg.norm(relative))
     added = np.broadcast_to(np.asarray(extra_tolerance + underflow) / unit, e.shape)
     slack = float(np.linalg.norm(added))
-    norm_sigma, along = spread.norm[position], spread.along[position]
+    norm_sigma, along = spread.norm[position] / unit, spread.along[position]
     # `along` is relative to the leaf the noise was added to, which rounded constants may make larger than e.
     centre = spread.exact[position]
     centre_size = float(np.linalg.norm(np.where(np.isfinite(centre), centre, 0.0) / unit))
     along *= max(1.0, centre_size / size) if size > 0 else 1.0
     if not (np.isfinite(norm_sigma) and np.isfinite(along)):  # some entries overflow: the others are judged alone
-        norm_sigma = float(np.linalg.norm(sigma[usable]))
-        along = norm_sigma / unit / size if size > 0 else 0.0
+        with np.errstate(over="ignore"):  # infinite: nothing is known
+            norm_sigma = float(np.linalg.norm(sigma[usable] / unit))
+        along = norm_sigma / size if size > 0 else 0.0
     if centre_size == 0 and size > 0:  # the leaf cancels to 0 in the trace, here to rounding: 0 has no direction
-        along = norm_sigma / unit / size
-    norm_allowed = leaf_factor * (norm_sigma / unit) + slack
+        along = norm_sigma / size
+    norm_allowed = leaf_factor * norm_sigma + slack
     # Summed from the errors, so that a leaf right to the last bit gives exactly 1, whatever its size.
     beta = 1.0 + float(np.sum(error[usable] / unit * relative) / size**2) if size > 0 else 1.0
     # 2^-49: the sums here round in float64.

@@ -3,7 +3,6 @@ killed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,10 +28,9 @@ class _AsWritten(Interpreter):
         return [Pair(x, x) for x in bind(equation, [p.exact for p in ins], params)], Flags()
 
 
-def end(function: Callable[[Any, Any], Any], params: Any, data: Any) -> bool:
-    """Whether every while loop in `function(params, data)` ends within MAX_TURNS at these arrays. To be called in the
-    program's context: its precision, and x64 for float64."""
-    trace = jax.make_jaxpr(function)(params, data)
+def end(trace: Any, params: Any, data: Any) -> bool:
+    """Whether every while loop in a trace of a function of (params, data) ends within MAX_TURNS at these arrays. To be
+    called in the program's context: its precision, and x64 for float64."""
     if "while" not in oracle.primitives(trace):
         return True
     jaxpr, consts = open_jaxpr(trace)

@@ -14,6 +14,7 @@ import optax
 
 from gradbench.errors import PlanError, nearest
 from gradbench.gradients.execution import sandbox
+from gradbench.gradients.formula import oracle
 from gradbench.inputs.optimizer import Optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
@@ -35,7 +36,7 @@ class GradientProgram:
 
 
 def _eager(loss: LossFunction, examples: int | None) -> Runner:
-    return jax.value_and_grad(loss)
+    return oracle.value_and_grad(loss)
 
 
 def _jit(loss: LossFunction, examples: int | None) -> Runner:
@@ -44,7 +45,7 @@ def _jit(loss: LossFunction, examples: int | None) -> Runner:
 
 
 def _value_and_grad(loss: LossFunction, examples: int | None) -> Runner:
-    return jax.jit(jax.value_and_grad(loss))
+    return jax.jit(oracle.value_and_grad(loss))
 
 
 def _has_aux(loss: LossFunction, examples: int | None) -> Runner:
@@ -80,7 +81,7 @@ def _lane(tree: Any) -> Any:
 def _vmap(loss: LossFunction, examples: int | None) -> Runner:
     @jax.jit
     def run(lanes, data):
-        return jax.vmap(jax.value_and_grad(loss), in_axes=(0, None))(lanes, data)
+        return jax.vmap(oracle.value_and_grad(loss), in_axes=(0, None))(lanes, data)
 
     return lambda params, data: _lane(run(_lanes(params), data))
 
@@ -140,7 +141,7 @@ def pieces(examples: int) -> list[tuple[float, slice]]:
 
 def microbatches(loss: LossFunction, examples: int | None, transform: Callable = jax.jit) -> Runner:
     """The mean of the gradients of parts of the examples, weighted by their numbers of rows."""
-    piece = transform(jax.value_and_grad(loss))
+    piece = transform(oracle.value_and_grad(loss))
 
     @jax.jit
     def mean(parts, weights):
@@ -168,6 +169,7 @@ def directions(params: Any) -> Any:
     return jax.tree.map(leaf, params)
 
 
+@oracle.remembered
 def forward(loss: LossFunction) -> Callable[[Any, Any], jax.Array]:
     """`run(params, (data, directions))` -> the forward-mode derivatives along each direction, shape (directions,)."""
 

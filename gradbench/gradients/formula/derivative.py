@@ -50,7 +50,7 @@ def check(
     `suspects` what could be at fault, the loss's own rules if None; `size` a change of the loss that matters, for where
     all slopes are 0.
     """
-    value, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), point.params, point.data)
+    value, *gradient = oracle.evaluate(oracle.value_and_grad(problem.loss), point.params, point.data)
     norms = [0.0] * len(gradient) if spread is None else [n / share for n in spread.norm[1:]]
     loss = Loss(problem, point, None if spread is None else float(spread.sigma[0]) / share, size, norms)
     # x + hv is rounded to float64 too, which moves the loss by g times that.
@@ -84,7 +84,7 @@ def check_start(problem: Problem, start: oracle.Point, spread: Spread | None, sh
     What is INCONCLUSIVE there was tested at the point nearby, and is left out unless it is a small difference. With
     `fast` only a gradient that is not finite is tested.
     """
-    _, *gradient = oracle.evaluate(jax.value_and_grad(problem.loss), start.params, start.data)
+    _, *gradient = oracle.evaluate(oracle.value_and_grad(problem.loss), start.params, start.data)
     if fast and all(np.isfinite(g).all() for g in gradient):
         return []
     tests, _ = check(problem, start, spread, share, True)
@@ -159,15 +159,16 @@ def _forward_against_reverse(problem: Problem, loss: Loss, point, gradient, norm
     """<w, Jv> = <J'w, v>: for a scalar loss the forward derivative along v against <g, v>."""
     name = "forward against reverse"
     worst, slack = 0.0, 0.0
+
+    def along(params, both):
+        data, tangent = both
+        return jax.jvp(lambda p: problem.loss(p, data), (params,), (tangent,))[1]
+
     for _ in range(2):
         direction = [generator.choice([-1.0, 1.0], size=g.shape) for g in gradient]
         tangent = jax.tree.structure(point.params).unflatten(direction)
-
-        def along(params, data, tangent=tangent):
-            return jax.jvp(lambda p: problem.loss(p, data), (params,), (oracle.float64(tangent),))[1]
-
         try:
-            forward = float(oracle.evaluate(along, point.params, point.data)[0])
+            forward = float(oracle.evaluate(along, point.params, (point.data, tangent))[0])
         except TypeError:
             return Test(name, "PASS", "skipped: a custom_vjp has no forward derivative")
         reverse = float(sum(np.sum(g * v) for g, v in zip(gradient, direction)))

@@ -19,8 +19,8 @@ import numpy as np
 from gradbench.gradients.formula import reference
 from gradbench.gradients.rounding import noise
 from gradbench.gradients.rounding import primitives as rounding
-from gradbench.gradients.rounding.band import FEW, SAMPLES, Band, Spread, noise_scale, reference_share
-from gradbench.gradients.rounding.formats import flushes_subnormals, precision_context
+from gradbench.gradients.rounding.band import FEW, SAMPLES, Band, Spread, formats, noise_scale, reference_share
+from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context
 from gradbench.gradients.rounding.interpreter import MAX_TURNS, Interpreter
 from gradbench.gradients.rounding.pairs import Flags, Pair, is_float, wide
 from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr, scan_counts
@@ -52,8 +52,8 @@ def sample(
     jaxpr, consts = open_jaxpr(trace)
     scale, _ = noise_scale(trace, dtype)
     flushes = functools.partial(flushes_subnormals, device=device)
-    for name in ("float64", "float32", "bfloat16", "float16"):
-        flushes(name)
+    for form in {format_of(dtype), *formats(trace)}:
+        flushes(form.name)
     interpreter = _Samples(np.arange(1, SAMPLES + 1), device, flushes, scale, worst_case=worst_case)
     with reference.context(trace), jax.default_matmul_precision(precision):
         given = [np.asarray(x) for x in arguments]

@@ -8,8 +8,9 @@ another device or of a narrower format cannot affect it. Whether the derivative 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,28 @@ from gradbench.gradients.rounding.formats import round_to, x64_context
 from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Flags, Pair
 from gradbench.inputs.problem import Problem
-from gradbench.machine.internals import compiler_options
+from gradbench.machine.internals import compiler_options, quick_compile
 from gradbench.program.minibatch import take_rows
 from gradbench.program.xla.jaxprs import equations, open_jaxpr
+
+T = TypeVar("T")
+
+
+def remembered(make: Callable[[Any], T]) -> Callable[[Any], T]:
+    """`make(loss)`, which gives the last loss the same function again: JAX traces a function once per object."""
+    last = functools.lru_cache(maxsize=1)(make)
+
+    @functools.wraps(make)
+    def made(loss: Any) -> T:
+        try:
+            return last(loss)
+        except TypeError:  # a loss without a hash
+            return make(loss)
+
+    return made
+
+
+value_and_grad = remembered(jax.value_and_grad)
 
 _HALVINGS = 30  # at most, of a step that leads out of the loss's domain
 _WORK = 2**28  # parameters x examples; a problem beyond it is checked on fewer of its examples
@@ -61,7 +81,8 @@ def unrounded(problem: Problem, count: int = 2, seed: int = 0) -> list[Point]:
     """
     with jax.enable_x64(False), jax.default_device(jax.devices("cpu")[0]):
         # XLA:CPU unrolls random bits into long programs, which are run once.
-        init = jax.jit(problem.init, compiler_options=compiler_options("cpu", xla_backend_optimization_level=0))
+        options = compiler_options("cpu", xla_backend_optimization_level=0) | quick_compile("cpu")
+        init = jax.jit(problem.init, compiler_options=options)
         start = jax.tree.map(lambda x: np.asarray(x, np.float64), init(jax.random.key(seed)))
     data, examples = cut_examples(problem, sum(x.size for x in jax.tree.leaves(start)), seed)
     found = []

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import threadpoolctl
+from jax import lax
 
 from gradbench.gradients.rounding.interpreter import MAX_TURNS, Interpreter
 from gradbench.gradients.rounding.pairs import Pair, wide
@@ -88,7 +89,7 @@ def _blas() -> threadpoolctl.ThreadpoolController:
 
 def _run(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
     known, given = [_wide(c) for c in consts], [_wide(x) for x in arguments]
-    return evaluate(jaxpr, known, given, equation_of, lambda value, _: _wide(value))
+    return evaluate(jaxpr, known, given, equation_of, lambda value, aval: _wide(np.asarray(value, aval.dtype)))
 
 
 def _wide(x: Any) -> Any:
@@ -205,6 +206,70 @@ def _slice(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
     return x[tuple(map(slice, params["start_indices"], params["limit_indices"], strides))]
 
 
+def _windows(
+    shape: tuple[int, ...], indices: np.ndarray, sizes: Sequence[int], numbers: Any, scatters: bool
+) -> tuple[list[np.ndarray], np.ndarray, int]:
+    """Where the windows of a gather or a scatter lie: for each axis of the operand its positions, which broadcast to
+    (*batch, *window); which windows start inside (*batch), the others being moved inside; and the rank of the batch."""
+    missing, starts = (
+        ("inserted_window_dims", "scatter_dims_to_operand_dims")
+        if scatters
+        else ("collapsed_slice_dims", "start_index_map")
+    )
+    theirs = "scatter_indices_batching_dims" if scatters else "start_indices_batching_dims"
+    missing, starts, shared = (getattr(numbers, name) for name in (missing, starts, "operand_batching_dims"))
+    batch, free = indices.shape[:-1], [d for d in range(len(shape)) if d not in (*missing, *shared)]
+    rank, inside, places = len(batch) + len(free), np.ones(batch, bool), []
+
+    def along(axis: int, size: int) -> np.ndarray:
+        return np.arange(size).reshape([size if i == axis else 1 for i in range(rank)])
+
+    for axis, size in enumerate(shape):
+        place = np.zeros([1] * rank, int)
+        if axis in starts:
+            start = indices[..., starts.index(axis)].astype(np.int64)
+            inside &= (start >= 0) & (start <= size - sizes[axis])
+            place = np.clip(start, 0, size - sizes[axis]).reshape(*batch, *[1] * len(free))
+        if axis in shared:
+            place = place + along(getattr(numbers, theirs)[shared.index(axis)], size)
+        if axis in free:
+            place = place + along(len(batch) + free.index(axis), sizes[axis])
+        places.append(place)
+    return places, inside, len(batch)
+
+
+def _gather(params: dict[str, Any], x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    numbers = params["dimension_numbers"]
+    places, inside, batch = _windows(x.shape, indices, params["slice_sizes"], numbers, scatters=False)
+    found = x[tuple(places)]
+    if params["mode"] == lax.GatherScatterMode.FILL_OR_DROP and not inside.all():
+        found = np.where(inside.reshape(*inside.shape, *[1] * (found.ndim - batch)), found, _fill(params, x.dtype))
+    return np.moveaxis(found, range(batch, found.ndim), numbers.offset_dims)
+
+
+def _fill(params: dict[str, Any], dtype: np.dtype) -> Any:
+    """What a gather gives beyond its operand."""
+    if params["fill_value"] is not None:
+        return params["fill_value"]
+    if dtype.kind == "f":
+        return np.nan
+    return True if dtype.kind == "b" else np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
+
+
+def _scatter_add(params: dict[str, Any], x: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> np.ndarray:
+    numbers = params["dimension_numbers"]
+    window, missing = numbers.update_window_dims, (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    given = iter(window)
+    sizes = [1 if axis in missing else updates.shape[next(given)] for axis in range(x.ndim)]
+    places, inside, batch = _windows(x.shape, indices, sizes, numbers, scatters=True)
+    terms = np.moveaxis(updates, window, range(batch, updates.ndim))
+    if params["mode"] != lax.GatherScatterMode.CLIP and not inside.all():
+        places, terms = [np.broadcast_to(place, terms.shape)[inside] for place in places], terms[inside]
+    total = x.copy()
+    np.add.at(total, tuple(places), terms)
+    return total
+
+
 def _ufunc(function: Callable) -> Callable:
     return lambda params, *operands: function(*operands)
 
@@ -238,6 +303,8 @@ _ANY: dict[str, Callable] = {
     "iota": lambda params: _iota(params),
     "convert_element_type": lambda params, x: _converted(x, wide(np.dtype(params["new_dtype"]))),
     "select_n": lambda params, which, *cases: np.choose(which.astype(np.int32), cases),
+    "gather": _gather,
+    "scatter-add": _scatter_add,
     "reduce_and": _reduction(np.all),
     "reduce_or": _reduction(np.any),
 }

@@ -23,7 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context, x64_context
+from gradbench.gradients.rounding.formats import (
+    Format,
+    flushes_subnormals,
+    format_of,
+    precision_context,
+    x64_context,
+)
 from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Pair, is_float, wide
 from gradbench.machine.internals import compiler_options, quick_compile
@@ -121,8 +127,8 @@ class Band:
         self.unknown: set[str] = set()
         self.stagnating: set[str] = set()
         self.flushes = functools.partial(flushes_subnormals, device=device)
-        for name in ("float64", "float32", "bfloat16", "float16"):
-            self.flushes(name)  # measured before tracing starts
+        for form in {format_of(dtype), *formats(trace)}:
+            self.flushes(form.name)  # measured before tracing starts
 
         def sample(seed, arguments):
             interpreter = Interpreter(seed, device, self.flushes, self.scale, assume, worst_case)
@@ -143,9 +149,13 @@ class Band:
         self.part = 1 if self.size > _LARGE else 2 ** int(math.log2(self.part))
         inside = [equation.primitive.name for equation in equations(trace)]
         quick = self.part * self.entries <= _QUICK * len(inside) and "conv_general_dilated" not in inside
-        # XLA's older fusion emitter halves the compile time on jax 0.10; 0.12 does not have it.
-        options = compiler_options("cpu", xla_backend_optimization_level=0 if quick else 1) | quick_compile("cpu")
-        self._moments = jax.jit(moments, compiler_options=options)
+
+        def compiled() -> Any:
+            # XLA's older fusion emitter halves the compile time on jax 0.10; 0.12 does not have it.
+            options = compiler_options("cpu", xla_backend_optimization_level=0 if quick else 1) | quick_compile("cpu")
+            return jax.jit(moments, compiler_options=options)
+
+        self._compiled = functools.cache(compiled)
 
     def sample(self, params: Any, data: Any, samples: int = SAMPLES) -> Spread:
         """The spread at a point. `params` and `data` are arrays in the band's dtype; the result is float64 NumPy."""
@@ -157,7 +167,7 @@ class Band:
         with jax.enable_x64(True), cpu, precision_context(self.precision):  # what is traced only now has it too
             arguments = [jnp.asarray(x.astype(wide(x.dtype)) if is_float(x) else x) for x in leaves]
             return jax.device_get(
-                self._moments(jnp.arange(start + 1, start + self.part + 1, dtype=np.uint32), arguments)
+                self._compiled()(jnp.arange(start + 1, start + self.part + 1, dtype=np.uint32), arguments)
             )
 
 
@@ -220,7 +230,7 @@ def noise_scale(trace: Any, dtype: str) -> tuple[float, bool]:
     units of float64 are still seen.
     """
     unit = format_of(dtype).unit
-    coarsest = max([unit, *_units(trace)])
+    coarsest = max([unit, *(form.unit for form in formats(trace))])
     return max(1.0, min(2.0**-40 / unit, max(4.0, 2.0**-6 / coarsest))), coarsest > unit
 
 
@@ -229,10 +239,10 @@ def reference_share(dtype: str) -> float:
     return 1.0 + format_of(jnp.float64).unit / format_of(dtype).unit
 
 
-def _units(trace: Any) -> list[float]:
-    """The unit roundoff of every format that results of the trace are rounded to."""
+def formats(trace: Any) -> set[Format]:
+    """Every format that results of the trace are rounded to."""
     dtypes = {v.aval.dtype for e in equations(trace) for v in e.outvars if hasattr(v.aval, "dtype")}
-    return [format_of(d).unit for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
+    return {format_of(d) for d in dtypes if jnp.issubdtype(d, jnp.inexact)}
 
 
 def _entries(jaxpr: Any) -> int:

@@ -79,7 +79,8 @@ class Interpreter:
     def constant(self, value: Any, dtype: Any) -> Pair:
         """A constant of the trace: rounded when it was traced, unless it needs at most half the format's digits."""
         if not jnp.issubdtype(dtype, jnp.inexact):
-            return _same(jnp.asarray(value) if not isinstance(value, jax.Array) else value)
+            # A whole number of the trace may be Python's, whose own dtype is int64.
+            return _same(value if isinstance(value, jax.Array) else np.asarray(value, dtype))
         array = np.asarray(value).astype(wide(dtype))
         exact = jnp.asarray(array)
         form = format_of(dtype)
