@@ -3,17 +3,34 @@ supported. What is read of jaxprs is in program/xla."""
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src.lib import utils
 
 
 def setting(name: str) -> Any:
     """The value in force of one of JAX's settings, such as "jax_enable_x64"."""
     return getattr(jax.config, name)
+
+
+def hide_errors_of_loading() -> None:
+    """Have XLA log nothing that does not end the process, unless the environment says what to log. Before 0.12 it logs
+    as an error, for each CPU program that it loads from the compilation cache, that it may not fit the machine: it
+    takes a preference of LLVM's, prefer-no-gather, for instructions that the CPU lacks. What fails still raises."""
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which JAX itself sets
+        utils.absl_set_min_log_level(3)
+
+
+def has_accelerators() -> bool:
+    """Whether JAX's plugin for a GPU or a TPU is installed."""
+    return bool(entry_points(group="jax_plugins")) or any(map(find_spec, ("jax_plugins", "libtpu")))
 
 
 def compiler_options(platform: str, **wanted: bool | int) -> dict[str, bool | int]:
