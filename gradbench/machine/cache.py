@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from gradbench.machine.devices import cpu_model
-from gradbench.machine.internals import setting
+from gradbench.machine.internals import has_accelerators, hide_errors_of_loading, setting
 
 KEEP_BYTES = 256 * 2**20  # a default run leaves a few MB
 
@@ -19,15 +19,14 @@ KEEP_BYTES = 256 * 2**20  # a default run leaves a few MB
 def cache_folder() -> Path | None:
     """Where `gradbench run` keeps what it compiles; None where it does not.
 
-    The user's own settings win (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE). Before 0.12 JAX itself
-    warns that a CPU program it loads may not fit the machine. A home may be shared by machines: a folder for each
-    CPU model and its instruction sets.
+    The user's own settings win (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE). A home may be shared by
+    machines: a folder for each CPU model and its instruction sets.
     """
     if not setting("jax_enable_compilation_cache"):
         return None
     if chosen := setting("jax_compilation_cache_dir"):
         return Path(chosen)
-    if jax.__version_info__ < (0, 12):
+    if _logs_errors() and has_accelerators():  # whose errors are not to be hidden
         return None
     folder = user_folder()
     return folder and folder / hashlib.sha256(_machine().encode()).hexdigest()[:12]
@@ -39,6 +38,11 @@ def user_folder() -> Path | None:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradbench"
     except RuntimeError:
         return None
+
+
+def _logs_errors() -> bool:
+    """Whether XLA logs an error for each CPU program that it loads, though nothing is wrong."""
+    return jax.__version_info__ < (0, 12)
 
 
 def _machine() -> str:
@@ -62,6 +66,8 @@ def use_cache() -> None:
         return
     if not os.access(folder, os.W_OK):
         return
+    if _logs_errors():
+        hide_errors_of_loading()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # A damaged or unwritable entry costs a compilation, which JAX does by itself.

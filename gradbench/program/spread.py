@@ -50,6 +50,7 @@ def trials_mesh(devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.array(devices), (TRIALS,), axis_types=(AxisType.Auto,))
 
 
+KEPT = 4  # problems whose initialisers stay compiled: those of a default run
 _initialisers: dict[tuple[Any, ...], jax.stages.Wrapped] = {}
 
 
@@ -58,8 +59,7 @@ def initialise(problem: Problem, devices: Sequence[jax.Device]) -> jax.stages.Wr
     per problem and devices, whatever the optimizers. A seed's point is the same to the bit whatever S is."""
     key = problem.init, *devices
     if key not in _initialisers:
-        # Keeps two problems, the one swept and the one being compiled, so that older ones' data can be freed.
-        for oldest in list(_initialisers)[:-1]:
+        for oldest in list(_initialisers)[: 1 - KEPT]:  # so that older problems' data can be freed
             _initialisers.pop(oldest, None)
         platform = devices[0].platform
         draw = over_trials(lambda seed: problem.init(jax.random.key(seed)), (0,), platform)

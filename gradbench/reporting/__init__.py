@@ -180,8 +180,7 @@ def _check_folder(folder: Path, given: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write the whole file or nothing. Raises GradbenchError where `path` cannot be written."""
-    check_writable(path)
+    """Write the whole file or nothing, after check_writable. Raises GradbenchError where `path` cannot be written."""
     try:
         with writing(path) as temporary:
             temporary.write_bytes(content)

@@ -7,15 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import altair
-
 from gradbench.analysis.points import RateSummary
 from gradbench.analysis.settings.effects import RATE, effects, value_of
 from gradbench.analysis.summary import PairSummary
-from gradbench.reporting.charts import INK, spec
+from gradbench.reporting.charts import INK, alt, spec
 from gradbench.tables import number
-
-alt: Any = altair
 
 MULTIPLES = 6  # values of a third axis that get a map each; over more, or a fourth axis, the lowest gap is shown
 BANDS = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0)  # decades of the gap for each colour: the finest that makes at most MAX_BANDS

@@ -44,8 +44,9 @@ def measured_curvature(
     problem: Problem, params: Any = None, dtype: str = "float64", products: int = MAX_PRODUCTS, tolerance: float = 1e-6
 ) -> Curvature:
     """The Hessian's extreme eigenvalues at `params` (a flat vector (P,) or a pytree; the start of seed 0 if None)."""
+    at_start = start(problem, 0, dtype) if params is None else None  # outside `numerics`: by the program of a replay
     with numerics(dtype, "highest"):
-        flat = start(problem, 0, dtype) if params is None else np.asarray(ravel_pytree(params)[0], dtype)
+        flat = np.asarray(ravel_pytree(params)[0], dtype) if at_start is None else at_start
         return extremes(hessian_products(problem, dtype), flat, cast(problem.plain.data, dtype), products, tolerance)
 
 

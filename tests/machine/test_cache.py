@@ -12,6 +12,7 @@ import jax
 import pytest
 from quick import child_environment
 
+from gradbench.machine import cache
 from gradbench.machine.cache import cache_folder, trim
 from gradbench.record.store import Run, load_run
 
@@ -24,7 +25,6 @@ quick.time_little()
 runner.TIMED = timed
 cli.main()
 """
-SOUND = jax.__version_info__ >= (0, 12)
 
 
 def run(home: Path, out: Path, **variables: str) -> Run:
@@ -35,6 +35,7 @@ def run(home: Path, out: Path, **variables: str) -> Run:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "ache" not in done.stderr
+    assert "cpu_aot_loader" not in done.stderr  # what XLA logs before 0.12
     return load_run("latest", out)
 
 
@@ -43,14 +44,11 @@ def test_second_run_loads_what_the_first_compiled(tmp_path):
     home = tmp_path / "home"
     cold, warm = (run(home, tmp_path / name) for name in ("cold", "warm"))
     assert not any(cold.timings["compile_cached"].to_pylist())
-    assert all(warm.timings["compile_cached"].to_pylist()) == SOUND
-    assert home.exists() == SOUND
+    assert all(warm.timings["compile_cached"].to_pylist())
     assert warm.trials.equals(cold.trials)
     assert warm.curves.equals(cold.curves)
     entries = [file for file in home.rglob("*") if file.is_file()]
-    assert bool(entries) == SOUND
-    if not SOUND:
-        return  # nothing that could be damaged: one more run would be the warm one again
+    assert entries
     for entry in entries:  # as after a crash
         entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
     damaged = run(home, tmp_path / "damaged")
@@ -81,14 +79,22 @@ def test_users_folder_wins(settings, tmp_path):
     assert cache_folder() is None
 
 
-@pytest.mark.skipif(not SOUND, reason="no cache before jax 0.12")
 def test_folder_is_the_users_cache(settings, monkeypatch, tmp_path):
     settings("jax_enable_compilation_cache", True)
     settings("jax_compilation_cache_dir", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cache, "has_accelerators", lambda: False)
     folder = cache_folder()
     assert folder is not None
     assert folder.parent == tmp_path / "gradbench"
+
+
+def test_errors_of_accelerators_are_not_hidden(settings, monkeypatch):
+    settings("jax_enable_compilation_cache", True)
+    settings("jax_compilation_cache_dir", None)
+    monkeypatch.setattr(cache, "has_accelerators", lambda: True)
+    monkeypatch.setattr(cache, "_logs_errors", lambda: True)
+    assert cache_folder() is None
 
 
 def test_trim_keeps_the_newest(tmp_path):
