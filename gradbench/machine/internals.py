@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax._src.lib import utils
 
 
 def setting(name: str) -> Any:
@@ -25,6 +24,8 @@ def hide_errors_of_loading() -> None:
     as an error, for each CPU program that it loads from the compilation cache, that it may not fit the machine: it
     takes a preference of LLVM's, prefer-no-gather, for instructions that the CPU lacks. What fails still raises."""
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which JAX itself sets
+        from jax._src.lib import utils  # of JAX before 0.12, the only one that is asked
+
         utils.absl_set_min_log_level(3)
 
 
