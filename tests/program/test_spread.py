@@ -54,7 +54,7 @@ def test_the_check_takes_no_batches_of_them_either():
     band = Band(jax.grad(loss), params, (), "float32", "highest", jax.devices()[0])
     with jax.enable_x64(True):
         wide = [jnp.asarray(leaf, jnp.float64) for leaf in jax.tree.leaves(params)]
-        assert factorisations(band._moments.trace(jnp.arange(4, dtype=jnp.uint32), wide).jaxpr) == {2}
+        assert factorisations(band._compiled().trace(jnp.arange(4, dtype=jnp.uint32), wide).jaxpr) == {2}
     run = programs.forward(loss)
     assert factorisations(jax.make_jaxpr(run)(params, ((), programs.directions(params)))) == {2}
 
