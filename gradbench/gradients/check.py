@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -91,7 +92,8 @@ class _Battery:
     order: int
 
     def __post_init__(self) -> None:
-        self.problem = self.given.problem if self.given.is_function else self.given.problem.plain
+        problem = self.given.problem if self.given.is_function else self.given.problem.plain
+        self.problem = replace(problem, loss=_traced_anew(problem.loss))
 
     def report(self) -> CheckReport:
         """The report, but for the time that the check took."""
@@ -196,6 +198,17 @@ def assert_gradient(
     shown = "PASS" in (report.formula_verdict, report.execution_verdict)
     if report.verdict == "FAIL" or not shown or (strict and report.verdict != "PASS"):
         raise AssertionError(f"\n{report}")
+
+
+def _traced_anew(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """`loss` as another object. JAX keeps what it traced of a function, which is stale where something that the
+    function calls has been defined anew since, as in a notebook."""
+
+    @functools.wraps(loss)
+    def anew(*arguments: Any) -> Any:
+        return loss(*arguments)
+
+    return anew
 
 
 def _one(names: list[str]) -> list[str]:

@@ -347,3 +347,20 @@ def test_tf32_is_seen_in_force_on_a_gpu():
     report = gradbench.check_gradient("mlp", precision="tf32", device="gpu", programs=["value_and_grad"])
     assert report.verdict == "PASS"
     assert any("in force" in note for note in report.rows[0].notes)
+
+
+def test_a_loss_is_traced_anew_by_every_check(monkeypatch):
+    """In a notebook what a loss calls is defined anew while the loss stays the same object."""
+
+    @jax.custom_jvp
+    def wrong(x):
+        return x**2
+
+    wrong.defjvp(lambda primals, tangents: (wrong(*primals), 3 * primals[0] * tangents[0]))
+    part = {"of": lambda x: x**2}
+    problem = gradbench.Problem(lambda key: jnp.arange(1.0, 4.0), lambda params, _: jnp.sum(part["of"](params)))
+    assert gradbench.check_gradient(problem, **ONE).verdict == "PASS"
+    monkeypatch.setitem(part, "of", wrong)
+    assert gradbench.check_gradient(problem, **ONE).verdict == "FAIL"
+    monkeypatch.setitem(part, "of", lambda x: 2 * x**2)
+    assert gradbench.check_gradient(problem, **ONE).verdict == "PASS"
