@@ -126,7 +126,8 @@ def _check_value(problem: Problem, fault: _Fault) -> None:
     """What is wrong with the loss of a problem without a gradient, beside that."""
     of = problem.objective
     try:
-        loss, (after, aux) = jax.eval_shape(of.in_float32, *of.parts(of.drawn), problem.data)
+        with jax.enable_x64(False):
+            loss, (after, aux) = jax.eval_shape(of.in_float32, *of.parts(of.drawn), problem.data)
     except ProblemError as error:
         raise fault(str(error)) from error
     except Exception as error:

@@ -123,3 +123,12 @@ def test_the_plain_form_keeps_its_key_and_state_when_examples_are_cut(rows):
     expected = jnp.mean(DATA["x"][:rows] @ (1 + np.asarray(jax.random.normal(jax.random.key(0), (3,)))))
     np.testing.assert_allclose(plain.loss(jnp.ones(3), plain.data), expected, rtol=1e-5)
     assert idle_leaves(problem) == []
+
+
+def test_a_state_of_whole_numbers_is_accepted_in_a_process_with_64_bits():
+    def loss(params, state, data):
+        return jnp.sum(params**2), state + jnp.sum(data > 0)
+
+    problem = gradbench.Problem(lambda key: (jnp.ones(3), jnp.zeros((), int)), loss, np.arange(4.0), stateful=True)
+    with jax.enable_x64(True):
+        assert gradbench.load_problem(problem).stateful

@@ -127,7 +127,8 @@ class Objective:
             return loss, rest
 
         trace = jax.make_jaxpr(jax.grad(traced, has_aux=True), return_shape=True)
-        jaxpr, (_, (after, aux)) = trace(*self.parts(self.drawn), self.data)
+        with jax.enable_x64(False):
+            jaxpr, (_, (after, aux)) = trace(*self.parts(self.drawn), self.data)
         return GradientTrace(jaxpr, after, aux, "".join(constant[:1]))
 
     @cached_property
