@@ -10,15 +10,15 @@ RATES = np.geomspace(1e-3, 1, 7)
 BUDGET = 300
 
 
-def outcome(rng, problem, optimizer, seeds, speed=1.0, spread=0.3, shared=None, curvature=0.3, level=4.0):
+def outcome(rng, problem, optimizer, seeds, speed=1.0, spread=0.3, shared=None, curvature=0.3, level=4.0, whole=False):
     """An optimizer that takes exp(level + noise) / speed steps at its best learning rate, the fifth of seven, and more
     by a parabola beside it; the last diverges. Seeds have skewed noise of their own and share `shared` (S,); runs of
-    over BUDGET steps do not reach the target."""
+    over BUDGET steps do not reach the target. `whole` rounds steps up, as in a record."""
     distance = np.arange(len(RATES))[:, None] - 4
     noise = spread * (rng.gamma(4, 0.5, (len(RATES), seeds)) - 2)  # mean 0, standard deviation `spread`, skewed
     log_steps = level + curvature * distance**2 + noise - math.log(speed)
     log_steps += 0 if shared is None else shared
-    steps = np.exp(log_steps)
+    steps = np.ceil(np.exp(log_steps)) if whole else np.exp(log_steps)
     steps = np.where((steps > BUDGET) | (distance == 2), np.inf, steps)
     gaps = np.where(distance == 2, np.inf, np.exp(-BUDGET * np.exp(-log_steps)))
     logs = np.log(np.clip(steps, 1, BUDGET)), np.log(np.clip(gaps, 1e-7, 1))

@@ -51,6 +51,10 @@ def test_strata_of_two_values_claim_no_more_than_they_may_where_one_is_spread_mo
     assert abs(claims - 0.05) <= 4 * math.sqrt(0.05 * 0.95 / count)
     uneven = mean_of_strata([np.array([1.0, 3.0]), np.array([0.0, 0.0, 3.0])])
     assert uneven == Estimate(1.5, 1.25, 1.0)  # the halves: (1 + 0) / 2 and (3 + 3) / 2
+    halves_agree = mean_of_strata([np.log([10.0, 20.0]), np.log([20.0, 10.0])])
+    assert math.isnan(halves_agree.error)
+    assert halves_agree.p_value == 1
+    assert mean_of_strata([np.array([0.3, 0.3]), np.array([0.1, 0.1])]).error == 0
 
 
 def test_the_jackknife_of_a_mean_has_its_standard_error():

@@ -60,8 +60,8 @@ def main():
     races = parser.parse_args().races
     print("seeds  problems                spread  coverage  ratio  false claims")
     for seeds, problems, spread in CASES:
-        right, ratio = coverage(races, seeds, problems, spread=spread)
-        wrong = false_claims(races, seeds, problems, spread=spread)
+        right, ratio = coverage(races, seeds, problems, spread=spread, whole=True)
+        wrong = false_claims(races, seeds, problems, spread=spread, whole=True)
         print(
             f"{seeds:5}  {problems:8}  {spread!s:>20}  {100 * right:7.2f}%  {ratio:5.3f}  {100 * wrong:11.2f}%",
             flush=True,

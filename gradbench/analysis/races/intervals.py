@@ -60,20 +60,21 @@ def mean_of_strata(strata: Sequence[np.ndarray]) -> Estimate:
     """The mean of the strata's means, each stratum (S,) with its own variance; error NaN if any has one value.
 
     Where one has two values only, its variance is too uncertain for Satterthwaite's degrees of freedom. Every stratum
-    is then cut into halves, and the error is that of two values, the means over the strata of either half.
+    is then cut into halves, and the error is that of two values, the means over the strata of either half; NaN where
+    those agree though the values do not, as whole numbers of steps can: that says nothing of the error.
     """
     counts = np.array([len(of) for of in strata])
     value = float(np.mean([np.mean(of) for of in strata]))
     if counts.min() < 2:
         return Estimate(value, math.nan, math.nan)
-    if counts.min() == 2:
-        first, second = np.mean([[half.mean() for half in np.array_split(of, 2)] for of in strata], axis=0)
-        error = abs(float(first - second)) / 2
-        return Estimate(value, error, 1.0 if error else math.inf)
     variances = np.array([np.var(of, ddof=1) for of in strata]) / counts
     total = variances.sum()
     if total == 0:
         return Estimate(value, 0.0, math.inf)
+    if counts.min() == 2:
+        first, second = np.mean([[half.mean() for half in np.array_split(of, 2)] for of in strata], axis=0)
+        agree = math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-9 * math.sqrt(total))  # but for rounding
+        return Estimate(value, math.nan if agree else abs(float(first - second)) / 2, math.nan if agree else 1.0)
     freedom = total**2 / np.sum(variances**2 / (counts - 1))
     return Estimate(value, math.sqrt(total) / len(strata), float(freedom))
 
