@@ -21,8 +21,10 @@ def main() -> None:
     """Import the command line and run it."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
         signal.signal(signal.SIGINT, _interrupted)
-    # Tracing allocates much that stays: by default the collector takes a tenth of a report, finding nothing.
-    gc.set_threshold(100_000, 50, 50)
+    if sys.argv[1:2] == [
+        "report"
+    ]:  # imports and traces, which stay: by default the collector takes a tenth of the time
+        gc.set_threshold(100_000, 50, 50)
     from gradbench.cli.main import invoke
 
     sys.exit(invoke(sys.argv[1:]))

@@ -97,7 +97,7 @@ class Tiles:
 
     def first(self, values: jax.Array, maybe: jax.Array, condition: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """The first row (..., S) of `values` (R, S) that meets `condition`, `count` if none does. The first tile in
-        `maybe` (..., tiles, S) must be the one that holds it."""
+        `maybe` (..., tiles, S) must be the one that holds it, or none counts; with tiles of one row any may be."""
         index = jnp.arange(self.tiles, dtype=jnp.int32)[:, None]
         if self.size == 1:
             return jnp.min(jnp.where(maybe & condition(values), index, self.count), axis=-2)
