@@ -199,7 +199,7 @@ def test_an_implicit_root_by_a_loose_iteration_is_not_accused():
 
 def test_a_loop_that_never_ends_is_inconclusive(monkeypatch):
     for module in (reference, interpreter):
-        monkeypatch.setattr(module, "MAX_TURNS", 100)
+        monkeypatch.setattr(module, "MAX_ITERATIONS", 100)
 
     def loss(params, data):
         return _cube(params, data) + jax.lax.while_loop(lambda n: n < 1, lambda n: n * 1, 0)

@@ -97,7 +97,7 @@ def test_right_leaves_are_asked_together(monkeypatch):
     assert len(asked) == 2  # all leaves along one direction, and an entry of each
 
 
-@pytest.mark.parametrize("error", [1e-3, 2 * directions.PLAIN])
+@pytest.mark.parametrize("error", [1e-3, 2 * directions.SLOPE_TOLERANCE])
 def test_errors_of_two_leaves_do_not_cancel_where_they_are_asked_together(error):
     found = check_formula(scaled([1.0, 1 + error, 1 - error, 1.0]))["finite differences"]
     assert found.verdict == "FAIL"

@@ -27,7 +27,7 @@ from gradbench.gradients.rounding.formats import (
     precision_context,
     x64_context,
 )
-from gradbench.gradients.rounding.interpreter import MAX_TURNS
+from gradbench.gradients.rounding.interpreter import MAX_ITERATIONS
 from gradbench.inputs.problem import Problem
 from gradbench.program.minibatch import take_rows
 
@@ -291,7 +291,9 @@ class Execution:
             LOG.info("%s: the rounding band", what)
             reference = self.reference(point)
             if not self.loops_end(point):
-                reason = f"a while loop has not ended after {MAX_TURNS} iterations in {self.dtype}: no program was run"
+                reason = (
+                    f"a while loop has not ended after {MAX_ITERATIONS} iterations in {self.dtype}: no program was run"
+                )
                 return [self.error_row("all", "INCONCLUSIVE", reason)], skipped
             for name in names:
                 LOG.info("%s: %s", what, name)

@@ -15,7 +15,7 @@ from gradbench.program.xla.jaxprs import bind, open_jaxpr
 
 
 class _AsWritten(Interpreter):
-    """Runs a trace in its own dtypes. A loop is stopped after MAX_TURNS iterations, which sets the tie flag."""
+    """Runs a trace in its own dtypes. A loop is stopped after MAX_ITERATIONS iterations, which sets the tie flag."""
 
     def __init__(self) -> None:
         super().__init__(None, jax.devices("cpu")[0], lambda dtype: False)
@@ -29,8 +29,8 @@ class _AsWritten(Interpreter):
 
 
 def end(trace: Any, params: Any, data: Any) -> bool:
-    """Whether every while loop in a trace of a function of (params, data) ends within MAX_TURNS at these arrays. To be
-    called in the program's context: its precision, and x64 for float64."""
+    """Whether every while loop in a trace of a function of (params, data) ends within MAX_ITERATIONS at these arrays.
+    To be called in the program's context: its precision, and x64 for float64."""
     if "while" not in oracle.primitives(trace):
         return True
     jaxpr, consts = open_jaxpr(trace)

@@ -1,8 +1,8 @@
 """A float64 gradient against differences of the loss, along random directions and single entries of each leaf.
 
 One direction may move several leaves at once, each so far that all change the loss by about as much. Where the sum of
-their slopes is right to PLAIN of each leaf's own, all of them are: with random weights the errors of two leaves cancel
-with a probability of about PLAIN. Otherwise, and at kinks, each leaf is tested alone.
+their slopes is right to SLOPE_TOLERANCE of each leaf's own, all of them are: with random weights the errors of two
+leaves cancel with a probability of about SLOPE_TOLERANCE. Otherwise, and at kinks, each leaf is tested alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COARSEST = 0.5
 # loss has a while loop, one below the square root of that unit.
 NEGLIGIBLE, NEGLIGIBLE_ITERATED = 2.0**-24, 2.0**-12
 # The relative error of each slope that a direction through several leaves must resolve: about float32's band.
-PLAIN = 2.0**-16
+SLOPE_TOLERANCE = 2.0**-16
 # Primitives whose slope may jump, or may become infinite, at a point.
 KINKED = names(
     "abs max min sign clamp select_n cond while sort top_k argmax argmin reduce_max reduce_min cummax cummin floor "
@@ -139,7 +139,7 @@ def differences(
     sizes = [leaf.root * leaf.length for leaf in leaves]
     steepest = max((size for size in [loss.size, *sizes] if math.isfinite(size)), default=0.0)
     found, most = _Along(loss, examples, steepest), max(sizes, default=0.0)
-    steep = [leaf for leaf, size in zip(leaves, sizes) if size > PLAIN * most]
+    steep = [leaf for leaf, size in zip(leaves, sizes) if size > SLOPE_TOLERANCE * most]
     finite = all(math.isfinite(leaf.root) for leaf in leaves)
     if not finite or len(steep) < 2 or loss.iterates or not _together(loss, steep, found, reach):
         steep = []
@@ -156,7 +156,7 @@ def differences(
 
 
 def _together(loss: Loss, leaves: list[_Leaf], found: _Along, reach: list[float]) -> bool:
-    """Whether the leaves' slopes are right, each to PLAIN, by directions that move all of these leaves at once."""
+    """Whether the leaves' slopes are right, each to SLOPE_TOLERANCE, by directions that move all leaves at once."""
     generator, moves, resolved = np.random.default_rng(2), list(reach), []
     for given in itertools.zip_longest(*(leaf.directions for leaf in leaves)):
         chosen = [(leaf, one[0], one[1]) for leaf, one in zip(leaves, given) if one is not None]
@@ -173,7 +173,7 @@ def _together(loss: Loss, leaves: list[_Leaf], found: _Along, reach: list[float]
         slope = loss.slope(whole, 1.0, least, list(shares))
         rounding = [loss.rounding(leaf.number) + 8 * UNIT * leaf.norm for leaf, *_ in chosen]
         slack = math.inf if slope is None else slope.tolerance + float(np.dot(rounding, weights)) + UNIT * along
-        if slope is None or slope.kink or not slope.off(along) <= slack <= PLAIN * least:
+        if slope is None or slope.kink or not slope.off(along) <= slack <= SLOPE_TOLERANCE * least:
             return False
         resolved += [slack / least] * len(chosen)
         for (leaf, _, entry), weight in zip(chosen, weights):

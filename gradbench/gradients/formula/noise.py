@@ -21,7 +21,7 @@ from gradbench.gradients.rounding import noise
 from gradbench.gradients.rounding import primitives as rounding
 from gradbench.gradients.rounding.band import FEW, SAMPLES, Band, Spread, formats, noise_scale, reference_share
 from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context
-from gradbench.gradients.rounding.interpreter import MAX_TURNS, Interpreter
+from gradbench.gradients.rounding.interpreter import MAX_ITERATIONS, Interpreter
 from gradbench.gradients.rounding.pairs import Flags, Pair, is_float, wide
 from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr, scan_counts
 
@@ -229,7 +229,7 @@ class _Samples(Interpreter):
         test, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
         tests, bodies = params["cond_nconsts"], params["body_nconsts"]
         carry, flags, place = list(ins[tests + bodies :]), Flags(), next(self._salts)
-        for _ in range(MAX_TURNS):
+        for _ in range(MAX_ITERATIONS):
             again = self.same_salts(place, 0, self.run, *test, [*ins[:tests], *carry])[0][0]
             flags = flags._replace(tie=flags.tie | np.any(again.exact != again.noisy))
             if not again.exact:

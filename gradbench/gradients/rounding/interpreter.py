@@ -22,7 +22,7 @@ from gradbench.gradients.rounding.formats import INPUT_UNIT, Format, format_of, 
 from gradbench.gradients.rounding.pairs import (
     Flags,
     Pair,
-    can_turn,
+    decision_can_change,
     is_float,
     is_float_array,
     loses_reciprocal,
@@ -32,7 +32,7 @@ from gradbench.gradients.rounding.pairs import (
 )
 from gradbench.program.xla.jaxprs import bind, called, evaluate, is_literal, open_jaxpr, scan_counts, with_combiner
 
-MAX_TURNS = 10**5  # iterations of a while loop, which may never end outside a loss's domain
+MAX_ITERATIONS = 10**5  # iterations of a while loop, which may never end outside a loss's domain
 
 
 class Interpreter:
@@ -176,7 +176,7 @@ class Interpreter:
         noisy = results_of(noisy_in) if reached else exact
         flags = Flags()
         if reached and (name in ("eq", "ne") or name in rounding.SELECTIONS):
-            flags = flags._replace(tie=can_turn(name, ins, exact, noisy))
+            flags = flags._replace(tie=decision_can_change(name, ins, exact, noisy))
         if not equation.primitive.multiple_results:
             exact, noisy = [exact], [noisy]
         results = []
@@ -315,7 +315,7 @@ class Interpreter:
     def loop(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         """A while loop iterates as often as without noise; a noisy condition that disagrees raises the tie flag.
 
-        So does stopping at MAX_TURNS.
+        So does stopping at MAX_ITERATIONS.
         """
         test, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
         tests, bodies = params["cond_nconsts"], params["body_nconsts"]
@@ -328,11 +328,11 @@ class Interpreter:
             carry, flags, turns = state
             outputs, raised = self.turn(*body, [*body_consts, *carry], "a while loop")
             again = condition(outputs)
-            differ = (again.exact != again.noisy) | (again.exact & (turns + 1 == MAX_TURNS))
+            differ = (again.exact != again.noisy) | (again.exact & (turns + 1 == MAX_ITERATIONS))
             return outputs, flags.add(raised)._replace(tie=flags.tie | raised.tie | differ), turns + 1
 
         def goes_on(state):
-            return condition(state[0]).exact & (state[2] < MAX_TURNS)
+            return condition(state[0]).exact & (state[2] < MAX_ITERATIONS)
 
         return lax.while_loop(goes_on, step, (list(ins[tests + bodies :]), Flags(), 0))[:2]
 

@@ -75,7 +75,7 @@ def reach(pair: Pair) -> Any:
     return pair.exact + TIE_REACH * (pair.noisy - pair.exact)
 
 
-def can_turn(name: str, ins: list[Pair], exact: Any, noisy: Any) -> jax.Array:
+def decision_can_change(name: str, ins: list[Pair], exact: Any, noisy: Any) -> jax.Array:
     """Whether rounding can change a choice: a selection's integer results, an integer result, or an equality of floats
     that differ by at most TIE_REACH times their deviations."""
     if name in rounding.SELECTIONS:
