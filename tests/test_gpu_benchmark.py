@@ -20,7 +20,8 @@ CPU = jax.local_devices(backend="cpu")[0]
 def test_every_case_is_measured_or_says_why_not(tmp_path):
     saved = []
     rows = gpu.measure(cases.SMALL, CPU, rounds=1, budget=1000.0, save=lambda rows: saved.append(len(rows)))
-    assert {row["case"] for row in rows} == {"scale", "loops", "unroll", "tiny dots", "network", "block", "kernel"}
+    found = {row["case"] for row in rows}
+    assert found == {"scale", "loops", "unroll", "tiny dots", "lookups", "network", "block", "kernel"}
     of_gpus = dict.fromkeys(
         ["CUDA graph", "not tried out", "any kernels", "any kernels, as written"], "an option of XLA's for GPUs"
     )
