@@ -21,9 +21,8 @@ def main() -> None:
     """Import the command line and run it."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
         signal.signal(signal.SIGINT, _interrupted)
-    if sys.argv[1:2] == [
-        "report"
-    ]:  # imports and traces, which stay: by default the collector takes a tenth of the time
+    if sys.argv[1:2] == ["report"]:
+        # It imports and traces, which stays: by default the collector takes a tenth of its time.
         gc.set_threshold(100_000, 50, 50)
     from gradbench.cli.main import invoke
 

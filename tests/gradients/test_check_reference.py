@@ -88,6 +88,14 @@ ARRAY = GENERATOR.standard_normal((5, 4, 3))
 BEYOND = np.array([3, -9, 0, 7, 3, -1, 2])  # indices, some of them outside
 
 
+def assert_as_compiled(function):
+    """What is evaluated of `function(ARRAY)` is what XLA gives, to the bit."""
+    with jax.enable_x64(True):
+        expected = jit_quickly(function)(ARRAY)
+    for got, wanted in zip(evaluated(function, ARRAY), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
 @pytest.mark.parametrize("mode", ["fill", "clip", "drop"])
 def test_windows_beyond_an_array_are_filled_moved_or_dropped(mode):
     def function(x):
@@ -97,10 +105,7 @@ def test_windows_beyond_an_array_are_filled_moved_or_dropped(mode):
         found += [x.at[:, BEYOND].add(jnp.arange(105.0).reshape(5, 7, 3), mode=mode), x.at[BEYOND].add(1.0, mode=mode)]
         return [*found, x.at[BEYOND[:0]].add(1.0, mode=mode)]
 
-    with jax.enable_x64(True):
-        expected = jit_quickly(function)(ARRAY)
-    for got, wanted in zip(evaluated(function, ARRAY), expected, strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    assert_as_compiled(function)
 
 
 def test_lookups_in_a_batch_and_their_derivatives():
@@ -111,10 +116,7 @@ def test_lookups_in_a_batch_and_their_derivatives():
         back = [jax.grad(lambda x, f=f: jnp.sum(f(x, rows) ** 2))(x) for f in given]
         return [*(f(x, rows) for f in given), *back]
 
-    with jax.enable_x64(True):
-        expected = jit_quickly(function)(ARRAY)
-    for got, wanted in zip(evaluated(function, ARRAY), expected, strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    assert_as_compiled(function)
 
 
 @pytest.mark.parametrize("mode", [lax.GatherScatterMode.CLIP, lax.GatherScatterMode.FILL_OR_DROP])
@@ -129,10 +131,7 @@ def test_windows_whose_axes_lie_before_those_of_the_indices(mode):
             x, starts, updates, scatters, mode=mode
         )
 
-    with jax.enable_x64(True):
-        expected = jit_quickly(function)(ARRAY)
-    for got, wanted in zip(evaluated(function, ARRAY), expected, strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    assert_as_compiled(function)
 
 
 def test_a_counter_wraps_where_its_own_dtype_ends():

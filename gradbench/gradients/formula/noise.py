@@ -19,8 +19,16 @@ import numpy as np
 from gradbench.gradients.formula import reference
 from gradbench.gradients.rounding import noise
 from gradbench.gradients.rounding import primitives as rounding
-from gradbench.gradients.rounding.band import FEW, SAMPLES, Band, Spread, formats, noise_scale, reference_share
-from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context
+from gradbench.gradients.rounding.band import (
+    FEW,
+    SAMPLES,
+    Band,
+    Spread,
+    measured_flushing,
+    noise_scale,
+    reference_share,
+)
+from gradbench.gradients.rounding.formats import precision_context
 from gradbench.gradients.rounding.interpreter import MAX_ITERATIONS, Interpreter
 from gradbench.gradients.rounding.pairs import Flags, Pair, is_float, wide
 from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr, scan_counts
@@ -51,9 +59,7 @@ def sample(
     """
     jaxpr, consts = open_jaxpr(trace)
     scale, _ = noise_scale(trace, dtype)
-    flushes = functools.partial(flushes_subnormals, device=device)
-    for form in {format_of(dtype), *formats(trace)}:
-        flushes(form.name)
+    flushes = measured_flushing(trace, dtype, device)
     interpreter = _Samples(np.arange(1, SAMPLES + 1), device, flushes, scale, worst_case=worst_case)
     with reference.context(trace), jax.default_matmul_precision(precision):
         given = [np.asarray(x) for x in arguments]

@@ -126,9 +126,7 @@ class Band:
         self.size = sum(math.prod(v.aval.shape) for v in self._jaxpr.outvars)
         self.unknown: set[str] = set()
         self.stagnating: set[str] = set()
-        self.flushes = functools.partial(flushes_subnormals, device=device)
-        for form in {format_of(dtype), *formats(trace)}:
-            self.flushes(form.name)  # measured before tracing starts
+        self.flushes = measured_flushing(trace, dtype, device)
 
         def sample(seed, arguments):
             interpreter = Interpreter(seed, device, self.flushes, self.scale, assume, worst_case)
@@ -232,6 +230,14 @@ def noise_scale(trace: Any, dtype: str) -> tuple[float, bool]:
     unit = format_of(dtype).unit
     coarsest = max([unit, *(form.unit for form in formats(trace))])
     return max(1.0, min(2.0**-40 / unit, max(4.0, 2.0**-6 / coarsest))), coarsest > unit
+
+
+def measured_flushing(trace: Any, dtype: str, device: jax.Device) -> Callable[[str], bool]:
+    """`flushes_subnormals` of the device, measured now, not amid tracing, for `dtype` and the trace's formats."""
+    flushes = functools.partial(flushes_subnormals, device=device)
+    for form in {format_of(dtype), *formats(trace)}:
+        flushes(form.name)
+    return flushes
 
 
 def reference_share(dtype: str) -> float:
