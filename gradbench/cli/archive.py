@@ -237,6 +237,7 @@ def _run(
 def suite_freeze(
     name: str,
     *,
+    problem: tuple[str, ...] = (),
     seeds: Annotated[int, Parameter(converter=whole)] = 20,
     reduced: bool = False,
     resume: bool = False,
@@ -250,6 +251,8 @@ def suite_freeze(
     ----------
     name
         A .toml file, or a built-in suite of a checkout.
+    problem
+        Only the targets of these of its problems, the others stay; repeat for more.
     seeds
         Of which the target is the median.
     reduced
@@ -269,7 +272,7 @@ def suite_freeze(
     check_format(output.chosen)
     with Activity(quiet) as activity, watching(activity) as watcher, printing_to_stderr():
         use_cache()
-        found = freeze(name, seeds, watcher, activity.print, reduced, out=out, resume=resume)
+        found = freeze(name, seeds, watcher, activity.print, reduced, out=out, resume=resume, problems=problem)
     if found is None:
         note("not all is measured, and nothing is written; go on with the same command and --resume")
         return INTERRUPTED

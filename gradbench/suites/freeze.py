@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +43,10 @@ def freeze(
     *,
     out: str | Path,
     resume: bool = False,
+    problems: Sequence[str] = (),
 ) -> list[Measured] | None:
-    """Measure a suite's targets, or those of its reduced runs, and write them into its file: a new version of it.
+    """Measure a suite's targets, or those of its reduced runs, or only of these problems, and write them into its file:
+    a new version of it.
 
     The references' records are kept in `out`; with `resume` those that are there are taken, or gone on with. None where
     the watcher stopped it: nothing is written then. Raises PlanError for a suite without references, RunError where no
@@ -58,34 +60,41 @@ def freeze(
     if lacks_device(suite, None):
         text = f"{suite.name} is meant for a {suite.meant_for}, which is not here: its targets will take long"
         warnings.warn(f"{text}; --reduced measures those of its reduced runs", GradbenchWarning, stacklevel=2)
-    under = measured_under(suite, seeds)
-    with_targets(path, [], under, reduced)  # whether they can be written, before hours of measuring
-    found = list(measure(suite, seeds, watcher, say, out, resume))
-    if len(found) < len(suite.all_problems):
+    suite.check_problems(problems)
+    asked = tuple(problem for problem in suite.all_problems if not problems or problem in problems)
+    under = measured_under(suite, seeds, asked)
+    with_targets(path, suite, [], under, reduced)  # whether they can be written, before hours of measuring
+    found = list(measure(suite, asked, seeds, watcher, say, out, resume))
+    if len(found) < len(asked):
         return None
-    order = {problem: place for place, problem in enumerate(suite.all_problems)}
-    found.sort(key=lambda one: order[one.problem])
-    write_targets(path, found, under, reduced)
+    write_targets(path, suite, found, under, reduced)
     load_suite(name)
     return found
 
 
 def measure(
-    suite: Suite, seeds: int, watcher: Watcher | None, say: Callable[[str], None], out: str | Path, resume: bool
+    suite: Suite,
+    problems: Sequence[str],
+    seeds: int,
+    watcher: Watcher | None,
+    say: Callable[[str], None],
+    out: str | Path,
+    resume: bool,
 ) -> Iterator[Measured]:
-    """The targets of a suite, group of problems by group, as far as the watcher does not stop it."""
+    """The targets of these problems of a suite, group by group, as far as the watcher does not stop it."""
     groups = suite.groups_of(suite.references)
     for of_problems in suite.problems:
+        specs = [spec for spec in of_problems.specs if spec in problems]
         runs = []
-        for group in groups:
-            say(f"measuring {', '.join(of_problems.specs)} × {group.specs[0]}")
-            [(_, plan)] = suite.plans(of_problems.specs, (group,))
+        for group in groups if specs else ():
+            say(f"measuring {', '.join(specs)} × {group.specs[0]}")
+            [(_, plan)] = suite.plans(specs, (group,))
             settings = {"steps": max(1, plan.steps // 2), "seeds": seeds, "record_points": POINTS}
             plan = dataclasses.replace(plan, **settings, targets=None, timing="none")
             runs.append(record_of(plan, out, None, resume, watcher))
             if runs[-1].info["state"] != "complete":
                 return
-        for problem in of_problems.specs:
+        for problem in specs:
             yield target_of(problem, runs)
 
 

@@ -47,12 +47,21 @@ def conditions(suite: Suite, of_problems: Group) -> dict[str, Any]:
     return {key: list(of) if isinstance(of, tuple) else of for key, of in found.items() if of is not None}
 
 
-def measured_under(suite: Suite, seeds: int) -> list[dict[str, Any]]:
-    """The [[measured]] tables of targets that are measured now, over so many seeds."""
-    found = []
+def measured_under(suite: Suite, seeds: int, problems: Sequence[str]) -> list[dict[str, Any]]:
+    """The [[measured]] tables once the targets of these problems are measured, over so many seeds: theirs and, as they
+    are, those of the others."""
+    tables = [{**of, "specs": [spec for spec in of["specs"] if spec not in problems]} for of in suite.measured]
     for of_problems in suite.problems:
         now = {"seeds": seeds, **conditions(suite, of_problems)}
-        found.append({"specs": list(of_problems.specs), **now, "sha256": _digest(now)})
+        specs = [spec for spec in of_problems.specs if spec in problems]
+        tables.append({"specs": specs, **now, "sha256": _digest(now)})
+    found: list[dict[str, Any]] = []
+    for table in tables:
+        alike = [of for of in found if {**of, "specs": []} == {**table, "specs": []}]
+        if alike:
+            alike[0]["specs"] = [spec for spec in suite.all_problems if spec in alike[0]["specs"] + table["specs"]]
+        elif table["specs"]:
+            found.append(table)
     return found
 
 
@@ -92,24 +101,39 @@ def _words(of: Mapping[str, Any], key: str) -> str:
     return str(value)
 
 
-def write_targets(path: Path, found: Sequence[Measured], under: Sequence[Mapping[str, Any]], reduced: bool) -> None:
-    """Replace the tables of targets in a suite's file, or those of its reduced runs, and nothing else of it.
+def write_targets(
+    path: Path, suite: Suite, found: Sequence[Measured], under: Sequence[Mapping[str, Any]], reduced: bool
+) -> None:
+    """Replace these targets of a suite, or of its reduced runs, in its file, and nothing else.
 
     Raises PlanError where they are written in another way than as tables of their own.
     """
-    text = with_targets(path, found, under, reduced)
+    text = with_targets(path, suite, found, under, reduced)
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def with_targets(path: Path, found: Sequence[Measured], under: Sequence[Mapping[str, Any]], reduced: bool) -> str:
-    """A suite's file with these targets and what they were measured `under`, in the place of those that it has or at
-    its end."""
+def with_targets(
+    path: Path, suite: Suite, found: Sequence[Measured], under: Sequence[Mapping[str, Any]], reduced: bool
+) -> str:
+    """A suite's file with these targets, the suite's for its other problems, and what they were measured `under`, in
+    the place of the tables that it has or at its end."""
     text = path.read_text(encoding="utf-8")
     within = "reduced." if reduced else ""
-    held = {one.problem: float(f"{one.holdout:.4g}") for one in found if one.holdout is not None}
+    new = {one.problem: one for one in found}
+    targets = dict(suite.targets) | {name: one.target for name, one in new.items()}
+    held = {name: loss for name, loss in suite.holdout.items() if name not in new}
+    held |= {name: float(f"{one.holdout:.4g}") for name, one in new.items() if one.holdout is not None}
+    targets, held = ({name: of[name] for name in suite.all_problems if name in of} for of in (targets, held))
+    before = "\n".join(match.group() for match in _tables(within).finditer(text))
     lines = [f"[{within}targets] # training losses, measured: gradbench suite freeze"]
-    lines += [f"{_key(one.problem)} = {one.target!r} # {one.optimizer} at {one.learning_rate:.3g}" for one in found]
+    for name, loss in targets.items():
+        if name in new:
+            comment = f" # {new[name].optimizer} at {new[name].learning_rate:.3g}"
+        else:
+            kept = re.search(rf'^\s*"?{re.escape(_key(name)[1:-1])}"?\s*=[^#\n]*(#.*)$', before, re.MULTILINE)
+            comment = f" {kept.group(1)}" if kept else ""
+        lines.append(f"{_key(name)} = {loss!r}{comment}")
     if held:
         lines += ["", f"[{within}holdout] # the held-out losses that those come from"]
         lines += [f"{_key(problem)} = {loss!r}" for problem, loss in held.items()]
@@ -123,7 +147,7 @@ def with_targets(path: Path, found: Sequence[Measured], under: Sequence[Mapping[
     place = content["reduced"] if reduced else content
     for name in OF_TARGETS:
         place.pop(name, None)
-    place |= {"targets": {one.problem: one.target for one in found}, **({"holdout": held} if held else {})}
+    place |= {"targets": targets, **({"holdout": held} if held else {})}
     place |= {"measured": [dict(table) for table in under]} if under else {}
     with contextlib.suppress(tomllib.TOMLDecodeError):
         if tomllib.loads(made) == content:

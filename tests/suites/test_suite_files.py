@@ -56,14 +56,14 @@ def test_only_the_tables_of_targets_are_replaced(text, tmp_path):
     path = tmp_path / "tiny.toml"
     path.write_text(text)
     before = {key: value for key, value in tomllib.loads(text).items() if key not in ("targets", "holdout")}
-    write_targets(path, [MEASURED], UNDER, reduced=False)
+    write_targets(path, load_suite(path), [MEASURED], UNDER, reduced=False)
     assert tomllib.loads(path.read_text()) == before | {"targets": {"himmelblau": 1.5}, "measured": UNDER}
     mine = ("sgd at", "freeze", "hang on")
     assert [line for line in text.splitlines() if "#" in line and "old" not in line] == [
         line for line in path.read_text().splitlines() if "#" in line and not any(word in line for word in mine)
     ]
     once = path.read_text()
-    write_targets(path, [MEASURED], UNDER, reduced=False)
+    write_targets(path, load_suite(path), [MEASURED], UNDER, reduced=False)
     assert path.read_text() == once
 
 
@@ -72,7 +72,7 @@ def test_targets_of_reduced_runs_are_written_beside_those_of_whole_ones(tmp_path
     path.write_text(HEAD + OPTIMIZERS + REDUCED + "\n" + TARGETS)
     before = load_suite(path)
     for _ in range(2):  # the second time in the place of the first
-        write_targets(path, [MEASURED], UNDER, reduced=True)
+        write_targets(path, load_suite(path).few, [MEASURED], UNDER, reduced=True)
     suite = load_suite(path)
     assert (suite.targets, suite.holdout, suite.measured) == ({"himmelblau": 3.0}, {"himmelblau": 4.0}, ())
     assert suite.sha256 == before.sha256  # whole runs of it are what they were
@@ -187,7 +187,7 @@ def test_targets_that_are_no_table_of_their_own_are_refused_and_the_file_is_left
     path = tmp_path / "tiny.toml"
     path.write_text(text + HEAD + OPTIMIZERS)
     with pytest.raises(PlanError, match=r"tiny\.toml: its targets cannot be replaced"):
-        write_targets(path, [MEASURED], UNDER, reduced=False)
+        write_targets(path, load_suite(path), [MEASURED], UNDER, reduced=False)
     assert path.read_text() == text + HEAD + OPTIMIZERS
 
 
@@ -203,10 +203,40 @@ def test_freeze_says_on_stderr_what_it_measures(tmp_path, capsys, monkeypatch):
 def test_a_built_in_suite_keeps_its_text_when_its_own_targets_are_written():
     suite = load_suite("core-1")
     found = [Measured(name, target, suite.holdout.get(name), "sgd", 0.1) for name, target in suite.targets.items()]
-    under = measured_under(suite, 20)
+    under = measured_under(suite, 20, suite.all_problems)
     words = [line.partition(" #")[0] for line in suite_path("core-1").read_text().splitlines()]
-    made = with_targets(suite_path("core-1"), found, under, reduced=False)
+    made = with_targets(suite_path("core-1"), suite, found, under, reduced=False)
     assert [line.partition(" #")[0] for line in made.splitlines()] == words
+
+
+def test_one_problem_is_measured_anew_and_the_others_keep_their_lines(tmp_path):
+    path, text = tmp_path / "mine.toml", suite_path("core-1").read_text()
+    path.write_text(text)
+    suite = load_suite(path)
+    name, seeds = next(iter(suite.holdout)), suite.measured[0]["seeds"]
+    one = Measured(name, 0.5, 0.625, "sgd", 0.1)
+    write_targets(path, suite, [one], measured_under(suite, seeds, [name]), reduced=False)
+    changed = set(text.splitlines()) ^ set(path.read_text().splitlines())
+    assert len(changed) == 4  # its target and its held-out loss, as they were and as they are
+    assert all(line.startswith(f'"{name}" = ') for line in changed)
+    assert load_suite(path).targets == dict(suite.targets) | {name: 0.5}
+    few = measured_under(suite, seeds + 1, [name])  # of other conditions: a table of its own
+    assert [table["seeds"] for table in few if table["specs"] == [name]] == [seeds + 1]
+    assert sorted(spec for table in few for spec in table["specs"]) == sorted(suite.all_problems)
+
+
+def test_freeze_measures_only_the_problems_asked_for(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "tiny.toml"
+    path.write_text('references = ["sgd"]\n' + HEAD.replace('"]', '", "rosenbrock"]') + OPTIMIZERS)
+    monkeypatch.setattr(freeze, "record_of", lambda *_: types.SimpleNamespace(info={"state": "complete"}))
+    monkeypatch.setattr(freeze, "target_of", lambda name, _: Measured(name, 1.5, None, "sgd", 0.1))
+    assert invoke(["suite", "freeze", str(path), "--problem", "rosenbrock"]) == 0
+    assert "measuring rosenbrock × sgd\n" in capsys.readouterr().err
+    suite = load_suite(path)
+    assert (dict(suite.targets), suite.measured[0]["specs"]) == ({"rosenbrock": 1.5}, ["rosenbrock"])
+    assert unmeasured(suite).startswith("tiny: the targets of himmelblau have not been measured")
+    assert invoke(["suite", "freeze", str(path), "--problem", "lstm"]) == 2
+    assert "no problem 'lstm'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "kind"), [("cuda", "gpu"), ("rocm", "gpu"), ("tpu", "tpu")])
