@@ -19,6 +19,7 @@ if typing.TYPE_CHECKING:
     from gradbench.record.store import Run
     from gradbench.suites.definition import Suite
 
+AGAIN = "the same command and --resume"
 suite = App(name="suite", help="Frozen suites of problems, search spaces, budgets and targets (docs/suites.md).")
 Specs = Annotated[tuple[str, ...], Parameter(name=["--optimizer", "-o"])]
 
@@ -204,7 +205,6 @@ def suite_run(
     with Activity(quiet) as activity:
         runs = _run(activity, chosen, (optimizer, ruleset, lr), settings)
         if runs[-1].info["state"] != "complete":
-            note("the suite is not done; go on with the same command and --resume")
             return INTERRUPTED
         activity.say("comparing")
         from gradbench.suites.running import archived
@@ -230,7 +230,7 @@ def _run(
     use_cache()
     with printing_to_stderr():
         groups = chosen_groups(of, *optimizers)
-        return run_suite(of, optimizers=groups, **settings, watching=lambda: watching(activity))
+        return run_suite(of, optimizers=groups, **settings, watching=lambda: watching(activity, AGAIN))
 
 
 @suite.command(name="freeze")
@@ -270,11 +270,11 @@ def suite_freeze(
     from gradbench.tables import check_format
 
     check_format(output.chosen)
-    with Activity(quiet) as activity, watching(activity) as watcher, printing_to_stderr():
+    with Activity(quiet) as activity, watching(activity, AGAIN) as watcher, printing_to_stderr():
         use_cache()
         found = freeze(name, seeds, watcher, activity.print, reduced, out=out, resume=resume, problems=problem)
     if found is None:
-        note("not all is measured, and nothing is written; go on with the same command and --resume")
+        note("not all is measured: nothing is written")
         return INTERRUPTED
     show(frozen_text(found, output.chosen))
     return 0

@@ -76,8 +76,9 @@ class TerminalWatcher(Watcher):
 
 
 @contextlib.contextmanager
-def watching(activity: Activity) -> Generator[TerminalWatcher]:
-    """A watcher for one run. After an interruption, or an expected failure, it says how to go on."""
+def watching(activity: Activity, again: str | None = None) -> Generator[TerminalWatcher]:
+    """A watcher for one run. After an interruption, or an expected failure, it says how to go on: by `again`, if given,
+    else by the command that resumes the run's record."""
     watcher = TerminalWatcher(activity)
 
     def stop(number: int, frame: Any) -> None:
@@ -97,4 +98,5 @@ def watching(activity: Activity) -> Generator[TerminalWatcher]:
         for number, handler in zip(caught, before):
             signal.signal(number, handler)
         if watcher.stopping and watcher.path is not None:
-            print(f"stopped; go on with: gradbench run --resume {shlex.quote(str(watcher.path))}", file=sys.stderr)
+            command = again or f"gradbench run --resume {shlex.quote(str(watcher.path))}"
+            print(f"stopped; go on with: {command}", file=sys.stderr)
