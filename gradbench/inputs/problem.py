@@ -76,6 +76,8 @@ class Problem:
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", as_arrays(self.data))
         object.__setattr__(self, "holdout", as_arrays(self.holdout))
+        if self.metrics is None:  # like a holdout that a setting leaves out
+            object.__setattr__(self, "metrics", {})
 
     @cached_property
     def objective(self) -> Objective:

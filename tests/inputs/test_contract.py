@@ -74,6 +74,11 @@ def test_a_broken_contract_is_refused_in_one_line(name):
     assert "\n" not in str(caught.value)
 
 
+def test_metrics_and_a_holdout_that_a_setting_leaves_out_are_none():
+    problem = load_problem(made(metrics=None, holdout=None))
+    assert (problem.metrics, problem.objective.metrics) == ({}, {})
+
+
 def test_an_ordinary_problem_is_its_own_plain_form():
     problem = load_problem(made(holdout={"x": DATA["x"][:2]}, metrics={"mse": square}))
     assert problem.plain is problem
