@@ -138,8 +138,9 @@ class _Rewrite:
             axes = params["axes"]
             if _folds(operands[0], axes) and transcendental.isdisjoint(equation.invars):
                 return [_folded(operands[0], len(axes))]
-            if self.products and _long(operands[0], axes):
-                return [_by_ones(operands[0], len(axes))]
+            if self.products and (last := _last_long(operands[0], axes)):
+                total = _by_ones(operands[0], last)
+                return [jnp.sum(total, axis=[axis for axis in axes if axis < total.ndim])]
         if primitive.name == "scatter-add" and self.scatters and _once(equation):
             return bind(equation, operands, params | {"unique_indices": True})
         return bind(equation, operands, with_bodies(equation, self.body))
@@ -212,6 +213,12 @@ def _folds(x: jax.Array, axes: Sequence[int]) -> bool:
 def _long(x: jax.Array, axes: Sequence[int]) -> bool:
     """Whether sums of `x` over `axes` are many, and too long to fold."""
     return _MAX_FOLDED < _entries(x, axes) <= min(_MAX_FOLDED * _WINDOW, x.size - 1)
+
+
+def _last_long(x: jax.Array, axes: Sequence[int]) -> int:
+    """Over how many of its last axes a sum over `axes` is long, at most; 0 if over none."""
+    last = next(count for count in range(x.ndim + 1) if count == x.ndim or x.ndim - 1 - count not in axes)
+    return next((count for count in range(last, 0, -1) if _long(x, range(x.ndim - count, x.ndim))), 0)
 
 
 def _entries(x: jax.Array, axes: Sequence[int]) -> int:
