@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from quick import jit_quickly
 from sampling import sample
 
+import gradbench
+from gradbench.inputs.problem import shapes
 from gradbench.program.xla.jaxprs import equations
 from gradbench.program.xla.layout import (
     PermutedArray,
@@ -28,6 +30,7 @@ from gradbench.program.xla.layout import (
     transpose_permuted,
     without,
 )
+from gradbench.program.xla.products import as_products
 from gradbench.program.xla.rewrite import rewritten
 
 LANES = 3
@@ -208,6 +211,20 @@ def test_a_network_is_computed_along_its_examples_however_it_is_written(rows, pr
     assert max(aval.size for aval in moved) < 12 * 1200 * LANES  # weights and one-hot labels, no activations
     written = [e for e in equations(jax.make_jaxpr(several(network(True)))(params, data)) if e.primitive.name == "tanh"]
     assert written[0].outvars[0].aval.shape[-1] == 12  # or this test would see nothing
+
+
+def test_nothing_large_is_transposed_between_convolutions_with_images_last():
+    problem = gradbench.load_problem("cnn")
+    loss = as_products(problem.loss, "cpu", images=True)
+    params, data = shapes(problem, "float32")
+    step = rewritten(jax.value_and_grad(loss), "cpu", relayout=True)
+    made = list(equations(jax.make_jaxpr(step)(params, data)))
+    filled = {
+        e.outvars[0] for e in made if e.primitive.name == "broadcast_in_dim"
+    }  # with one number, as is its transpose
+    moved = [e for e in made if e.primitive.name == "transpose" and e.invars[0] not in filled]
+    large = [e.outvars[0].aval.size for e in moved if e.outvars[0].aval.size > 16 * 1438]
+    assert set(large) <= {64 * 1438}  # the images, and what the dense layer takes and gives, not 256 entries an image
 
 
 def test_without_relayout_products_keep_the_order_that_is_written(problem):

@@ -54,6 +54,7 @@ from gradbench.program.xla.layout import (
     as_permuted,
     materialize,
     product,
+    stored,
     transpose_permuted,
     without,
 )
@@ -131,6 +132,9 @@ class _Rewrite:
                 axes, order = without(operands[0], params["axes"])
                 equation = equation.replace(params=params | {"axes": axes})
                 return [as_permuted(*self.results(equation, [operands[0].array], transcendental), order)]
+            if primitive.name == "optimization_barrier":
+                arrays = bind(equation, [stored(x)[0] for x in operands], params)
+                return [as_permuted(array, stored(x)[1]) for array, x in zip(arrays, operands, strict=True)]
             operands = [materialize(x) for x in operands]
         if primitive.name == "div" and _broadcasts(equation):
             return [_quotient(*operands)]
