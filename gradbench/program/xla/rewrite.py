@@ -10,8 +10,9 @@ Sums. XLA:CPU sums more than 32 entries by windows, in a kernel that does not ve
 a sum of a few hundred is folded to 32 or fewer first, by adding its parts, and they are summed. Not a sum of exps or
 logs: taking them in the folding kernel costs more than it saves. Many longer sums are a product with ones.
 
-Products. Those of several lanes on a CPU may be taken in the order of axes that suits it: see layout.py. What is a
-product without being written as one of two matrices, a convolution above all, is made one before: see products.py.
+Products. Those of several lanes on a CPU may be taken in the order of axes that suits it, and tall ones are: see
+layout.py. What is a product without being written as one of two matrices, a convolution above all, is made one before:
+see products.py.
 
 Lookups. Rows that a loss looks up in a table are needed again by its derivative: XLA:CPU writes them out once and reads
 them twice. Where they are more than a core's caches hold, and the table is much less, they are looked up once more: a
@@ -55,6 +56,7 @@ from gradbench.program.xla.layout import (
     materialize,
     product,
     stored,
+    tall_product,
     transpose_permuted,
     without,
 )
@@ -122,6 +124,10 @@ class _Rewrite:
             return [transpose_permuted(operands[0], params["permutation"])]
         if self.products and primitive.name == "dot_general":
             result = product(*operands, params)
+            if result is not None:
+                return [result]
+        if self.sums and not self.products and primitive.name == "dot_general":
+            result = tall_product(*operands, params)
             if result is not None:
                 return [result]
         if any(isinstance(x, PermutedArray) for x in operands):
