@@ -102,12 +102,12 @@ class Trial:
         plain = problem.plain
         params, data = shapes(plain, plan.dtype)
         extras = extra_arguments(optimizer, plan.steps, plain.loss, params, data)
-        loss = jax.make_jaxpr(plain.loss)(params, data)
+        loss = traced(plain, plan, plain.loss, batch=True).jaxpr
         return cls(problem, optimizer, plan, extras, Kind.of(loss, params))
 
     def compiled_for(self, platform: str) -> Trial:
         """The same arithmetic as it is given to a platform's compiler (program/xla/)."""
-        loss = as_products(self.problem.loss, platform)
+        loss = as_products(self.problem.loss, platform, self.kind.images)
         return dataclasses.replace(self, problem=dataclasses.replace(self.problem, loss=loss))
 
     @property

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from quick import jit_quickly
 from sampling import sample
 
+import gradbench
+from gradbench.inputs.problem import shapes
 from gradbench.program.xla.jaxprs import equations
 from gradbench.program.xla.layout import (
     PermutedArray,
@@ -25,9 +27,11 @@ from gradbench.program.xla.layout import (
     materialize,
     materialize_tree,
     product,
+    tall_product,
     transpose_permuted,
     without,
 )
+from gradbench.program.xla.products import as_products
 from gradbench.program.xla.rewrite import rewritten
 
 LANES = 3
@@ -210,6 +214,20 @@ def test_a_network_is_computed_along_its_examples_however_it_is_written(rows, pr
     assert written[0].outvars[0].aval.shape[-1] == 12  # or this test would see nothing
 
 
+def test_nothing_large_is_transposed_between_convolutions_with_images_last():
+    problem = gradbench.load_problem("cnn")
+    loss = as_products(problem.loss, "cpu", images=True)
+    params, data = shapes(problem, "float32")
+    step = rewritten(jax.value_and_grad(loss), "cpu", relayout=True)
+    made = list(equations(jax.make_jaxpr(step)(params, data)))
+    filled = {
+        e.outvars[0] for e in made if e.primitive.name == "broadcast_in_dim"
+    }  # with one number, as is its transpose
+    moved = [e for e in made if e.primitive.name == "transpose" and e.invars[0] not in filled]
+    large = [e.outvars[0].aval.size for e in moved if e.outvars[0].aval.size > 16 * 1438]
+    assert set(large) <= {64 * 1438}  # the images, and what the dense layer takes and gives, not 256 entries an image
+
+
 def test_without_relayout_products_keep_the_order_that_is_written(problem):
     params, data = problem
     loss = several(network(True))
@@ -218,6 +236,36 @@ def test_without_relayout_products_keep_the_order_that_is_written(problem):
         changed = [e.primitive.name for e in equations(jax.make_jaxpr(rewritten(loss, platform))(params, data))]
         assert changed.count("dot_general") == names.count("dot_general")
         assert "optimization_barrier" not in changed
+
+
+def test_on_a_cpu_tall_products_summed_along_first_axes_are_taken_in_the_other_order():
+    a, b = normal(LANES, 50, 20), normal(LANES, 50, 12, seed=1)
+
+    def shapes_of(function):
+        with jax.enable_x64(True):
+            made = list(equations(jax.make_jaxpr(function)(a, b)))
+        return [e.outvars[0].aval.shape for e in made if e.primitive.name == "dot_general"]
+
+    def written(a, b):
+        return jnp.einsum("lei,leo->lio", a, b)
+
+    assert shapes_of(rewritten(written, "gpu")) == shapes_of(written) == [(LANES, 20, 12)]
+    assert shapes_of(rewritten(written, "cpu")) == [(LANES, 12, 20)]
+    with jax.enable_x64(True):  # sums of 50 terms of size 1, in another order
+        np.testing.assert_allclose(rewritten(written, "cpu")(a, b), written(a, b), rtol=1e-13, atol=1e-13)
+
+
+def test_other_products_are_not_tall():
+    def taken(a, b, numbers):
+        params = {"dimension_numbers": numbers, "precision": None, "preferred_element_type": None}
+        return tall_product(jnp.ones(a), jnp.ones(b), params)
+
+    assert taken((9, 8), (9, 4), (((0,), (0,)), ((), ()))).shape == (8, 4)
+    assert taken((9, 4), (9, 8), (((0,), (0,)), ((), ()))) is None  # wide
+    assert taken((9, 8), (9, 3), (((0,), (0,)), ((), ()))) is None  # by plain loops
+    assert taken((3, 8), (3, 4), (((0,), (0,)), ((), ()))) is None
+    assert taken((8, 9), (4, 9), (((1,), (1,)), ((), ()))) is None
+    assert taken((2, 3, 8), (2, 3, 4), (((0, 1), (0, 1)), ((), ()))) is None
 
 
 def test_what_is_large_or_no_tall_matrix_is_kept_once():

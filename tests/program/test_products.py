@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -12,7 +13,7 @@ from quick import jit_quickly
 
 from gradbench.program.xla import products
 from gradbench.program.xla.jaxprs import equations, uncounted_flops
-from gradbench.program.xla.products import as_products
+from gradbench.program.xla.products import as_products, images_last
 
 
 @pytest.fixture(autouse=True)
@@ -25,16 +26,17 @@ def names(function, *args):
     return [e.primitive.name for e in equations(jax.make_jaxpr(function)(*args))]
 
 
-def assert_same(function, *args):
+def assert_same(function, *args, images=False):
     """The value of `function` and its derivatives, written as products and not: the same but for rounding (float64,
     sums of at most some thousand terms of order 1: 1e-12)."""
+    as_products = functools.partial(products.as_products, platform="cpu", images=images)
 
     def scalar(*args):
         return jnp.sum(jnp.sin(function(*args)))
 
     everything = tuple(range(len(args)))
-    pairs = [(function, as_products(function, "cpu"))]
-    pairs += [(jax.grad(scalar, everything), jax.grad(as_products(scalar, "cpu"), everything))]
+    pairs = [(function, as_products(function))]
+    pairs += [(jax.grad(scalar, everything), jax.grad(as_products(scalar), everything))]
 
     def all_of_them(*args):  # in one program: operation by operation each would be compiled
         return [(plain(*args), changed(*args)) for plain, changed in pairs]
@@ -90,6 +92,47 @@ def test_a_convolution_of_any_stride_dilation_and_padding(taps):
 def test_a_convolution_in_any_order_of_axes_and_its_derivatives(numbers, shapes):
     strides = (2,) * (len(shapes[0]) - 2)
     assert_same(convolution(strides, numbers=numbers), *arrays(*shapes))
+
+
+@pytest.mark.parametrize(
+    ("strides", "options"),
+    [((2, 2), {}), ((1, 3), {"rhs_dilation": (2, 1)}), ((1, 2), {"lhs_dilation": (2, 1), "padding": ((2, 1), (0, 3))})],
+)
+def test_a_convolution_with_images_last_and_its_derivatives(strides, options):
+    function, (image, kernel) = convolution(strides, **options), arrays((7, 8, 6, 2), (3, 2, 2, 3))
+    assert_same(function, image, kernel, images=True)
+    made = equations(jax.make_jaxpr(as_products(function, "cpu", images=True))(image, kernel))
+    assert [e.outvars[0].aval.shape[1:] for e in made if e.primitive.name == "dot_general"] == [(3, 7)]
+    assert "conv_general_dilated" in names(as_products(function, "tpu", images=True), image, kernel)
+
+
+def test_a_convolution_with_images_last_in_any_order_of_axes_of_several_trials():
+    function = convolution((2, 2), numbers=("CNHW", "OIHW", "NHWC"))
+    image, kernels = arrays((2, 5, 6, 4), (3, 4, 2, 3, 2))
+    expected = jax.vmap(function, (None, 0))(image, kernels)
+    got = jax.vmap(as_products(function, "cpu", images=True), (None, 0))(image, kernels)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+    assert_same(function, image, kernels[0], images=True)
+
+
+def test_images_are_last_where_they_are_many_and_features_few():
+    def pooled(image, kernel):
+        result = convolution()(image, kernel)
+        return jax.lax.reduce_window(result, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    def suits(function, images, features, results, side=4):
+        shapes = [jax.ShapeDtypeStruct(s, "f4") for s in ((images, side, side, features), (3, 3, features, results))]
+        return images_last(jax.make_jaxpr(function)(*shapes))
+
+    assert suits(convolution(), 256, 40, 16)
+    assert not suits(convolution(), 255, 40, 16)
+    assert not suits(convolution(), 256, 40, 17)
+    assert not suits(convolution(), 256, 40, 16, side=32)  # windows of 377 MB
+    assert not suits(pooled, 256, 40, 16)
+    assert not suits(lambda image, kernel: image, 256, 40, 16)
+    assert not images_last(
+        jax.make_jaxpr(convolution(feature_group_count=4))(jnp.ones((256, 4, 4, 4)), jnp.ones((3, 3, 1, 8)))
+    )
 
 
 @pytest.mark.parametrize(("features", "results"), [(1, 1), (1, 2), (3, 2)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.extend.core
 import jax.numpy as jnp
@@ -116,6 +118,17 @@ def test_a_folded_sum_is_the_sum(shape, axes):
     # An entry goes through at most 5 additions of parts, 31 within the last part, 31 of the rest and one of the two.
     allowed = 68 * np.finfo(np.float32).eps / 2 * np.abs(x).sum(axis=axes)
     assert (np.abs(folded - x.sum(axis=axes, dtype=np.float64)) <= allowed).all()
+
+
+@pytest.mark.parametrize("axes", [(2,), (1, 2), (0, 2), (0, 1, 2)])
+def test_long_sums_over_last_axes_and_others_are_products_with_ones(axes):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 1500)), jnp.float32)
+    changed = rewritten(lambda x: jnp.sum(x, axis=axes), "cpu", relayout=True)
+    assert max(summed(changed, x), default=0) <= 6
+    # A sum of n terms, in any order.
+    n = math.prod(x.shape[axis] for axis in axes)
+    allowed = n * np.finfo(np.float32).eps / 2 * jnp.abs(x).sum(axis=axes)
+    assert (np.abs(changed(x) - np.sum(np.asarray(x), axis=axes, dtype=np.float64)) <= allowed).all()
 
 
 def test_a_sum_of_exps_stays():

@@ -96,12 +96,12 @@ def test_a_seeds_start_has_the_same_bits_alone_and_among_others():
 @pytest.mark.parametrize(
     ("problem", "kind"),
     [
-        ("quadratic_bowl", Kind(products=False, matrices=True, alone=False)),
-        ("mlp", Kind(products=True, matrices=True, alone=False)),
-        ("cnn", Kind(products=True, matrices=False, alone=False)),
-        ("transformer", Kind(products=True, matrices=False, alone=True)),
-        ("matrix_factorisation", Kind(products=False, matrices=True, alone=True)),
-        ("gaussian_process", Kind(products=True, matrices=True, alone=True)),
+        ("quadratic_bowl", Kind(products=False, matrices=True, images=False, alone=False)),
+        ("mlp", Kind(products=True, matrices=True, images=False, alone=False)),
+        ("cnn", Kind(products=True, matrices=False, images=True, alone=False)),
+        ("transformer", Kind(products=True, matrices=False, images=False, alone=True)),
+        ("matrix_factorisation", Kind(products=False, matrices=True, images=False, alone=True)),
+        ("gaussian_process", Kind(products=True, matrices=True, images=False, alone=True)),
     ],
 )
 def test_a_problem_has_the_block_of_its_kind(problem, kind):
@@ -111,4 +111,11 @@ def test_a_problem_has_the_block_of_its_kind(problem, kind):
     block = choose_block(trial, jax.devices("cpu"), plan.trials)
     assert trial.kind == kind
     assert (block.lanes == 1) == (kind.alone or not kind.matrices)  # a convolution's windows fill the cache
-    assert block.relayout == (kind.matrices and block.lanes > 1)
+    assert block.relayout == kind.relayout(block.lanes)
+
+
+def test_a_small_batch_of_images_keeps_its_layout():
+    plan = SweepPlan(("cnn",), ("sgd",), "1e-3:1:8", steps=100, batch_size=32)
+    trial = Trial.of(gradbench.load_problem("cnn"), load_optimizer("sgd"), plan)
+    assert not trial.kind.images
+    assert not choose_block(trial, jax.devices("cpu"), plan.trials).relayout

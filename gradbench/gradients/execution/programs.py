@@ -111,7 +111,7 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
             problem = Problem(init=lambda key: params, loss=loss, data=data, examples=examples)
             trial = sweep.Trial.of(problem, Optimizer("keeps the gradient", _keeps_gradient), plan)
             cpu = all(device.platform == "cpu" for device in one.devices())
-            block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1, relayout=cpu and trial.kind.matrices)
+            block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1, relayout=cpu and trial.kind.relayout(LANES))
             program = sweep.Program(trial, block, list(one.devices()))
             if cpu:  # its products are rewritten by us, in unusual layouts that may crash XLA
                 sandbox.survive(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from gradbench.program.xla.jaxprs import equations
+from gradbench.program.xla.products import images_last
 
 # XLA:CPU calls LAPACK for these. Batching gains nothing, since a batch's matrices are taken one after another; and with
 # several devices jax 0.10 deadlocks: they wait for each other's threads.
@@ -22,17 +23,20 @@ class Kind(NamedTuple):
     matrices: all products are of matrices and vectors, such as examples × features: a layout with examples last is for
         these. With more axes (a sequence, an image) or batches of products (attention) features fill the vector
         registers, and products in another order cost transposes for the operations between them.
+    images: there are convolutions, which are taken with their images last (products.py), and other products are of
+        matrices: the same layout, for one trial too.
     alone: batching trials gains nothing: matrices are factorised, or rows of parameters looked up, whose derivative XLA
         scatters entry by entry, more slowly in a batch than trial by trial.
     """
 
     products: bool
     matrices: bool
+    images: bool
     alone: bool
 
     @classmethod
     def of(cls, loss: Any, params: Any) -> Kind:
-        """The kind of a traced loss, with its parameters' shapes."""
+        """The kind of a loss traced on a batch, with its parameters' shapes."""
         found = list(equations(loss))
         names = {equation.primitive.name for equation in found}
         products = [equation for equation in found if equation.primitive.name == "dot_general"]
@@ -42,8 +46,13 @@ class Kind(NamedTuple):
         return cls(
             products=bool(products) or convolutions,
             matrices=all(map(_of_matrices, products)) and not convolutions,
+            images=all(map(_of_matrices, products)) and images_last(loss),
             alone=looks_up or not FACTORISATIONS.isdisjoint(names),
         )
+
+    def relayout(self, lanes: int) -> bool:
+        """Whether a program of so many trials side by side takes its products along the examples (layout.py)."""
+        return self.images or (self.matrices and lanes > 1)
 
 
 def _of_matrices(product: Any) -> bool:

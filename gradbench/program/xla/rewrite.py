@@ -10,8 +10,9 @@ Sums. XLA:CPU sums more than 32 entries by windows, in a kernel that does not ve
 a sum of a few hundred is folded to 32 or fewer first, by adding its parts, and they are summed. Not a sum of exps or
 logs: taking them in the folding kernel costs more than it saves. Many longer sums are a product with ones.
 
-Products. Those of several lanes on a CPU may be taken in the order of axes that suits it: see layout.py. What is a
-product without being written as one of two matrices, a convolution above all, is made one before: see products.py.
+Products. Those of several lanes on a CPU may be taken in the order of axes that suits it, and tall ones are: see
+layout.py. What is a product without being written as one of two matrices, a convolution above all, is made one before:
+see products.py.
 
 Lookups. Rows that a loss looks up in a table are needed again by its derivative: XLA:CPU writes them out once and reads
 them twice. Where they are more than a core's caches hold, and the table is much less, they are looked up once more: a
@@ -54,6 +55,8 @@ from gradbench.program.xla.layout import (
     as_permuted,
     materialize,
     product,
+    stored,
+    tall_product,
     transpose_permuted,
     without,
 )
@@ -123,6 +126,10 @@ class _Rewrite:
             result = product(*operands, params)
             if result is not None:
                 return [result]
+        if self.sums and not self.products and primitive.name == "dot_general":
+            result = tall_product(*operands, params)
+            if result is not None:
+                return [result]
         if any(isinstance(x, PermutedArray) for x in operands):
             if primitive.name in _ENTRY_BY_ENTRY:
                 arrays, order = aligned(operands)
@@ -131,6 +138,9 @@ class _Rewrite:
                 axes, order = without(operands[0], params["axes"])
                 equation = equation.replace(params=params | {"axes": axes})
                 return [as_permuted(*self.results(equation, [operands[0].array], transcendental), order)]
+            if primitive.name == "optimization_barrier":
+                arrays = bind(equation, [stored(x)[0] for x in operands], params)
+                return [as_permuted(array, stored(x)[1]) for array, x in zip(arrays, operands, strict=True)]
             operands = [materialize(x) for x in operands]
         if primitive.name == "div" and _broadcasts(equation):
             return [_quotient(*operands)]
@@ -138,8 +148,9 @@ class _Rewrite:
             axes = params["axes"]
             if _folds(operands[0], axes) and transcendental.isdisjoint(equation.invars):
                 return [_folded(operands[0], len(axes))]
-            if self.products and _long(operands[0], axes):
-                return [_by_ones(operands[0], len(axes))]
+            if self.products and (last := _last_long(operands[0], axes)):
+                total = _by_ones(operands[0], last)
+                return [jnp.sum(total, axis=[axis for axis in axes if axis < total.ndim])]
         if primitive.name == "scatter-add" and self.scatters and _once(equation):
             return bind(equation, operands, params | {"unique_indices": True})
         return bind(equation, operands, with_bodies(equation, self.body))
@@ -212,6 +223,12 @@ def _folds(x: jax.Array, axes: Sequence[int]) -> bool:
 def _long(x: jax.Array, axes: Sequence[int]) -> bool:
     """Whether sums of `x` over `axes` are many, and too long to fold."""
     return _MAX_FOLDED < _entries(x, axes) <= min(_MAX_FOLDED * _WINDOW, x.size - 1)
+
+
+def _last_long(x: jax.Array, axes: Sequence[int]) -> int:
+    """Over how many of its last axes a sum over `axes` is long, at most; 0 if over none."""
+    last = next(count for count in range(x.ndim + 1) if count == x.ndim or x.ndim - 1 - count not in axes)
+    return next((count for count in range(last, 0, -1) if _long(x, range(x.ndim - count, x.ndim))), 0)
 
 
 def _entries(x: jax.Array, axes: Sequence[int]) -> int:
