@@ -26,7 +26,7 @@ from gradbench.engine.slots.points import curve_points, metric_points, rows_of_c
 from gradbench.engine.slots.progress import Progress
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
-from gradbench.machine.internals import compiler_options, quick_compile
+from gradbench.machine.internals import quick_compile
 from gradbench.program.program import Observation, Program, State, numerics
 from gradbench.record.parts import PairStore, UnitRows
 from gradbench.record.schema import EVENT_COLUMNS, SCHEMAS, SWEPT, TARGET_COLUMNS
@@ -62,7 +62,7 @@ def observation_config(program: Program) -> ev.ObservationConfig:
 @cache
 def _observe(quickly: bool) -> jax.stages.Wrapped:
     """ev.observe; `quickly`: compiled in a quarter of the time, to code that takes 20 ns longer per trial's row."""
-    options = compiler_options("cpu", xla_backend_optimization_level=0) | quick_compile("cpu") if quickly else {}
+    options = quick_compile("cpu", xla_backend_optimization_level=0) if quickly else {}
     return jax.jit(inspect.unwrap(ev.observe), donate_argnums=0, compiler_options=options)
 
 

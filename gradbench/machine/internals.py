@@ -42,14 +42,14 @@ def compiler_options(platform: str, **wanted: bool | int) -> dict[str, bool | in
     return {name: value for name, value in wanted.items() if _are_known(platform, (name, value))}
 
 
-def quick_compile(platform: str) -> dict[str, bool | int]:
+def quick_compile(platform: str, **more: bool | int) -> dict[str, bool | int]:
     """Options for programs that run once and are compiled for it: on a CPU without XLA's newer emitters of fusions,
     and as one module of LLVM's, which takes a fifth off the compiling. With the emitters loops are up to a third
     faster, and most compile longer, but not all programs: a transformer's loss and its Hessian product compile in 0.6
-    of the time with them."""
+    of the time with them. `more`: other options of a CPU's, asked for in the same breath."""
     if platform != "cpu":
         return {}
-    return compiler_options(platform, xla_cpu_use_fusion_emitters=False, xla_cpu_parallel_codegen_split_count=1)
+    return compiler_options(platform, xla_cpu_use_fusion_emitters=False, xla_cpu_parallel_codegen_split_count=1, **more)
 
 
 @cache

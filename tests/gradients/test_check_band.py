@@ -10,12 +10,13 @@ import scipy.fft
 from jax import lax
 from quick import jit_quickly
 from sampling import sample
+from scipy.special import stdtrit
 
 from gradbench.analysis.verdicts import EPSILON
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.rounding import noise
 from gradbench.gradients.rounding import primitives as rounding
-from gradbench.gradients.rounding.band import SAMPLES, Band, quantile
+from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES, Band, quantile
 from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, input_class
 from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Pair
@@ -295,3 +296,10 @@ def test_a_convolution_by_transforms_errs_where_its_own_terms_are_zero():
     assert (errors < quantile(64) * of_gpu).all()
     assert (of_gpu >= of_cpu * 0.9).all()
     assert of_gpu.max() < 3 * of_cpu.max()  # it is no larger than the rounding of the largest entries
+
+
+@pytest.mark.parametrize("samples", [4, 8, SAMPLES])
+@pytest.mark.parametrize("numbers", [1, 10**7])
+def test_the_quantile_is_students(numbers, samples):
+    wanted = -stdtrit(samples, FALSE_ALARM / (2 * numbers))
+    assert quantile(numbers, samples) == pytest.approx(wanted, rel=1e-12)

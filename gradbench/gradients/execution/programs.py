@@ -104,6 +104,11 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
     CompilerDied where the compiler ends its process on it."""
     made: list[sweep.Program] = []
 
+    def given(program: sweep.Program, params: Any, data: Any) -> tuple[Any, ...]:
+        settings = program.settings({"learning_rate": np.zeros(LANES)})
+        keys, none = program.place(np.zeros(LANES, np.uint32)), program.place(np.zeros(LANES, np.int32))
+        return program.begin(_lanes(params), settings), settings, keys, none, program.laid_out(data)
+
     def runner(params, data):
         one = jax.tree.leaves(params)[0]
         if not made:
@@ -114,15 +119,11 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
             block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1, relayout=cpu and trial.kind.relayout(LANES))
             program = sweep.Program(trial, block, list(one.devices()))
             if cpu:  # its products are rewritten by us, in unusual layouts that may crash XLA
-                sandbox.survive(
-                    program.advance, program.arguments(), sweep.loop_options("cpu", trial.kind.products, LANES)
-                )
+                options = sweep.loop_options("cpu", trial.kind.products, LANES)
+                # The arguments of the call below: shapes alone would be traced apart.
+                sandbox.survive(program.advance, given(program, params, data), options)
             made.append(program)
-        program = made[0]
-        settings = program.settings({"learning_rate": np.zeros(LANES)})
-        keys, none = program.place(np.zeros(LANES, np.uint32)), program.place(np.zeros(LANES, np.int32))
-        state = program.begin(_lanes(params), settings)
-        state, rows = program.advance(state, settings, keys, none, program.laid_out(data))
+        state, rows = made[0].advance(*given(made[0], params, data))
         return np.asarray(rows.loss)[-1, 1], _lane(state.opt_state)
 
     return runner

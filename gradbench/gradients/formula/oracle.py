@@ -21,7 +21,7 @@ from gradbench.gradients.rounding.formats import round_to, x64_context
 from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Flags, Pair
 from gradbench.inputs.problem import Problem
-from gradbench.machine.internals import compiler_options, quick_compile
+from gradbench.machine.internals import quick_compile
 from gradbench.program.minibatch import take_rows
 from gradbench.program.xla.jaxprs import equations, open_jaxpr
 
@@ -81,7 +81,7 @@ def unrounded(problem: Problem, count: int = 2, seed: int = 0) -> list[Point]:
     """
     with jax.enable_x64(False), jax.default_device(jax.devices("cpu")[0]):
         # XLA:CPU unrolls random bits into long programs, which are run once.
-        options = compiler_options("cpu", xla_backend_optimization_level=0) | quick_compile("cpu")
+        options = quick_compile("cpu", xla_backend_optimization_level=0)
         init = jax.jit(problem.init, compiler_options=options)
         start = jax.tree.map(lambda x: np.asarray(x, np.float64), init(jax.random.key(seed)))
     data, examples = cut_examples(problem, sum(x.size for x in jax.tree.leaves(start)), seed)

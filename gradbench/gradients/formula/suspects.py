@@ -50,7 +50,7 @@ class Suspects:
                 text = f"without its custom rules ({listed(rules)}) the loss has no derivative: {one_line(error)}"
                 findings.append(text)
             else:
-                differing = [n for n, a, b in zip(names, native, found) if not _alike(a, b)]
+                differing = [n for n, a, b in zip(names, native, found) if not alike(a, b)]
                 if differing:
                     text = f"without its custom rules ({listed(rules)}) the gradient of {', '.join(differing)} differs"
                     culprit = likely(rules) if agrees(native) else ""
@@ -84,7 +84,7 @@ def likely(rules: Sequence[CustomRule]) -> str:
     return " or ".join(own or [rule.name for rule in rules])
 
 
-def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+def alike(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal to 1e-9 of the leaf's largest entry (the two ways round apart), NaN and infinity in the same places."""
     size = np.max(np.abs(b[np.isfinite(b)]), initial=0.0)
     return np.allclose(a, b, rtol=0, atol=1e-9 * size, equal_nan=True)

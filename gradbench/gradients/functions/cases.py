@@ -208,7 +208,7 @@ class Source:
             while math.prod(max(o[p], 1) for o, p in zip(own, places)) > _PRODUCT and max(places):
                 places[places.index(max(places))] //= 2
             sizes = {letter: o[p] for letter, o, p in zip(self.letters, own, places)}
-            return self.case(sizes, kinds[kind], seed, ())
+            return self.case(sizes, kinds[kind], seed, modes_of(kinds[kind]))
 
         return [*map(len, own), len(kinds), 2**10], case
 

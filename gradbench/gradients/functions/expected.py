@@ -15,11 +15,13 @@ from gradbench.gradients.execution.execution import compare_centre
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.formula.directions import KINKED
 from gradbench.gradients.formula.noise import Sampled, sample
+from gradbench.gradients.formula.suspects import alike
 from gradbench.gradients.functions import programs
 from gradbench.gradients.functions.cases import BOTH, Case
 from gradbench.gradients.rounding.band import SAMPLES, Band, Spread
 from gradbench.gradients.rounding.formats import precision_context, round_to, x64_context
 
+COLUMNS = ("exact", "sigma", "norm", "along")  # of a Spread, by leaf
 MANY = 2**16  # numbers in a call from which sampling in NumPy takes longer than compiling a sampler
 
 
@@ -85,6 +87,7 @@ class Reference:
             raise ProblemError(f"{name}: it returns no float ({', '.join(kinds) or 'nothing'}), so nothing can be off")
         trace = self._trace(flat, split, ())[0]
         self.kinked = not KINKED.isdisjoint(oracle.primitives(trace))
+        self._natives = programs.natives(flat, trace)
         self.modes: tuple[str, ...] = ()
         with x64_context(dtype), precision_context(precision):
             for mode in asked if split[0] else ():
@@ -110,7 +113,10 @@ class Reference:
         function, given = programs.whole(self.flat, modes), (floats, (others, cotangents, tangents))
         trace, exact = self._trace(function, given, modes)
         expected = oracle.reference.run(exact, jax.tree.leaves(given))
-        sampled = self._sample(function, trace, given, device, worst_case)
+        sampled = [self._sample(function, trace, given, device, worst_case)]
+        for number in range(len(self._natives) if modes else 0):
+            sampled += self._natively(number, sampled[0], modes, given, device, worst_case)
+        spread = widest(*(one.spread for one in sampled))
         own = ["value" if len(outputs) == 1 else f"value[{i}]" for i in range(len(outputs))]
         own = [*layout.outputs] if len(layout.outputs) == len(outputs) else own
         floating = [i for i, kind in enumerate(kinds) if kind]
@@ -122,21 +128,45 @@ class Reference:
             before = floating if mode in BOTH else []
             places[mode] = [*before, *mine], [*(own[i] for i in before), *names]
         parts = {
-            check: Part([expected[i] for i in where], some(sampled.spread, where), names)
+            check: Part([expected[i] for i in where], some(spread, where), names)
             for check, (where, names) in places.items()
         }
         doubt = ""
         if not case.edge:
             numbers = [i for i, e in enumerate(expected) if e.dtype.kind == "f"]
-            doubt = compare_centre(some(sampled.spread, numbers), [expected[i] for i in numbers], self.dtype)
+            doubt = compare_centre(some(spread, numbers), [expected[i] for i in numbers], self.dtype)
         adjoint = math.inf
-        if set(BOTH) <= set(modes) and sampled.deviations:
-            along, back = ([sampled.deviations[i] for i in places[m][0][len(floating) :]] for m in ("jvp", "vjp"))
-            gap = np.zeros(SAMPLES)
-            for deviation, weight in (*zip(along, cotangents), *zip(back, (-t for t in tangents))):
-                gap += deviation.reshape(SAMPLES, -1) @ weight.astype(np.float64).reshape(-1)
-            adjoint = math.sqrt(float(np.mean(gap**2)))
+        if set(BOTH) <= set(modes):
+            along, back = (places[mode][0][len(floating) :] for mode in ("jvp", "vjp"))
+            weights = [*zip(along, cotangents), *zip(back, (-t for t in tangents))]
+            adjoint = max(_deviation_of_sum(one.deviations, weights) for one in sampled)
         return Expected(case, cotangents, tangents, parts, doubt, adjoint)
+
+    def _natively(
+        self, number: int, own: Sampled, modes: tuple[str, ...], given: Any, device: jax.Device, worst_case: bool
+    ) -> list[Sampled]:
+        """The samples of the reference differentiated in another way that is as right; see `programs.natives`.
+
+        It rounds where the reference need not: the gradient through the maximum of a softmax is a sum that cancels to
+        0; without it the largest entry is the difference of numbers that are nearly equal. Leaves that it computes
+        otherwise are those of `own`; an empty list where it has no derivative."""
+        function, key = programs.whole(self._natives[number], modes), (number, modes, *_key(given))
+        try:
+            if key not in self._traces:
+                self._traces[key] = self._own_trace(function, given)
+            found = self._sample(function, self._traces[key], given, device, worst_case)
+        except Exception:
+            return []
+        if found.spread.unknown:
+            return []
+        same = [alike(a, b) for a, b in zip(found.spread.exact, own.spread.exact)]
+
+        def leaves(native: list[Any], others: list[Any]) -> list[Any]:
+            return [n if one else o for n, o, one in zip(native, others, same)]
+
+        columns = {c: leaves(getattr(found.spread, c), getattr(own.spread, c)) for c in COLUMNS}
+        spread = dataclasses.replace(found.spread, **columns)
+        return [Sampled(spread, leaves(found.deviations, own.deviations))]
 
     def holomorphic(self, case: Case, layout: programs.Layout) -> str:
         """A note on the complex arguments in which the complex results are holomorphic at a case; "" where there are
@@ -200,13 +230,14 @@ class Reference:
 
     def _trace(self, function: Any, given: Any, modes: tuple[str, ...]) -> tuple[Any, Any]:
         """The jaxprs in the dtype under test and in float64."""
-        key = (modes, *((x.shape, str(x.dtype)) for x in jax.tree.leaves(given)))
+        key = (modes, *_key(given))
         if key not in self._traces:
-            with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self._cpu):
-                own = jax.make_jaxpr(function)(*_shapes(given))
-            drawn = oracle.trace(function, *given)
-            self._traces[key] = own, drawn
+            self._traces[key] = self._own_trace(function, given), oracle.trace(function, *given)
         return self._traces[key]
+
+    def _own_trace(self, function: Any, given: Any) -> Any:
+        with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self._cpu):
+            return jax.make_jaxpr(function)(*_shapes(given))
 
     def _cotangents(self, outputs: list[Any], seed: int, generator: np.random.Generator) -> list[np.ndarray]:
         """Random cotangents; for odd seeds 1 at a single entry of one output, 0 elsewhere."""
@@ -216,6 +247,33 @@ class Reference:
         chosen = made[int(generator.choice([i for i, o in enumerate(outputs) if o.size]))]
         chosen.reshape(-1)[generator.integers(chosen.size)] = 1
         return made
+
+
+def widest(spread: Spread, *others: Spread) -> Spread:
+    """`spread` with the largest deviations of all."""
+    for other in others:
+        spread = dataclasses.replace(
+            spread,
+            sigma=[*map(np.maximum, spread.sigma, other.sigma)],
+            norm=[*map(max, spread.norm, other.norm)],
+            along=[*map(max, spread.along, other.along)],
+            stagnating=tuple(sorted({*spread.stagnating, *other.stagnating})),
+        )
+    return spread
+
+
+def _deviation_of_sum(deviations: list[np.ndarray], weights: list[tuple[int, np.ndarray]]) -> float:
+    """One standard deviation of the sum of leaves, each times its weights; infinite where no deviations were kept."""
+    if not deviations:
+        return math.inf
+    total = np.zeros(SAMPLES)
+    for place, weight in weights:
+        total += deviations[place].reshape(SAMPLES, -1) @ weight.astype(np.float64).reshape(-1)
+    return math.sqrt(float(np.mean(total**2)))
+
+
+def _key(given: Any) -> tuple[Any, ...]:
+    return tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(given))
 
 
 def _shapes(tree: Any) -> Any:
@@ -228,7 +286,7 @@ def some(spread: Spread, places: list[int]) -> Spread:
     def of(column: list[Any]) -> list[Any]:
         return [column[i] for i in places]
 
-    changed = {key: of(getattr(spread, key)) for key in ("exact", "sigma", "norm", "along")}
+    changed = {key: of(getattr(spread, key)) for key in COLUMNS}
     return dataclasses.replace(spread, **changed)
 
 

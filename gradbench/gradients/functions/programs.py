@@ -20,6 +20,7 @@ from gradbench.program.xla.jaxprs import CALLS, bind, called, equations, evaluat
 Flat = Callable[[list[Any], Any], list[Any]]
 FIRST = ("vjp", "jvp")
 CHECKS = ("value", *FIRST, *OVER)
+SHIFTS = frozenset(["reduce_max", "reduce_min"])  # what keeps exp in range, and cancels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,21 +199,36 @@ def remat(flat: Flat) -> Flat:
     return lambda floats, others: jax.checkpoint(flat)(floats, others)
 
 
-def without_rules(flat: Flat) -> Flat:
+def without_rules(flat: Flat, stops: bool = True, shifts: bool = True) -> Flat:
     """`flat` with every custom_vjp and custom_jvp taken out, at any depth: what JAX differentiates then is what the
-    function computes. A linear solve stays: its inside may stop gradients."""
+    function computes. A linear solve stays: its inside may stop gradients.
+
+    Without `stops` every stop_gradient is taken out too; without `shifts` the results of SHIFTS have no derivative.
+    """
 
     def strip(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
         return evaluate(jaxpr, consts, arguments, step)
 
     def step(equation: Any, ins: list[Any]) -> list[Any]:
-        call = called(equation, ins)
-        if call and equation.primitive.name in CALLS:
+        call, name = called(equation, ins), equation.primitive.name
+        if call and name in CALLS:
             return strip(*call)
+        if name == "stop_gradient" and not stops:
+            return ins
         params = with_bodies(equation, lambda closed, given: strip(*open_jaxpr(closed), given))
-        return list(bind(equation, ins, params))
+        results = list(bind(equation, ins, params))
+        return results if shifts or name not in SHIFTS else [*map(jax.lax.stop_gradient, results)]
 
     def stripped(floats: list[Any], others: Any) -> list[Any]:
         return strip(*open_jaxpr(jax.make_jaxpr(flat)(floats, others)), jax.tree.leaves((floats, others)))
 
     return stripped
+
+
+def natives(flat: Flat, trace: Any) -> list[Flat]:
+    """Other functions with the values of `flat`, whose jaxpr is `trace`, which may have its derivatives too: without
+    its rules and stop_gradients, and where nothing is differentiated through SHIFTS."""
+    names = {equation.primitive.name for equation in equations(trace)}
+    ruled = "stop_gradient" in names or any(name.startswith("custom_") for name in names & CALLS)
+    found = [without_rules(flat, stops=False)] if ruled else []
+    return [*found, without_rules(flat, shifts=False)] if names & SHIFTS else found

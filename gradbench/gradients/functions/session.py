@@ -291,14 +291,15 @@ class Session:
             self._add(finding, [x[lane] for x in out], expected)
 
     def search(self, examples: int) -> None:
-        """Judge the values at up to `examples` cases beyond the list; the smallest that fails is kept.
+        """Judge the values and derivatives at up to `examples` cases beyond the list; the smallest that fails is kept.
 
-        Together they have the error probability of one answer (Bonferroni): what fails must be off by more than the
-        ratio of the two quantiles.
+        All their answers together have the error probability of one (Bonferroni): what fails must be off by more than
+        the ratio of the two quantiles. A case has an answer for each check, and one for VJP against JVP.
         """
         if not examples:
             return
-        share = quantile(examples) / quantile(1)
+        answers = len(self.checks) + (set(BOTH) <= set(self.checks))
+        share = quantile(answers * examples) / quantile(1)
         counts, chosen = self.source.searched()
         tried: dict[str, list[Finding]] = {}
 
@@ -314,6 +315,7 @@ class Session:
                 expected = self._expected(case)
                 if expected is not None:
                     self.judge("value", self.how, expected)
+                    self.derivatives(expected)
                 new = self.findings[before:]
                 self.findings[before:] = [f for f in new if f.verdict != "FAIL"]
                 tried[case.label] = [f for f in new if f.verdict == "FAIL" and f.off > share]

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ from gradbench.gradients.rounding.formats import (
 )
 from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Pair, is_float, wide
-from gradbench.machine.internals import compiler_options, quick_compile
+from gradbench.machine.internals import quick_compile
 from gradbench.program.spread import over_trials
 from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr
 
@@ -48,10 +49,34 @@ _LARGE = 2**22  # entries; above it the samples are taken one at a time, so that
 
 @functools.cache
 def quantile(numbers: int, samples: int = SAMPLES) -> float:
-    """How many sigma a right number may be off when `numbers` of them are judged together (two-sided Student t)."""
-    from scipy.special import stdtrit  # scikit-learn brings scipy; scipy.stats would take a second to load
+    """How many sigma a right number may be off when `numbers` of them are judged together (two-sided Student t).
 
-    return -float(stdtrit(samples, FALSE_ALARM / (2 * max(numbers, 1))))
+    By Newton's method in the logarithms of both, to 1e-14; to load scipy.special would take a third of a second.
+    """
+    tail = FALSE_ALARM / (2 * max(numbers, 1))
+    found, step = -NormalDist().inv_cdf(tail), 1.0
+    while abs(step) > 1e-13:
+        beyond, slope = _student(found, samples)
+        step = math.log(beyond / tail) * beyond / (found * slope)
+        found *= math.exp(step)
+    return found
+
+
+def _student(t: float, samples: int) -> tuple[float, float]:
+    """Student's distribution with so many degrees of freedom: the probability of more than `t`, which is positive, and
+    the density there.
+
+    Half the regularised incomplete beta function I_x(a, 1/2), a = samples / 2 and x = samples / (samples + t^2), whose
+    series has positive terms only (Abramowitz and Stegun 1964, 26.5.4 and 26.7.1).
+    """
+    a, x = samples / 2, samples / (samples + t * t)
+    scale = math.exp(math.lgamma(a + 0.5) - math.lgamma(a) - math.lgamma(0.5) + a * math.log(x))
+    total = term = 1.0
+    order = 0
+    while term > 1e-17 * total:
+        term *= x * (a + 0.5 + order) / (a + 1 + order)
+        total, order = total + term, order + 1
+    return scale * math.sqrt(1 - x) / (2 * a) * total, scale * math.sqrt(x / samples)
 
 
 @dataclasses.dataclass
@@ -150,7 +175,7 @@ class Band:
 
         def compiled() -> Any:
             # XLA's older fusion emitter halves the compile time on jax 0.10; 0.12 does not have it.
-            options = compiler_options("cpu", xla_backend_optimization_level=0 if quick else 1) | quick_compile("cpu")
+            options = quick_compile("cpu", xla_backend_optimization_level=0 if quick else 1)
             return jax.jit(moments, compiler_options=options)
 
         self._compiled = functools.cache(compiled)

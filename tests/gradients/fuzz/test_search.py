@@ -3,7 +3,9 @@
 import sys
 
 import hypothesis.configuration
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gradbench
@@ -19,9 +21,9 @@ def plain(x):
     return jnp.tanh(x)
 
 
-def wrong(x):
+def wrong(x):  # NumPy's: nothing is compiled
     n, d = x.shape
-    return plain(x) * (0.99 if n % 11 == 0 and d > 4 else 1)
+    return np.tanh(x) * (0.99 if n % 11 == 0 and d > 4 else 1)
 
 
 def check(mine, **options):
@@ -31,9 +33,21 @@ def check(mine, **options):
 def test_a_fault_at_no_size_of_the_list_is_found_at_its_smallest_case():
     assert check(wrong).verdict == "PASS"
     report = check(wrong, search=30)
-    assert report.culprit == "value under jit in float32 at n=11,d=5,random,0"
+    assert report.culprit == "value under eager in float32 at n=11,d=5,random,0"
     assert "dtype='float32', case='n=11,d=5,random,0')" in str(report)
     assert check(wrong, case="n=11,d=5,random,0").verdict == "FAIL"
+
+
+def test_a_wrong_backward_pass_at_no_size_of_the_list_is_found():
+    mine = jax.custom_vjp(plain)
+
+    def backward(y, ct):
+        return ((1 - y * y) * ct * (0.99 if len(y) == 10 else 1),)
+
+    mine.defvjp(lambda x: (plain(x), plain(x)), backward)
+    options = {"reference": plain, "inputs": "x: f32[n], n in 9|10|11", "fast": True}
+    assert gradbench.check_function(mine, **options).verdict == "PASS"
+    assert gradbench.check_function(mine, **options, search=10).culprit == "vjp under jit in float32 at n=10,random,0"
 
 
 def test_a_right_function_passes_and_the_report_says_how_much_was_searched():
@@ -55,7 +69,7 @@ def test_near_given_arrays_other_seeds_are_searched():
 
 def test_a_failure_that_is_likely_among_many_answers_is_none(monkeypatch):
     """The tolerance of one answer, to which all of a search are held, is larger than that of each."""
-    monkeypatch.setattr(session, "quantile", lambda numbers: 1e9 if numbers == 30 else 1.0)
+    monkeypatch.setattr(session, "quantile", lambda numbers: 1e9 if numbers == 30 else 1.0)  # only the value is judged
     assert check(wrong, search=30).verdict == "PASS"
 
 
