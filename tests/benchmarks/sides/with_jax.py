@@ -37,8 +37,8 @@ class Engine(Side):
         for start in range(0, len(rates), block.slots):
             chosen = program.settings({"learning_rate": np.resize(rates[start : start + block.slots], block.slots)})
             seeds = np.zeros(block.slots, np.uint32)
+            state = jax.block_until_ready(program.start(seeds, chosen))
             with numerics("float32", "highest"):
-                state = jax.block_until_ready(program.start(seeds, chosen))
                 first, placed = program.place(np.zeros(block.slots, np.int32)), program.place(seeds)
                 began, kept = time.perf_counter(), []
                 for _ in range(self.chunks):
