@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from gradbench.inputs.optimizer import Settings
 from gradbench.inputs.problem import Data, Params, cast, shapes
-from gradbench.machine.internals import compiler_options
+from gradbench.machine.internals import compiler_options, quick_compile
 from gradbench.program.spread import TRIALS, initialise, over_trials, trials_mesh
 from gradbench.program.trial import Observation, State, Trial, numerics
 from gradbench.program.xla.layout import examples_last
@@ -116,7 +116,7 @@ class Program:
         # Each device starts its own trials; by itself XLA would gather the operands of what it cannot partition.
         begin = over_trials(trial.start, (0, 0), platform)
         spread = jax.shard_map(begin, mesh=mesh, in_specs=P(TRIALS), out_specs=P(TRIALS), check_vma=False)
-        self._begin = jax.jit(spread)
+        self._begin = jax.jit(spread, compiler_options=quick_compile(platform))
         self._admit = jax.jit(self._select, donate_argnums=1, out_shardings=self.sharded)
         self._copies = jax.jit(self._taken, out_shardings=self.replicated)
         self._graft = jax.jit(self._grafted, donate_argnums=0, out_shardings=self.sharded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 
@@ -266,6 +267,21 @@ def test_other_products_are_not_tall():
     assert taken((3, 8), (3, 4), (((0,), (0,)), ((), ()))) is None
     assert taken((8, 9), (4, 9), (((1,), (1,)), ((), ()))) is None
     assert taken((2, 3, 8), (2, 3, 4), (((0, 1), (0, 1)), ((), ()))) is None
+
+
+def test_a_loops_state_is_kept_in_the_order_of_its_own_axes():
+    """Or XLA would transpose it at every step, by a kernel that takes longer to compile than the rest."""
+    x = jnp.ones((1000, 51))
+
+    def step(w, x):
+        return w - 0.1 * jax.grad(lambda w: jnp.mean((x @ w - x[:, 0]) ** 2))(w)
+
+    changed = rewritten(jax.vmap(step, (0, None)), "cpu", relayout=True)
+    loop = jax.jit(lambda w, x: jax.lax.scan(lambda w, _: (changed(w, x), None), w, length=5)[0])
+    text = loop.lower(jnp.ones((32, 51)), examples_last(x)).compile().as_text()
+    (state,) = re.findall(r"= \((.*)\) while\(", text)
+    assert "[32,51]{1,0}" in state
+    assert "[32,51]{0,1}" not in state
 
 
 def test_what_is_large_or_no_tall_matrix_is_kept_once():

@@ -110,7 +110,7 @@ class Objective:
     def drawn(self) -> Any:
         """What `init` gives, as shapes; in float32, as all starts are drawn."""
         with jax.enable_x64(False):
-            return jax.eval_shape(self.init, fixed_key())
+            return jax.eval_shape(lambda: self.init(fixed_key()))  # no key is computed: that compiles a program
 
     def in_float32(self, params: Params, model_state: ModelState, data: Data) -> tuple[Any, Any]:
         """`training` with a fixed key, of state and data as float32."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _VECTOR = 16  # float32 numbers in the widest vectors of a CPU
 _LARGEST = 2**26  # bytes of data that is kept in two orders
@@ -59,6 +60,20 @@ def materialize(x: Any) -> Any:
     return jnp.transpose(x.array, x.places) if x.value is None else x.value
 
 
+def in_own_order(x: Any) -> Any:
+    """The value of an array that may be a PermutedArray, in memory in the order of its own axes.
+
+    For what a loop carries: XLA would keep that in the order in which it is computed, and transpose it at every step
+    for a product that needs the other one. Such a transpose alone, of sizes that vectors do not divide, took half of
+    the time to compile a linear regression's program; within the computation it costs little.
+    """
+    from jax.experimental.layout import Layout, with_layout_constraint
+
+    value = materialize(x)
+    kept = not isinstance(x, PermutedArray) or x.value is not None
+    return value if kept else with_layout_constraint(value, Layout(major_to_minor=tuple(range(value.ndim))))
+
+
 def materialize_tree(tree: Any) -> Any:
     """A pytree with every PermutedArray in it replaced by its value."""
     return jax.tree.map(materialize, tree, is_leaf=lambda x: isinstance(x, PermutedArray))
@@ -71,7 +86,7 @@ def examples_last(x: Any) -> Any:
     if len(x.shape) != 2 or x.shape[0] <= x.shape[1] or size > _LARGEST or not jnp.issubdtype(x.dtype, jnp.floating):
         return x
     shape = isinstance(x, jax.ShapeDtypeStruct)
-    return PermutedArray(jax.ShapeDtypeStruct(x.shape[::-1], x.dtype) if shape else x.T, (1, 0), x)
+    return PermutedArray(jax.ShapeDtypeStruct(x.shape[::-1], x.dtype) if shape else np.asarray(x).T, (1, 0), x)
 
 
 def transpose_permuted(x: Any, permutation: Sequence[int]) -> Any:

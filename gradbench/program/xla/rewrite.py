@@ -53,6 +53,7 @@ from gradbench.program.xla.layout import (
     PermutedArray,
     aligned,
     as_permuted,
+    in_own_order,
     materialize,
     product,
     stored,
@@ -84,7 +85,7 @@ def rewritten(function: Callable[..., Any], platform: str, relayout: bool = Fals
         rewrite = _Rewrite(platform == "cpu", relayout, platform == "gpu")
         leaves, tree = jax.tree.flatten(args, is_leaf=lambda x: isinstance(x, PermutedArray))
         traced, result = jax.make_jaxpr(function, return_shape=True)(*jax.tree.unflatten(tree, map(shape, leaves)))
-        results = map(materialize, rewrite.run(*open_jaxpr(traced), leaves))
+        results = map(in_own_order, rewrite.run(*open_jaxpr(traced), leaves))
         return jax.tree.unflatten(jax.tree.structure(result), results)
 
     return changed

@@ -25,7 +25,12 @@ def enabled() -> bool:
     if chosen == "0":
         return False
     try:
-        traced = jax.make_jaxpr(lambda x: jax.lax.fori_loop(0, 2, lambda _, y: y / jnp.sum(y), x))(jnp.ones(3))
+        from jax.experimental.layout import Layout, with_layout_constraint
+
+        def example(x: jax.Array) -> jax.Array:
+            return jax.lax.fori_loop(0, 2, lambda _, y: y / jnp.sum(y), with_layout_constraint(x, Layout((0,))))
+
+        traced = jax.make_jaxpr(example)(jax.ShapeDtypeStruct((3,), jnp.float32))
         for equation in traced.jaxpr.eqns:
             with equation.ctx.manager:
                 equation.primitive.get_bind_params(equation.params)

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import optax
 
+from gradbench.engine.compiling import CompiledPair, Compiler
 from gradbench.engine.roofline import measure_limits
-from gradbench.engine.timing import compile_program, time_program
+from gradbench.engine.timing import time_program
 from gradbench.machine.devices import find_devices
 from gradbench.program.block import choose_block
-from gradbench.program.program import Program, numerics
+from gradbench.program.program import numerics
 
 from .cases import Case, JudgedOnly, Side
 
@@ -23,8 +24,12 @@ class Engine(Side):
     def __init__(self, case: Case):
         super().__init__(case)
         devices = find_devices(None)
-        self.program = Program(case.trial, choose_block(case.trial, devices, len(case.rates)), devices)
-        self.compiled = compile_program(self.program)
+        block = choose_block(case.trial, devices, len(case.rates))
+        with Compiler() as compiler:  # as in a sweep: what starts the trials is compiled beside the loop
+            pair = CompiledPair(compiler, case.trial, block, devices, sweeps=False)
+            starting = compiler.submit(pair.program.prepare, False)
+            self.program, self.compiled = pair.program, pair.compiled.result()
+            starting.result()
 
     def run(self) -> tuple[float, np.ndarray]:
         program, block, rates = self.program, self.program.block, self.case.rates
@@ -32,8 +37,8 @@ class Engine(Side):
         for start in range(0, len(rates), block.slots):
             chosen = program.settings({"learning_rate": np.resize(rates[start : start + block.slots], block.slots)})
             seeds = np.zeros(block.slots, np.uint32)
+            state = jax.block_until_ready(program.start(seeds, chosen))
             with numerics("float32", "highest"):
-                state = jax.block_until_ready(program.start(seeds, chosen))
                 first, placed = program.place(np.zeros(block.slots, np.int32)), program.place(seeds)
                 began, kept = time.perf_counter(), []
                 for _ in range(self.chunks):
