@@ -96,7 +96,8 @@ class Timings:
 
     def __init__(self, pair: CompiledPair, modes: Sequence[str]):
         self.pair, self.modes, program = pair, modes, pair.program
-        self.solo = Program(program.trial, solo_block(program.block), program.devices)
+        alone = solo_block(program.trial, program.block, program.platform)
+        self.solo = Program(program.trial, alone, program.devices)
         self.compiled = {mode: self._compile(mode) for mode in modes}
 
     def _compile(self, mode: str) -> Future[Compiled]:

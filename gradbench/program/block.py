@@ -81,7 +81,7 @@ def work_on(trial: Trial, platform: str, batch: bool) -> Work:
     """`work` of the trial's gradient as a platform's compiler is given it, counted once per problem."""
     problem, plan = trial.problem, trial.plan
     known = _COUNTED.setdefault(problem.objective, {})
-    key = platform, enabled(), plan.dtype, plan.batch_size if batch else None
+    key = platform, enabled(), trial.kind.images, plan.dtype, plan.batch_size if batch else None
     if key not in known:
         known[key] = work(trial.compiled_for(platform).problem, plan, batch)
     return known[key]
@@ -171,6 +171,6 @@ def observation_stride(problem: Problem, plan: SweepPlan) -> int:
     return min(steps_per_epoch(problem.examples, plan.batch_size), plan.steps)
 
 
-def solo_block(block: Block) -> Block:
+def solo_block(trial: Trial, block: Block, platform: str) -> Block:
     """The block of one trial alone on one device, in chunks of the same number of steps."""
-    return Block(1, 1, block.rows, block.stride, block.relayout and block.lanes == 1)
+    return Block(1, 1, block.rows, block.stride, platform == "cpu" and trial.kind.relayout(lanes=1))

@@ -50,7 +50,8 @@ def conditions(suite: Suite, of_problems: Group) -> dict[str, Any]:
 def measured_under(suite: Suite, seeds: int, problems: Sequence[str]) -> list[dict[str, Any]]:
     """The [[measured]] tables once the targets of these problems are measured, over so many seeds: theirs and, as they
     are, those of the others."""
-    tables = [{**of, "specs": [spec for spec in of["specs"] if spec not in problems]} for of in suite.measured]
+    others = [spec for spec in suite.all_problems if spec not in problems]
+    tables = [{**of, "specs": [spec for spec in of["specs"] if spec in others]} for of in suite.measured]
     for of_problems in suite.problems:
         now = {"seeds": seeds, **conditions(suite, of_problems)}
         specs = [spec for spec in of_problems.specs if spec in problems]
@@ -125,13 +126,13 @@ def with_targets(
     held = {name: loss for name, loss in suite.holdout.items() if name not in new}
     held |= {name: float(f"{one.holdout:.4g}") for name, one in new.items() if one.holdout is not None}
     targets, held = ({name: of[name] for name in suite.all_problems if name in of} for of in (targets, held))
-    before = "\n".join(match.group() for match in _tables(within).finditer(text))
+    before = "\n".join(of.group() for of in _tables(within).finditer(text) if "targets" in of.group().split("]")[0])
     lines = [f"[{within}targets] # training losses, measured: gradbench suite freeze"]
     for name, loss in targets.items():
         if name in new:
             comment = f" # {new[name].optimizer} at {new[name].learning_rate:.3g}"
         else:
-            kept = re.search(rf'^\s*"?{re.escape(_key(name)[1:-1])}"?\s*=[^#\n]*(#.*)$', before, re.MULTILINE)
+            kept = re.search(rf"^\s*[\"']?{re.escape(_key(name)[1:-1])}[\"']?\s*=[^#\n]*(#.*)$", before, re.MULTILINE)
             comment = f" {kept.group(1)}" if kept else ""
         lines.append(f"{_key(name)} = {loss!r}{comment}")
     if held:

@@ -52,7 +52,7 @@ def test_engine(benchmark, name, dtype, what):
     trial, devices = trial_of(name, dtype), find_devices(None)
     block = choose_block(trial, devices, 64)
     if what == "solo step":
-        block = dataclasses.replace(solo_block(block), rows=1)
+        block = dataclasses.replace(solo_block(trial, block, devices[0].platform), rows=1)
     program = Program(trial, block, devices)
     rates, seeds = program.settings({"learning_rate": np.full(block.slots, 1e-3)}), np.zeros(block.slots, np.uint32)
     placed, first = program.place(seeds), program.place(np.zeros(block.slots, np.int32))

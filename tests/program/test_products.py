@@ -115,6 +115,15 @@ def test_a_convolution_with_images_last_in_any_order_of_axes_of_several_trials()
     assert_same(function, image, kernels[0], images=True)
 
 
+def test_a_kernels_gradient_is_added_up_over_the_places_in_float32_at_least():
+    def scalar(kernel, image):
+        return jnp.sum(convolution()(image, kernel).astype("f4"))
+
+    image, kernel = (x.astype(jnp.bfloat16) for x in arrays((8, 6, 6, 2), (3, 3, 2, 3)))
+    made = equations(jax.make_jaxpr(jax.grad(as_products(scalar, "cpu", images=True)))(kernel, image))
+    assert {e.invars[0].aval.dtype for e in made if e.primitive.name == "reduce_sum"} == {np.dtype("float32")}
+
+
 def test_images_are_last_where_they_are_many_and_features_few():
     def pooled(image, kernel):
         result = convolution()(image, kernel)

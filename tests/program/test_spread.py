@@ -114,6 +114,17 @@ def test_a_problem_has_the_block_of_its_kind(problem, kind):
     assert block.relayout == kind.relayout(block.lanes)
 
 
+def test_the_block_does_not_depend_on_what_was_counted_before():
+    seen = set()
+    for sizes in ([None, 32], [32, None]):
+        problem = gradbench.load_problem("cnn")
+        for size in sizes:
+            plan = SweepPlan(("cnn",), ("sgd",), "1e-3:1:8", steps=1000, batch_size=size)
+            trial = Trial.of(problem, load_optimizer("sgd"), plan)
+            seen.add((size, choose_block(trial, jax.devices("cpu"), plan.trials)))
+    assert len(seen) == 2
+
+
 def test_a_small_batch_of_images_keeps_its_layout():
     plan = SweepPlan(("cnn",), ("sgd",), "1e-3:1:8", steps=100, batch_size=32)
     trial = Trial.of(gradbench.load_problem("cnn"), load_optimizer("sgd"), plan)

@@ -225,6 +225,18 @@ def test_one_problem_is_measured_anew_and_the_others_keep_their_lines(tmp_path):
     assert sorted(spec for table in few for spec in table["specs"]) == sorted(suite.all_problems)
 
 
+def test_conditions_of_problems_that_the_suite_no_longer_has_are_dropped_and_comments_stay_with_their_target(tmp_path):
+    path = tmp_path / "tiny.toml"
+    text = HEAD.replace('"]', '", "rosenbrock"]') + OPTIMIZERS
+    text += "[holdout]\nrosenbrock = 4.0 # held out\n[targets]\n'rosenbrock' = 3.0\n"
+    path.write_text(text + '[[measured]]\nspecs = ["mlp", "himmelblau"]\nseeds = 3\n')
+    suite = load_suite(path)
+    under = measured_under(suite, 2, ["himmelblau"])
+    assert [table["specs"] for table in under] == [["himmelblau"]]
+    write_targets(path, suite, [MEASURED], under, reduced=False)
+    assert '"rosenbrock" = 3.0\n' in path.read_text()
+
+
 def test_freeze_measures_only_the_problems_asked_for(tmp_path, capsys, monkeypatch):
     path = tmp_path / "tiny.toml"
     path.write_text('references = ["sgd"]\n' + HEAD.replace('"]', '", "rosenbrock"]') + OPTIMIZERS)

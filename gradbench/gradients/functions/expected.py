@@ -21,7 +21,7 @@ from gradbench.gradients.functions.cases import BOTH, Case
 from gradbench.gradients.rounding.band import SAMPLES, Band, Spread
 from gradbench.gradients.rounding.formats import precision_context, round_to, x64_context
 
-COLUMNS = ("exact", "sigma", "norm", "along")  # of a Spread, by leaf
+BY_LEAF = ("exact", "sigma", "norm", "along")  # of a Spread
 MANY = 2**16  # numbers in a call from which sampling in NumPy takes longer than compiling a sampler
 
 
@@ -164,7 +164,7 @@ class Reference:
         def leaves(native: list[Any], others: list[Any]) -> list[Any]:
             return [n if one else o for n, o, one in zip(native, others, same)]
 
-        columns = {c: leaves(getattr(found.spread, c), getattr(own.spread, c)) for c in COLUMNS}
+        columns = {c: leaves(getattr(found.spread, c), getattr(own.spread, c)) for c in BY_LEAF}
         spread = dataclasses.replace(found.spread, **columns)
         return [Sampled(spread, leaves(found.deviations, own.deviations))]
 
@@ -286,7 +286,7 @@ def some(spread: Spread, places: list[int]) -> Spread:
     def of(column: list[Any]) -> list[Any]:
         return [column[i] for i in places]
 
-    changed = {key: of(getattr(spread, key)) for key in COLUMNS}
+    changed = {key: of(getattr(spread, key)) for key in BY_LEAF}
     return dataclasses.replace(spread, **changed)
 
 

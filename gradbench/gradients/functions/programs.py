@@ -14,13 +14,22 @@ import numpy as np
 
 from gradbench.gradients.functions.cases import complex_of, is_complex_array, is_float_array, parts
 from gradbench.gradients.second.products import OVER, PRODUCTS, inner
-from gradbench.program.xla.jaxprs import CALLS, bind, called, equations, evaluate, open_jaxpr, with_bodies
+from gradbench.program.xla.jaxprs import (
+    CALLS,
+    bind,
+    called,
+    equations,
+    evaluate,
+    open_jaxpr,
+    place_of_rule,
+    with_bodies,
+)
 
 # (floats, rest) -> flat arrays.
 Flat = Callable[[list[Any], Any], list[Any]]
 FIRST = ("vjp", "jvp")
 CHECKS = ("value", *FIRST, *OVER)
-SHIFTS = frozenset(["reduce_max", "reduce_min"])  # what keeps exp in range, and cancels
+EXTREMA = frozenset(["reduce_max", "reduce_min"])  # subtracted before exp, so that their derivative cancels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,11 +208,11 @@ def remat(flat: Flat) -> Flat:
     return lambda floats, others: jax.checkpoint(flat)(floats, others)
 
 
-def without_rules(flat: Flat, stops: bool = True, shifts: bool = True) -> Flat:
-    """`flat` with every custom_vjp and custom_jvp taken out, at any depth: what JAX differentiates then is what the
-    function computes. A linear solve stays: its inside may stop gradients.
+def without_rules(flat: Flat, stops: bool = True, extrema: bool = True, users: bool = False) -> Flat:
+    """`flat` with every custom_vjp and custom_jvp taken out, at any depth, or with `users` only those of libraries:
+    what JAX differentiates then is what the function computes. A linear solve stays: its inside may stop gradients.
 
-    Without `stops` every stop_gradient is taken out too; without `shifts` the results of SHIFTS have no derivative.
+    Without `stops` every stop_gradient is taken out too; without `extrema` the results of EXTREMA have no derivative.
     """
 
     def strip(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
@@ -212,12 +221,14 @@ def without_rules(flat: Flat, stops: bool = True, shifts: bool = True) -> Flat:
     def step(equation: Any, ins: list[Any]) -> list[Any]:
         call, name = called(equation, ins), equation.primitive.name
         if call and name in CALLS:
+            if users and name.startswith("custom") and place_of_rule(equation):
+                return list(bind(equation, ins, equation.params))
             return strip(*call)
         if name == "stop_gradient" and not stops:
             return ins
         params = with_bodies(equation, lambda closed, given: strip(*open_jaxpr(closed), given))
         results = list(bind(equation, ins, params))
-        return results if shifts or name not in SHIFTS else [*map(jax.lax.stop_gradient, results)]
+        return results if extrema or name not in EXTREMA else [*map(jax.lax.stop_gradient, results)]
 
     def stripped(floats: list[Any], others: Any) -> list[Any]:
         return strip(*open_jaxpr(jax.make_jaxpr(flat)(floats, others)), jax.tree.leaves((floats, others)))
@@ -227,8 +238,9 @@ def without_rules(flat: Flat, stops: bool = True, shifts: bool = True) -> Flat:
 
 def natives(flat: Flat, trace: Any) -> list[Flat]:
     """Other functions with the values of `flat`, whose jaxpr is `trace`, which may have its derivatives too: without
-    its rules and stop_gradients, and where nothing is differentiated through SHIFTS."""
+    the rules of libraries and its stop_gradients, and where nothing is differentiated through EXTREMA. The user's own
+    rules stay: they are often there since the function itself is differentiated badly."""
     names = {equation.primitive.name for equation in equations(trace)}
     ruled = "stop_gradient" in names or any(name.startswith("custom_") for name in names & CALLS)
-    found = [without_rules(flat, stops=False)] if ruled else []
-    return [*found, without_rules(flat, shifts=False)] if names & SHIFTS else found
+    found = [without_rules(flat, stops=False, users=True)] if ruled else []
+    return [*found, without_rules(flat, extrema=False, users=True)] if names & EXTREMA else found

@@ -54,11 +54,13 @@ def quantile(numbers: int, samples: int = SAMPLES) -> float:
     By Newton's method in the logarithms of both, to 1e-14; to load scipy.special would take a third of a second.
     """
     tail = FALSE_ALARM / (2 * max(numbers, 1))
-    found, step = -NormalDist().inv_cdf(tail), 1.0
-    while abs(step) > 1e-13:
+    found = -NormalDist().inv_cdf(tail)
+    for _ in range(20):  # a few do
         beyond, slope = _student(found, samples)
         step = math.log(beyond / tail) * beyond / (found * slope)
         found *= math.exp(step)
+        if abs(step) < 1e-13:
+            break
     return found
 
 

@@ -154,12 +154,8 @@ def custom_rules(trace: Any) -> list[CustomRule]:
         if name == "call_hi_primitive":
             name = f"the rule of {type(params['_prim']).__name__}"
         elif name in CALLS and name.startswith("custom"):
-            inner, _ = open_jaxpr(_body(params))
-            source = getattr(inner, "debug_info", None)
-            function = params.get("name") or getattr(source, "func_name", None)
-            place = users_place(
-                getattr(source, "func_filename", None) or "<frozen", getattr(source, "func_lineno", None)
-            )
+            source = _source(equation)
+            function, place = params.get("name") or getattr(source, "func_name", None), place_of_rule(equation)
             name = f"{name.split('_call')[0]} of {function or 'a function'}"
         elif name != "custom_linear_solve":
             continue
@@ -167,6 +163,17 @@ def custom_rules(trace: Any) -> list[CustomRule]:
         iterates = "while" in inside or (name in found and found[name].iterates)
         found[name] = CustomRule(name, iterates, place)
     return sorted(found.values())
+
+
+def place_of_rule(equation: Any) -> str:
+    """Where the user wrote the function that has this custom rule; "" for a library's."""
+    source = _source(equation)
+    return users_place(getattr(source, "func_filename", None) or "<frozen", getattr(source, "func_lineno", None))
+
+
+def _source(equation: Any) -> Any:
+    inner, _ = open_jaxpr(_body(equation.params))
+    return getattr(inner, "debug_info", None)
 
 
 def _body(params: dict[str, Any]) -> Any:

@@ -227,7 +227,9 @@ def _images_last(convolution: _Convolution, params: dict[str, Any], image: jax.A
     places = windows.shape[:-2]
     windows = jnp.reshape(windows, (-1, *windows.shape[-2:]))
     weights = jnp.reshape(kernel, (len(kernel), -1))
-    result = _matrices(jnp.broadcast_to(weights, (len(windows), *weights.shape)), windows, params, batch=1)
+    weights = weights.astype(jnp.promote_types(kernel.dtype, jnp.float32))  # its gradient is a sum over the places
+    weights = jnp.broadcast_to(weights, (len(windows), *weights.shape)).astype(kernel.dtype)
+    result = _matrices(weights, windows, params, batch=1)
     result = jnp.reshape(result, (*places, *result.shape[1:]))
     order = (*spec.out_spec[2:], spec.out_spec[1], spec.out_spec[0])
     return jax.lax.optimization_barrier(jnp.transpose(result, [order.index(i) for i in range(len(order))]))
