@@ -13,7 +13,7 @@ from quick import jit_quickly
 
 from gradbench.program.xla import products
 from gradbench.program.xla.jaxprs import equations, uncounted_flops
-from gradbench.program.xla.products import as_products, images_last
+from gradbench.program.xla.products import as_products, suits_images_last
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_images_are_last_where_they_are_many_and_features_few():
 
     def suits(function, images, features, results, side=4):
         shapes = [jax.ShapeDtypeStruct(s, "f4") for s in ((images, side, side, features), (3, 3, features, results))]
-        return images_last(jax.make_jaxpr(function)(*shapes))
+        return suits_images_last(jax.make_jaxpr(function)(*shapes))
 
     assert suits(convolution(), 256, 40, 16)
     assert not suits(convolution(), 255, 40, 16)
@@ -139,7 +139,7 @@ def test_images_are_last_where_they_are_many_and_features_few():
     assert not suits(convolution(), 256, 40, 16, side=32)  # windows of 377 MB
     assert not suits(pooled, 256, 40, 16)
     assert not suits(lambda image, kernel: image, 256, 40, 16)
-    assert not images_last(
+    assert not suits_images_last(
         jax.make_jaxpr(convolution(feature_group_count=4))(jnp.ones((256, 4, 4, 4)), jnp.ones((3, 3, 1, 8)))
     )
 

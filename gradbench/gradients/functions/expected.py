@@ -151,12 +151,13 @@ class Reference:
         0; without it the largest entry is the difference of numbers that are nearly equal. Leaves that it computes
         otherwise are those of `own`; an empty list where it has no derivative."""
         function, key = programs.whole(self._natives[number], modes), (number, modes, *_key(given))
-        try:
-            if key not in self._traces:
+        if key not in self._traces:
+            self._traces[key] = None
+            with contextlib.suppress(Exception):  # what a user's code raises where it has no such derivative
                 self._traces[key] = self._own_trace(function, given)
-            found = self._sample(function, self._traces[key], given, device, worst_case)
-        except Exception:
+        if self._traces[key] is None:
             return []
+        found = self._sample(function, self._traces[key], given, device, worst_case)
         if found.spread.unknown:
             return []
         same = [alike(a, b) for a, b in zip(found.spread.exact, own.spread.exact)]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from gradbench.program.xla.jaxprs import equations
-from gradbench.program.xla.products import images_last
+from gradbench.program.xla.products import suits_images_last
 
 # XLA:CPU calls LAPACK for these. Batching gains nothing, since a batch's matrices are taken one after another; and with
 # several devices jax 0.10 deadlocks: they wait for each other's threads.
@@ -46,7 +46,7 @@ class Kind(NamedTuple):
         return cls(
             products=bool(products) or convolutions,
             matrices=all(map(_of_matrices, products)) and not convolutions,
-            images=all(map(_of_matrices, products)) and images_last(loss),
+            images=all(map(_of_matrices, products)) and suits_images_last(loss),
             alone=looks_up or not FACTORISATIONS.isdisjoint(names),
         )
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_VECTOR = 16  # float32 numbers in the widest vectors of a CPU
+VECTOR = 16  # float32 numbers in the widest vectors of a CPU
 _LARGEST = 2**26  # bytes of data that is kept in two orders
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # of products that XLA:CPU has kernels for
 _LOOPS = 3  # beside these it makes products of at most 3 terms, or of at most 3 x 3 entries, by plain loops
@@ -167,7 +167,7 @@ def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
         return None
 
     def rank(f: _Factor) -> tuple[float, bool, int]:
-        filled = f.entries / (_VECTOR * math.ceil(f.entries / _VECTOR))
+        filled = f.entries / (VECTOR * math.ceil(f.entries / VECTOR))
         long = terms > max(g.entries for g in factors)
         return (round(filled, 1), f.value is None, -f.entries) if long else (f.entries, False, 0)
 

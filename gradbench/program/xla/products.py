@@ -12,9 +12,9 @@ kernel (im2col; Chellapilla, Puri and Simard, High Performance Convolutional Neu
 a slice with gaps is a padding with gaps, which XLA computes entry by entry.
 
 Few features are short rows, which move slowly and fill the vector registers badly. So where a batch has many images of
-few features (`images_last`), arrays have their images on the last axis, and the entries of the windows at one place of
-all images are a matrix, which is multiplied by the kernel: what moves are whole matrices. The digits' network takes 1.4
-times as long without.
+few features (`suits_images_last`), arrays have their images on the last axis, and the entries of the windows at one
+place of all images are a matrix, which is multiplied by the kernel: what moves are whole matrices. The digits' network
+takes 1.4 times as long without.
 
 On a GPU several trials' convolutions take 3 times as long as the products (docs/gpu.md), and their derivatives are not
 the same from call to call; products of several axes are as fast as they are.
@@ -33,16 +33,16 @@ import jax
 import jax.numpy as jnp
 
 from gradbench.program.xla.jaxprs import PLAIN_CALLS, bind, called, equations, evaluate, open_jaxpr, with_bodies
+from gradbench.program.xla.layout import VECTOR
 from gradbench.program.xla.loops import has_cheap_values, keep_less
 from gradbench.program.xla.switch import enabled
 
-_VECTOR = 16  # float32 numbers in the widest vectors of a CPU
-_IMAGES = 16 * _VECTOR  # at least, to be on the last axis: fewer make products too small
+_IMAGES = 16 * VECTOR  # at least, to be on the last axis: fewer make products too small
 _MAX_TAPS = 128  # entries of a window, over its axes: more would make a long program
 _MAX_WINDOWS = 2**26  # bytes of all windows' entries side by side: beyond, one product for each row of the kernel
 
 
-def images_last(loss: Any) -> bool:
+def suits_images_last(loss: Any) -> bool:
     """Whether the convolutions of a traced loss are taken with images on the last axis: all have many images, at most a
     vector's features as results, and no more windows than are held. Not with a pooling, whose windows XLA takes in the
     order that is written."""
@@ -55,7 +55,7 @@ def images_last(loss: Any) -> bool:
 def _has_many_images(equation: Any) -> bool:
     convolution, spec = _Convolution.of(equation), equation.params["dimension_numbers"]
     image, kernel = (v.aval for v in equation.invars)
-    if convolution is None or convolution.groups > 1 or kernel.shape[spec.rhs_spec[0]] > _VECTOR:
+    if convolution is None or convolution.groups > 1 or kernel.shape[spec.rhs_spec[0]] > VECTOR:
         return False
     entries = kernel.size // kernel.shape[spec.rhs_spec[0]]
     images = image.shape[spec.lhs_spec[0]]
@@ -67,7 +67,7 @@ def as_products(function: Callable[..., Any], platform: str, images: bool = Fals
     """`function`, of pytrees of arrays, with its convolutions as products of matrices on a CPU and a GPU, on a CPU also
     its products of several axes, and loops that keep less; itself elsewhere and where rewriting is off. Calls, loops
     and branches inside are included; what is under jax.checkpoint or has a rule of its own stays as it is. `images`:
-    convolutions on a CPU have their images last, all of which must suit (`images_last`)."""
+    convolutions on a CPU have their images last; all must suit on the batch of an update (`suits_images_last`)."""
     if platform not in ("cpu", "gpu") or not enabled():
         return function
     on_cpu = platform == "cpu"
@@ -92,7 +92,7 @@ def _instead(equation: Any, on_cpu: bool, images: bool) -> Change | None:
     it; None if it stays unchanged."""
     name, params = equation.primitive.name, equation.params
     if name == "conv_general_dilated" and (convolution := _Convolution.of(equation)) is not None:
-        convolved = _images_last if images and convolution.groups == 1 else _convolved
+        convolved = _with_images_last if images and convolution.groups == 1 else _convolved
         return lambda _, operands: [convolved(convolution, params, *operands)]
     if on_cpu and name == "dot_general" and _several_axes(equation):
         return lambda _, operands: [_product(params, *operands)]
@@ -214,7 +214,9 @@ def _convolved(convolution: _Convolution, params: dict[str, Any], image: jax.Arr
     return jax.lax.optimization_barrier(jnp.transpose(result, [order.index(i) for i in range(len(order))]))
 
 
-def _images_last(convolution: _Convolution, params: dict[str, Any], image: jax.Array, kernel: jax.Array) -> jax.Array:
+def _with_images_last(
+    convolution: _Convolution, params: dict[str, Any], image: jax.Array, kernel: jax.Array
+) -> jax.Array:
     """The same, each window's entries a matrix with an image in each column."""
     axes, spec = convolution.axes, params["dimension_numbers"]
     image = jnp.transpose(image, (*spec.lhs_spec[2:], spec.lhs_spec[1], spec.lhs_spec[0]))

@@ -10,9 +10,9 @@ Sums. XLA:CPU sums more than 32 entries by windows, in a kernel that does not ve
 a sum of a few hundred is folded to 32 or fewer first, by adding its parts, and they are summed. Not a sum of exps or
 logs: taking them in the folding kernel costs more than it saves. Many longer sums are a product with ones.
 
-Products. Those of several lanes on a CPU may be taken in the order of axes that suits it, and tall ones are: see
-layout.py. What is a product without being written as one of two matrices, a convolution above all, is made one before:
-see products.py.
+Products. On a CPU those of several lanes, or beside convolutions with their images last, may be taken in the order of
+axes that suits it, and tall ones are: see layout.py. What is a product without being written as one of two matrices, a
+convolution above all, is made one before: see products.py.
 
 Lookups. Rows that a loss looks up in a table are needed again by its derivative: XLA:CPU writes them out once and reads
 them twice. Where they are more than a core's caches hold, and the table is much less, they are looked up once more: a
@@ -69,8 +69,8 @@ _MAX_FOLDED = 32 * _WINDOW  # entries; beyond, the parts would make a long progr
 
 
 def rewritten(function: Callable[..., Any], platform: str, relayout: bool = False) -> Callable[..., Any]:
-    """`function`, of pytrees of arrays, with its divisions and, on a CPU, its sums as above; with `relayout` also its
-    matrix products as in layout.py, whose PermutedArray its arguments may be.
+    """`function`, of pytrees of arrays, changed as above: on a CPU all but its scatters, with `relayout` also its
+    matrix products as in layout.py, whose PermutedArray its arguments may be; on a GPU its divisions and scatters.
 
     Calls, loops and branches inside included; what is under jax.checkpoint stays as it is, unless that has
     prevent_cse=False. `function` itself where rewriting is off.
