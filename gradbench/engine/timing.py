@@ -236,7 +236,7 @@ def compile_evaluation(program: Program, mode: str) -> Compiled:
         return jax.tree.map(lambda p, g: p + (nothing * g + nothing * loss).astype(p.dtype), params, grads)
 
     def chain(params: Params, nothing: jax.Array, data: Data) -> jax.Array:
-        relayout = platform == "cpu" and program.trial.kind.relayout(lanes=1)
+        relayout = program.trial.kind.relayout(1, platform)
         step = rewritten(value if mode == "value" else value_and_grad, platform, relayout)
         after, _ = jax.lax.scan(lambda p, _: (step(p, nothing, data), None), params, length=program.block.rows)
         return inner(after, after)

@@ -137,11 +137,11 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     if needed > lanes and plan.retire:
         rows = min(rows, max(RETIRE_SECONDS / row_s, total_rows / 8))
     if plan.rungs:  # trials are compared at the end of a chunk
-        return Block(count, lanes, max(1, plan.rungs[0] // stride), stride, on_cpu and kind.relayout(lanes))
+        return Block(count, lanes, max(1, plan.rungs[0] // stride), stride, kind.relayout(lanes, platform))
     rows = max(1.0, min(rows, total_rows, machine.shared_bytes / (16 * lanes * spread)))
     chunks = math.ceil(total_rows / rows)
     rows = _up_to_forks(math.ceil(total_rows / chunks), [fork // stride for fork in trial.forks])
-    return Block(count, lanes, rows, stride, on_cpu and kind.relayout(lanes))
+    return Block(count, lanes, rows, stride, kind.relayout(lanes, platform))
 
 
 def _up_to_forks(rows: int, forks: list[int]) -> int:
@@ -173,4 +173,4 @@ def observation_stride(problem: Problem, plan: SweepPlan) -> int:
 
 def solo_block(trial: Trial, block: Block, platform: str) -> Block:
     """The block of one trial alone on one device, in chunks of the same number of steps."""
-    return Block(1, 1, block.rows, block.stride, platform == "cpu" and trial.kind.relayout(lanes=1))
+    return Block(1, 1, block.rows, block.stride, trial.kind.relayout(1, platform))

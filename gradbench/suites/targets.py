@@ -126,7 +126,7 @@ def with_targets(
     held = {name: loss for name, loss in suite.holdout.items() if name not in new}
     held |= {name: float(f"{one.holdout:.4g}") for name, one in new.items() if one.holdout is not None}
     targets, held = ({name: of[name] for name in suite.all_problems if name in of} for of in (targets, held))
-    before = "\n".join(of.group() for of in _tables(within).finditer(text) if "targets" in of.group().split("]")[0])
+    before = "\n".join(of.group() for of in _tables(within, ["targets"]).finditer(text))
     lines = [f"[{within}targets] # training losses, measured: gradbench suite freeze"]
     for name, loss in targets.items():
         if name in new:
@@ -156,9 +156,10 @@ def with_targets(
     raise PlanError(f"{path}: its targets cannot be replaced; write [{within}targets] and the like as tables")
 
 
-def _tables(within: str) -> re.Pattern[str]:
-    """A table of targets with the blank lines before it, up to its last key: comments behind that are the next's."""
-    name = re.escape(within) + rf"([\"']?)(?:{'|'.join(OF_TARGETS)})\1"
+def _tables(within: str, names: Sequence[str] = OF_TARGETS) -> re.Pattern[str]:
+    """A table of one of these names with the blank lines before it, up to its last key: comments behind that are the
+    next's."""
+    name = re.escape(within) + rf"([\"']?)(?:{'|'.join(names)})\1"
     body = r".*(?:\n(?:[ \t]*(?:#.*)?\n)*[ \t]*[^\s\[#].*)*"
     return re.compile(rf"\s*^[ \t]*\[\[?[ \t]*{name}[ \t]*\]\]?{body}", re.MULTILINE)
 

@@ -99,7 +99,7 @@ def test_no_trial_takes_more_memory_than_is_reckoned_with(problem, tmp_path):
         trial = Trial.of(load_problem(problem), load_optimizer("adam"), plan)
         each = trial_bytes(trial, work(trial.compiled_for("cpu").problem, plan, batch=False))
         for lanes in (1, 3):
-            block = Block(1, lanes, 4, 1, relayout=trial.kind.relayout(lanes))
+            block = Block(1, lanes, 4, 1, relayout=trial.kind.relayout(lanes, "cpu"))
             program = Program(trial, block, jax.devices("cpu")[:1])
             taken = program.advance.lower(*program.arguments()).compile().memory_analysis().temp_size_in_bytes
             assert taken <= lanes * each

@@ -111,7 +111,7 @@ def test_a_problem_has_the_block_of_its_kind(problem, kind):
     block = choose_block(trial, jax.devices("cpu"), plan.trials)
     assert trial.kind == kind
     assert (block.lanes == 1) == (kind.alone or not kind.matrices)  # a convolution's windows fill the cache
-    assert block.relayout == kind.relayout(block.lanes)
+    assert block.relayout == kind.relayout(block.lanes, "cpu")
 
 
 def test_the_block_does_not_depend_on_what_was_counted_before():

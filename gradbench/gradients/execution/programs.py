@@ -115,10 +115,11 @@ def _batched(loss: LossFunction, examples: int | None) -> Runner:
             plan = SweepPlan(dtype=str(one.dtype), steps=2)
             problem = Problem(init=lambda key: params, loss=loss, data=data, examples=examples)
             trial = sweep.Trial.of(problem, Optimizer("keeps the gradient", _keeps_gradient), plan)
-            cpu = all(device.platform == "cpu" for device in one.devices())
-            block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1, relayout=cpu and trial.kind.relayout(LANES))
-            program = sweep.Program(trial, block, list(one.devices()))
-            if cpu:  # its products are rewritten by us, in unusual layouts that may crash XLA
+            devices = list(one.devices())
+            platform = devices[0].platform
+            block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1, relayout=trial.kind.relayout(LANES, platform))
+            program = sweep.Program(trial, block, devices)
+            if platform == "cpu":  # its products are rewritten by us, in unusual layouts that may crash XLA
                 options = sweep.loop_options("cpu", trial.kind.products, LANES)
                 # The arguments of the call below: shapes alone would be traced apart.
                 sandbox.survive(program.advance, given(program, params, data), options)

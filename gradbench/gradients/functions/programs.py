@@ -20,6 +20,7 @@ from gradbench.program.xla.jaxprs import (
     called,
     equations,
     evaluate,
+    has_rule,
     open_jaxpr,
     place_of_rule,
     with_bodies,
@@ -221,7 +222,7 @@ def without_rules(flat: Flat, stops: bool = True, extrema: bool = True, users: b
     def step(equation: Any, ins: list[Any]) -> list[Any]:
         call, name = called(equation, ins), equation.primitive.name
         if call and name in CALLS:
-            if users and name.startswith("custom") and place_of_rule(equation):
+            if users and has_rule(equation) and place_of_rule(equation):
                 return list(bind(equation, ins, equation.params))
             return strip(*call)
         if name == "stop_gradient" and not stops:
@@ -240,7 +241,8 @@ def natives(flat: Flat, trace: Any) -> list[Flat]:
     """Other functions with the values of `flat`, whose jaxpr is `trace`, which may have its derivatives too: without
     the rules of libraries and its stop_gradients, and where nothing is differentiated through EXTREMA. The user's own
     rules stay: they are often there since the function itself is differentiated badly."""
-    names = {equation.primitive.name for equation in equations(trace)}
-    ruled = "stop_gradient" in names or any(name.startswith("custom_") for name in names & CALLS)
-    found = [without_rules(flat, stops=False, users=True)] if ruled else []
-    return [*found, without_rules(flat, extrema=False, users=True)] if names & EXTREMA else found
+    found = list(equations(trace))
+    names = {equation.primitive.name for equation in found}
+    ruled = "stop_gradient" in names or any(has_rule(e) and not place_of_rule(e) for e in found)
+    others = [without_rules(flat, stops=False, users=True)] if ruled else []
+    return [*others, without_rules(flat, extrema=False, users=True)] if names & EXTREMA else others

@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any
 
 import jax
@@ -49,36 +48,10 @@ _LARGE = 2**22  # entries; above it the samples are taken one at a time, so that
 
 @functools.cache
 def quantile(numbers: int, samples: int = SAMPLES) -> float:
-    """How many sigma a right number may be off when `numbers` of them are judged together (two-sided Student t).
+    """How many sigma a right number may be off when `numbers` of them are judged together (two-sided Student t)."""
+    from scipy.special import stdtrit  # scikit-learn brings scipy; scipy.stats would take a second to load
 
-    By Newton's method in the logarithms of both, to 1e-14; to load scipy.special would take a third of a second.
-    """
-    tail = FALSE_ALARM / (2 * max(numbers, 1))
-    found = -NormalDist().inv_cdf(tail)
-    for _ in range(20):  # a few do
-        beyond, slope = _student(found, samples)
-        step = math.log(beyond / tail) * beyond / (found * slope)
-        found *= math.exp(step)
-        if abs(step) < 1e-13:
-            break
-    return found
-
-
-def _student(t: float, samples: int) -> tuple[float, float]:
-    """Student's distribution with so many degrees of freedom: the probability of more than `t`, which is positive, and
-    the density there.
-
-    Half the regularised incomplete beta function I_x(a, 1/2), a = samples / 2 and x = samples / (samples + t^2), whose
-    series has positive terms only (Abramowitz and Stegun 1964, 26.5.4 and 26.7.1).
-    """
-    a, x = samples / 2, samples / (samples + t * t)
-    scale = math.exp(math.lgamma(a + 0.5) - math.lgamma(a) - math.lgamma(0.5) + a * math.log(x))
-    total = term = 1.0
-    order = 0
-    while term > 1e-17 * total:
-        term *= x * (a + 0.5 + order) / (a + 1 + order)
-        total, order = total + term, order + 1
-    return scale * math.sqrt(1 - x) / (2 * a) * total, scale * math.sqrt(x / samples)
+    return -float(stdtrit(samples, FALSE_ALARM / (2 * max(numbers, 1))))
 
 
 @dataclasses.dataclass

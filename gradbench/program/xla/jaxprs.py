@@ -153,7 +153,7 @@ def custom_rules(trace: Any) -> list[CustomRule]:
         name, params, place = equation.primitive.name, equation.params, ""
         if name == "call_hi_primitive":
             name = f"the rule of {type(params['_prim']).__name__}"
-        elif name in CALLS and name.startswith("custom"):
+        elif has_rule(equation):
             source = _source(equation)
             function, place = params.get("name") or getattr(source, "func_name", None), place_of_rule(equation)
             name = f"{name.split('_call')[0]} of {function or 'a function'}"
@@ -163,6 +163,11 @@ def custom_rules(trace: Any) -> list[CustomRule]:
         iterates = "while" in inside or (name in found and found[name].iterates)
         found[name] = CustomRule(name, iterates, place)
     return sorted(found.values())
+
+
+def has_rule(equation: Any) -> bool:
+    """Whether an equation calls a function with a custom derivative rule."""
+    return equation.primitive.name in CALLS and equation.primitive.name.startswith("custom")
 
 
 def place_of_rule(equation: Any) -> str:

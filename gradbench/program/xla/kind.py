@@ -50,9 +50,9 @@ class Kind(NamedTuple):
             alone=looks_up or not FACTORISATIONS.isdisjoint(names),
         )
 
-    def relayout(self, lanes: int) -> bool:
+    def relayout(self, lanes: int, platform: str) -> bool:
         """Whether a program of so many trials side by side takes its products along the examples (layout.py)."""
-        return self.images or (self.matrices and lanes > 1)
+        return platform == "cpu" and (self.images or (self.matrices and lanes > 1))
 
 
 def _of_matrices(product: Any) -> bool:

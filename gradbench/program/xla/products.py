@@ -201,17 +201,10 @@ def _convolved(convolution: _Convolution, params: dict[str, Any], image: jax.Arr
     spec = params["dimension_numbers"]
     image = jnp.transpose(image, (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]))
     kernel = jnp.transpose(kernel, (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]))
-    zero = jnp.zeros((), image.dtype)
-    image = jax.lax.pad(image, zero, [(0, 0, 0), *(axis.padding for axis in axes), (0, 0, 0)])
-    parts = [image]
-    for number, axis in enumerate(axes, 1):
-        parts = [part for whole in parts for part in _taps(whole, number, axis)]
+    parts = _entries(image, axes, 1)
     kernel = jnp.reshape(kernel, (len(parts), *kernel.shape[-2:]))
     result = _one_group(parts, kernel, axes[0].taps, params) if groups == 1 else _grouped(parts, kernel, groups, params)
-    order = (spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])
-    # Its derivative is a barrier too: or XLA adds up the windows that an entry is in while it transposes the sums for
-    # the kernel's gradient, entry by entry, a third of a step on images of 32 x 32.
-    return jax.lax.optimization_barrier(jnp.transpose(result, [order.index(i) for i in range(len(order))]))
+    return _in_order(result, (spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1]))
 
 
 def _with_images_last(
@@ -221,11 +214,7 @@ def _with_images_last(
     axes, spec = convolution.axes, params["dimension_numbers"]
     image = jnp.transpose(image, (*spec.lhs_spec[2:], spec.lhs_spec[1], spec.lhs_spec[0]))
     kernel = jnp.transpose(kernel, (spec.rhs_spec[0], *spec.rhs_spec[2:], spec.rhs_spec[1]))
-    zero = jnp.zeros((), image.dtype)
-    parts = [jax.lax.pad(image, zero, [*(axis.padding for axis in axes), (0, 0, 0), (0, 0, 0)])]
-    for number, axis in enumerate(axes):
-        parts = [part for whole in parts for part in _taps(whole, number, axis)]
-    windows = jnp.concatenate(parts, axis=-2)
+    windows = jnp.concatenate(_entries(image, axes, 0), axis=-2)
     places = windows.shape[:-2]
     windows = jnp.reshape(windows, (-1, *windows.shape[-2:]))
     weights = jnp.reshape(kernel, (len(kernel), -1))
@@ -233,8 +222,24 @@ def _with_images_last(
     weights = jnp.broadcast_to(weights, (len(windows), *weights.shape)).astype(kernel.dtype)
     result = _matrices(weights, windows, params, batch=1)
     result = jnp.reshape(result, (*places, *result.shape[1:]))
-    order = (*spec.out_spec[2:], spec.out_spec[1], spec.out_spec[0])
+    return _in_order(result, (*spec.out_spec[2:], spec.out_spec[1], spec.out_spec[0]))
+
+
+def _in_order(result: jax.Array, order: Sequence[int]) -> jax.Array:
+    """A convolution's result, whose axis i is number order[i], with its axes in order."""
+    # Its derivative is a barrier too: or XLA adds up the windows that an entry is in while it transposes the sums for
+    # the kernel's gradient, entry by entry, a third of a step on images of 32 x 32.
     return jax.lax.optimization_barrier(jnp.transpose(result, [order.index(i) for i in range(len(order))]))
+
+
+def _entries(image: jax.Array, axes: Sequence[_Axis], start: int) -> list[jax.Array]:
+    """The entries of all windows, one array per position in the window; the image's axes are those from `start` on."""
+    padding = [(0, 0, 0)] * image.ndim
+    padding[start : start + len(axes)] = [axis.padding for axis in axes]
+    parts = [jax.lax.pad(image, jnp.zeros((), image.dtype), padding)]
+    for number, axis in enumerate(axes, start):
+        parts = [part for whole in parts for part in _taps(whole, number, axis)]
+    return parts
 
 
 def _taps(image: jax.Array, number: int, axis: _Axis) -> list[jax.Array]:
