@@ -8,8 +8,10 @@ activations, of three axes, with a weight is transposed first, and so are its de
 So a loss is rewritten before it is differentiated, and its derivatives and batches are made of products as well (and
 its loops keep less for them: loops.py). A convolution is a product of the windows' entries, side by side, with the
 kernel (im2col; Chellapilla, Puri and Simard, High Performance Convolutional Neural Networks for Document Processing,
-2006). The entries of strided windows are taken from the phases of the image, each without gaps, since the derivative of
-a slice with gaps is a padding with gaps, which XLA computes entry by entry.
+2006), which are cut out along one axis of the image after the other: the derivative of a slice with strides along
+several axes at once is a padding with gaps in each, which XLA computes entry by entry. Cut into phases without gaps,
+the derivative joins them again, and LLVM reads what is joined with masks, also far outside the array: a masked read of
+a page that is not there takes a hundred times as long as another.
 
 Few features are short rows, which move slowly and fill the vector registers badly. So where a batch has many images of
 few features (`suits_images_last`), arrays have their images on the last axis, and the entries of the windows at one
@@ -157,10 +159,8 @@ class _Axis(NamedTuple):
     @classmethod
     def of(cls, size: int, taps: int, stride: int, dilation: int, gaps: int, before: int, after: int) -> _Axis:
         length = (size - 1) * gaps + 1 + before + after
-        reach = (taps - 1) * dilation
-        windows = (length - reach - 1) // stride + 1
-        whole = stride * (windows + reach // stride)  # a whole number of strides, so that it can be cut into phases
-        return cls(taps, stride, dilation, (before, after + whole - length, gaps - 1), windows)
+        windows = (length - (taps - 1) * dilation - 1) // stride + 1
+        return cls(taps, stride, dilation, (before, after, gaps - 1), windows)
 
 
 class _Convolution(NamedTuple):
@@ -244,13 +244,9 @@ def _entries(image: jax.Array, axes: Sequence[_Axis], start: int) -> list[jax.Ar
 
 def _taps(image: jax.Array, number: int, axis: _Axis) -> list[jax.Array]:
     """The entries of all windows along an axis of the image, one array per position in the window."""
-    phases = [image]
-    if axis.stride > 1:
-        cut = jnp.reshape(image, (*image.shape[:number], -1, axis.stride, *image.shape[number + 1 :]))
-        parts = jax.lax.split(cut, [1] * axis.stride, number + 1)
-        phases = [jax.lax.squeeze(part, (number + 1,)) for part in parts]
-    places = [divmod(tap * axis.dilation, axis.stride) for tap in range(axis.taps)]
-    return [jax.lax.slice_in_dim(phases[p], first, first + axis.windows, axis=number) for first, p in places]
+    firsts = [tap * axis.dilation for tap in range(axis.taps)]
+    span = (axis.windows - 1) * axis.stride + 1
+    return [jax.lax.slice_in_dim(image, first, first + span, axis.stride, number) for first in firsts]
 
 
 def _one_group(parts: list[jax.Array], kernel: jax.Array, rows: int, params: dict[str, Any]) -> jax.Array:
