@@ -326,6 +326,20 @@ def _traces(optimizer: Optimizer, *what: Any) -> bool:
     return True
 
 
+def _check_states(spec: str, before: Any, after: Any) -> None:
+    """OptimizerError unless a loop can carry the state: `after` an update as `before` it, and floats in no whole number,
+    where each update would cut off their fractions."""
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        was, found = map(jax.tree.structure, (before, after))
+        raise OptimizerError(f"{spec!r}: its update returned the state {found}, and its init {was}; make them alike")
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after)):
+        cut = jnp.issubdtype(new.dtype, jnp.inexact) and not jnp.issubdtype(old.dtype, jnp.inexact)
+        if old.shape != new.shape or cut:
+            was, found = (f"{leaf.dtype} of shape {leaf.shape}" for leaf in (old, new))
+            where = f"state{jax.tree_util.keystr(path)}"
+            raise OptimizerError(f"{spec!r}: {where} is {was} from its init, and {found} from its update")
+
+
 def extra_arguments(
     optimizer: Optimizer, steps: int, loss: Callable[[Any, Any], jax.Array], params: Any, data: Any
 ) -> ExtraArguments:
@@ -336,15 +350,17 @@ def extra_arguments(
 
     def attempt(extras: ExtraArguments, settings: Settings, params: Any, data: Any) -> Any:
         transformation = optimizer.of(settings, steps)
-        state = transformation.init(params)
+        state = jax.tree.map(jnp.asarray, transformation.init(params))
         value, grads = jax.value_and_grad(loss)(params, data)
-        updates, _ = transformation.update(grads, state, params, **extras(value, grads, lambda p: loss(p, data)))
-        return optax.apply_updates(params, updates)
+        updates, next_state = transformation.update(
+            grads, state, params, **extras(value, grads, lambda p: loss(p, data))
+        )
+        return optax.apply_updates(params, updates), state, jax.tree.map(jnp.asarray, next_state)
 
     fault: Exception | None = None
     for extras in _EXTRA_ARGUMENTS:
         try:
-            after = jax.eval_shape(partial(attempt, extras), traced_settings(optimizer), params, data)
+            after, *states = jax.eval_shape(partial(attempt, extras), traced_settings(optimizer), params, data)
         except GradbenchError:
             raise
         except Exception as error:
@@ -352,6 +368,7 @@ def extra_arguments(
             continue
         if jax.tree.map(jnp.shape, after) != jax.tree.map(jnp.shape, params):
             raise OptimizerError(f"{optimizer.spec!r}: its updates do not have the shapes of the parameters")
+        _check_states(optimizer.spec, *states)
         return extras
     assert fault is not None
     hint = ""

@@ -208,3 +208,27 @@ def test_a_users_optimizer_that_does_not_work_is_refused_before_anything_is_writ
         sweep("quadratic_bowl", [f"{file}:make"], [0.1])
     assert not (tmp_path / "results").exists()
     assert jax.default_backend()
+
+
+@pytest.mark.parametrize(
+    ("first", "after", "words"),
+    [
+        ("[]", "state + [1]", r"its update returned the state PyTreeDef\(\[\*\]\), and its init PyTreeDef\(\[\]\)"),
+        ("{'n': jnp.zeros(2)}", "{'n': jnp.zeros(3)}", r"state\['n'\] is float32 of shape \(2,\) from its init, and"),
+        ("0", "0.9 * state + 0.1", r"state is int32 of shape \(\) from its init, and float32 of shape \(\) from its"),
+    ],
+    ids=["grows", "another shape", "cut to whole numbers"],
+)
+def test_a_state_that_no_loop_can_carry_is_refused_before_anything_is_written(sweep, tmp_path, first, after, words):
+    file = tmp_path / "mine.py"
+    file.write_text(f"""
+import jax.numpy as jnp
+import optax
+def make(learning_rate):
+    def update(grads, state, params=None):
+        return -learning_rate * grads, {after}
+    return optax.GradientTransformation(lambda params: {first}, update)
+""")
+    with pytest.raises(OptimizerError, match=words):
+        sweep("quadratic_bowl", [f"{file}:make"], [0.1])
+    assert not (tmp_path / "results").exists()
