@@ -327,8 +327,8 @@ def _traces(optimizer: Optimizer, *what: Any) -> bool:
 
 
 def _check_states(spec: str, before: Any, after: Any) -> None:
-    """OptimizerError unless a loop can carry the state: `after` an update as `before` it, and floats in no whole number,
-    where each update would cut off their fractions."""
+    """OptimizerError unless a loop can carry the state: `after` an update as `before` it, and no floats where whole
+    numbers were, as each update would then cut off their fractions."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         was, found = map(jax.tree.structure, (before, after))
         raise OptimizerError(f"{spec!r}: its update returned the state {found}, and its init {was}; make them alike")

@@ -66,6 +66,8 @@ def test_numbers_of_numpy_are_numbers():
     plan = SweepPlan(seeds=np.int64(2), steps=np.int32(5), target=np.float32(0.5), learning_rates=[np.float32(0.5)])
     assert plan == SweepPlan(seeds=2, steps=5, target=0.5, learning_rates=[0.5])
     assert json.loads(json.dumps(plan.to_dict()))["seeds"] == 2
+    named = SweepPlan(("mlp",), target_loss=np.float32(0.5), dtype=np.dtype("float64")).to_dict()
+    assert json.dumps(named) == json.dumps(SweepPlan(("mlp",), target_loss=0.5, dtype="float64").to_dict())
 
 
 def test_settings_may_be_named_as_the_command_line_s_options_are():

@@ -90,7 +90,7 @@ def one_of(known: Collection[str]) -> Callable[[str, Any], str]:
     def check(name: str, value: Any) -> str:
         if value not in known:
             raise PlanError(f"{name}: no {value!r}{nearest(str(value), known)} ({', '.join(known)})")
-        return value
+        return str(value)  # of numpy too, whose dtypes equal their names
 
     return check
 
@@ -116,7 +116,7 @@ def gap(name: str, value: Any) -> float:
 
 
 def loss(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise PlanError(f"{name}: need a loss such as 0.35, got {value!r}")
     return float(value)
 
