@@ -72,9 +72,11 @@ def sweep(
     """
     names, objects = take_problems(problems)
     chosen, functions = take_optimizers(optimizers)
-    values = {"problems": names, "learning_rates": learning_rates, **settings}
+    values = {"problems": names, **settings}
     if optimizers is not SweepPlan.optimizers:  # which a plan tells from those that are given
         values["optimizers"] = chosen
+    if learning_rates is not SweepPlan.learning_rates:  # which may be given as lr
+        values["learning_rates"] = learning_rates
     plan = SweepPlan.from_dict(values)
     by: dict[str, Any] = {"executor": executor, "unit_timeout": unit_timeout}
     return run_plan(plan, out=out, objects=objects, functions=functions, progress=progress, **by)

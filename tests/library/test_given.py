@@ -50,6 +50,7 @@ def test_a_function_called_problem_is_called_as_its_file(tmp_path):
         (lambda width: bowl(width), "missing a required argument: 'width'; set what it needs with functools.partial"),
         (lambda: 1 / 0, r"lambda\(\) raised ZeroDivisionError: division by zero"),
         (gradbench.Problem, "got the class Problem; give a spec"),
+        ([bowl(), bowl(3)], r"two are called 'problem'; write Problem\(..., name=\"mine\"\)"),
     ],
 )
 def test_no_problem_is_one_line(given, words):
@@ -172,6 +173,11 @@ def test_a_run_with_a_function_among_built_in_problems_cannot_be_resumed_either(
 )
 def test_learning_rates_are_any_values(rates):
     np.testing.assert_allclose(gradbench.SweepPlan(learning_rates=rates).rates, [0.1, 0.2, 0.4], rtol=1e-7)
+
+
+def test_learning_rates_may_be_named_as_the_command_line_names_them(sweep):
+    run = gradbench.sweep(bowl(), "sgd", lr=[0.5], seeds=1, steps=1, timing="none")
+    assert run.trials["learning_rate"].to_pylist() == [0.5]
 
 
 def test_one_learning_rate_and_whole_ones():
