@@ -151,6 +151,8 @@ def _ends(pair: PairSummary) -> str:
         return "the loss is not finite at the start"
     if pair.diverged_share == 1:
         return "all diverge"
+    if any(point.gap_median == 1 and point.loss_median < pair.initial_loss for point in pair.points):
+        return f"none comes nearer to {pair.reference.words}"  # which is so far off that rounding hides what was gained
     seeds = max((point.seeds for point in pair.points), default=1)
     return "none ends below its start" + (" with every seed" if seeds > 1 else "")
 

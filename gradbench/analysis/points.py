@@ -74,12 +74,16 @@ def best_of_seeds(steps: np.ndarray, gaps: np.ndarray) -> int | None:
 
 
 def ties_of(rates: list[RateSummary], best: RateSummary | None, floor: float) -> list[RateSummary]:
-    """The points other than the best with as many median steps, and the same median gap above `floor`."""
+    """The points other than the best with as many median steps, whose median gap differs from the best's by less than
+    `floor`, or is like that below it."""
+    if best is None:
+        return []
 
-    def result(rate: RateSummary) -> tuple[float | None, float]:
-        return rate.steps_to_target, max(rate.gap_median, floor)
+    def ties(rate: RateSummary) -> bool:
+        low, high = sorted((rate.gap_median, best.gap_median))
+        return rate.steps_to_target == best.steps_to_target and (high <= floor or high - low < floor)
 
-    return [] if best is None else [rate for rate in rates if rate is not best and result(rate) == result(best)]
+    return [rate for rate in rates if rate is not best and ties(rate)]
 
 
 def good_stretch(

@@ -292,6 +292,23 @@ def test_a_target_loss_is_what_counts_as_converged(sweep):
     assert summarise(known)[0].reference == Reference("minimum", 0.0)
 
 
+def test_equals_differ_by_less_than_what_is_told_apart(sweep):
+    # At 0.01 the loss ends at 0.98**200 = 0.018, at 0.5 at 0: of a first gap of 1e6 that is 1.8e-8, which float32 does
+    # not tell apart. Of one of 11, after 10 steps, 0.8**20 (0.1) is 0.1 % and 0.98**20 (0.01) is 6 %
+    near = summarise(sweep(square(minimum=-1e6), ["sgd"], [0.01, 0.5], seeds=1, steps=100))[0]
+    assert len(near.ties) == 1
+    target = summarise(sweep(square(target=-10.0), ["sgd"], [0.01, 0.1, 0.5], seeds=1, steps=10))[0]
+    assert [rate.learning_rate for rate in target.ties] == [0.1]
+
+
+def test_where_a_loss_without_bound_hides_what_others_gain_that_is_said(sweep):
+    # sgd at 1 triples the parameter at each step, to a loss of -1.5e38; adam at 1e-3 ends at -1.1
+    run = sweep(of(lambda p, _: -jnp.sum(p**2)), ["sgd", "adam"], [1e-3, 1.0], seeds=1, steps=40)
+    adam = summarise(run)[1]
+    assert adam.rates[0].loss_median < adam.initial_loss
+    assert pair_sentence(adam) == "mine × adam: no learning rate works: none comes nearer to the best loss found"
+
+
 @pytest.mark.parametrize(
     ("problem", "words"),
     [
