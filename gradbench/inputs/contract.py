@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -78,6 +79,8 @@ def _checked_start(problem: Problem, fault: _Fault) -> Any:
             where, wrong = "params" + jax.tree_util.keystr(path), ""
             if not _is_array(leaf):
                 wrong = f"is of type {type(leaf).__name__}; parameters must be arrays of floats"
+                if dataclasses.is_dataclass(leaf):
+                    wrong += ", or a dataclass of them that jax.tree_util.register_dataclass has registered"
             elif np.size(leaf) == 0:
                 wrong = f"is empty, of shape {np.shape(leaf)}"
             elif jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):

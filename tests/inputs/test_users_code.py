@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 from conftest import time_little
 
 from gradbench.cli import main as cli
@@ -74,7 +77,8 @@ class Loader:
         (np.array(["cat", "dog"]), r"holds text, such as 'cat'.*\(labels: numpy.unique"),
         (np.array([1, None]), "holds objects, such as None; data must be arrays of numbers"),
         (np.array(["2020-01-01"], "datetime64[D]"), "holds dates"),
-        (np.ones(2) * 1j, "holds complex numbers"),
+        (np.ones(2) * 1j, r"holds complex numbers; .* \(complex ones: their .real and .imag\)"),
+        (scipy.sparse.eye(2, format="csr"), r"is a .*; give its .toarray\(\)"),
         (Loader(), "is a Loader; .* stack its items into arrays first"),
     ],
 )
@@ -87,6 +91,16 @@ def test_data_that_are_no_numbers_are_refused_in_one_line(data, words):
 def test_params_that_are_no_arrays_are_named():
     with pytest.raises(ProblemError, match=r"params\['name'\] is of type str; parameters must be arrays of floats"):
         with_init(lambda key: {"w": jnp.ones(2), "name": "mine"})
+
+
+@dataclasses.dataclass
+class Weights:
+    w: Any
+
+
+def test_a_dataclass_that_jax_does_not_know_is_told_how_to_be_known():
+    with pytest.raises(ProblemError, match=r"params is of type Weights; .*jax.tree_util.register_dataclass"):
+        with_init(lambda key: Weights(jnp.ones(2)))
 
 
 def module_of(place):

@@ -57,6 +57,7 @@ def check_data(data: Any, fault: Callable[[str], ProblemError], name: str = "dat
         if not (hasattr(leaf, "__array__") or isinstance(leaf, numbers.Number | str)):
             items = hasattr(leaf, "__iter__") or hasattr(leaf, "__getitem__")  # a data set or a loader
             stack = "; stack its items into arrays first" if items else ""
+            stack = "; give its .toarray()" if hasattr(leaf, "toarray") else stack  # a sparse matrix of SciPy
             raise fault(f"{where} is a {type(leaf).__name__}; {_NUMBERS}{stack}")
         try:
             array = np.asarray(leaf)
@@ -95,4 +96,5 @@ def _contents(array: np.ndarray) -> str:
     kinds = {"M": "dates", "m": "durations", "c": "complex numbers"}
     if isinstance(entry, str):
         return f"text, such as {str(entry)!r}; {_NUMBERS} (labels: numpy.unique(labels, return_inverse=True)[1])"
-    return f"{kinds.get(array.dtype.kind) or f'objects, such as {entry!r}'}; {_NUMBERS}"
+    parts = " (complex ones: their .real and .imag)" if array.dtype.kind == "c" else ""
+    return f"{kinds.get(array.dtype.kind) or f'objects, such as {entry!r}'}; {_NUMBERS}{parts}"
