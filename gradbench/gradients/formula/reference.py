@@ -229,7 +229,7 @@ def _windows(
         if axis in starts:
             start = indices[..., starts.index(axis)].astype(np.int64)
             inside &= (start >= 0) & (start <= size - sizes[axis])
-            place = np.clip(start, 0, size - sizes[axis]).reshape(*batch, *[1] * len(free))
+            place = np.reshape(np.clip(start, 0, size - sizes[axis]), (*batch, *[1] * len(free)))
         if axis in shared:
             place = place + along(getattr(numbers, theirs)[shared.index(axis)], size)
         if axis in free:
@@ -243,7 +243,8 @@ def _gather(params: dict[str, Any], x: np.ndarray, indices: np.ndarray) -> np.nd
     places, inside, batch = _windows(x.shape, indices, params["slice_sizes"], numbers, scatters=False)
     found = x[tuple(places)]
     if params["mode"] == lax.GatherScatterMode.FILL_OR_DROP and not inside.all():
-        found = np.where(inside.reshape(*inside.shape, *[1] * (found.ndim - batch)), found, _fill(params, x.dtype))
+        shape = (*np.shape(inside), *[1] * (found.ndim - batch))
+        found = np.where(np.reshape(inside, shape), found, _fill(params, x.dtype))
     return np.moveaxis(found, range(batch, found.ndim), numbers.offset_dims)
 
 
