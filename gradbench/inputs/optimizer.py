@@ -116,6 +116,8 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
 def load_optimizer(text: str) -> Optimizer:
     """Read a spec such as `adam`, `sgd[momentum=0.9,nesterov=true]`, `adam[schedule=cosine,warmup=100]`,
     `./mine.py:make` or `package.module:make`. Raises OptimizerError with one line."""
+    if not isinstance(text, str):
+        raise OptimizerError(f'{type(text).__name__} is no spec; give one, such as "adam[b1=0.8]" or "./mine.py:make"')
     spec, axes = split_axes(parse_spec(text, OptimizerError), OptimizerError)
     optimizer = _optimizer(text, spec, axes, _find(spec))
     if ":" not in spec.target:  # what a user's own function calls so is the user's

@@ -194,6 +194,11 @@ def test_bad_specs_are_refused_in_one_line(spec, words):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_no_spec_is_refused():
+    with pytest.raises(OptimizerError, match='function is no spec; give one, such as "adam'):
+        load_optimizer(optax.adam)
+
+
 def test_the_ends_of_the_ranges_and_a_users_own_names_are_taken(tmp_path):
     (tmp_path / "mine.py").write_text("import optax\ndef make(learning_rate, b1): return optax.sgd(learning_rate)\n")
     for spec in ("adam[b1=0,eps=0]", "sgd[momentum=none]", "sgd[momentum=-0.5]", f"{tmp_path / 'mine.py'}:make[b1=2]"):

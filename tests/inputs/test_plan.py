@@ -44,7 +44,10 @@ def test_a_tuple_is_a_range_for_one_version_more_and_says_so():
     assert SweepPlan(learning_rates=[0.1, 1, 10]).rates == [0.1, 1.0, 10.0]
 
 
-@pytest.mark.parametrize("arguments", [(1, 0.1, 5), (0, 1, 5), (0.1, 1, 1), (0.1, 1, 2.5), (0.1, float("nan"), 5)])
+RANGES_OF_NONE = [(1, 0.1, 5), (0, 1, 5), (0.1, 1, 1), (0.1, 1, 2.5), (0.1, float("nan"), 5), ("a", 1, 5), (None, 1, 5)]
+
+
+@pytest.mark.parametrize("arguments", RANGES_OF_NONE)
 def test_a_range_that_is_none_is_refused(arguments):
     with pytest.raises(PlanError, match="learning rates"):
         log_range(*arguments)

@@ -17,7 +17,13 @@ def log_range(low: float, high: float, count: int) -> str:
 
     `SweepPlan(learning_rates=log_range(1e-4, 10, 25)).rates` are the values. Raises PlanError for a range that is none.
     """
-    return str(rates_as_kept(f"{float(low)!r}:{float(high)!r}:{count}"))
+    try:
+        text = f"{float(low)!r}:{float(high)!r}:{count}"
+    except (TypeError, ValueError):
+        raise PlanError(
+            f"learning rates: a range needs two numbers and a count, got {low!r}, {high!r}, {count!r}"
+        ) from None
+    return str(rates_as_kept(text))
 
 
 def parse_rates(text: str) -> str | tuple[float, ...]:
