@@ -95,6 +95,17 @@ def test_a_scale_a_few_units_off_is_still_found():
     assert report.verdict != "PASS", str(report)
 
 
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (-1.0, "INCONCLUSIVE")])
+def test_a_remainder_of_order_1_up_to_the_last_step_does_not_pass(factor, verdict):
+    # twenty quarterings of a step of about 1 leave 4**-20 = 1e-12 of it, far above the loss's rounding
+    rule = jax.custom_vjp(lambda x: x)
+    rule.defvjp(lambda x: (x, None), lambda _, g: (factor * g,))
+    problem = Problem(lambda key: jnp.ones(2), lambda p, _: jnp.sum(rule(p) ** 2))
+    report = check_gradient(problem, fast=True)
+    [line] = [line for line in str(report).splitlines() if "Taylor remainder" in line]
+    assert line.split()[2] == verdict
+
+
 def test_a_rule_that_reports_another_value_is_found():
     @jax.custom_vjp
     def larger(x):
