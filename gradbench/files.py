@@ -1,4 +1,4 @@
-"""Writes whole files or none: under a temporary name, on disk, then renamed."""
+"""Writes whole files or none: under a temporary name, on disk, then renamed. And where the user's cache is."""
 
 from __future__ import annotations
 
@@ -62,3 +62,11 @@ def write_json(value: Any, path: Path) -> None:
 
 def utc_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def user_folder() -> Path | None:
+    """Our folder in the user's cache, which may not be there yet; None without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradbench"
+    except RuntimeError:
+        return None

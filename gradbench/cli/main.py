@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,16 +124,21 @@ def report(
     from gradbench.library.activity import Activity
 
     with Activity(quiet) as activity:
+        activity.say("reading")
+        from gradbench.record.store import load_run
+        from gradbench.reporting.bundle import bundle_of_vega
+
+        runs = [load_run(name, results) for name in records or ("latest",)]
+        if figures is None:  # made while JAX is imported
+            ThreadPoolExecutor(1).submit(bundle_of_vega)
         activity.say("starting JAX")
         from gradbench.machine.cache import use_cache
         from gradbench.machine.devices import devices_to_check
-        from gradbench.record.store import load_run
-        from gradbench.reporting import check_figure_format, write_figures, write_report
+        from gradbench.reporting.page import check_figure_format, write_figures, write_report
 
         check_figure_format(format)
         devices_to_check(None)  # whether JAX starts
         use_cache()  # most of a landscape's time is compiling
-        runs = [load_run(name, results) for name in records or ("latest",)]
         if figures is None:
             written = [write_report(runs, out, check, by=by)]
         else:

@@ -168,7 +168,7 @@ def report(
     `checks` are records of gradbench check to show; without any, the newest beside the records for their problems. `by`
     is the metric that the page opens with, such as "holdout.accuracy", instead of the gap.
     """
-    from gradbench.reporting import write_report  # Altair takes half a second
+    from gradbench.reporting.page import write_report  # Altair takes half a second
 
     records = _records(runs, results)
     objects = records[0].objects if len(records) == 1 else {}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 
+from gradbench.files import user_folder
 from gradbench.machine.devices import cpu_model
 from gradbench.machine.internals import has_accelerators, hide_errors_of_loading, setting
 
@@ -30,14 +31,6 @@ def cache_folder() -> Path | None:
         return None
     folder = user_folder()
     return folder and folder / hashlib.sha256(_machine().encode()).hexdigest()[:12]
-
-
-def user_folder() -> Path | None:
-    """Our folder in the user's cache, which may not be there yet; None without a home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradbench"
-    except RuntimeError:
-        return None
 
 
 def _logs_errors() -> bool:

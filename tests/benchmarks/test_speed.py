@@ -20,7 +20,7 @@ from gradbench.inputs.specs.checks import DTYPES
 from gradbench.machine.devices import find_devices
 from gradbench.program.block import choose_block, solo_block
 from gradbench.program.program import Program, Trial, numerics
-from gradbench.reporting import write_report
+from gradbench.reporting.page import write_report
 
 CASES = [(name, dtype) for name in problem_names() for dtype in DTYPES]
 

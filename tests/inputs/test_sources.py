@@ -17,7 +17,7 @@ from gradbench.engine import runner
 from gradbench.errors import RecordError
 from gradbench.inputs.transfer.sources import fingerprint, recorded_file, recorded_problem, sources
 from gradbench.record.store import write_json
-from gradbench.reporting import write_report
+from gradbench.reporting.page import write_report
 from gradbench.reporting.scenery import landscape_views
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")

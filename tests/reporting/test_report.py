@@ -12,16 +12,15 @@ import pytest
 import vl_convert
 from synthetic import make_large_run, make_run
 
-from gradbench import reporting
 from gradbench.cli.check import run_check
 from gradbench.errors import GradbenchError, GradbenchWarning
 from gradbench.inputs.problem import load_problem
 from gradbench.record.schema import SCHEMAS
-from gradbench.reporting import _prose, write_figures, write_report
 from gradbench.reporting.charts import COLOURS, RATES, encodings, rate_colour
 from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, page_data
 from gradbench.reporting.figures import figure_specs
+from gradbench.reporting.page import _prose, write_figures, write_file, write_report
 from gradbench.reporting.scenery import landscape_views
 from gradbench.theory.curvature import measured_curvature
 
@@ -288,7 +287,7 @@ def test_nothing_to_report_is_an_error(runs, tmp_path):
 
 def test_what_cannot_be_written_or_read_is_one_line_before_anything_is_computed(tmp_path, monkeypatch):
     for name in ("landscape_views", "figure_specs"):
-        monkeypatch.setattr(reporting, name, lambda *_, **__: pytest.fail("computed"))
+        monkeypatch.setattr(f"gradbench.reporting.page.{name}", lambda *_, **__: pytest.fail("computed"))
     file, run = tmp_path / "file", make_flat_run()
     file.touch()
     with pytest.raises(GradbenchError, match="cannot be written"):
@@ -302,7 +301,7 @@ def test_what_cannot_be_written_or_read_is_one_line_before_anything_is_computed(
 def test_a_link_such_as_dev_stdout_stays_and_what_it_leads_to_is_written(tmp_path):
     file, link = tmp_path / "file", tmp_path / "link"
     link.symlink_to(file)
-    reporting.write_file(link, b"page")
+    write_file(link, b"page")
     assert link.is_symlink()
     assert file.read_bytes() == b"page"
 

@@ -13,7 +13,7 @@ from sampling import sample
 from synthetic import make_run
 from test_report import diverging
 
-from gradbench.reporting import write_report
+from gradbench.reporting.page import write_report
 
 CHROMIUM = shutil.which("chromium")
 

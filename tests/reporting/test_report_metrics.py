@@ -11,9 +11,10 @@ from test_report_in_chromium import CHROMIUM, in_chromium
 
 import gradbench
 from gradbench.errors import PlanError
-from gradbench.reporting import data, scenery, write_figures, write_report
+from gradbench.reporting import data, scenery
 from gradbench.reporting.data import answers, page_data
 from gradbench.reporting.figures import figure_specs
+from gradbench.reporting.page import write_figures, write_report
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from test_report_in_chromium import CHROMIUM, in_chromium
 from test_report_metrics import with_script
 
 from gradbench.analysis.summary import summarise
-from gradbench.reporting import write_figures, write_report
 from gradbench.reporting.heatmap import settings_map
+from gradbench.reporting.page import write_figures, write_report
 
 
 def decay(_, rate, momentum, **others):

@@ -11,11 +11,11 @@ from string import Template
 
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
-from gradbench.reporting import WEB, check_replaceable, check_writable, page_json, write_file
 from gradbench.reporting.board import charts
 from gradbench.reporting.board.data import board_data
 from gradbench.reporting.bundle import bundle_of_vega
 from gradbench.reporting.charts import spec
+from gradbench.reporting.page import WEB, check_replaceable, check_writable, page_json, write_file
 
 LOG = logging.getLogger(__name__)
 HERE = Path(__file__).parent
