@@ -129,6 +129,8 @@ def _plane(params: np.ndarray, losses: np.ndarray, size: int) -> tuple[np.ndarra
         second = np.random.default_rng(0).standard_normal(size)
     second = second - (second @ first) * first
     second = second / np.linalg.norm(second)
+    along = aside @ second
+    second *= -np.copysign(1.0, along[np.argmax(np.abs(along))])  # the farthest below: rounding is not to mirror it
     note = "the plane through the start, the best point and the paths' principal direction; paths are projected on it"
     return best, np.stack([first, second]), ("from the best point to the start", "principal direction"), note
 

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from gradbench.inputs.problem import Problem, cast, load_problem
 from gradbench.program.program import numerics
-from gradbench.theory.replay import flat_loss, start
+from gradbench.theory.replay import compile_for, flat_loss, start
 
 MAX_PRODUCTS = 300  # Hessian-vector products of one Lanczos run
 BASIS_BYTES = 2**30  # of the Lanczos basis: fewer products where the parameters are many
@@ -47,7 +47,9 @@ def measured_curvature(
     at_start = start(problem, 0, dtype) if params is None else None  # outside `numerics`: by the program of a replay
     with numerics(dtype, "highest"):
         flat = np.asarray(ravel_pytree(params)[0], dtype) if at_start is None else at_start
-        return extremes(hessian_products(problem, dtype), flat, cast(problem.plain.data, dtype), products, tolerance)
+        data = cast(problem.plain.data, dtype)
+        product = compile_for(hessian_products(problem, dtype).trace(flat, flat, data), products)
+        return extremes(product, flat, data, products, tolerance)
 
 
 def extremes(product: Callable[..., jax.Array], flat: np.ndarray, data: Any, most: int, tolerance: float) -> Curvature:
@@ -56,7 +58,7 @@ def extremes(product: Callable[..., jax.Array], flat: np.ndarray, data: Any, mos
     return Curvature(low, high, "lanczos", error)
 
 
-def hessian_products(problem: Problem, dtype: str) -> Callable[..., jax.Array]:
+def hessian_products(problem: Problem, dtype: str) -> jax.stages.Wrapped:
     """(params, vector, data) -> Hessian × vector, all flat (P,): forward mode over the gradient (Pearlmutter 1994)."""
     gradient = jax.grad(flat_loss(problem, dtype))
 

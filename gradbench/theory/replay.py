@@ -19,9 +19,13 @@ from gradbench.machine.internals import quick_compile
 from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.program import State, Trial, numerics
 from gradbench.program.spread import initialise, over_trials
+from gradbench.program.xla.jaxprs import emitted, equations
 from gradbench.program.xla.products import as_products
 
 CALL_BYTES = 2**26  # of the params whose losses are found in one call
+# Optimising a program's code takes XLA:CPU half a millisecond per equation and saves half a nanosecond per entry that
+# the equation computes, all in all: with fewer entries it is left out.
+FEW_ENTRIES = 1e6
 TOGETHER = 8  # of them side by side: their products with the data are one, three times as fast
 TOGETHER_BYTES = 2**28  # of what the loss makes on the way, of all that are side by side; else they go one at a time
 
@@ -68,7 +72,7 @@ def losses_at(problem: Problem, plan: SweepPlan) -> Callable[[np.ndarray], np.nd
     with numerics(plan.dtype, plan.precision):
         data, wide = cast(problem.plain.data, plan.dtype), jnp.promote_types(jnp.float32, plan.dtype)
 
-    @partial(jax.jit, compiler_options=quick_compile(platform), static_argnums=2)
+    @partial(jax.jit, static_argnums=2)
     def program(points: jax.Array, data: Data, together: int) -> jax.Array:
         rows, size = points.shape
         groups = points.reshape(-1, together, size)
@@ -94,10 +98,18 @@ def within_memory(program: Any, points: jax.ShapeDtypeStruct, data: Data) -> jax
     """The jitted `program(points (N, P), data, together)` for TOGETHER points side by side where N allows it and what
     it makes on the way is TOGETHER_BYTES at most, else for one at a time."""
     if points.shape[0] % TOGETHER == 0:
-        several = program.lower(points, data, TOGETHER).compile()
+        several = compile_for(program.trace(points, data, TOGETHER))
         if several.memory_analysis().temp_size_in_bytes <= TOGETHER_BYTES:
             return several
-    return program.lower(points, data, 1).compile()
+    return compile_for(program.trace(points, data, 1))
+
+
+def compile_for(traced: jax.stages.Traced, times: float = 1) -> Any:
+    """A program that is called so many times, compiled for the least time of both together."""
+    platform, equations_in = jax.default_backend(), sum(1 for _ in equations(traced.jaxpr))
+    few = times * emitted(traced.jaxpr) < FEW_ENTRIES * equations_in
+    options = quick_compile(platform, xla_backend_optimization_level=0) if few else quick_compile(platform)
+    return traced.lower().compile(compiler_options=options)
 
 
 def at_once(size: int) -> int:
@@ -142,8 +154,10 @@ def replays(
         kind = jnp.promote_types(jnp.float32, plan.dtype)
         settings = [{"learning_rate": jnp.asarray([rate for rate, _ in of], kind)} for of in trials.values()]
         drawn, data = cast(starts, plan.dtype), cast(problem.data, plan.dtype)
-        run = jax.jit(several.run, compiler_options=quick_compile(jax.default_backend()))
-        kept = run(settings, np.asarray(seeds, np.uint32), drawn, data, wanted)
+        arguments = settings, np.asarray(seeds, np.uint32), drawn, data, wanted
+        traced = jax.jit(several.run).trace(*arguments)
+        # What is counted has one step before each that is kept.
+        kept = compile_for(traced, max(steps) / len(steps))(*arguments)
     flat = np.asarray(kept).swapaxes(0, 1)
     found = (losses or losses_at(problem, plan))(flat.reshape(-1, flat.shape[-1])).reshape(flat.shape[:2])
     return [Replay(wanted, *each) for each in zip(several.parts(flat), several.parts(found))]

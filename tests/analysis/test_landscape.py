@@ -5,7 +5,7 @@ import pytest
 from synthetic import make_run
 
 import gradbench
-from gradbench.analysis.landscape import landscape, valleys
+from gradbench.analysis.landscape import _plane, landscape, valleys
 from gradbench.analysis.summary import representative_rates, summarise
 from gradbench.errors import PlanError
 from gradbench.inputs.plan import SweepPlan
@@ -51,6 +51,16 @@ def test_the_window_holds_the_whole_of_every_best_path():
             assert not path["left"]
             assert seen.x[0] < min(path["x"]) <= max(path["x"]) < seen.x[-1]
             assert seen.y[0] < min(path["y"]) <= max(path["y"]) < seen.y[-1]
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_what_lies_farthest_beside_the_line_is_drawn_below_it(side):
+    """An eigenvector's sign hangs on rounding, and with it would the picture's upside."""
+    straight, aside = np.eye(3)[0], side * np.eye(3)[1]
+    path = np.stack([straight, 0.5 * straight + aside, 0.25 * straight - 0.5 * aside, 0 * straight])[None]
+    origin, axes, *_ = _plane(path, np.array([[4.0, 3.0, 2.0, 1.0]]), 3)
+    below = (path[0] - origin) @ axes[1]
+    assert below.tolist() == pytest.approx([0.0, -1.0, 0.5, 0.0], abs=1e-15)
 
 
 def test_a_landscape_needs_two_parameters():

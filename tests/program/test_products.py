@@ -15,7 +15,7 @@ import pytest
 from quick import jit_quickly
 
 from gradbench.program.xla import products
-from gradbench.program.xla.jaxprs import equations, uncounted_flops
+from gradbench.program.xla.jaxprs import emitted, equations, uncounted_flops
 from gradbench.program.xla.products import as_products, suits_images_last
 
 
@@ -241,3 +241,5 @@ def test_flops_that_the_cost_analysis_leaves_out_are_those_of_the_other_rounds()
     trace = jax.make_jaxpr(function)(x, w)
     assert uncounted_flops(trace) == 6 * (2 * 4 * 5 * 5 + 4 * 5)
     assert uncounted_flops(jax.make_jaxpr(jnp.dot)(x, w)) == 0
+    assert emitted(trace) == 7 * (4 * 5 + 4 * 5)
+    assert emitted(jax.make_jaxpr(jnp.dot)(x, w[0])) == 2 * 4 * 5

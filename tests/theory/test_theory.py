@@ -11,7 +11,7 @@ from gradbench.analysis import profiles
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import cast
 from gradbench.theory import curvature, quadratic, sharpness
-from gradbench.theory.replay import TOGETHER, flat_loss, replay, start, within_memory
+from gradbench.theory.replay import TOGETHER, compile_for, flat_loss, replay, start, within_memory
 from gradbench.theory.rising import read_rise
 
 
@@ -173,6 +173,16 @@ def test_losses_are_found_side_by_side_only_where_memory_allows(monkeypatch):
     several = needed(2**28)
     assert needed(several) == several
     assert needed(several - 1) <= several / 2
+
+
+def test_code_is_optimised_only_where_the_program_computes_enough_to_repay_it(monkeypatch):
+    """A sine of 1000 numbers, 100 times over: 33,000 entries for each of its equations."""
+    asked = []
+    monkeypatch.setattr("gradbench.theory.replay.quick_compile", lambda _, **more: asked.append(more) or {})
+    traced = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda _, y: jnp.sin(y), x)).trace(np.ones(1000, "float32"))
+    for times in (1, 1000):
+        compile_for(traced, times)
+    assert asked == [{"xla_backend_optimization_level": 0}, {}]
 
 
 @pytest.mark.usefixtures("compiled_quickly")

@@ -85,17 +85,36 @@ def equations(trace: Any) -> Iterator[Any]:
 def uncounted_flops(trace: Any) -> float:
     """FLOP of a traced function that XLA's cost analysis omits, since it counts a loop's body once. Two per term of a
     product, one per entry of anything else; a while loop's body counts once here too."""
-    return _flops(trace, every_round=True) - _flops(trace, every_round=False)
+    return _total(trace, _terms, every_round=True) - _total(trace, _terms, every_round=False)
 
 
-def _flops(trace: Any, every_round: bool) -> float:
+def emitted(trace: Any) -> float:
+    """Entries that a traced function computes by code that XLA:CPU writes for it, in every round of its loops (a while
+    loop's body counts once); of a convolution and of a matrix-vector product the terms, since only products of two
+    matrices are a library's."""
+
+    def per_entry(equation: Any) -> float:
+        if equation.primitive.name == "dot_general":
+            (contracted, batch) = equation.params["dimension_numbers"]
+            free = (
+                v.aval.size / max(1, math.prod(v.aval.shape[axis] for axis in (*summed, *along)))
+                for v, summed, along in zip(equation.invars, contracted, batch)
+            )
+            return 1.0 if min(free) > 1 else _terms(equation)
+        return _terms(equation)
+
+    return _total(trace, per_entry, every_round=True)
+
+
+def _total(trace: Any, per_entry: Callable[[Any], float], every_round: bool) -> float:
+    """What `per_entry` says of an equation, for each entry of its results, summed."""
     total = 0.0
     for equation in open_jaxpr(trace)[0].eqns:
         if inside := nested(equation):
             rounds = equation.params.get("length", 1) if every_round else 1
-            total += rounds * sum(_flops(inner, every_round) for inner in inside)
+            total += rounds * sum(_total(inner, per_entry, every_round) for inner in inside)
         else:
-            total += _terms(equation) * sum(getattr(v.aval, "size", 0) for v in equation.outvars)
+            total += per_entry(equation) * sum(getattr(v.aval, "size", 0) for v in equation.outvars)
     return total
 
 
