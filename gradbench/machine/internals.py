@@ -33,25 +33,43 @@ def has_accelerators() -> bool:
     return bool(entry_points(group="jax_plugins")) or any(map(find_spec, ("jax_plugins", "libtpu")))
 
 
+# All that are asked for, with any values: a compiler is asked once which of them it knows.
+_OPTIONS: dict[str, dict[str, bool | int]] = {
+    "cpu": {
+        "xla_backend_optimization_level": 1,
+        "xla_cpu_copy_insertion_use_region_analysis": True,
+        "xla_cpu_parallel_codegen_split_count": 1,
+        "xla_cpu_prefer_vector_width": 512,
+        "xla_cpu_use_fusion_emitters": False,
+    },
+    "gpu": {"xla_gpu_exclude_nondeterministic_ops": True},
+}
+
+
 def compiler_options(platform: str, **wanted: bool | int) -> dict[str, bool | int]:
-    """Those of the wanted options that the platform's compiler knows, which is asked once; none without a device of
-    that platform."""
-    if _are_known(platform, *wanted.items()):
-        return wanted
-    return {name: value for name, value in wanted.items() if _are_known(platform, (name, value))}
+    """Those of the wanted options, of _OPTIONS, that the platform's compiler knows; none without a device of that
+    platform."""
+    return {name: value for name, value in wanted.items() if name in _known(platform)}
+
+
+@cache
+def _known(platform: str) -> frozenset[str]:
+    every = _OPTIONS[platform].items()
+    if _are_known(platform, *every):
+        return frozenset(_OPTIONS[platform])
+    return frozenset(name for name, value in every if _are_known(platform, (name, value)))
 
 
 def quick_compile(platform: str, **more: bool | int) -> dict[str, bool | int]:
     """Options for programs that run once and are compiled for it: on a CPU without XLA's newer emitters of fusions,
     and as one module of LLVM's, which takes a fifth off the compiling. With the emitters loops are up to a third
     faster, and most compile longer, but not all programs: a transformer's loss and its Hessian product compile in 0.6
-    of the time with them. `more`: other options of a CPU's, asked for in the same breath."""
+    of the time with them. `more`: other options of a CPU's."""
     if platform != "cpu":
         return {}
     return compiler_options(platform, xla_cpu_use_fusion_emitters=False, xla_cpu_parallel_codegen_split_count=1, **more)
 
 
-@cache
 def _are_known(platform: str, *options: tuple[str, bool | int]) -> bool:
     try:
         with jax.default_device(jax.local_devices(backend=platform)[0]):

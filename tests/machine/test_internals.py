@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import gradbench
+from gradbench.machine import internals
 from gradbench.machine.internals import compiler_options, kernels_per_row, quick_compile, setting
 from gradbench.program.xla import jaxprs
 
@@ -26,6 +27,12 @@ def test_only_options_that_the_compiler_knows_are_left():
     known = {"xla_backend_optimization_level": 1}
     assert compiler_options("cpu", **known, xla_no_such_option=True) == known
     assert jax.jit(jnp.negative, compiler_options=known)(1.0) == -1.0
+
+
+def test_an_option_that_a_compiler_no_longer_knows_leaves_the_others(monkeypatch):
+    known = {"xla_backend_optimization_level": 1}
+    monkeypatch.setattr(internals, "_OPTIONS", {"cpu": known | {"xla_no_such_option": True}})
+    assert internals._known.__wrapped__("cpu") == set(known)
 
 
 def test_what_is_compiled_quickly_gives_the_same_numbers():
