@@ -25,9 +25,10 @@ class Engine(Side):
         super().__init__(case)
         devices = find_devices(None)
         block = choose_block(case.trial, devices, len(case.rates))
-        with Compiler() as compiler:  # as in a sweep: what starts the trials is compiled beside the loop
+        self.params = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], block.slots, axis=0), case.params)
+        with Compiler() as compiler:  # as in a sweep: what begins the trials is compiled beside the loop
             pair = CompiledPair(compiler, case.trial, block, devices, sweeps=False)
-            starting = compiler.submit(pair.program.prepare, False)
+            starting = compiler.submit(pair.program.prepare_begin, self.params)
             self.program, self.compiled = pair.program, pair.compiled.result()
             starting.result()
 
@@ -37,7 +38,8 @@ class Engine(Side):
         for start in range(0, len(rates), block.slots):
             chosen = program.settings({"learning_rate": np.resize(rates[start : start + block.slots], block.slots)})
             seeds = np.zeros(block.slots, np.uint32)
-            state = jax.block_until_ready(program.start(seeds, chosen))
+            begun = program.begin(jax.tree.map(program.place, self.params), chosen)
+            state = jax.block_until_ready(begun)
             with numerics("float32", "highest"):
                 first, placed = program.place(np.zeros(block.slots, np.int32)), program.place(seeds)
                 began, kept = time.perf_counter(), []
