@@ -5,10 +5,11 @@
 
 Four small problems with 64 learning rates and five networks with 8, x sgd, momentum, adam. Steady: seconds in the loop
 over the steps, a trial-step, compiled before, over runs of a quarter of a second at least; every side in turn in each
-round, medians. End to end: from the problem's arrays to the last loss of all trials in this process, building and
-compiling included (imports not), once per side. A side that would take minutes runs 4 of the trials, and its end-to-end
-time is its first run plus the rest at the steady pace; its heading has a star. benchopt is timed as whole processes
-against `gradbench run`; the bowl also with 50 times the steps, once. A side whose final losses differ from the engine's
+round, medians. End to end: from the data's and the start's arrays to the last loss of all trials in this process,
+building and compiling included (imports not), once per side. A side that would take minutes runs 4 of the trials, and
+its end-to-end time is its first run plus the rest at the steady pace; its heading has a star. benchopt is timed as
+whole processes against `gradbench run`; the bowl also with 50 times the steps, once. A side whose final losses differ
+from the engine's
 by more than rounding explains (sides/rounding.py) is void, and one whose set-up and first run take longer than
 SETUP_SECONDS. Of limit: the engine's share of what the device's matrix products, memory and launches allow, as
 `gradbench run` times it.
