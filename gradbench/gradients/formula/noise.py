@@ -65,13 +65,13 @@ def sample(
         given = [np.asarray(x) for x in arguments]
         given = [x.astype(wide(x.dtype)) if is_float(x) else x for x in given]
         outputs, flags = interpreter.run(jaxpr, consts, [Pair(x, x) for x in given])
-        exact, deviations, spreads = [], [], []
+        exact, moved, spreads = [], [], []
         for pair in outputs:
             e = np.asarray(pair.exact)
             noisy = np.broadcast_to(pair.noisy, (SAMPLES, *e.shape))
             exact.append(e)
-            deviations.append(np.where(np.isfinite(e), noisy - e, 0.0) if is_float(e) else np.zeros(noisy.shape))
-            spreads.append(_deviations(e, deviations[-1]) if is_float(e) else (np.zeros(e.shape), 0.0, 0.0))
+            moved.append(np.where(np.isfinite(e), noisy - e, 0.0) if is_float(e) else np.zeros(noisy.shape))
+            spreads.append(deviations(e, moved[-1]) if is_float(e) else (np.zeros(e.shape), 0.0, 0.0))
     factor = reference_share(dtype) / scale
     return Sampled(
         Spread(
@@ -85,12 +85,12 @@ def sample(
             unknown=tuple(sorted(interpreter.unknown)),
             stagnating=tuple(sorted(interpreter.stagnating)),
         ),
-        [factor * d for d in deviations],
+        [factor * d for d in moved],
     )
 
 
-def _deviations(exact: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """sigma, norm and along of Spread."""
+def deviations(exact: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """sigma, norm and along of Spread, from the deviations of all samples of a leaf."""
     unit, squares, norm, along = _moments(exact, deviation)
     return np.sqrt(squares / SAMPLES) * unit, math.sqrt(norm / SAMPLES) * unit, math.sqrt(along / SAMPLES)
 

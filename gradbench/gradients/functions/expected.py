@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,12 +15,12 @@ from gradbench.errors import ProblemError, error_text
 from gradbench.gradients.execution.execution import compare_centre
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.formula.directions import KINKED
-from gradbench.gradients.formula.noise import Sampled, sample
+from gradbench.gradients.formula.noise import Sampled, deviations, sample
 from gradbench.gradients.formula.suspects import alike
 from gradbench.gradients.functions import programs
 from gradbench.gradients.functions.cases import BOTH, Case
-from gradbench.gradients.rounding.band import SAMPLES, Band, Spread
-from gradbench.gradients.rounding.formats import precision_context, round_to, x64_context
+from gradbench.gradients.rounding.band import SAMPLES, Band, Spread, quantile
+from gradbench.gradients.rounding.formats import format_of, precision_context, round_to, x64_context
 
 BY_LEAF = ("exact", "sigma", "norm", "along")  # of a Spread
 MANY = 2**16  # numbers in a call from which sampling in NumPy takes longer than compiling a sampler
@@ -88,6 +89,7 @@ class Reference:
         trace = self._trace(flat, split, ())[0]
         self.kinked = not KINKED.isdisjoint(oracle.primitives(trace))
         self._natives = programs.natives(flat, trace)
+        self.extremal = programs.extremal(flat, trace, strip=True)
         self.modes: tuple[str, ...] = ()
         with x64_context(dtype), precision_context(precision):
             for mode in asked if split[0] else ():
@@ -100,9 +102,17 @@ class Reference:
         with x64_context(self.dtype), precision_context(self.precision):
             return jax.eval_shape(self.flat, *map(_shapes, (floats, others)))
 
-    def at(self, case: Case, layout: programs.Layout, device: jax.Device, worst_case: bool = False) -> Expected:
-        """What is expected at a case on a device; `worst_case` as in `Interpreter`. Raises what tracing or interpreting
-        the reference raises."""
+    def at(
+        self,
+        case: Case,
+        layout: programs.Layout,
+        device: jax.Device,
+        worst_case: bool = False,
+        extremal: Sequence[programs.Flat] = (),
+    ) -> Expected:
+        """What is expected at a case on a device; `worst_case` as in `Interpreter`, `extremal` are functions of
+        `programs.extremal`, for whose rounding there is room too.
+        Raises what tracing or interpreting the reference raises."""
         floats, others = layout.split(case.arguments)
         outputs = self.outputs(floats, others)
         kinds = [programs.is_float(o) for o in outputs]
@@ -116,7 +126,10 @@ class Reference:
         sampled = [self._sample(function, trace, given, device, worst_case)]
         for number in range(len(self._natives) if modes else 0):
             sampled += self._natively(number, sampled[0], modes, given, device, worst_case)
-        spread = widest(*(one.spread for one in sampled))
+        through = []
+        for path in extremal if modes else ():
+            through += self._through_extrema(path, sampled[0], len(outputs), modes, given, device, worst_case)
+        spread = added(widest(*(one.spread for one in sampled)), *(one.spread for one in through))
         own = ["value" if len(outputs) == 1 else f"value[{i}]" for i in range(len(outputs))]
         own = [*layout.outputs] if len(layout.outputs) == len(outputs) else own
         floating = [i for i, kind in enumerate(kinds) if kind]
@@ -140,6 +153,7 @@ class Reference:
             along, back = (places[mode][0][len(floating) :] for mode in ("jvp", "vjp"))
             weights = [*zip(along, cotangents), *zip(back, (-t for t in tangents))]
             adjoint = max(_deviation_of_sum(one.deviations, weights) for one in sampled)
+            adjoint += sum(_deviation_of_sum(one.deviations, weights) for one in through)
         return Expected(case, cotangents, tangents, parts, doubt, adjoint)
 
     def _natively(
@@ -150,24 +164,68 @@ class Reference:
         It rounds where the reference need not: the gradient through the maximum of a softmax is a sum that cancels to
         0; without it the largest entry is the difference of numbers that are nearly equal. Leaves that it computes
         otherwise are those of `own`; an empty list where it has no derivative."""
-        function, key = programs.whole(self._natives[number], modes), (number, modes, *_key(given))
+        found = self._other(("native", number), self._natives[number], modes, given, device, worst_case)
+        if found is None:
+            return []
+        one, other = found.spread, own.spread
+        same = [
+            alike(a, b) or self._is_rounding(a, b, s + t)
+            for a, b, s, t in zip(one.exact, other.exact, one.sigma, other.sigma)
+        ]
+
+        def leaves(native: list[Any], others: list[Any]) -> list[Any]:
+            return [n if is_same else o for n, o, is_same in zip(native, others, same)]
+
+        columns = {c: leaves(getattr(one, c), getattr(other, c)) for c in BY_LEAF}
+        return [Sampled(dataclasses.replace(one, **columns), leaves(found.deviations, own.deviations))]
+
+    def _through_extrema(
+        self, path: programs.Flat, own: Sampled, values: int, modes: tuple[str, ...], given: Any, *where: Any
+    ) -> list[Sampled]:
+        """The samples of a derivative through extrema alone, of a function whose first `values` outputs are no
+        derivatives: how far each leaf that is 0 but for rounding moves what it is added to, which is `own`."""
+        found = self._other(path, path, modes, given, *where)
+        if found is None:
+            return []
+        for i, (exact, sigma) in enumerate(zip(found.spread.exact, found.spread.sigma)):
+            of = own.spread.exact[i]
+            if i < values or not (alike(of + exact, of) or self._is_rounding(exact, 0.0, sigma)):
+                found.spread.sigma[i], found.spread.norm[i] = np.zeros_like(sigma), 0.0
+                found.deviations[i : i + 1] = [np.zeros_like(d) for d in found.deviations[i : i + 1]]
+        sizes = [float(np.linalg.norm(e)) for e in own.spread.exact]
+        along = [n / size if size else 0.0 for n, size in zip(found.spread.norm, sizes)]
+        if found.deviations:
+            along = [deviations(e, d)[2] for e, d in zip(own.spread.exact, found.deviations)]
+        return [Sampled(dataclasses.replace(found.spread, along=along), found.deviations)]
+
+    def _other(
+        self,
+        key: Any,
+        flat: programs.Flat,
+        modes: tuple[str, ...],
+        given: Any,
+        device: jax.Device,
+        worst_case: bool,
+    ) -> Sampled | None:
+        """The samples of another function with the same outputs; None where it has no derivative, or no rule."""
+        function, key = programs.whole(flat, modes), (key, modes, *_key(given))
         if key not in self._traces:
             self._traces[key] = None
             with contextlib.suppress(Exception):  # what a user's code raises where it has no such derivative
                 self._traces[key] = self._own_trace(function, given)
         if self._traces[key] is None:
-            return []
+            return None
         found = self._sample(function, self._traces[key], given, device, worst_case)
-        if found.spread.unknown:
-            return []
-        same = [alike(a, b) for a, b in zip(found.spread.exact, own.spread.exact)]
+        return None if found.spread.unknown else found
 
-        def leaves(native: list[Any], others: list[Any]) -> list[Any]:
-            return [n if one else o for n, o, one in zip(native, others, same)]
-
-        columns = {c: leaves(getattr(found.spread, c), getattr(own.spread, c)) for c in BY_LEAF}
-        spread = dataclasses.replace(found.spread, **columns)
-        return [Sampled(spread, leaves(found.deviations, own.deviations))]
+    def _is_rounding(self, one: np.ndarray, other: Any, sigma: np.ndarray) -> bool:
+        """Whether leaves in float64, each of which rounding in the dtype under test would move, together by `sigma`,
+        differ by no more than rounding in float64 does, in proportion of the units: of leaves that cancel to 0 nothing
+        else is left."""
+        share = format_of(np.float64).unit / format_of(self.dtype).unit
+        with np.errstate(all="ignore"):
+            gap = np.abs(np.asarray(one, np.float64) - other)
+            return bool(np.all(gap <= quantile(gap.size) * share * sigma))
 
     def holomorphic(self, case: Case, layout: programs.Layout) -> str:
         """A note on the complex arguments in which the complex results are holomorphic at a case; "" where there are
@@ -260,6 +318,15 @@ def widest(spread: Spread, *others: Spread) -> Spread:
             along=[*map(max, spread.along, other.along)],
             stagnating=tuple(sorted({*spread.stagnating, *other.stagnating})),
         )
+    return spread
+
+
+def added(spread: Spread, *others: Spread) -> Spread:
+    """`spread` with the deviations of others added, which no dependence between them can exceed (the triangle
+    inequality)."""
+    for other in others:
+        sums = {c: [a + b for a, b in zip(getattr(spread, c), getattr(other, c))] for c in BY_LEAF[1:]}
+        spread = dataclasses.replace(spread, **sums)
     return spread
 
 

@@ -4,6 +4,7 @@ remat."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -246,3 +247,44 @@ def natives(flat: Flat, trace: Any) -> list[Flat]:
     ruled = "stop_gradient" in names or any(has_rule(e) and not place_of_rule(e) for e in found)
     others = [without_rules(flat, stops=False, users=True)] if ruled else []
     return [*others, without_rules(flat, extrema=False, users=True)] if names & EXTREMA else others
+
+
+def through_extrema(flat: Flat, strip: bool) -> Flat:
+    """`flat` with no derivative but the one that passes through results of EXTREMA. With `strip` its rules and
+    stop_gradients are taken out; without, a stop_gradient stays, and extrema inside a rule have no derivative. Loops
+    and branches are not looked into.
+
+    Where the maximum is only a shift or a scale that cancels, this derivative is 0, and all that a right program adds
+    by differentiating through it is its rounding.
+    """
+
+    def walk(jaxpr: Any, consts: list[Any], pairs: list[Any], through: frozenset[str]) -> list[Any]:
+        step = functools.partial(both, through=through)
+        return evaluate(jaxpr, [(c, c) for c in consts], pairs, step, lambda value, aval: (value, value))
+
+    def both(equation: Any, pairs: list[Any], through: frozenset[str]) -> list[Any]:
+        """Each value twice: with the derivative through extrema alone, and with all of it."""
+        call, name = called(equation, pairs), equation.primitive.name
+        if call and name in CALLS:
+            return walk(*call, through if strip or not has_rule(equation) else frozenset())
+        if name == "stop_gradient" and strip:
+            return pairs
+        alone, whole = (list(bind(equation, [pair[i] for pair in pairs], equation.params)) for i in (0, 1))
+        return list(zip(whole if name in through else alone, whole))
+
+    def run(floats: list[Any], others: Any) -> list[Any]:
+        pairs = [(jax.lax.stop_gradient(x), x) for x in jax.tree.leaves((floats, others))]
+        jaxpr, consts = open_jaxpr(jax.make_jaxpr(flat)(floats, others))
+        return [alone for alone, _ in walk(jaxpr, consts, pairs, EXTREMA)]
+
+    return run
+
+
+def extremal(flat: Flat, trace: Any, strip: bool = False) -> list[Flat]:
+    """`through_extrema` of a function whose jaxpr is `trace`; none where it has no extrema, or `strip` would strip no
+    user's rule, so that `natives` has room for it."""
+    found = list(equations(trace))
+    if EXTREMA.isdisjoint(e.primitive.name for e in found):
+        return []
+    wanted = not strip or any(has_rule(e) and place_of_rule(e) for e in found)
+    return [through_extrema(flat, strip)] if wanted else []
