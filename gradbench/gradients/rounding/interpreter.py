@@ -199,9 +199,14 @@ class Interpreter:
         kept = exact
         if name in rounding.SUMS:  # a sum that cancels to 0 has rounded before; a sum of zeros has not
             kept = jnp.where((exact == 0) & (amplitude > self.underflow(dtype)), 1.0, exact)
-        noisy = self.shared(
-            equation, ins, exact, self.add(found.noisy, kept, amplitude, picks=self._picks(exact)), form
-        )
+        picks = [self._picks(exact)]
+        if name in rounding.ADDITIONS and picks[0] is exact and not jnp.iscomplexobj(exact):
+            one, other = (p.exact for p in ins)
+            picks = [noise.place_on_grid(exact, a, b, form.digits) for a, b in ((one, other), (other, one))]
+        noisy, salt = found.noisy, next(self._salts)
+        for each in picks:
+            noisy = self.add(noisy, kept, amplitude / math.sqrt(len(picks)), salt, each)
+        noisy = self.shared(equation, ins, exact, noisy, form)
         if name == "conv_general_dilated" and self.device.platform != "cpu":
             spread = self.by_transforms(equation.params, bind, ins, form)
             noisy = self.add(noisy, jnp.ones_like(exact), spread, picks=_places(exact))

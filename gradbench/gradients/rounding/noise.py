@@ -72,7 +72,21 @@ def _leading(value: Any) -> Any:
     return of_bits(bits(size) & _LEADING)
 
 
+def _place_on_grid(exact: Any, one: Any, other: Any, digits: int) -> Any:
+    """A float64 for each entry of a sum or difference `exact` of `one` and `other`, in a format of so many digits: the
+    same where `one` is the same, and `other` lies as far from the multiples of the result's spacing."""
+
+    def spacing(value: Any) -> Any:
+        return jnp.ldexp(1.0, jnp.frexp(value)[1] - digits)
+
+    step, own = spacing(exact), spacing(other)
+    rest = jnp.round(other / own) * own / step
+    place = (rest - jnp.floor(rest)) + 2.0 * jnp.frexp(exact)[1]
+    return of_bits(mix(bits(place)) ^ bits(one + jnp.zeros_like(exact)))
+
+
 perturbed = jitted(_perturbed, "scale")
 rounding_of = jitted(_rounding_of, "unit", "underflow")
 unless_held = jitted(_unless_held, "digits")
 leading = jitted(_leading)
+place_on_grid = jitted(_place_on_grid, "digits")

@@ -31,6 +31,9 @@ Errors e drawn entry by entry average out in a norm or a scale. Roundings that e
 
 - x / y may be x times the rounded reciprocal of y, so e has a second part u|x/y| drawn by y: a constant or a sum that
   divides every entry moves all of them alike, in every division by it;
+- x + c lies between two numbers of the format as far as c does, for every x that is a multiple of their distance: all
+  such sums of a binade have one error. So e has two parts, each of u|y|/sqrt(2): drawn by one operand and what the
+  other leaves modulo the result's spacing, and the reverse;
 - a compiler multiplies constants together, c1 (c2 x) = (c1 c2) x, and rounds their product once for all entries: a
   product with a constant that is no power of two has a part u|y| drawn by the constant;
 - the error of an elementary function is a fixed function of its argument, and near arguments share it: half of the 8u
@@ -66,6 +69,7 @@ EXACT = names(
 OF_MODULUS = frozenset(["abs", "sign"])  # exact of a real number; of a complex one they take sqrt(x^2 + y^2)
 MODULUS_UNITS = 4.0  # two squares, a sum, a root, half of whose relative error is theirs; and the quotient of sign
 ONE_ROUNDING = frozenset(["add", "sub", "mul", "add_any", "square", "rem"])
+ADDITIONS = frozenset(["add", "sub", "add_any"])
 TWO_ROUNDINGS = frozenset(["div", "sqrt"])
 ELEMENTARY = names(
     "exp exp2 log log2 log1p expm1 tanh logistic sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc "

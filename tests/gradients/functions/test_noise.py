@@ -10,7 +10,7 @@ from scipy.stats import f as fisher
 import gradbench
 from gradbench.gradients.formula import noise
 from gradbench.gradients.formula.noise import QuickBand
-from gradbench.gradients.rounding.band import SAMPLES, Band
+from gradbench.gradients.rounding.band import SAMPLES, Band, quantile
 from gradbench.gradients.rounding.formats import round_to, x64_context
 
 X = np.random.default_rng(0).standard_normal((4, 5))
@@ -136,7 +136,7 @@ def test_a_right_program_whose_loop_rounds_one_way_is_not_accused():
 
     problem = gradbench.Problem(init=lambda key: jnp.full(3, 0.21), loss=loss, data=jnp.ones(3))
     report = gradbench.check_gradient(problem, dtype="bfloat16", fast=True, programs=["value_and_grad"])
-    assert report.verdict == "INCONCLUSIVE"
+    assert report.verdict == "PASS"
 
 
 def test_where_nothing_rounds_there_is_no_spread():
@@ -153,3 +153,30 @@ def test_a_sum_that_cancels_to_zero_has_rounded_and_one_of_zeros_has_not():
     (sigma,) = noise.sample(trace, [given], "float32", "highest", jax.devices("cpu")[0]).spread.sigma
     assert sigma[0] > 2.0**-26
     assert sigma[1] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("function", [lambda x, c: x + c, lambda x, c: c - x])
+def test_a_number_added_to_many_of_one_binade_rounds_the_same_way_everywhere(function, dtype):
+    """x is a multiple of the result's spacing, so that all errors are one: by 1.6 and 13 bands more than independent
+    ones may add up to."""
+    generator = np.random.default_rng(0)
+    x, c = round_to(generator.uniform(4.5, 7.5, 10_000), dtype), round_to(generator.uniform(0.01, 0.3), dtype)
+    cpu = jax.devices("cpu")[0]
+    expected = function(x.astype(np.float64), c.astype(np.float64))
+    error = np.asarray(jax.jit(function)(x, c)).astype(np.float64) - expected
+    trace = jax.make_jaxpr(lambda x, c: [function(x, c)])(x, c)
+    bands = [
+        noise.sample(trace, [x, c], dtype, "highest", cpu).spread,
+        Band(lambda x, c: [function(x, c)], x, c, dtype, "highest", cpu).sample(x, c),
+    ]
+    for band in bands:
+        assert abs(np.vdot(error, expected)) / np.vdot(expected, expected) < quantile(4) * band.along[0]
+
+
+def test_sums_of_numbers_that_are_all_different_round_independently():
+    given = [x.astype(np.float32) for x in np.random.default_rng(1).standard_normal((2, 10_000))]
+    trace = jax.make_jaxpr(lambda x, y: [x + y])(*given)
+    spread = noise.sample(trace, given, "float32", "highest", jax.devices("cpu")[0]).spread
+    (sigma,), (exact,) = spread.sigma, spread.exact
+    assert spread.along[0] < 2 * np.linalg.norm(sigma * exact) / np.vdot(exact, exact)  # of 32 samples: 12 % off
