@@ -126,17 +126,18 @@ def report(
     with Activity(quiet) as activity:
         activity.say("reading")
         from gradbench.record.store import load_run
+        from gradbench.reporting import check_figure_format
         from gradbench.reporting.bundle import bundle_of_vega
 
+        check_figure_format(format)
         runs = [load_run(name, results) for name in records or ("latest",)]
         if figures is None:  # made while JAX is imported
             ThreadPoolExecutor(1).submit(bundle_of_vega)
         activity.say("starting JAX")
         from gradbench.machine.cache import use_cache
         from gradbench.machine.devices import devices_to_check
-        from gradbench.reporting.page import check_figure_format, write_figures, write_report
+        from gradbench.reporting.page import write_figures, write_report
 
-        check_figure_format(format)
         devices_to_check(None)  # whether JAX starts
         use_cache()  # most of a landscape's time is compiling
         if figures is None:

@@ -13,7 +13,6 @@ from gradbench.reporting.data import by_metric, page_data
 from gradbench.reporting.scenery import add_local_limits, landscape_views, landscapes, valley_rows
 from gradbench.tables import number
 
-FORMATS = ("svg", "png", "pdf")
 LABEL_PIXELS = 120  # along the rule of a stable limit
 CONFIG = {"background": "white", "view": {"stroke": None}, "axis": {"labelFontSize": 12, "titleFontSize": 13}}
 

@@ -26,16 +26,15 @@ from gradbench.errors import GradbenchError, GradbenchWarning, RunError, nearest
 from gradbench.files import writing
 from gradbench.inputs.problem import Problem
 from gradbench.record.store import Run
-from gradbench.reporting import charts
+from gradbench.reporting import charts, check_figure_format
 from gradbench.reporting.bundle import bundle_of_vega
 from gradbench.reporting.checks import check_rows
 from gradbench.reporting.data import answers, page_data
-from gradbench.reporting.figures import FORMATS, figure_specs
+from gradbench.reporting.figures import figure_specs
 from gradbench.reporting.scenery import add_local_limits, landscape_views, page_rows
 from gradbench.tables import GO_ON, number, seconds
 
 LOG = logging.getLogger(__name__)
-__all__ = ["FORMATS", "check_figure_format", "write_figures", "write_report"]
 
 
 WEB = Path(__file__).parent / "web"
@@ -121,12 +120,6 @@ def check_replaceable(out: Path, records: str, kind: str = "report") -> None:
     before = re.search(r'<meta name="records" content="(.*?)">', head)
     if before and html.unescape(before[1]) != records:
         warnings.warn(f"{out}: replaces the {kind} of {html.unescape(before[1])}", GradbenchWarning, stacklevel=3)
-
-
-def check_figure_format(fmt: str) -> None:
-    """GradbenchError, which names the nearest format, unless `fmt` is one for figures."""
-    if fmt not in FORMATS:
-        raise GradbenchError(f"--format: no {fmt!r}{nearest(fmt, FORMATS)} (figures are {', '.join(FORMATS)})")
 
 
 def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg", by: str | None = None) -> list[Path]:

@@ -9,10 +9,9 @@ round, medians. End to end: from the data's and the start's arrays to the last l
 building and compiling included (imports not), once per side. A side that would take minutes runs 4 of the trials, and
 its end-to-end time is its first run plus the rest at the steady pace; its heading has a star. benchopt is timed as
 whole processes against `gradbench run`; the bowl also with 50 times the steps, once. A side whose final losses differ
-from the engine's
-by more than rounding explains (sides/rounding.py) is void, and one whose set-up and first run take longer than
-SETUP_SECONDS. Of limit: the engine's share of what the device's matrix products, memory and launches allow, as
-`gradbench run` times it.
+from the engine's by more than rounding explains (sides/rounding.py) is void, and one whose set-up and first run take
+longer than SETUP_SECONDS. Of limit: the engine's share of what the device's matrix products, memory and launches allow,
+as `gradbench run` times it.
 Needs the extra `peers`.
 """
 

@@ -307,7 +307,7 @@ def test_a_keyboard_interrupt_is_one_line(command, monkeypatch):
         (["run", "beale", "-o", "sgd", *QUICK], "gradbench.engine.runner.choose_block"),
         (["check", "beale", "--fast"], "gradbench.cli.check.check_gradient"),
         (["compare"], "gradbench.analysis.settings.comparison.compare_text"),
-        (["report"], "gradbench.reporting.write_report"),
+        (["report"], "gradbench.reporting.page.write_report"),
         (["regress", "old", "new"], "gradbench.analysis.regress.compare_runs"),
         (["list"], "gradbench.cli.inventory.list_text"),
         (["doctor"], "gradbench.machine.doctor.examine"),
