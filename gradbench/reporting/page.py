@@ -22,7 +22,7 @@ from gradbench.analysis.answers import labels, step_words
 from gradbench.analysis.metrics import chosen_metric
 from gradbench.analysis.profiles import best_rate_interval, steps_at_best
 from gradbench.analysis.summary import epoch_steps, pair_trials, summarise_all
-from gradbench.errors import GradbenchError, GradbenchWarning, RunError, nearest
+from gradbench.errors import GradbenchError, GradbenchWarning, RunError
 from gradbench.files import writing
 from gradbench.inputs.problem import Problem
 from gradbench.record.store import Run
