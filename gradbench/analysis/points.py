@@ -74,14 +74,14 @@ def best_of_seeds(steps: np.ndarray, gaps: np.ndarray) -> int | None:
 
 
 def ties_of(rates: list[RateSummary], best: RateSummary | None, floor: float) -> list[RateSummary]:
-    """The points other than the best with as many median steps, whose median gap differs from the best's by less than
-    `floor`, or is like that below it."""
+    """The points other than the best with as many median steps, whose median gap is the best's, or differs from it by
+    less than `floor`, or is at most `floor` as the best's is."""
     if best is None:
         return []
 
     def ties(rate: RateSummary) -> bool:
         low, high = sorted((rate.gap_median, best.gap_median))
-        return rate.steps_to_target == best.steps_to_target and (high <= floor or high - low < floor)
+        return rate.steps_to_target == best.steps_to_target and (high == low or high <= floor or high - low < floor)
 
     return [rate for rate in rates if rate is not best and ties(rate)]
 

@@ -328,15 +328,18 @@ def _traces(optimizer: Optimizer, *what: Any) -> bool:
     return True
 
 
+_NESTED = (jnp.number, jnp.inexact, jnp.complexfloating)  # of whole numbers the first, of floats the first two
+
+
 def _check_states(spec: str, before: Any, after: Any) -> None:
     """OptimizerError unless a loop can carry the state: `after` an update as `before` it, and no floats where whole
-    numbers were, as each update would then cut off their fractions."""
+    numbers were, or complex numbers where floats were, as each update would then cut off a part of them."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         was, found = map(jax.tree.structure, (before, after))
         raise OptimizerError(f"{spec!r}: its update returned the state {found}, and its init {was}; make them alike")
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after)):
-        cut = jnp.issubdtype(new.dtype, jnp.inexact) and not jnp.issubdtype(old.dtype, jnp.inexact)
-        if old.shape != new.shape or cut:
+        kinds = [sum(jnp.issubdtype(leaf.dtype, kind) for kind in _NESTED) for leaf in (old, new)]
+        if old.shape != new.shape or kinds[0] < kinds[1]:
             was, found = (f"{leaf.dtype} of shape {leaf.shape}" for leaf in (old, new))
             where = f"state{jax.tree_util.keystr(path)}"
             raise OptimizerError(f"{spec!r}: {where} is {was} from its init, and {found} from its update")

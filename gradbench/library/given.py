@@ -27,7 +27,7 @@ def take_problems(given: Any) -> tuple[tuple[str, ...], dict[str, Problem]]:
     for item in _listed(given):
         if not isinstance(item, str):
             item = item if isinstance(item, Problem) else _called(item)
-            if item.name in objects:
+            if objects.get(item.name, item) is not item:
                 raise ProblemError(f'problems: two are called {item.name!r}; write Problem(..., name="mine")')
             objects[item.name] = item
         names.append(item if isinstance(item, str) else item.name)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from functools import cache
 from importlib.metadata import version
 
 from gradbench.errors import RunError
@@ -20,7 +21,8 @@ _LOCK = threading.Lock()  # who asks for it while it is made gets the one that i
 
 
 def bundle_of_vega() -> str:
-    """The script, with its names as globals, for a script element. Made each time where the folder is not writable."""
+    """The script, with its names as globals, for a script element. Made in each process where the folder is not
+    writable."""
     with _LOCK:
         folder = user_folder()
         if folder is None:
@@ -41,6 +43,12 @@ def bundle_of_vega() -> str:
         return code
 
 
+@cache
 def _made() -> str:
-    made = subprocess.run(COMMAND, stdin=subprocess.DEVNULL, capture_output=True, check=True)
-    return made.stdout.decode().replace("</script", "<\\/script")
+    try:
+        made = subprocess.run(COMMAND, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout.decode()
+    except (OSError, TypeError, subprocess.CalledProcessError):  # no Python of its own, or packages that it cannot find
+        import vl_convert
+
+        made = vl_convert.javascript_bundle()  # ty: ignore[missing-argument]  # its stub forgets the default
+    return made.replace("</script", "<\\/script")

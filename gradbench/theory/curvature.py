@@ -48,7 +48,7 @@ def measured_curvature(
     with numerics(dtype, "highest"):
         flat = np.asarray(ravel_pytree(params)[0], dtype) if at_start is None else at_start
         data = cast(problem.plain.data, dtype)
-        product = compile_for(hessian_products(problem, dtype).trace(flat, flat, data), products)
+        product = compile_for(hessian_products(problem, dtype).trace(flat, np.zeros(flat.size), data), products)
         return extremes(product, flat, data, products, tolerance)
 
 

@@ -221,8 +221,9 @@ def test_a_users_optimizer_that_does_not_work_is_refused_before_anything_is_writ
         ("[]", "state + [1]", r"its update returned the state PyTreeDef\(\[\*\]\), and its init PyTreeDef\(\[\]\)"),
         ("{'n': jnp.zeros(2)}", "{'n': jnp.zeros(3)}", r"state\['n'\] is float32 of shape \(2,\) from its init, and"),
         ("0", "0.9 * state + 0.1", r"state is int32 of shape \(\) from its init, and float32 of shape \(\) from its"),
+        ("0.0", "state + 1j", r"state is float32 of shape \(\) from its init, and complex64 of shape \(\) from its"),
     ],
-    ids=["grows", "another shape", "cut to whole numbers"],
+    ids=["grows", "another shape", "cut to whole numbers", "cut to real numbers"],
 )
 def test_a_state_that_no_loop_can_carry_is_refused_before_anything_is_written(sweep, tmp_path, first, after, words):
     file = tmp_path / "mine.py"

@@ -131,6 +131,13 @@ def test_best_fixed_step_beats_its_neighbours():
     assert rate[1] == pytest.approx((largest - mu) / (largest + mu))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_measured_curvature_in_half_precision(dtype):
+    problem = gradbench.load_problem("quadratic_bowl")
+    measured = curvature.measured_curvature(problem, dtype=dtype)
+    assert measured.largest == pytest.approx(problem.curvature[1], rel=2 * float(jnp.finfo(dtype).eps))
+
+
 def test_sharpness_along_a_bowl_is_its_curvature_everywhere():
     plan = SweepPlan(steps=20)
     rows = sharpness.sharpness_along("quadratic_bowl[dim=6]", "momentum", 0.5, points=3, plan=plan)

@@ -41,8 +41,9 @@ class Part:
 
 @dataclasses.dataclass
 class Expected:
-    """What is expected at a case: the parts by check; `doubt`, why they may be wrong, or ""; and `adjoint`, how far
-    rounding may take <w, Jv> from <J^T w, v>, one standard deviation."""
+    """What is expected at a case: the parts by check; `doubt`, why they may be wrong, or ""; `adjoint`, how far
+    rounding may take <w, Jv> from <J^T w, v>, one standard deviation; and `wider`, the same with room for derivatives
+    through extrema, once that is asked for."""
 
     case: Case
     cotangents: list[np.ndarray]
@@ -50,6 +51,7 @@ class Expected:
     parts: dict[str, Part]
     doubt: str
     adjoint: float
+    wider: Expected | None = None
 
 
 class Reference:
@@ -111,8 +113,8 @@ class Reference:
         extremal: Sequence[programs.Flat] = (),
     ) -> Expected:
         """What is expected at a case on a device; `worst_case` as in `Interpreter`, `extremal` are functions of
-        `programs.extremal`, for whose rounding there is room too.
-        Raises what tracing or interpreting the reference raises."""
+        `programs.extremal`, for whose rounding there is room too. Raises what tracing or interpreting the reference
+        raises."""
         floats, others = layout.split(case.arguments)
         outputs = self.outputs(floats, others)
         kinds = [programs.is_float(o) for o in outputs]

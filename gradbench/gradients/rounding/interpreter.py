@@ -202,7 +202,9 @@ class Interpreter:
         picks = [self._picks(exact)]
         if name in rounding.ADDITIONS and picks[0] is exact and not jnp.iscomplexobj(exact):
             one, other = (p.exact for p in ins)
+            other = -other if name == "sub" else other
             picks = [noise.place_on_grid(exact, a, b, form.digits) for a, b in ((one, other), (other, one))]
+            amplitude = amplitude * noise.direction(exact)
         noisy, salt = found.noisy, next(self._salts)
         for each in picks:
             noisy = self.add(noisy, kept, amplitude / math.sqrt(len(picks)), salt, each)

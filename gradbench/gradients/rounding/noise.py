@@ -17,6 +17,7 @@ from gradbench.gradients.rounding.arrays import bits, holds, jitted, jnp, of_bit
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _LEADING = np.uint64(0x7FFF << 48)  # the exponent and the first four bits of the significand
+_EXPONENT = np.uint64(0x7FF << 52)
 
 
 def start(seed: Any) -> Any:
@@ -73,16 +74,22 @@ def _leading(value: Any) -> Any:
 
 
 def _place_on_grid(exact: Any, one: Any, other: Any, digits: int) -> Any:
-    """A float64 for each entry of a sum or difference `exact` of `one` and `other`, in a format of so many digits: the
-    same where `one` is the same, and `other` lies as far from the multiples of the result's spacing."""
+    """A float64 for each entry of a sum `exact` of `one` and `other`, in a format of so many digits: the same where
+    `one` is the same, and `other` lies as far from the multiples of the result's spacing; of the opposite numbers too,
+    whose rounding is the opposite."""
 
     def spacing(value: Any) -> Any:
-        return jnp.ldexp(1.0, jnp.frexp(value)[1] - digits)
+        return jnp.maximum(of_bits(bits(value) & _EXPONENT), 2.0**-900) * 2.0 ** (1 - digits)
 
-    step, own = spacing(exact), spacing(other)
-    rest = jnp.round(other / own) * own / step
-    place = (rest - jnp.floor(rest)) + 2.0 * jnp.frexp(exact)[1]
-    return of_bits(mix(bits(place)) ^ bits(one + jnp.zeros_like(exact)))
+    upright, step, own = direction(exact), spacing(exact), spacing(other)
+    rest = jnp.round(upright * other / own) * own / step
+    place = (rest - jnp.floor(rest)) + 2.0**-52 * (bits(exact) & _EXPONENT).astype(np.float64)
+    return of_bits(mix(bits(place)) ^ bits(upright * one))
+
+
+def direction(value: Any) -> Any:
+    """-1 where a value is negative, else 1."""
+    return jnp.where(value < 0, -1.0, 1.0)
 
 
 perturbed = jitted(_perturbed, "scale")

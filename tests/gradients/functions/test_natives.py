@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.lax import stop_gradient
 
+import gradbench
 from gradbench.gradients.functions import programs
 from gradbench.gradients.functions.cases import from_letters
 from gradbench.gradients.functions.programs import Layout
@@ -156,3 +157,28 @@ def test_a_fault_of_the_largest_entry_alone_is_found():
     judge = session(mine, jax.nn.softmax, "x: f32[n,d]")
     judge.derivatives(judge.reference.at(judge.source.one("random,0"), judge.layout, judge.device))
     assert [f.verdict for f in judge.findings] == ["FAIL"]
+
+
+def shifted_coarsely(x):
+    """A logsumexp whose maximum, and so what is added up of its derivative, is in bfloat16."""
+    top = jnp.max(x, axis=-1, keepdims=True).astype(jnp.bfloat16)
+    first, rest = jnp.exp((x - top.astype(x.dtype))[:, :1]), jnp.exp(x[:, 1:] - top.astype(x.dtype))
+    return top.astype(x.dtype)[:, 0] + jnp.log(first[:, 0] + jnp.sum(rest, axis=-1))
+
+
+def scaled_coarsely(x):
+    """A norm scaled by the cube of its maximum in bfloat16."""
+    top = jnp.max(jnp.abs(x), axis=-1, keepdims=True).astype(jnp.bfloat16).astype(x.dtype)
+    return top[:, 0] ** 3 * jnp.sqrt(jnp.sum((x / top / top / top) ** 2, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("mine", "reference", "inputs"),
+    [
+        (shifted_coarsely, lambda x: jax.nn.logsumexp(x, axis=-1), "x: f32[n,d]"),
+        (scaled_coarsely, lambda x: jnp.sqrt(jnp.sum(x * x, axis=-1)), "x: f32[n,d] in 1..2"),
+    ],
+)
+def test_a_maximum_in_a_coarser_format_gets_no_room(mine, reference, inputs):
+    report = gradbench.check_function(mine, reference=reference, inputs=inputs, dtype="float32", fast=True)
+    assert report.verdict == "FAIL"
