@@ -32,7 +32,8 @@ def test_a_full_stdout_is_exit_code_3_and_one_line():
 
 @pytest.mark.thorough
 def test_a_platform_that_jax_does_not_know_is_bad_input(tmp_path):
-    lines = [["list"], ["run", "beale"], ["check", "beale"], ["report"]]
+    record = str(ROOT / "results" / "reference" / "cpu-2-cores")  # is read before JAX starts
+    lines = [["list"], ["run", "beale"], ["check", "beale"], ["report", record]]
     code = f"from gradbench.cli.main import invoke; print([invoke(line) for line in {lines}])"
     environment = child_environment(JAX_PLATFORMS="banana")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
