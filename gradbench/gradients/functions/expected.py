@@ -126,8 +126,8 @@ class Reference:
         trace, exact = self._trace(function, given, modes)
         expected = oracle.reference.run(exact, jax.tree.leaves(given))
         sampled = [self._sample(function, trace, given, device, worst_case)]
-        for number in range(len(self._natives) if modes else 0):
-            sampled += self._natively(number, sampled[0], modes, given, device, worst_case)
+        for native in self._natives if modes else ():
+            sampled += self._natively(native, sampled[0], modes, given, device, worst_case)
         through = []
         for path in extremal if modes else ():
             through += self._through_extrema(path, sampled[0], len(outputs), modes, given, device, worst_case)
@@ -159,14 +159,14 @@ class Reference:
         return Expected(case, cotangents, tangents, parts, doubt, adjoint)
 
     def _natively(
-        self, number: int, own: Sampled, modes: tuple[str, ...], given: Any, device: jax.Device, worst_case: bool
+        self, native: programs.Flat, own: Sampled, modes: tuple[str, ...], given: Any, *where: Any
     ) -> list[Sampled]:
         """The samples of the reference differentiated in another way that is as right; see `programs.natives`.
 
         It rounds where the reference need not: the gradient through the maximum of a softmax is a sum that cancels to
         0; without it the largest entry is the difference of numbers that are nearly equal. Leaves that it computes
         otherwise are those of `own`; an empty list where it has no derivative."""
-        found = self._other(("native", number), self._natives[number], modes, given, device, worst_case)
+        found = self._other(native, modes, given, *where)
         if found is None:
             return []
         one, other = found.spread, own.spread
@@ -186,7 +186,7 @@ class Reference:
     ) -> list[Sampled]:
         """The samples of a derivative through extrema alone, of a function whose first `values` outputs are no
         derivatives: how far each leaf that is 0 but for rounding moves what it is added to, which is `own`."""
-        found = self._other(path, path, modes, given, *where)
+        found = self._other(path, modes, given, *where)
         if found is None:
             return []
         for i, (exact, sigma) in enumerate(zip(found.spread.exact, found.spread.sigma)):
@@ -201,23 +201,19 @@ class Reference:
         return [Sampled(dataclasses.replace(found.spread, along=along), found.deviations)]
 
     def _other(
-        self,
-        key: Any,
-        flat: programs.Flat,
-        modes: tuple[str, ...],
-        given: Any,
-        device: jax.Device,
-        worst_case: bool,
+        self, flat: programs.Flat, modes: tuple[str, ...], given: Any, device: jax.Device, worst_case: bool
     ) -> Sampled | None:
         """The samples of another function with the same outputs; None where it has no derivative, or no rule."""
-        function, key = programs.whole(flat, modes), (key, modes, *_key(given))
-        if key not in self._traces:
-            self._traces[key] = None
-            with contextlib.suppress(Exception):  # what a user's code raises where it has no such derivative
+        function, key = programs.whole(flat, modes), (flat, modes, *_key(given))
+        try:  # what a user's code raises where it has no such derivative
+            if key not in self._traces:
+                self._traces[key] = None
                 self._traces[key] = self._own_trace(function, given)
-        if self._traces[key] is None:
+            if self._traces[key] is None:
+                return None
+            found = self._sample(function, self._traces[key], given, device, worst_case)
+        except Exception:
             return None
-        found = self._sample(function, self._traces[key], given, device, worst_case)
         return None if found.spread.unknown else found
 
     def _is_rounding(self, one: np.ndarray, other: Any, sigma: np.ndarray) -> bool:
