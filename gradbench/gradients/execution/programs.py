@@ -19,6 +19,7 @@ from gradbench.gradients.formula import oracle
 from gradbench.inputs.optimizer import Optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
+from gradbench.machine.workers import Here
 from gradbench.program import program as sweep
 from gradbench.program.minibatch import take_rows
 from gradbench.program.spread import over_trials
@@ -27,19 +28,7 @@ LossFunction = Callable[[Any, Any], jax.Array]
 Runner = Callable[[Any, Any], tuple[Any, Any]]
 
 
-class _Here(Executor):
-    """Runs a job in the thread that submits it."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            done.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            done.set_exception(error)
-        return done
-
-
-HERE = _Here()
+HERE = Here()
 
 
 class Compiling:
