@@ -24,6 +24,7 @@ from gradbench.program.xla.layout import (
     PermutedArray,
     aligned,
     as_permuted,
+    broadcast_permuted,
     examples_last,
     materialize,
     materialize_tree,
@@ -131,6 +132,20 @@ def test_rows_of_several_trials_are_not_moved_for_a_small_factor(other, moved):
     trace = jax.make_jaxpr(lambda units, x: materialize(product(units, x, params)))(units, x)
     moves = [e for e in trace.eqns if e.primitive.name == "transpose" and e.invars[0].aval.shape == units.shape]
     assert bool(moves) == moved
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_is_broadcast_stays_in_its_order(kept):
+    """As data of which several trials' outputs are subtracted."""
+    value = normal(5, 4)
+    x = PermutedArray(value.T, (1, 0), value if kept else None)
+    for shape, places in (((3, 5, 4), (1, 2)), ((5, 4, 3), (0, 1)), ((1, 5, 2, 4), (1, 3))):
+        made = broadcast_permuted(x, shape, places)
+        assert [axis for axis in made.order if axis in places] == [places[1], places[0]]
+        assert made.shape == shape
+        expected = jax.lax.broadcast_in_dim(value, shape, places)
+        np.testing.assert_array_equal(materialize(made), expected)
+        np.testing.assert_array_equal(jnp.transpose(made.array, made.places), expected)
 
 
 def network(rows: bool):

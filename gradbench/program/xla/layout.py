@@ -95,6 +95,16 @@ def transpose_permuted(x: Any, permutation: Sequence[int]) -> Any:
     return as_permuted(array, [list(permutation).index(axis) for axis in order])
 
 
+def broadcast_permuted(x: PermutedArray, shape: Sequence[int], places: Sequence[int]) -> Any:
+    """lax.broadcast_in_dim(x, shape, places), in the order that `x` is kept in, behind its new axes."""
+    order = (*(axis for axis in range(len(shape)) if axis not in places), *(places[axis] for axis in x.order))
+    behind = range(len(shape) - len(x.order), len(shape))
+    array = jax.lax.broadcast_in_dim(x.array, [shape[axis] for axis in order], behind)
+    if x.value is None:
+        return as_permuted(array, order)
+    return PermutedArray(array, order, jax.lax.broadcast_in_dim(x.value, shape, places))
+
+
 def stored(x: Any) -> tuple[jax.Array, tuple[int, ...]]:
     """The array of a value that may be a PermutedArray, and the order of its axes."""
     return (x.array, x.order) if isinstance(x, PermutedArray) else (x, tuple(range(jnp.ndim(x))))

@@ -53,6 +53,7 @@ from gradbench.program.xla.layout import (
     PermutedArray,
     aligned,
     as_permuted,
+    broadcast_permuted,
     in_own_order,
     materialize,
     product,
@@ -139,6 +140,8 @@ class _Rewrite:
                 axes, order = without(operands[0], params["axes"])
                 equation = equation.replace(params=params | {"axes": axes})
                 return [as_permuted(*self.results(equation, [operands[0].array], transcendental), order)]
+            if primitive.name == "broadcast_in_dim" and isinstance(operands[0], PermutedArray):
+                return [broadcast_permuted(operands[0], params["shape"], params["broadcast_dimensions"])]
             if primitive.name == "optimization_barrier":
                 arrays = bind(equation, [stored(x)[0] for x in operands], params)
                 return [as_permuted(array, stored(x)[1]) for array, x in zip(arrays, operands, strict=True)]
