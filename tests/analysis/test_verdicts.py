@@ -81,6 +81,9 @@ CASES = {
     "all end above their start": Case(  # 1.002**200 = 1.5: far from infinite
         square(minimum=0.0), [1.001, 1.002], ["diverged"] * 2, None, None
     ),
+    "all end above their start, the best loss found": Case(
+        square(), [1.001, 1.002], ["diverged"] * 2, None, None, "best found"
+    ),
     "no more than held": Case(  # at 2 / L it jumps from side to side for good
         square(minimum=0.0), [1.0, 1.5], ["overshoots", "diverged"], None, None
     ),
