@@ -15,11 +15,12 @@ import numpy as np
 import optax
 
 from gradbench.inputs.losses.objective import SPLITS, Objective, trial_key
-from gradbench.inputs.optimizer import Optimizer, Settings, extra_arguments, traced_settings
+from gradbench.inputs.optimizer import Optimizer, Settings
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
 from gradbench.inputs.specs.checks import PRECISIONS
 from gradbench.inputs.specs.schedules import COOLING
+from gradbench.inputs.updates import extra_arguments, traced_settings
 from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.xla.jaxprs import uncounted_flops
 from gradbench.program.xla.kind import Kind

@@ -15,7 +15,8 @@ import pytest
 from sampling import sample
 
 from gradbench.errors import OptimizerError
-from gradbench.inputs.optimizer import REFUSED, extra_arguments, load_optimizer, optimizer_functions
+from gradbench.inputs.optimizer import REFUSED, load_optimizer, optimizer_functions
+from gradbench.inputs.updates import extra_arguments
 
 
 def taking_a_rate(module: ModuleType) -> set[str]:
