@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
-from gradbench.errors import GradbenchError, OptimizerError, error_text
-from gradbench.inputs.optimizer import Optimizer, Settings
+from gradbench.errors import GradbenchError, OptimizerError, ProblemError, error_text
+from gradbench.inputs.optimizer import REFUSED, Optimizer, Settings
 from gradbench.inputs.specs.axis import Axis
 
 ExtraArguments = Callable[[jax.Array, Any, Callable[[Any], jax.Array]], dict[str, Any]]
@@ -20,7 +21,13 @@ ExtraArguments = Callable[[jax.Array, Any, Callable[[Any], jax.Array]], dict[str
 # What update() may be handed beyond gradients, state and params: optax names these in its optimizers' docstrings. Of an
 # update that takes any, `build` cannot tell what those it hands them on to take.
 _EXTRA_ARGUMENTS: tuple[ExtraArguments, ...] = (
-    lambda value, grads, loss: {"value": value, "grad": grads, "value_fn": loss, "obj_fn": loss},
+    lambda value, grads, loss: {  # sam's grad_fn is also handed the number of the step within its period
+        "value": value,
+        "grad": grads,
+        "value_fn": loss,
+        "obj_fn": loss,
+        "grad_fn": lambda params, _: jax.grad(loss)(params),
+    },
     lambda value, grads, loss: {"value": value, "grad": grads, "value_fn": loss},  # polyak, momo, line searches
     lambda value, grads, loss: {"value": value, "obj_fn": loss},  # sophia
     lambda value, grads, loss: {},
@@ -70,6 +77,13 @@ def _traces(optimizer: Optimizer, *what: Any) -> bool:
     return True
 
 
+# What is said by optax or Python of an optimizer that no sweep can run, and what would do.
+_HINTS = {
+    "required keyword-only argument": "an update may ask for value, grad, value_fn (or obj_fn) and grad_fn",
+    "no attribute fast": "lookahead wants two copies of the parameters, and a problem has one; "
+    "write an optimizer that keeps the slow ones in its state",
+    "expects grads to have a batch dimension": REFUSED["dpsgd"],
+}
 _NESTED = (jnp.number, jnp.inexact, jnp.complexfloating)  # of whole numbers the first, of floats the first two
 
 
@@ -84,7 +98,15 @@ def _check_states(spec: str, before: Any, after: Any) -> None:
         if old.shape != new.shape or kinds[0] < kinds[1]:
             was, found = (f"{leaf.dtype} of shape {leaf.shape}" for leaf in (old, new))
             where = f"state{jax.tree_util.keystr(path)}"
-            raise OptimizerError(f"{spec!r}: {where} is {was} from its init, and {found} from its update")
+            raise OptimizerError(
+                f"{spec!r}: {where} is {was} from its init, and {found} from its update; make them alike"
+            )
+
+
+def keeps_values(jaxpr: Any) -> bool:
+    """Whether a function wrote what it computed somewhere, in a global or a closure, and this closed jaxpr, of a later
+    call, reads it: JAX compiles that, and fails when it is run."""
+    return any(isinstance(value, Tracer) for value in jaxpr.consts)
 
 
 def extra_arguments(
@@ -92,40 +114,55 @@ def extra_arguments(
 ) -> ExtraArguments:
     """The extra arguments to hand this optimizer's update, found by tracing it on shapes of `params` and `data`.
 
-    Raises OptimizerError when it cannot be traced with a learning rate that is an array.
+    Raises OptimizerError when it cannot be traced with a learning rate that is an array, and ProblemError when the loss
+    reads what an earlier call of it kept.
     """
 
-    def attempt(extras: ExtraArguments, settings: Settings, params: Any, data: Any) -> Any:
-        transformation = optimizer.of(settings, steps)
-        state = jax.tree.map(jnp.asarray, transformation.init(params))
+    def start(settings: Settings, params: Any) -> Any:
+        return jax.tree.map(jnp.asarray, optimizer.of(settings, steps).init(params))
+
+    def attempt(extras: ExtraArguments, settings: Settings, state: Any, params: Any, data: Any) -> Any:
         value, grads = jax.value_and_grad(loss)(params, data)
-        updates, next_state = transformation.update(
-            grads, state, params, **extras(value, grads, lambda p: loss(p, data))
-        )
-        return optax.apply_updates(params, updates), state, jax.tree.map(jnp.asarray, next_state)
+        given = extras(value, grads, lambda p: loss(p, data))
+        updates, state = optimizer.of(settings, steps).update(grads, state, params, **given)
+        return optax.apply_updates(params, updates), jax.tree.map(jnp.asarray, state)
 
     fault: Exception | None = None
+    settings = traced_settings(optimizer)
     for extras in _EXTRA_ARGUMENTS:
-        try:
-            after, *states = jax.eval_shape(partial(attempt, extras), traced_settings(optimizer), params, data)
+        try:  # traced apart, as a sweep does: what an update needs of what was before has to be in its state
+            before = jax.eval_shape(start, settings, params)
+            traced = jax.make_jaxpr(partial(attempt, extras), return_shape=True)
+            jaxpr, (after, state) = traced(settings, before, params, data)
         except GradbenchError:
             raise
         except Exception as error:
             fault = fault or error
             continue
+        if keeps_values(jaxpr):
+            if keeps_values(jax.make_jaxpr(loss)(params, data)):
+                raise ProblemError("the loss reads arrays of an earlier call; return them as state (stateful=True)")
+            kept = "its update reads arrays of an earlier call; keep them in its state"
+            raise OptimizerError(f"{optimizer.spec!r}: {kept}")
         if jax.tree.map(jnp.shape, after) != jax.tree.map(jnp.shape, params):
             raise OptimizerError(f"{optimizer.spec!r}: its updates do not have the shapes of the parameters")
-        _check_states(optimizer.spec, *states)
+        _check_states(optimizer.spec, before, state)
         return extras
     assert fault is not None
-    hint = ""
+    raise OptimizerError(
+        f"{optimizer.spec!r}: cannot be swept: {error_text(fault).rstrip('.')}{_hint(optimizer, fault)}"
+    ) from fault
+
+
+def _hint(optimizer: Optimizer, fault: Exception) -> str:
+    """What would do instead, where it is known."""
     if isinstance(fault, jax.errors.ConcretizationTypeError):
-        spec = f"give the schedule by the spec, {optimizer.spec.partition('[')[0]}[schedule=cosine,warmup=100], or "
-        hint = (
-            ": the learning rate is traced, so nothing may test its value, as some schedules of optax do; "
-            f"{spec if optimizer.from_spec else ''}"
+        spec = f"give it by the spec, {optimizer.spec.partition('[')[0]}[schedule=cosine,warmup=100], or "
+        return (
+            f"; if a schedule of optax tests the learning rate, {spec if optimizer.from_spec else ''}"
             "make one of peak 1 and pass lambda step: learning_rate * schedule(step)"
         )
-    elif isinstance(fault, TypeError) and "schedule=" in optimizer.spec:
-        hint = ": with a schedule the learning rate is a function of the step, to be passed on to optax"
-    raise OptimizerError(f"{optimizer.spec!r}: cannot be swept: {error_text(fault)}{hint}") from fault
+    if isinstance(fault, TypeError) and "schedule=" in optimizer.spec:
+        return ": with a schedule the learning rate is a function of the step, to be passed on to optax"
+    said = str(fault).replace("'", "").replace("`", "")
+    return next((f"; {hint}" for words, hint in _HINTS.items() if words in said), "")

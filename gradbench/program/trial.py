@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gradbench.errors import ProblemError
 from gradbench.inputs.losses.objective import SPLITS, Objective, trial_key
 from gradbench.inputs.optimizer import Optimizer, Settings
 from gradbench.inputs.plan import SweepPlan
@@ -99,10 +100,13 @@ class Trial:
 
     @classmethod
     def of(cls, problem: Problem, optimizer: Optimizer, plan: SweepPlan) -> Trial:
-        """A trial of this pair. Raises OptimizerError if the optimizer cannot be traced on this problem."""
+        """A trial of this pair. Raises what `extra_arguments` does."""
         plain = problem.plain
         params, data = shapes(plain, plan.dtype)
-        extras = extra_arguments(optimizer, plan.steps, plain.loss, params, data)
+        try:
+            extras = extra_arguments(optimizer, plan.steps, plain.loss, params, data)
+        except ProblemError as error:
+            raise ProblemError(f"{problem.name}: {error}") from error
         loss = traced(plain, plan, plain.loss, batch=True).jaxpr
         return cls(problem, optimizer, plan, extras, Kind.of(loss, params))
 

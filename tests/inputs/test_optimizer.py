@@ -14,8 +14,9 @@ import optax.contrib
 import pytest
 from sampling import sample
 
-from gradbench.errors import OptimizerError
-from gradbench.inputs.optimizer import REFUSED, load_optimizer, optimizer_functions
+from gradbench.errors import OptimizerError, ProblemError
+from gradbench.inputs.optimizer import REFUSED, load_optimizer, optimizer_functions, own_optimizer
+from gradbench.inputs.problem import Problem
 from gradbench.inputs.updates import extra_arguments
 
 
@@ -139,6 +140,7 @@ def squares(params, data):
         ("*, value", "value + 0"),
         ("*, grad, obj_fn", "grad, obj_fn(params)"),
         ("value_fn=None", "value_fn(params)"),
+        ("*, grad_fn", "grad_fn(params, 0) + grads"),
         ("*, value, **rest", "value + 0"),
         ("**rest", "rest"),
     ],
@@ -155,8 +157,64 @@ def test_an_update_is_handed_the_extra_arguments_it_names(tmp_path, named, used,
 
 def test_an_update_that_needs_something_else_is_refused(tmp_path):
     optimizer = load_optimizer(own_update(tmp_path, "*, hessian", "hessian"))
-    with pytest.raises(OptimizerError, match=r"cannot be swept: .*'hessian'"):
+    with pytest.raises(OptimizerError, match=r"cannot be swept: .*'hessian'; an update may ask for value, grad, val"):
         extra_arguments(optimizer, 1, squares, jnp.ones(2), ())
+
+
+def test_sam_is_handed_the_gradient_elsewhere():
+    def make(learning_rate):
+        return optax.contrib.sam(optax.sgd(learning_rate), optax.sgd(0.5), opaque_mode=True)
+
+    optimizer = own_optimizer("mine", make)
+    extras = extra_arguments(optimizer, 1, squares, jnp.ones(2), ())
+    params, transformation = jnp.ones(2), optimizer.build(0.25, 1)
+    handed = extras(squares(params, ()), 2 * params, lambda p: squares(p, ()))
+    updates, _ = transformation.update(2 * params, transformation.init(params), params, **handed)
+    # Half of the gradient against the descent and back: from (1, 1) to (2, 2), whose gradient is (4, 4).
+    assert updates.tolist() == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("transformation", "words"),
+    [
+        (lambda rate: optax.lookahead(optax.sgd(rate), 5, 0.5), "keeps the slow ones in its state"),
+        (lambda rate: optax.contrib.dpsgd(rate, 1.0, 0.1, key=0), "axis; it needs a gradient for every example"),
+    ],
+)
+def test_a_part_of_optax_that_no_sweep_can_run_says_what_would_do(transformation, words):
+    with pytest.raises(OptimizerError, match=words):
+        extra_arguments(own_optimizer("mine", transformation), 1, squares, jnp.ones(2), ())
+
+
+KEPT = {}
+
+
+def momentum_in_a_global(learning_rate):
+    def init(params):
+        KEPT["mean"] = jnp.zeros_like(params)
+        return ()
+
+    def update(grads, state, params=None):
+        KEPT["mean"] = 0.9 * KEPT["mean"] + grads
+        return -learning_rate * KEPT["mean"], state
+
+    return optax.GradientTransformation(init, update)
+
+
+def test_what_is_kept_outside_of_the_state_is_refused():
+    with pytest.raises(OptimizerError, match="its update reads arrays of an earlier call; keep them in its state"):
+        extra_arguments(own_optimizer("mine", momentum_in_a_global), 1, squares, jnp.ones(2), ())
+
+
+def test_a_loss_that_reads_what_it_kept_is_refused(sweep):
+    kept = [0.0]
+
+    def loss(params, data):
+        kept[0] = 0.9 * kept[0] + jnp.sum(params)
+        return jnp.sum((params - kept[0]) ** 2)
+
+    with pytest.raises(ProblemError, match="mine: the loss reads arrays of an earlier call; return them as state"):
+        sweep(Problem(lambda key: jnp.ones(2), loss, name="mine"), "sgd", [0.1])
 
 
 def test_a_function_that_takes_a_scheduled_rate_for_a_number_is_told_what_it_is(tmp_path):

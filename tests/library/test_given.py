@@ -120,7 +120,9 @@ def test_a_python_test_of_the_traced_rate_gets_a_hint(sweep):
     def warm(learning_rate):
         return optax.adam(optax.warmup_cosine_decay_schedule(0.0, learning_rate, 2, 10))
 
-    with pytest.raises(OptimizerError, match=r"optax do; make one of peak 1 and pass lambda step: learning_rate \*"):
+    with pytest.raises(
+        OptimizerError, match=r"learning rate, make one of peak 1 and pass lambda step: learning_rate \*"
+    ):
         sweep(bowl, warm, [0.1], seeds=1, steps=2)
 
 
