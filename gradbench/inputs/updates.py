@@ -125,7 +125,8 @@ def extra_arguments(
         value, grads = jax.value_and_grad(loss)(params, data)
         given = extras(value, grads, lambda p: loss(p, data))
         updates, state = optimizer.of(settings, steps).update(grads, state, params, **given)
-        return optax.apply_updates(params, updates), jax.tree.map(jnp.asarray, state)
+        optax.apply_updates(params, updates)
+        return jax.tree.map(jnp.asarray, (updates, state))
 
     fault: Exception | None = None
     settings = traced_settings(optimizer)
@@ -133,7 +134,7 @@ def extra_arguments(
         try:  # traced apart, as a sweep does: what an update needs of what was before has to be in its state
             before = jax.eval_shape(start, settings, params)
             traced = jax.make_jaxpr(partial(attempt, extras), return_shape=True)
-            jaxpr, (after, state) = traced(settings, before, params, data)
+            jaxpr, (updates, state) = traced(settings, before, params, data)
         except GradbenchError:
             raise
         except Exception as error:
@@ -144,7 +145,7 @@ def extra_arguments(
                 raise ProblemError("the loss reads arrays of an earlier call; return them as state (stateful=True)")
             kept = "its update reads arrays of an earlier call; keep them in its state"
             raise OptimizerError(f"{optimizer.spec!r}: {kept}")
-        if jax.tree.map(jnp.shape, after) != jax.tree.map(jnp.shape, params):
+        if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, params):
             raise OptimizerError(f"{optimizer.spec!r}: its updates do not have the shapes of the parameters")
         _check_states(optimizer.spec, before, state)
         return extras

@@ -84,8 +84,13 @@ def inner(a: Any, b: Any) -> jax.Array:
 
 
 def _like(new: Any, old: Any) -> Any:
-    """`new` in the dtypes of `old`: a loop's carry keeps its types."""
-    return jax.tree.map(lambda n, o: n if n.dtype == o.dtype else n.astype(o.dtype), new, old)
+    """`new` in the dtypes of `old`, numbers of Python too: a loop's carry keeps its types."""
+
+    def like(n: Any, o: jax.Array) -> jax.Array:
+        n = n if hasattr(n, "dtype") else jnp.asarray(n)
+        return n if n.dtype == o.dtype else n.astype(o.dtype)
+
+    return jax.tree.map(like, new, old)
 
 
 @dataclass(frozen=True)

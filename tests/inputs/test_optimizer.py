@@ -174,16 +174,44 @@ def test_sam_is_handed_the_gradient_elsewhere():
     assert updates.tolist() == [-1.0, -1.0]
 
 
+def per_example(rate):
+    return optax.chain(optax.contrib.differentially_private_aggregate(1.0, 0.1, key=0), optax.sgd(rate))
+
+
 @pytest.mark.parametrize(
     ("transformation", "words"),
     [
         (lambda rate: optax.lookahead(optax.sgd(rate), 5, 0.5), "keeps the slow ones in its state"),
-        (lambda rate: optax.contrib.dpsgd(rate, 1.0, 0.1, key=0), "axis; it needs a gradient for every example"),
+        (per_example, "axis; it needs a gradient for every example"),
     ],
 )
 def test_a_part_of_optax_that_no_sweep_can_run_says_what_would_do(transformation, words):
+    optimizer = own_optimizer("mine", transformation)
     with pytest.raises(OptimizerError, match=words):
-        extra_arguments(own_optimizer("mine", transformation), 1, squares, jnp.ones(2), ())
+        extra_arguments(optimizer, 1, lambda params, data: params["a"][0] + params["b"], PAIR, ())
+
+
+PAIR = {"a": jnp.ones(2), "b": jnp.ones(())}
+
+
+def test_updates_that_would_be_broadcast_are_refused():
+    """As those of per-example gradients, where all params have as many rows as one has examples."""
+    with pytest.raises(OptimizerError, match="its updates do not have the shapes of the parameters"):
+        extra_arguments(own_optimizer("mine", per_example), 1, squares, jnp.ones(2), ())
+
+
+def test_a_state_and_updates_may_be_numbers_of_python(sweep):
+    def make(learning_rate):
+        def update(grads, state, params=None):
+            rate = jnp.where(state["first"], 0.5 * learning_rate, learning_rate)
+            return {"a": -rate * grads["a"], "b": 0.0}, {"first": False}
+
+        return optax.GradientTransformation(lambda params: {"first": True}, update)
+
+    problem = Problem(lambda key: PAIR, lambda params, data: squares(params["a"], ()) + params["b"])
+    run = sweep(problem, make, [0.25], seeds=1, steps=2)
+    # The first step leaves 3/4 of each entry, the second half of that.
+    assert run.trials["final_loss"].to_pylist() == [2 * (3 / 8) ** 2 + 1]
 
 
 KEPT = {}
