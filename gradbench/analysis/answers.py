@@ -206,9 +206,11 @@ def run_table(run: Run, output_format: str) -> str:
     return text if output_format in ("json", "csv") else with_notes([text], notes, output_format)
 
 
-def pair_sentence(pair: PairSummary) -> str:
-    """A pair's result in one sentence, once it is swept."""
+def pair_sentence(pair: PairSummary, alone: bool = False) -> str:
+    """A pair's result in one sentence, once it is swept. `alone` is of a pair judged before the others of its run: to
+    the lowest loss of them all another of its rates may be the best, and that is said."""
     name = f"{pair.problem} × {pair.optimizer}: "
+    name += "by itself " if alone and pair.reference.kind == "best found" else ""
     if start := risen(pair.optimizer, pair.settings):
         high = pair.rates[0].learning_rate
         return f"{name}a range test, learning rates from {number(high * start)} to {number(high)}"

@@ -69,7 +69,7 @@ class TerminalWatcher(Watcher):
         self.activity.begin("")
         if not self.activity.console.quiet:
             for summary in summarise_tables(tables.plan, tables.trials, tables.timings, tables.facts):
-                self.activity.print(pair_sentence(summary))
+                self.activity.print(pair_sentence(summary, alone=len(tables.plan.optimizers) > 1))
 
     def should_stop(self) -> bool:
         return self.stopping

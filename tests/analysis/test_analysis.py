@@ -137,6 +137,7 @@ def test_every_table_and_sentence_says_what_gaps_are_to(sweep):
     assert 0 < adam["rates"][0]["gap_median"] < 1
     sentence = "below × sgd: best at learning rate 0.1, the highest tried, where it ends at loss -100, from -98"
     assert pair_sentence(summarise(run)[0]) == sentence  # no verdict: the next pair may find a lower loss
+    assert pair_sentence(summarise(run)[0], alone=True) == sentence.replace(": best", ": by itself best")
 
 
 @pytest.mark.parametrize(
