@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from gradbench.analysis.metrics import ByMetric, chosen_metric, columns, metric_
 from gradbench.analysis.points import RateSummary
 from gradbench.analysis.settings.effects import Effects
 from gradbench.analysis.settings.tables import AXES, axis_notes, axis_rows, family_notes, of_pairs
-from gradbench.analysis.summary import PairSummary, summarise_all
+from gradbench.analysis.summary import PairSummary, changed_problems, summarise_all
 from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.inputs.transfer.sources import recorded_file
 from gradbench.record.store import Run
@@ -225,11 +224,7 @@ def _side_by_side(of: Sequence[Entry], by: str | None) -> tuple[list[dict[str, A
 
 def _differences(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     """Problems of one name that are not the same in all records, and settings that differ."""
-    notes = []
-    digests = [(run.info.get("sources") or {}).get("problems", {}) for run in runs]
-    for problem in dict.fromkeys(name for of in digests for name in of):
-        if len({json.dumps(of[problem], sort_keys=True) for of in digests if problem in of}) > 1:
-            notes.append(f"{problem} is not the same problem in these records")
+    notes = changed_problems(runs)
     plans = [run.plan.to_dict() for run in runs]
     for key in plans[0]:
         values = [plan[key] for plan in plans]
