@@ -48,6 +48,7 @@ def test_a_function_called_problem_is_called_as_its_file(tmp_path):
         (["mlp", None], "got a value of type NoneType; give a spec"),
         (lambda: 3, r"lambda\(\) returned a value of type int, not a gradbench.Problem"),
         (lambda width: bowl(width), "missing a required argument: 'width'; set what it needs with functools.partial"),
+        (lambda p, d: p @ p, r"argument: 'p'; .*, or make a problem of a loss: gradbench.Problem\(init, loss\)"),
         (lambda: 1 / 0, r"lambda\(\) raised ZeroDivisionError: division by zero"),
         (gradbench.Problem, "got the class Problem; give a spec"),
         ([bowl(), bowl(3)], r"two are called 'problem'; write Problem\(..., name=\"mine\"\)"),

@@ -118,7 +118,10 @@ def test_of_a_folder_with_records_of_several_suites_one_is_chosen(sweep, capsys,
     words = ["board", str(tmp_path / "results"), "--out", str(tmp_path / "b.html"), "--quiet"]
     assert invoke(words) == 2
     error = capsys.readouterr().err
-    assert f"none (1, such as {runs[0].id}), s aaaaaaaa (1, such as {runs[1].id}); choose one with --suite" in error
+    assert (
+        f"none (1, such as {runs[0].id}), s aaaaaaaa (1, such as {runs[1].id}); choose one with --suite, suite="
+        in error
+    )
     for name, run in (("none", runs[0]), ("s", runs[1]), ("s aaaaaaaa", runs[1])):
         assert invoke([*words, "--suite", name]) == 0
         assert [row["id"] for row in page_of(tmp_path / "b.html")[1]["records"]] == [run.id]
