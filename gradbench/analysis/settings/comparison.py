@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from gradbench.analysis.summary import PairSummary, changed_problems, summarise_
 from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.inputs.transfer.sources import recorded_file
 from gradbench.record.store import Run
-from gradbench.tables import Column, check_format, render, to_json
+from gradbench.tables import GO_ON, Column, check_format, render, to_json
 
 
 class Entry(NamedTuple):
@@ -196,6 +197,10 @@ def _record_notes(run: Run, pairs: Sequence[PairSummary], by: str | None, name: 
     """The notes on one record, each after its name if it has one."""
     problems = dict.fromkeys(pair.problem for pair in pairs)
     notes = [why for problem in problems if (why := recorded_file(run.info, problem))]
+    if run.info["state"] == "interrupted":
+        most = "up to " * bool(run.plan.search or run.plan.budget or run.plan.until)
+        finished = f"{run.trials.num_rows:,} of {most}{run.plan.trials:,} trials have finished: the tables are of these"
+        notes.append(f"{finished}{GO_ON}gradbench run --resume {shlex.quote(str(run.path))}")
     notes += pair_notes(run, pairs, edges=True) + metric_notes(run, pairs, by)
     notes += [note for pair, found in of_pairs(pairs) for note in axis_notes(run, pair, found)]
     notes += family_notes(run, pairs)
