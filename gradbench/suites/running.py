@@ -122,7 +122,7 @@ def of_suite(runs: Sequence[Run], name: str | None) -> Sequence[Run]:
         raise GradbenchError(f"records of several suites do not compare: {there}; choose one with --suite, suite=")
     found = [run for words, of in known.items() for run in of if name in (None, words, words.rpartition(" ")[0])]
     if runs and not found:
-        raise GradbenchError(f"no record is of suite {name}: {there}")
+        raise GradbenchError(f"no record is of suite {name}, but of: {there}")
     return found
 
 

@@ -127,7 +127,7 @@ def test_of_a_folder_with_records_of_several_suites_one_is_chosen(sweep, capsys,
         assert [row["id"] for row in page_of(tmp_path / "b.html")[1]["records"]] == [run.id]
         (tmp_path / "b.html").unlink()
     assert invoke([*words, "--suite", "core-1"]) == 2
-    assert "no record is of suite core-1: none (1" in capsys.readouterr().err
+    assert "no record is of suite core-1, but of: none (1" in capsys.readouterr().err
 
 
 def test_from_python_one_suite_is_chosen_too(tmp_path):
