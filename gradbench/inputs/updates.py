@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from gradbench.errors import GradbenchError, OptimizerError, ProblemError, error_text
+from gradbench.errors import GradbenchError, GradbenchWarning, OptimizerError, ProblemError, error_text
 from gradbench.inputs.optimizer import REFUSED, Optimizer, Settings
 from gradbench.inputs.specs.axis import Axis
 
@@ -153,6 +154,28 @@ def extra_arguments(
     raise OptimizerError(
         f"{optimizer.spec!r}: cannot be swept: {error_text(fault).rstrip('.')}{_hint(optimizer, fault)}"
     ) from fault
+
+
+def warn_of_idle_rate(optimizer: Optimizer, steps: int, extras: ExtraArguments, params: Any) -> None:
+    """A GradbenchWarning where updates do not depend on the learning rate, of an optimizer that is a user's function:
+    all of a sweep's rates would be one. Read off a trace, with a loss that is nothing but the sum of `params`."""
+    if optimizer.from_spec and ":" not in optimizer.spec:
+        return
+
+    def total(params: Any) -> jax.Array:
+        return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(params)), jnp.zeros(()))
+
+    def updates(settings: Settings, params: Any) -> Any:
+        transformation = optimizer.of(settings, steps)
+        state = jax.tree.map(jnp.asarray, transformation.init(params))
+        return transformation.update(params, state, params, **extras(total(params), params, total))[0]
+
+    settings = traced_settings(optimizer)
+    jaxpr = jax.make_jaxpr(updates)(settings, params).jaxpr
+    rate = jaxpr.invars[sorted(settings).index("learning_rate")]
+    if not any(rate is variable for equation in jaxpr.eqns for variable in equation.invars):
+        text = f"{optimizer.spec}: its updates do not depend on the learning rate, so all rates of a sweep are alike"
+        warnings.warn(text, GradbenchWarning, stacklevel=2)
 
 
 def _hint(optimizer: Optimizer, fault: Exception) -> str:

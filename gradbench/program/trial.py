@@ -21,7 +21,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
 from gradbench.inputs.specs.checks import PRECISIONS
 from gradbench.inputs.specs.schedules import COOLING
-from gradbench.inputs.updates import extra_arguments, traced_settings
+from gradbench.inputs.updates import extra_arguments, traced_settings, warn_of_idle_rate
 from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.xla.jaxprs import uncounted_flops
 from gradbench.program.xla.kind import Kind
@@ -114,6 +114,11 @@ class Trial:
             raise ProblemError(f"{problem.name}: {error}") from error
         loss = traced(plain, plan, plain.loss, batch=True).jaxpr
         return cls(problem, optimizer, plan, extras, Kind.of(loss, params))
+
+    def warn_of_idle_rate(self) -> None:
+        """One GradbenchWarning where the learning rate changes nothing; see updates.py."""
+        params, _ = shapes(self.problem.plain, self.plan.dtype)
+        warn_of_idle_rate(self.optimizer, self.plan.steps, self.extras, params)
 
     def compiled_for(self, platform: str) -> Trial:
         """The same arithmetic as it is given to a platform's compiler (program/xla/)."""

@@ -14,7 +14,7 @@ import optax.contrib
 import pytest
 from sampling import sample
 
-from gradbench.errors import OptimizerError, ProblemError
+from gradbench.errors import GradbenchWarning, OptimizerError, ProblemError
 from gradbench.inputs.optimizer import REFUSED, load_optimizer, optimizer_functions, own_optimizer
 from gradbench.inputs.problem import Problem
 from gradbench.inputs.updates import extra_arguments
@@ -212,6 +212,14 @@ def test_a_state_and_updates_may_be_numbers_of_python(sweep):
     run = sweep(problem, make, [0.25], seeds=1, steps=2)
     # The first step leaves 3/4 of each entry, the second half of that.
     assert run.trials["final_loss"].to_pylist() == [2 * (3 / 8) ** 2 + 1]
+
+
+def test_an_own_optimizer_that_leaves_out_the_rate_is_warned_of(sweep):
+    problem = Problem(lambda key: jnp.ones(2), lambda params, data: squares(params, ()))
+    with pytest.warns(GradbenchWarning, match="^mine: its updates do not depend on the learning rate, so all rates"):
+        sweep(problem, {"mine": lambda learning_rate: optax.adam(1e-2)}, [0.1, 0.2], seeds=1, steps=1)
+    kept = optax.inject_hyperparams(optax.adam)  # keeps it in its state; a warning is an error here
+    sweep(problem, {"mine": lambda learning_rate: kept(learning_rate=learning_rate)}, [0.1, 0.2], seeds=1, steps=1)
 
 
 KEPT = {}
