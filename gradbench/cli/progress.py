@@ -82,7 +82,7 @@ def watching(activity: Activity, again: str | None = None) -> Generator[Terminal
     watcher = TerminalWatcher(activity)
 
     def stop(number: int, frame: Any) -> None:
-        if watcher.stopping:
+        if watcher.stopping or watcher.path is None:  # before a record is begun there is nothing to finish
             raise KeyboardInterrupt
         watcher.stopping = True
 
