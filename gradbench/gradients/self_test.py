@@ -13,7 +13,8 @@ import numpy as np
 
 from gradbench.gradients import faults
 from gradbench.gradients.execution import programs
-from gradbench.gradients.execution.execution import MANY_REPEATS, Execution, Expectation
+from gradbench.gradients.execution.execution import MANY_REPEATS, Execution
+from gradbench.gradients.execution.expectation import Expectation
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.rounding.formats import format_of

@@ -27,6 +27,7 @@ CORES = "GRADBENCH_CORES"  # the cores that a worker of ours may use
 FORMS = "tcp://host:8786, tls://host:8786, local:4 or slurm:cluster.toml"
 # Of a scheduler of ours: the driver counts a unit's failures itself, a worker's death too.
 SCHEDULER = {"allowed_failures": 0, "dashboard": False, "dashboard_address": ":0"}
+PROTOCOLS = ("tcp", "tls", "ws", "wss", "ucx")  # of distributed
 LOOPBACK = ("localhost", "[::1]")
 RECONNECT_SECONDS = 60  # for a scheduler that is gone to be back
 LOOK_SECONDS = 1.0  # between two requests to the scheduler
@@ -38,15 +39,15 @@ def connect(address: str, device: str | None = None) -> Cluster:
 
     Use it with `with`, which ends what it began. Raises PlanError for what is none of these, or is not there.
     """
-    scheme, colon, rest = address.partition(":")
+    scheme, _, rest = address.partition(":")
     if scheme == "local" and rest.isdigit() and int(rest) > 0:
         return Cluster(lambda: _local(int(rest), device))
     if scheme == "slurm" and rest:
         return Cluster(lambda: _slurm(Path(rest)))
-    if not colon or not rest.startswith("//"):
-        raise PlanError(f"cluster: no {address!r}{nearest(scheme, ['local', 'slurm', 'tcp', 'tls'])} ({FORMS})")
+    if not rest.startswith("//") or scheme not in PROTOCOLS:
+        raise PlanError(f"cluster: no {address!r}{nearest(scheme, ['local', 'slurm', *PROTOCOLS])} ({FORMS})")
     host = rest[2:].rpartition(":")[0]
-    if scheme != "tls" and not host.startswith("127.") and host not in LOOPBACK:
+    if scheme not in ("tls", "wss") and not host.startswith("127.") and host not in LOOPBACK:
         _warn_of_plain(address, "use tls:// with certificates")
     return Cluster(lambda: address)
 

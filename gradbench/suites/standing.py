@@ -29,6 +29,11 @@ from gradbench.tables import (
 BESIDE_OTHERS = ("rank", "rank_low", "rank_high", "distance", "best", "best_value")  # keys of a standing's rows
 
 
+MAKES_ARCHIVE = (
+    "to compare: suite run without -o, with --out FOLDER, runs the suite's own optimizers; --archive FOLDER reads them"
+)
+
+
 @dataclass(frozen=True)
 class Standing:
     """rows: for each optimizer asked for one dict over all problems (problem is None) and one per problem: the fields
@@ -180,7 +185,8 @@ def _notes(mine: Sequence[Run], others: Sequence[Run], archived: bool, alone: bo
     suite = f"{suite_words(mine[0])}: " if mine[0].info.get("suite") else ""
     if not others:
         none = "there are no archived records of this version of the suite" if suite else "no other record is given"
-        return [f"{suite}nobody to compare with: {none}" if alone else f"{suite}{none}: compared with no other"]
+        said = f"{suite}nobody to compare with: {none}" if alone else f"{suite}{none}: compared with no other"
+        return [said, *([MAKES_ARCHIVE] if suite and alone else [])]
     records = f"{len(others)} {'archived ' * archived}record{'s' * (len(others) != 1)}"
     return [f"{suite}compared with {records} in {others[0].path.parent}"]
 

@@ -311,7 +311,9 @@ def test_only_loopback_and_tls_go_without_a_warning(recwarn):
         connect("tcp://cluster.example:8786")
 
 
-@pytest.mark.parametrize("text", ["locl:2", "local:", "local:0", "local:-1", "slurm:", "cluster.example:8786", "tcp:"])
+@pytest.mark.parametrize(
+    "text", ["locl:2", "local:", "local:0", "local:-1", "slurm:", "cluster.example:8786", "tcp:", "bad://host:1"]
+)
 def test_what_is_no_cluster_is_refused_in_one_line(text):
     with pytest.raises(PlanError, match=r"^cluster: no '.*tcp://host:8786, tls://host:8786, local:4 or slurm:"):
         connect(text)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ import pytest
 from sampling import sample
 
 import gradbench
-from gradbench.gradients import faults
+from gradbench.gradients import check_gradient, faults
 from gradbench.gradients.execution import programs
-from gradbench.gradients.execution.execution import MANY_REPEATS, Execution, compare_centre
+from gradbench.gradients.execution.execution import MANY_REPEATS, Execution
+from gradbench.gradients.execution.expectation import compare_centre
 from gradbench.gradients.execution.judge import meaning
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import directions, oracle
@@ -191,10 +193,23 @@ def test_a_wrong_forward_derivative_fails(network):
     execution, reference = network
     right = execution.forward(reference.point, reference)
     assert right.verdict == "PASS"
-    compiled = execution._forward
-    execution._forward = lambda params, data: compiled(params, data) * 1.001
+    compiled = execution.forward_runner
+    execution.forward_runner = lambda params, data: compiled(params, data) * 1.001
     assert execution.forward(reference.point, reference).verdict == "FAIL"
-    execution._forward = compiled
+    execution.forward_runner = compiled
+
+
+def test_a_loss_is_traced_in_the_thread_of_the_check():
+    """What is configured for one thread alone, such as a kind of random keys, holds for every program."""
+    threads = set()
+
+    def loss(params, data):
+        threads.add(threading.get_ident())
+        return jnp.sum(params**2)
+
+    report = check_gradient(gradbench.Problem(init=lambda key: jnp.ones(3), loss=loss, name="traced"))
+    assert {row.verdict for row in report.rows} == {"PASS"}
+    assert threads == {threading.get_ident()}
 
 
 def test_two_programs_that_are_one_are_compiled_once():

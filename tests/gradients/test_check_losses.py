@@ -157,9 +157,9 @@ def test_the_child_compiles_and_outlives_what_it_cannot_compile():
         double, wrong = jax.jit(lambda x: 2 * x), jax.jit(lambda x: jnp.linalg.cholesky(x))
         shape = (jax.ShapeDtypeStruct((3, 3), jnp.float64),)
         first = sandbox.child()
-        sandbox.survive(double, shape, {})
-        sandbox.survive(wrong, shape, {"no such option": 1})
-        sandbox.survive(double, shape, {})
+        sandbox.survive(double, shape, {})()
+        sandbox.survive(wrong, shape, {"no such option": 1})()
+        sandbox.survive(double, shape, {})()
     assert sandbox.child() is first
 
 

@@ -123,6 +123,16 @@ def test_a_product_of_any_axes_is_the_product(sides):
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12, strict=True)
 
 
+@pytest.mark.parametrize(("other", "moved"), [(2, False), (256, True)])
+def test_rows_of_several_trials_are_not_moved_for_a_small_factor(other, moved):
+    """As in a recurrent network, whose every round has few numbers of each example: (trials, examples, units)."""
+    units, x = jnp.ones((2, 64, 128)), jnp.ones((64, other))
+    params = {"dimension_numbers": (((1,), (0,)), ((), ())), "precision": None, "preferred_element_type": None}
+    trace = jax.make_jaxpr(lambda units, x: materialize(product(units, x, params)))(units, x)
+    moves = [e for e in trace.eqns if e.primitive.name == "transpose" and e.invars[0].aval.shape == units.shape]
+    assert bool(moves) == moved
+
+
 def network(rows: bool):
     """A network's loss, with the examples as rows or as columns."""
 

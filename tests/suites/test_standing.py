@@ -11,7 +11,7 @@ from gradbench.errors import GradbenchError
 from gradbench.suites.definition import SELF_TUNING, TUNED
 from gradbench.suites.entries import FAMILIES, OWN, by_name, entries, family_of
 from gradbench.suites.ranking import ranks
-from gradbench.suites.standing import BESIDE_OTHERS, standing, standing_text
+from gradbench.suites.standing import BESIDE_OTHERS, MAKES_ARCHIVE, standing, standing_text
 
 SPEED = {"sgd": 1.0, "momentum": 2.0, "adam": 4.0}
 
@@ -162,7 +162,8 @@ def test_standing_says_rank_steps_range_time_and_tuning():
 def test_an_optimizer_alone_has_no_rank():
     found = standing([suite_run(["mine"])], [])
     assert found.notes == [
-        "s aaaaaaaa: nobody to compare with: there are no archived records of this version of the suite"
+        "s aaaaaaaa: nobody to compare with: there are no archived records of this version of the suite",
+        MAKES_ARCHIVE,
     ]
     assert {row[key] for row in found.rows for key in BESIDE_OTHERS} == {None}
     over_all, on_problem = found.rows

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import gradbench
-from gradbench.gradients.execution.execution import compare_centre
+from gradbench.gradients.execution.expectation import compare_centre
 from gradbench.gradients.execution.judge import COARSEST
 from gradbench.gradients.formula.oracle import float64, primitives, rounded, trace
 from gradbench.gradients.rounding.band import Band, Spread, quantile

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -14,12 +17,13 @@ import numpy as np
 from gradbench.analysis.verdicts import CHECK_VERDICTS
 from gradbench.errors import error_text
 from gradbench.gradients.execution import loops, programs, sandbox
+from gradbench.gradients.execution.expectation import Expectation, compare_centre
 from gradbench.gradients.execution.judge import Judgement, judge
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.formula.derivative import leaf_names
 from gradbench.gradients.formula.differences import UNIT
 from gradbench.gradients.formula.noise import QuickBand
-from gradbench.gradients.rounding.band import FEW, SAMPLES, Band, Sampling, Spread, quantile
+from gradbench.gradients.rounding.band import FEW, Band, Sampling, Spread, quantile
 from gradbench.gradients.rounding.formats import (
     flushes_subnormals,
     format_of,
@@ -35,6 +39,7 @@ LOG = logging.getLogger(__name__)
 REPEATS = 5  # calls of a program at a point; only 2 where they take over _REPEAT_SECONDS
 MANY_REPEATS = 100  # calls of one program, where that takes no longer: for faults in some calls only
 _REPEAT_SECONDS = 0.5
+COMPILING = 2  # threads that compile, beside the one that runs what is compiled
 
 
 @dataclasses.dataclass
@@ -56,45 +61,6 @@ class Row:
     died: bool = False  # whether the compiler ended its process
 
 
-@dataclasses.dataclass
-class Expectation:
-    """What is expected at a point, flat in float64, its rounding spread, and `doubt`: why it may be wrong, or "".
-
-    `kind` names the band: "reverse" for (value, gradient), "forward" for slopes.
-    """
-
-    point: oracle.Point
-    expected: list[np.ndarray]
-    spread: Spread
-    doubt: str = ""
-    kind: str = "reverse"
-    sampling: Sampling | None = None
-
-    def more(self) -> bool:
-        """Doubles the samples; False where all have been taken."""
-        if self.sampling is None or self.spread.samples >= SAMPLES:
-            return False
-        self.spread = self.sampling.spread(2 * self.spread.samples)
-        return True
-
-
-def compare_centre(spread: Spread, expected: list[np.ndarray], dtype: str) -> str:
-    """The doubt that the trace in `dtype` computes another function than the float64 one; "" if it does not."""
-    factor = quantile(sum(e.size for e in expected)) * spread.share
-    for centre, wanted, sigma in zip(spread.exact, expected, spread.sigma):
-        if not np.isfinite(sigma[np.isfinite(wanted)]).all():
-            return f"the noise of {dtype} takes the interpretation out of float64's range"
-        # 2^-40: the two are float64 computations in different orders.
-        slack = factor * sigma + 2.0**-40 * np.max(np.abs(wanted), initial=0.0)
-        with np.errstate(all="ignore"):
-            if np.any(~(np.abs(centre - wanted) <= slack) & np.isfinite(wanted)):
-                return (
-                    f"the function traced in {dtype} is not the one traced in float64 (random numbers in the loss? a "
-                    f"constant that {dtype} cannot hold?)"
-                )
-    return ""
-
-
 class Execution:
     """The check of one problem in one dtype and precision on one device; bands are compiled once for all points.
 
@@ -114,8 +80,7 @@ class Execution:
         self.flushes = flushes_subnormals(dtype, device)
         self._bands: dict[Any, Band] = {}
         self._runners: dict[str, programs.Runner] = {}
-        self._compiled: dict[str, Any] = {}
-        self._forward: Any = None
+        self._compiled: dict[str, Future[Any]] = {}
         self._references: list[Expectation] = []  # one per point
 
     @property
@@ -135,9 +100,35 @@ class Execution:
     def runner(self, name: str, examples: int | None) -> programs.Runner:
         """The program of that name, compiled once; also once for two of the same text (has_aux, value_and_grad)."""
         if name not in self._runners:
-            made = programs.PROGRAMS[name].build(self.problem.loss, examples)
-            self._runners[name] = programs.once(made, self._compiled) if hasattr(made, "lower") else made
+            made = self._runners[name] = programs.PROGRAMS[name].build(self.problem.loss, examples)
+            if isinstance(made, programs.Jitted):
+                made.known = self._compiled
         return self._runners[name]
+
+    @contextlib.contextmanager
+    def _compiling(self, names: Sequence[str], point: oracle.Point) -> Generator[None]:
+        """Meanwhile the programs that will be called are compiled in other threads, for the point's shapes."""
+        threads = ThreadPoolExecutor(COMPILING)
+        try:
+            for name in names:
+                with contextlib.suppress(Exception), self._contexts():  # raised again where the program is called
+                    if name == programs.FORWARD:
+                        self.forward_runner.begin(*self.place(self._along(point)), threads)
+                    elif isinstance(runner := self.runner(name, point.examples), programs.Compiling):
+                        runner.begin(*self.place(point), threads)
+            yield
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    @functools.cached_property
+    def forward_runner(self) -> programs.Jitted:
+        """The derivatives along directions, by forward mode: see `_along`."""
+        return programs.Jitted(jax.jit(programs.forward(self.problem.loss)))
+
+    @contextlib.contextmanager
+    def _contexts(self) -> Generator[None]:
+        with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self.device):
+            yield
 
     def reference(self, point: oracle.Point) -> Expectation:
         """The expectation at a point. Raises what tracing or interpreting the loss raises."""
@@ -202,7 +193,7 @@ class Execution:
     ) -> Row:
         """Call `runner` `repeats` times, up to `most` if it is fast, and judge every distinct answer."""
         names = names or ["value", *leaf_names(reference.point.params)]
-        with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self.device):
+        with self._contexts():
             params, data = self.place(reference.point)
             answers: dict[bytes, list[np.ndarray]] = {}
             calls, started = 0, time.perf_counter()
@@ -287,27 +278,29 @@ class Execution:
         rows: dict[str, Row] = {}
         skipped: dict[str, str] = {}
         what = f"{self.problem.name}, {self.dtype} on {self.device.platform}:{self.device.id}"
-        for point in points:
-            LOG.info("%s: the rounding band", what)
-            reference = self.reference(point)
-            if not self.loops_end(point):
-                reason = (
-                    f"a while loop has not ended after {MAX_ITERATIONS} iterations in {self.dtype}: no program was run"
-                )
-                return [self.error_row("all", "INCONCLUSIVE", reason)], skipped
-            for name in names:
-                LOG.info("%s: %s", what, name)
-                if name in skipped or (name in rows and rows[name].died):
-                    continue
-                found = self.program(name, point, reference, seen=point is points[0])
-                if isinstance(found, str):
-                    skipped[name] = found
-                else:
-                    keep(rows, found)
+        with self._compiling(names, points[0]):
+            for point in points:
+                LOG.info("%s: the rounding band", what)
+                reference = self.reference(point)
+                if not self.loops_end(point):
+                    reason = (
+                        f"a while loop has not ended after {MAX_ITERATIONS} iterations in {self.dtype}: no program was "
+                        "run"
+                    )
+                    return [self.error_row("all", "INCONCLUSIVE", reason)], skipped
+                for name in names:
+                    LOG.info("%s: %s", what, name)
+                    if name in skipped or (name in rows and rows[name].died):
+                        continue
+                    found = self.program(name, point, reference, seen=point is points[0])
+                    if isinstance(found, str):
+                        skipped[name] = found
+                    else:
+                        keep(rows, found)
         return list(rows.values()), skipped
 
     def loops_end(self, point: oracle.Point) -> bool:
-        with x64_context(self.dtype), precision_context(self.precision), jax.default_device(self.device):
+        with self._contexts():
             return loops.end(self.band(point).trace, *self.place(point))
 
     def program(self, name: str, point: oracle.Point, reference: Expectation, seen: bool) -> Row | str:
@@ -342,12 +335,15 @@ class Execution:
         where = f"{self.device.platform}:{self.device.id}"
         return Row(program, self.dtype, self.precision, where, verdict, reason, 0.0, float("inf"), 0, "", [])
 
+    @staticmethod
+    def _along(point: oracle.Point) -> oracle.Point:
+        """The point with data (data, directions), as `forward` takes it."""
+        return dataclasses.replace(point, data=(point.data, programs.directions(point.params)))
+
     def forward(self, point: oracle.Point, reference: Expectation, repeats: int = REPEATS) -> Row:
         """The row of the forward-mode slopes along fixed directions, against <g*, v>."""
-        tangents = programs.directions(point.params)
-        point = dataclasses.replace(point, data=(point.data, tangents))
-        if self._forward is None:
-            self._forward = jax.jit(programs.forward(self.problem.loss))
+        point = self._along(point)
+        _, tangents = point.data
         slopes = [
             sum(
                 float(np.vdot(g, v[i].astype(np.float64)))
@@ -364,7 +360,7 @@ class Execution:
         )
         extra = [np.full(len(slopes), slack)]
         options: dict[str, Any] = {"extra": extra, "repeats": repeats, "most": repeats}
-        return self.run(programs.FORWARD, self._forward, along, names=["slopes"], **options)
+        return self.run(programs.FORWARD, self.forward_runner, along, names=["slopes"], **options)
 
 
 def _tail(spread: Spread) -> Spread:

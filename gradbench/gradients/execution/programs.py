@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import jax
@@ -18,12 +19,58 @@ from gradbench.gradients.formula import oracle
 from gradbench.inputs.optimizer import Optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
+from gradbench.machine.workers import Here
 from gradbench.program import program as sweep
 from gradbench.program.minibatch import take_rows
 from gradbench.program.spread import over_trials
 
 LossFunction = Callable[[Any, Any], jax.Array]
 Runner = Callable[[Any, Any], tuple[Any, Any]]
+
+
+HERE = Here()
+
+
+class Compiling:
+    """A Runner whose program `begin` traces and lowers, and has compiled by `threads`; a call that finds nothing begun
+    does it itself, and raises what the compiler raises."""
+
+    _compiled: Future[Any] | None = None
+
+    def begin(self, params: Any, data: Any, threads: Executor = HERE) -> None:
+        """Begin to compile the program for arrays of these shapes."""
+        raise NotImplementedError
+
+    def compiled(self, params: Any, data: Any) -> Any:
+        """The result of the job that compiled it."""
+        if self._compiled is None:
+            self.begin(params, data)
+        assert self._compiled is not None
+        return self._compiled.result()
+
+
+class Jitted(Compiling):
+    """The Runner of a jitted function: `given` makes its arguments of (params, data), and `taken` (value, gradient) of
+    its result."""
+
+    def __init__(
+        self,
+        function: Any,
+        given: Callable[[Any, Any], tuple[Any, Any]] = lambda params, data: (params, data),
+        taken: Callable[[Any], tuple[Any, Any]] = lambda result: result,
+    ):
+        self.function, self.given, self.taken = function, given, taken
+        self.known: dict[str, Future[Any]] = {}  # compiled programs by their text, which several Jitted may share
+
+    def begin(self, params: Any, data: Any, threads: Executor = HERE) -> None:
+        lowered = self.function.lower(*self.given(params, data))
+        _, _, text = lowered.as_text().partition("{")  # behind the module's name
+        if text not in self.known:
+            self.known[text] = threads.submit(lowered.compile)
+        self._compiled = self.known[text]
+
+    def __call__(self, params: Any, data: Any) -> tuple[Any, Any]:
+        return self.taken(self.compiled(params, data)(*self.given(params, data)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +87,11 @@ def _eager(loss: LossFunction, examples: int | None) -> Runner:
 
 
 def _jit(loss: LossFunction, examples: int | None) -> Runner:
-    gradient = jax.jit(jax.grad(loss))
-    return lambda params, data: (None, gradient(params, data))
+    return Jitted(jax.jit(jax.grad(loss)), taken=lambda gradient: (None, gradient))
 
 
 def _value_and_grad(loss: LossFunction, examples: int | None) -> Runner:
-    return jax.jit(oracle.value_and_grad(loss))
+    return Jitted(jax.jit(oracle.value_and_grad(loss)))
 
 
 def _has_aux(loss: LossFunction, examples: int | None) -> Runner:
@@ -57,7 +103,7 @@ def _has_aux(loss: LossFunction, examples: int | None) -> Runner:
         (_, aux), gradient = jax.value_and_grad(with_aux, has_aux=True)(params, data)
         return aux["loss"], gradient
 
-    return jax.jit(run)
+    return Jitted(jax.jit(run))
 
 
 LANES = 3
@@ -83,11 +129,11 @@ def _vmap(loss: LossFunction, examples: int | None) -> Runner:
     def run(lanes, data):
         return jax.vmap(oracle.value_and_grad(loss), in_axes=(0, None))(lanes, data)
 
-    return lambda params, data: _lane(run(_lanes(params), data))
+    return Jitted(run, given=lambda params, data: (_lanes(params), data), taken=_lane)
 
 
 def _remat(loss: LossFunction, examples: int | None) -> Runner:
-    return jax.jit(jax.value_and_grad(jax.checkpoint(loss)))
+    return Jitted(jax.jit(jax.value_and_grad(jax.checkpoint(loss))))
 
 
 def _keeps_gradient(learning_rate: Any, steps: int, values: Any = None) -> optax.GradientTransformationExtraArgs:
@@ -99,35 +145,44 @@ def _keeps_gradient(learning_rate: Any, steps: int, values: Any = None) -> optax
     return optax.GradientTransformationExtraArgs(lambda params: jax.tree.map(jnp.zeros_like, params), update)
 
 
-def _batched(loss: LossFunction, examples: int | None) -> Runner:
+class _Batched(Compiling):
     """The sweep's own program (gradbench.program): two steps of three trials whose params do not change. Raises
     CompilerDied where the compiler ends its process on it."""
-    made: list[sweep.Program] = []
 
-    def given(program: sweep.Program, params: Any, data: Any) -> tuple[Any, ...]:
+    def __init__(self, loss: LossFunction, examples: int | None):
+        self.loss, self.examples = loss, examples
+
+    def begin(self, params: Any, data: Any, threads: Executor = HERE) -> None:
+        one = jax.tree.leaves(params)[0]
+        [device] = one.devices()
+        plan = SweepPlan(dtype=str(one.dtype), steps=2)
+        problem = Problem(init=lambda key: params, loss=self.loss, data=data, examples=self.examples)
+        trial = sweep.Trial.of(problem, Optimizer("keeps the gradient", _keeps_gradient), plan)
+        relayout = trial.kind.relayout(LANES, device.platform)
+        program = sweep.Program(trial, sweep.Block(1, LANES, rows=2, stride=1, relayout=relayout), [device])
+        given = self._given(program, params, data)  # those of a call: shapes alone would be traced apart
+        lowered, survive = program.advance.lower(*given), None
+        if device.platform == "cpu":  # its products are rewritten by us, in unusual layouts that may crash XLA
+            survive = sandbox.survive(program.advance, given, sweep.loop_options("cpu", trial.kind.products, LANES))
+
+        def compiled() -> sweep.Program:
+            if survive is not None:
+                survive()
+            lowered.compile()  # JAX keeps it for the call
+            return program
+
+        self._compiled = threads.submit(compiled)
+
+    def __call__(self, params: Any, data: Any) -> tuple[Any, Any]:
+        program = self.compiled(params, data)
+        state, rows = program.advance(*self._given(program, params, data))
+        return np.asarray(rows.loss)[-1, 1], _lane(state.opt_state)
+
+    @staticmethod
+    def _given(program: sweep.Program, params: Any, data: Any) -> tuple[Any, ...]:
         settings = program.settings({"learning_rate": np.zeros(LANES)})
         keys, none = program.place(np.zeros(LANES, np.uint32)), program.place(np.zeros(LANES, np.int32))
         return program.begin(_lanes(params), settings), settings, keys, none, program.laid_out(data)
-
-    def runner(params, data):
-        one = jax.tree.leaves(params)[0]
-        if not made:
-            plan = SweepPlan(dtype=str(one.dtype), steps=2)
-            problem = Problem(init=lambda key: params, loss=loss, data=data, examples=examples)
-            trial = sweep.Trial.of(problem, Optimizer("keeps the gradient", _keeps_gradient), plan)
-            devices = list(one.devices())
-            platform = devices[0].platform
-            block = sweep.Block(devices=1, lanes=LANES, rows=2, stride=1, relayout=trial.kind.relayout(LANES, platform))
-            program = sweep.Program(trial, block, devices)
-            if platform == "cpu":  # its products are rewritten by us, in unusual layouts that may crash XLA
-                options = sweep.loop_options("cpu", trial.kind.products, LANES)
-                # The arguments of the call below: shapes alone would be traced apart.
-                sandbox.survive(program.advance, given(program, params, data), options)
-            made.append(program)
-        state, rows = made[0].advance(*given(made[0], params, data))
-        return np.asarray(rows.loss)[-1, 1], _lane(state.opt_state)
-
-    return runner
 
 
 MICROBATCHES = (4, 3, 5, 2)  # parts
@@ -141,20 +196,29 @@ def pieces(examples: int) -> list[tuple[float, slice]]:
     return [((stop - start) / examples, slice(int(start), int(stop))) for start, stop in itertools.pairwise(edges)]
 
 
-def microbatches(loss: LossFunction, examples: int | None, transform: Callable = jax.jit) -> Runner:
+class _Microbatches(Compiling):
     """The mean of the gradients of parts of the examples, weighted by their numbers of rows."""
-    piece = transform(oracle.value_and_grad(loss))
 
-    @jax.jit
-    def mean(parts, weights):
-        return jax.tree.map(lambda *terms: sum(w * x for w, x in zip(weights, terms)), *parts)
+    def __init__(self, loss: LossFunction, examples: int | None):
+        self.examples = examples or 1
+        self.piece = jax.jit(oracle.value_and_grad(loss))
 
-    def run(params, data):
-        weights, rows = zip(*pieces(examples or 1))
+    def begin(self, params: Any, data: Any, threads: Executor = HERE) -> None:
+        self._compiled = threads.submit(self.piece.lower(params, self._parts(data)[0]).compile)
+
+    def __call__(self, params: Any, data: Any) -> tuple[Any, Any]:
+        self.compiled(params, data)  # JAX keeps it for the call; parts of another size are compiled there
+        weights, _ = zip(*pieces(self.examples))
+        return _mean([self.piece(params, part) for part in self._parts(data)], weights)
+
+    def _parts(self, data: Any) -> list[Any]:
         whole = jax.device_get(data)  # NumPy cuts it without compiling
-        return mean([piece(params, take_rows(whole, part, examples or 1)) for part in rows], weights)
+        return [take_rows(whole, rows, self.examples) for _, rows in pieces(self.examples)]
 
-    return run
+
+@jax.jit
+def _mean(parts: Any, weights: Any) -> Any:
+    return jax.tree.map(lambda *terms: sum(w * x for w, x in zip(weights, terms)), *parts)
 
 
 FORWARD_DIRECTIONS = 4
@@ -195,26 +259,12 @@ PROGRAMS = {
         GradientProgram("has_aux", _has_aux),
         GradientProgram("vmap", _vmap),
         GradientProgram("remat", _remat),
-        GradientProgram("batched", _batched),
-        GradientProgram("microbatches", microbatches),
+        GradientProgram("batched", _Batched),
+        GradientProgram("microbatches", _Microbatches),
     )
 }
 FORWARD = "forward"
 NAMES = (*PROGRAMS, FORWARD)
-
-
-def once(function: Any, compiled: dict[str, Any]) -> Runner:
-    """The function, jitted, for arrays of fixed shapes; a program of the same text in `compiled` is used again."""
-    made: list[Any] = []
-
-    def run(params, data):
-        if not made:
-            lowered = function.lower(params, data)
-            _, _, text = lowered.as_text().partition("{")  # behind the module's name
-            made.append(compiled[text] if text in compiled else compiled.setdefault(text, lowered.compile()))
-        return made[0](params, data)
-
-    return run
 
 
 def select(names: tuple[str, ...] | None, fast: bool) -> list[str]:

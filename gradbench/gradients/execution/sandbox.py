@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -82,15 +83,15 @@ def child() -> Child | None:
     return started
 
 
-def survive(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Have the child compile the jitted `function` of arrays or shapes for the CPU.
+def survive(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[[], None] | None:
+    """Traces the jitted `function` of arrays or shapes; what it returns has the child compile it for the CPU.
 
-    Raises CompilerDied where that ended the child. What the child cannot take, and what raises there, is left to the
+    That raises CompilerDied where it ended the child. What the child cannot take, and what raises there, is left to the
     caller, who will get the same error.
     """
     compiler = child()
     if compiler is None:
-        return
+        return None
     try:
         exported = jax.export.export(function)(*arguments)
         leaves, results = len(exported.in_avals), len(exported.out_avals)
@@ -102,12 +103,16 @@ def survive(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) 
         )
         program = bytes(flat.serialize())
     except Exception:
-        return
-    try:
-        compiler.compile(program, options)
-    except CompilerDied:
-        child.cache_clear()
-        raise
+        return None
+
+    def compile_in_child() -> None:
+        try:
+            compiler.compile(program, options)
+        except CompilerDied:
+            child.cache_clear()
+            raise
+
+    return compile_in_child
 
 
 def _serve() -> None:

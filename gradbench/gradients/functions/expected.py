@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gradbench.errors import ProblemError, error_text
-from gradbench.gradients.execution.execution import compare_centre
+from gradbench.gradients.execution.expectation import compare_centre
 from gradbench.gradients.formula import oracle
 from gradbench.gradients.formula.directions import KINKED
 from gradbench.gradients.formula.noise import Sampled, deviations, sample

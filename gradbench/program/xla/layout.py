@@ -160,11 +160,15 @@ def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
     """
     (summed_a, summed_b), (batch_a, batch_b) = params["dimension_numbers"]
     batch = tuple(range(len(batch_a)))
+    sides = (a, batch_a, summed_a), (b, batch_b, summed_b)
     terms = math.prod(a.shape[axis] for axis in summed_a)
     shared = terms * math.prod(a.shape[axis] for axis in batch_a)
     dtypes = {str(d) for d in (a.dtype, b.dtype, params["preferred_element_type"]) if d is not None}
     if min(math.prod(a.shape), math.prod(b.shape)) <= shared or terms == 1 or not dtypes.issubset(_DTYPES):
         return None
+    for big, small in (sides, sides[::-1]):
+        if outer := _outer_axes(*big, small[0]):
+            return _one_by_one(big, small, outer, params, first=big is sides[0])
 
     def rank(f: _Factor) -> tuple[float, bool, int]:
         filled = f.entries / (VECTOR * math.ceil(f.entries / VECTOR))
@@ -190,6 +194,47 @@ def product(a: Any, b: Any, params: dict[str, Any]) -> Any | None:
         result = jax.lax.optimization_barrier(result)
     result = jnp.reshape(result, (*result.shape[: len(batch)], *first.sizes, *second.sizes))
     return as_permuted(result, (*batch, *first.places, *second.places))
+
+
+def _outer_axes(x: Any, batch: Sequence[int], summed: Sequence[int], other: Any) -> tuple[int, ...]:
+    """The free axes of `x` that lie outside its summed ones, as trials do of what each makes of rows of data: where the
+    rest of the free axes fill vectors, and `other` repeated along them takes no more memory than `x`. Else ()."""
+    order = stored(x)[1][len(batch) :]
+    outer = order[: next((i for i, axis in enumerate(order) if axis in summed), 0)]
+    inner = order[len(outer) + len(summed) :]
+    as_it_lies = stored(x)[1] == (*batch, *outer, *summed, *inner)
+    filled = math.prod(x.shape[axis] for axis in inner) >= VECTOR
+    fits = math.prod(other.shape) * math.prod(x.shape[axis] for axis in outer) <= math.prod(x.shape)
+    return outer if as_it_lies and filled and fits else ()
+
+
+def _one_by_one(big: Any, small: Any, outer: Sequence[int], params: dict[str, Any], first: bool) -> Any:
+    """A product as one for each entry along the `outer` axes of `big`, which is not moved: `small` is repeated instead.
+    A row of 256 numbers for each of 64 examples and 2 trials, times 2 numbers of each example, takes a sixth of the
+    time that it takes after a transpose."""
+    (x, batch, summed), (y, batch_y, summed_y) = big, small
+    array, kept = stored(x)
+    free_x, free_y = (
+        [axis for axis in range(len(of.shape)) if axis not in (*own, *added)] for of, own, added in (big, small)
+    )
+    n, apart = len(batch), len(batch) + len(outer)
+    trials = tuple(range(apart))
+    repeated = jnp.transpose(materialize(y), (*batch_y, *free_y, *summed_y))
+    repeated = jnp.expand_dims(repeated, range(n, apart))
+    repeated = jnp.broadcast_to(repeated, (*array.shape[:apart], *repeated.shape[apart:]))
+    last = tuple(range(repeated.ndim - len(summed), repeated.ndim))
+    middle = tuple(range(apart, apart + len(summed)))
+    result = jax.lax.dot_general(
+        repeated,
+        array,
+        ((last, middle), (trials, trials)),
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+    )
+    of_x, of_y = (n, n + len(free_x)) if first else (n + len(free_y), n)
+    inner = kept[apart + len(summed) :]
+    before, behind = ([of_x + free_x.index(axis) for axis in axes] for axes in (outer, inner))
+    return as_permuted(result, (*range(n), *before, *range(of_y, of_y + len(free_y)), *behind))
 
 
 def tall_product(a: jax.Array, b: jax.Array, params: dict[str, Any]) -> jax.Array | None:
