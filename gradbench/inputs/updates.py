@@ -104,9 +104,16 @@ def _check_states(spec: str, before: Any, after: Any) -> None:
             )
 
 
-def keeps_values(jaxpr: Any) -> bool:
-    """Whether a function wrote what it computed somewhere, in a global or a closure, and this closed jaxpr, of a later
-    call, reads it: JAX compiles that, and fails when it is run."""
+def _reads_kept(function: Callable[..., Any], *shapes: Any) -> bool:
+    """Whether a function reads arrays that an earlier call of it has written into a global or a closure."""
+    try:
+        return _has_tracers(jax.make_jaxpr(function)(*shapes))
+    except jax.errors.UnexpectedTracerError:
+        return True
+
+
+def _has_tracers(jaxpr: Any) -> bool:
+    """Whether a closed jaxpr has values of another trace among its constants: JAX compiles that, and fails later."""
     return any(isinstance(value, Tracer) for value in jaxpr.consts)
 
 
@@ -136,16 +143,19 @@ def extra_arguments(
             before = jax.eval_shape(start, settings, params)
             traced = jax.make_jaxpr(partial(attempt, extras), return_shape=True)
             jaxpr, (updates, state) = traced(settings, before, params, data)
+            kept = _has_tracers(jaxpr)
         except GradbenchError:
             raise
+        except jax.errors.UnexpectedTracerError:  # of newer versions of JAX, sooner
+            kept = True
         except Exception as error:
             fault = fault or error
             continue
-        if keeps_values(jaxpr):
-            if keeps_values(jax.make_jaxpr(loss)(params, data)):
+        if kept:
+            if _reads_kept(loss, params, data):
                 raise ProblemError("the loss reads arrays of an earlier call; return them as state (stateful=True)")
-            kept = "its update reads arrays of an earlier call; keep them in its state"
-            raise OptimizerError(f"{optimizer.spec!r}: {kept}")
+            where = "its update reads arrays of an earlier call; keep them in its state"
+            raise OptimizerError(f"{optimizer.spec!r}: {where}")
         if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, params):
             raise OptimizerError(f"{optimizer.spec!r}: its updates do not have the shapes of the parameters")
         _check_states(optimizer.spec, before, state)
