@@ -53,11 +53,20 @@ def one_line(error: BaseException) -> str:
     return " ".join(line.split())
 
 
+# What would do instead, by JAX's errors of code that wants the value of an array that has none yet.
+_OF_TRACERS = {
+    "TracerArrayConversionError": "; a traced array is for jax.numpy, not for numpy",
+    "TracerBoolConversionError": "; what is traced is tested by jnp.where or jax.lax.cond, not by `if`",
+    "TracerIntegerConversionError": "; what is traced can index an array of jax.numpy, no list and no range",
+    "ConcretizationTypeError": "; what is traced has no value yet: no float() or int() of it",
+}
+
+
 def error_text(error: BaseException) -> str:
-    """An exception's type and line, and where in a user's own code it was raised."""
+    """An exception's type and line, where in a user's own code it was raised, and for some of JAX's what would do."""
     line, place = one_line(error)[:300], user_line(error)
     text = line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
-    return f"{text} ({place})" if place else text
+    return (f"{text} ({place})" if place else text) + _OF_TRACERS.get(type(error).__name__, "")
 
 
 _LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -206,9 +207,11 @@ def run_table(run: Run, output_format: str) -> str:
     return text if output_format in ("json", "csv") else with_notes([text], notes, output_format)
 
 
-def pair_sentence(pair: PairSummary) -> str:
-    """A pair's result in one sentence, once it is swept."""
+def pair_sentence(pair: PairSummary, alone: bool = False) -> str:
+    """A pair's result in one sentence, once it is swept. `alone` is of a pair judged before the others of its run: to
+    the lowest loss of them all another of its rates may be the best, and that is said."""
     name = f"{pair.problem} × {pair.optimizer}: "
+    name += "by itself " if alone and pair.reference.kind == "best found" else ""
     if start := risen(pair.optimizer, pair.settings):
         high = pair.rates[0].learning_rate
         return f"{name}a range test, learning rates from {number(high * start)} to {number(high)}"
@@ -262,10 +265,23 @@ def pair_notes(run: Run, pairs: Sequence[PairSummary], edges: bool = False) -> l
             shown += [f"{len(pair.ties) - MAX_TIES} more"] * (len(pair.ties) > MAX_TIES)
             rates = ", ".join(shown)
             notes.append(f"{name}: {rates} {'are' if len(pair.ties) > 1 else 'is'} {_tie_words(pair)}")
-        if beyond := _beyond(run, pair, edges):
+        if pair.best is None and _starts_without_gradient(run, pair):
+            of = "problem" if given_as_object(run.info) else shlex.quote(pair.problem)
+            check = f"gradbench.check_gradient({of})" if of == "problem" else f"gradbench check {of}"
+            notes.append(f"{name}: the gradient at the start is not a number, at any learning rate{GO_ON}{check}")
+        elif beyond := _beyond(run, pair, edges):
             what, changed = beyond
             notes.append(f"{name}: {what}{GO_ON}{_go_on(run, pair, changed)}")
     return notes
+
+
+def _starts_without_gradient(run: Run, pair: PairSummary) -> bool:
+    """Whether the loss is finite at the start of each trial, and the gradient NaN. (An infinite norm may be of a
+    gradient whose square is beyond the format.)"""
+    numbers = trials_of(run.trials, pair.problem, pair.optimizer)["trial"]
+    first = run.curves.filter((pc.field("step") == 0) & pc.field("trial").isin(pa.array(numbers.to_numpy())))
+    losses, norms = floats(first, "loss"), floats(first, "grad_norm")
+    return first.num_rows > 0 and bool(np.all(np.isfinite(losses) & np.isnan(norms)))
 
 
 def range_tests(run: Run, pair: PairSummary) -> list[tuple[RateSummary, RangeTest]]:

@@ -34,7 +34,7 @@ def chosen_metric(runs: Iterable[Run], by: str | None) -> str | None:
         return HELD_OUT if HELD_OUT in known else None
     if by not in known:
         have = ", ".join(known) or "none; a problem with metrics= or holdout= has some"
-        raise PlanError(f"--by: no metric {by!r}{nearest(by, known)} (recorded: {have})")
+        raise PlanError(f"by: no metric {by!r}{nearest(by, known)} (recorded: {have})")
     return by
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbench.analysis.summary import problem_trials, references, summarise, trials_of
+from gradbench.analysis.summary import changed_problems, problem_trials, references, summarise, trials_of
 from gradbench.analysis.verdicts import Reference, common, floats, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
@@ -70,7 +70,7 @@ def compare_runs(
     if not 1 <= max_slowdown < math.inf:
         raise GradbenchError(f"max_slowdown: need a number of at least 1, such as 1.10, got {max_slowdown}")
     olds = [old] if isinstance(old, Run) else list(old)
-    notes: list[str] = []
+    notes = changed_problems([*olds, new])
     rows = _time_rows(olds, new, notes) + _convergence_rows(olds, new, notes)
     if not rows:
         shared = set.intersection(*(set(run.plan.pairs) for run in [*olds, new]))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import functools
+import json
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,6 +213,16 @@ def summarise(run: Run, factor: float = GOOD_FACTOR, to: Mapping[str, Reference]
         facts = run.info.get("problems", {})
         known[key] = list(summarise_tables(run.plan, judged_trials(run, to), run.timings, facts, factor, to))
     return known[key]
+
+
+def changed_problems(runs: Iterable[Run]) -> list[str]:
+    """A sentence for each name by which these records mean different problems: other files, or other data."""
+    digests = [(run.info.get("sources") or {}).get("problems", {}) for run in runs]
+    return [
+        f"{problem} is not the same problem in these records"
+        for problem in dict.fromkeys(name for of in digests for name in of)
+        if len({json.dumps(of[problem], sort_keys=True) for of in digests if problem in of}) > 1
+    ]
 
 
 def summarise_tables(

@@ -136,8 +136,8 @@ def verdicts(trials: Mapping[str, np.ndarray], to: Reference, dtype: str) -> np.
     with np.errstate(invalid="ignore", over="ignore"):
         first = np.where(to.kind == "best found", 0.0, np.abs(initial - to.loss))
         rise = math.sqrt(EPSILON[dtype]) * np.fmax(np.abs(initial), first)
-        at_reference = initial - to.loss <= EPSILON[dtype] * abs(to.loss)
-        diverged = ~np.isfinite(end) | ~np.isnan(trials["diverged_at"]) | ((end > initial + rise) & ~at_reference)
+        at_solution = (to.kind != "best found") & (initial - to.loss <= EPSILON[dtype] * abs(to.loss))
+        diverged = ~np.isfinite(end) | ~np.isnan(trials["diverged_at"]) | ((end > initial + rise) & ~at_solution)
         left = np.inf if np.isnan(to.loss) else np.maximum(lowest + drop - to.loss, 0)
         falls = (drop > 0) & (np.isnan(error) | (drop > error))
         gaining = falls & (drop > DESCENT * (initial - lowest))

@@ -54,7 +54,9 @@ def export(run: Run, to: str, into: str | Path | None = None, best: bool = False
     write, show = TOOLS[to]
     try:
         if folder.exists() and any(folder.iterdir()):
-            raise PlanError(f"{folder}: is there already, and nothing is overwritten; name another folder with --into")
+            raise PlanError(
+                f"{folder}: is there already, and nothing is overwritten; name another folder with --into, into="
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write(run, _best_trials(run) if best else run.trials["trial"].to_numpy(), folder)
     except OSError as error:

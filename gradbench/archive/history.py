@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gradbench.analysis.regress import SAME_PLACE, SAME_TARGET, compare_runs
-from gradbench.analysis.summary import summarise
+from gradbench.analysis.summary import changed_problems, summarise
 from gradbench.errors import GradbenchError, RecordError
 from gradbench.record.store import Run, load_run
 from gradbench.tables import Column, check_format, note_lines, number, render, seconds, to_json
@@ -37,9 +37,12 @@ class Change:
     confirmed: bool
 
     def __str__(self) -> str:
-        ratio = self.ratio if self.ratio >= 1 else 1 / self.ratio
         commit = (self.run.info["environment"].get("git_commit") or self.run.id)[:12]
-        words = f"{number(ratio)}× {self.verdict} since {self.run.info['started'][:10]} ({commit})"
+        if self.ratio in (0, math.inf):  # of steps to a target that only the records on one side reach
+            times = "reached now" if self.ratio == 0 else "not reached any more"
+        else:
+            times = f"{number(max(self.ratio, 1 / self.ratio))}× {self.verdict}"
+        words = f"{times} since {self.run.info['started'][:10]} ({commit})"
         return words if self.confirmed else f"{words}, so far one record"
 
 
@@ -57,7 +60,7 @@ class History:
     """points: a dict for each record and number: record, started, git_commit, device, problem, optimizer, what, value,
         change (or None).
     rows: a dict for each number: records, first, last, ratio (last / first), values, changes (sentences).
-    notes: records that were left out, and why."""
+    notes: records that were left out, and why; problems that are not the same in all."""
 
     points: list[dict[str, Any]]
     rows: list[dict[str, Any]]
@@ -105,7 +108,8 @@ def history(runs: Sequence[Run], notes: Sequence[str] = ()) -> History:
             points += [_point(run, told) | named | {"value": value} for run, value in series]
             rows.append(named | _row([value for _, value in series], changes))
     said = [] if rows else ["no pair has steps to a target or step times"]
-    return History(points, rows, [*notes, *said])
+    changed = dict.fromkeys(note for lane in lanes.values() for note in changed_problems(lane))
+    return History(points, rows, [*notes, *said, *changed])
 
 
 def _lane(run: Run) -> tuple:

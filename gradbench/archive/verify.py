@@ -152,7 +152,8 @@ def _verified(
         else:
             rows += _replayed(loaded, chosen, len(drawn), bool(elsewhere))
     if not faults and all(row["result"] == LEFT_OUT for row in rows):
-        raise GradbenchError(f"{run.id}: no drawn trial can be replayed here: {'; '.join(notes)}")
+        why = "; ".join(dict.fromkeys(row["what"] for row in rows))
+        raise GradbenchError(f"{run.id}: no drawn trial can be replayed here: {why}")
     left_out = np.array([row["trial"] for row in rows if row["result"] == LEFT_OUT], int)
     closed = np.unique(run.plan.pair_of(left_out))
     open_to = int((~np.isin(run.plan.pair_of(present), closed)).sum())
@@ -228,7 +229,7 @@ def _loaded(
             return (None, _not_here(why), "") if _own(name) else (None, "", why)
         of_file += [name] if _own(name) else []
     if of_file and not own_files:
-        return None, f"{' and '.join(of_file)}: a record's own files are run with --own-files only", ""
+        return None, f"{' and '.join(of_file)}: a record's own files are run with --own-files, own_files=True, only", ""
     problem = load_problem(objects.get(name, name))
     if recorded:
         alone = dataclasses.replace(run.plan, problems=(name,), optimizers=(optimizer,), until=None)

@@ -69,7 +69,7 @@ class TerminalWatcher(Watcher):
         self.activity.begin("")
         if not self.activity.console.quiet:
             for summary in summarise_tables(tables.plan, tables.trials, tables.timings, tables.facts):
-                self.activity.print(pair_sentence(summary))
+                self.activity.print(pair_sentence(summary, alone=len(tables.plan.optimizers) > 1))
 
     def should_stop(self) -> bool:
         return self.stopping
@@ -82,7 +82,7 @@ def watching(activity: Activity, again: str | None = None) -> Generator[Terminal
     watcher = TerminalWatcher(activity)
 
     def stop(number: int, frame: Any) -> None:
-        if watcher.stopping:
+        if watcher.stopping or watcher.path is None:  # before a record is begun there is nothing to finish
             raise KeyboardInterrupt
         watcher.stopping = True
 

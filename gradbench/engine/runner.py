@@ -114,7 +114,7 @@ def resume(
 def _check_same(path: Path, info: dict[str, Any], now: dict[str, Any], found: dict[str, Any]) -> None:
     """RecordError unless the environment `now` and the sources `found` are those that the run began with."""
     if what := difference(info["environment"], now, strictly="sources" in info):
-        raise RecordError(f"{path}: {what}; it cannot go on here")
+        raise RecordError(f"{path}: {what}; go on where it is the same, or begin a new run")
     if what := changed(info["sources"], found) if "sources" in info else None:
         raise RecordError(f"{path}: {what} this run began; undo that, or begin a new run")
 

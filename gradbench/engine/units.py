@@ -149,6 +149,8 @@ def prepare(
         for optimizer, own in optimizers:
             with numerics(own.dtype, own.precision):
                 trials.append(Trial.of(problem, optimizer, own))
+                if name == plan.problems[0]:
+                    trials[-1].warn_of_idle_rate()
     return trials, devices
 
 

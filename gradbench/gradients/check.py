@@ -26,7 +26,9 @@ from gradbench.gradients.rounding import formats
 from gradbench.gradients.rounding.band import FEW, Spread
 from gradbench.gradients.second import check as second
 from gradbench.inputs.problem import Problem, idle_leaves
-from gradbench.inputs.specs.checks import DTYPES, PRECISIONS, one_of
+from gradbench.inputs.specs import checks
+from gradbench.inputs.specs.checks import PRECISIONS, one_of
+from gradbench.inputs.specs.rates import as_list
 from gradbench.machine.devices import devices_to_check
 
 LOG = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def check_gradient(
         raise PlanError(f"seed={seed}: need a whole number from 0 to {2**31 - 1}")
     second.known(order)
     given = checked(problem, arguments)
-    dtypes = [one_of(DTYPES)("dtype", d) for d in ([dtype] if isinstance(dtype, str) else dtype)]
+    dtypes = [checks.dtype("dtype", d) for d in ([dtype] if isinstance(dtype, str) else as_list(dtype))]
     classes = [precision] if isinstance(precision, str) else list(precision)
     classes = [one_of(PRECISIONS)("precision", p) for p in classes]
     names = program_table.select(None if programs is None else tuple(programs), fast)

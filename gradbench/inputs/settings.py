@@ -11,7 +11,7 @@ from gradbench.errors import ProblemError
 from gradbench.inputs.built_in import without_groups
 from gradbench.inputs.specs import checks, races
 from gradbench.inputs.specs.axis import expanded
-from gradbench.inputs.specs.checks import DTYPES, PRECISIONS, one_of
+from gradbench.inputs.specs.checks import PRECISIONS, one_of
 from gradbench.inputs.specs.designs import GRID, check_design
 from gradbench.inputs.specs.rates import rates_as_kept
 from gradbench.inputs.specs.searches import read_budget, read_search
@@ -126,9 +126,7 @@ class SweepSettings:
         "Rows of a minibatch, or several, 16,64,256; all the data if not given.",
         checks.or_none(checks.several(checks.whole(1, 2**31 - 1))),
     )
-    dtype: str = _setting(
-        "float32", "float32, float64, bfloat16 or float16, or several.", checks.several(one_of(DTYPES))
-    )
+    dtype: str = _setting("float32", "float32, float64, bfloat16 or float16, or several.", checks.several(checks.dtype))
     precision: str = _setting(
         "highest", "Precision of matrix products: highest, tf32 or default (the device's).", one_of(PRECISIONS)
     )

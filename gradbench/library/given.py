@@ -17,6 +17,7 @@ from gradbench.inputs.optimizer import Optimizer, optimizer_functions, own_optim
 from gradbench.inputs.problem import Problem
 
 _PROBLEM = 'give a spec such as "mlp", a gradbench.Problem, or a function that returns one'
+_NEEDS = "set what it needs with functools.partial, or make a problem of a loss: gradbench.Problem(init, loss)"
 _OPTIMIZER = 'give a spec such as "adam[b1=0.8]", a function of the learning rate such as optax.adam, or {"mine": make}'
 
 
@@ -41,7 +42,7 @@ def _called(function: Any) -> Problem:
     try:
         inspect.signature(function).bind()
     except TypeError as error:
-        raise ProblemError(f"{name}: {one_line(error)}; set what it needs with functools.partial") from error
+        raise ProblemError(f"{name}: {one_line(error)}; {_NEEDS}") from error
     try:
         problem = function()
     except GradbenchError as error:

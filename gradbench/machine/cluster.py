@@ -45,7 +45,7 @@ def connect(address: str, device: str | None = None) -> Cluster:
     if scheme == "slurm" and rest:
         return Cluster(lambda: _slurm(Path(rest)))
     if not rest.startswith("//") or scheme not in PROTOCOLS:
-        raise PlanError(f"--cluster: no {address!r}{nearest(scheme, ['local', 'slurm', *PROTOCOLS])} ({FORMS})")
+        raise PlanError(f"cluster: no {address!r}{nearest(scheme, ['local', 'slurm', *PROTOCOLS])} ({FORMS})")
     host = rest[2:].rpartition(":")[0]
     if scheme not in ("tls", "wss") and not host.startswith("127.") and host not in LOOPBACK:
         _warn_of_plain(address, "use tls:// with certificates")
@@ -67,14 +67,14 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise PlanError(f"--cluster: {one_line(error)}; install gradbench with its extra cluster") from error
+        raise PlanError(f"cluster: {one_line(error)}; install gradbench with its extra cluster") from error
 
 
 def _local(count: int, device: str | None) -> Any:
     """A cluster of `count` processes of one thread here, each with its share of the cores, and its GPU if there are."""
     distributed, gpus = _module("distributed"), [] if device == "cpu" else visible_gpus()
     if gpus and count > len(gpus):
-        raise PlanError(f"--cluster: local:{count} is more than this machine's GPUs; local:{len(gpus)} has one each")
+        raise PlanError(f"cluster: local:{count} is more than this machine's GPUs; local:{len(gpus)} has one each")
     workers = {}
     for number, share in enumerate(shares(_own_cores(), count)):
         own = {CORES: ",".join(map(str, share))} | ({"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {})
@@ -156,7 +156,7 @@ class Cluster(Workers):
             try:
                 client = distributed.Client(where, timeout=RECONNECT_SECONDS, set_as_default=False)
             except (OSError, ValueError, TypeError) as error:
-                raise PlanError(f"--cluster: no scheduler at {where}: {one_line(error)}") from error
+                raise PlanError(f"cluster: no scheduler at {where}: {one_line(error)}") from error
             self.client = opening.enter_context(client)
             self._open = opening.pop_all()
         self.executor = self.client.get_executor(pure=False, resources={self.unit: 1})

@@ -119,4 +119,4 @@ class Alone(Workers):
     def admit(self, began: Mapping[str, Any], device: str | None, precision: str) -> None:
         """Raises RecordError where this process may not go on with it."""
         if what := misfit(began, device, precision):
-            raise RecordError(f"the run {what}; it cannot go on here")
+            raise RecordError(f"the run {what}; go on where it is the same, or begin a new run")

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 
 from gradbench.errors import OptimizerError, PlanError
-from gradbench.inputs.optimizer import Optimizer, load_optimizer, untraceable
+from gradbench.inputs.optimizer import Optimizer, load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, load_problem, shapes
 from gradbench.inputs.specs.axis import axes_of, concrete, expanded, without_axes
+from gradbench.inputs.updates import untraceable
 from gradbench.program.trial import numerics
 
 

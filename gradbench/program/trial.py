@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gradbench.errors import ProblemError
 from gradbench.inputs.losses.objective import SPLITS, Objective, trial_key
-from gradbench.inputs.optimizer import Optimizer, Settings, extra_arguments, traced_settings
+from gradbench.inputs.optimizer import Optimizer, Settings
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
 from gradbench.inputs.specs.checks import PRECISIONS
 from gradbench.inputs.specs.schedules import COOLING
+from gradbench.inputs.updates import extra_arguments, traced_settings, warn_of_idle_rate
 from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.xla.jaxprs import uncounted_flops
 from gradbench.program.xla.kind import Kind
@@ -82,8 +84,13 @@ def inner(a: Any, b: Any) -> jax.Array:
 
 
 def _like(new: Any, old: Any) -> Any:
-    """`new` in the dtypes of `old`: a loop's carry keeps its types."""
-    return jax.tree.map(lambda n, o: n if n.dtype == o.dtype else n.astype(o.dtype), new, old)
+    """`new` in the dtypes of `old`, numbers of Python too: a loop's carry keeps its types."""
+
+    def like(n: Any, o: jax.Array) -> jax.Array:
+        n = n if hasattr(n, "dtype") else jnp.asarray(n)
+        return n if n.dtype == o.dtype else n.astype(o.dtype)
+
+    return jax.tree.map(like, new, old)
 
 
 @dataclass(frozen=True)
@@ -98,12 +105,20 @@ class Trial:
 
     @classmethod
     def of(cls, problem: Problem, optimizer: Optimizer, plan: SweepPlan) -> Trial:
-        """A trial of this pair. Raises OptimizerError if the optimizer cannot be traced on this problem."""
+        """A trial of this pair. Raises what `extra_arguments` does."""
         plain = problem.plain
         params, data = shapes(plain, plan.dtype)
-        extras = extra_arguments(optimizer, plan.steps, plain.loss, params, data)
+        try:
+            extras = extra_arguments(optimizer, plan.steps, plain.loss, params, data)
+        except ProblemError as error:
+            raise ProblemError(f"{problem.name}: {error}") from error
         loss = traced(plain, plan, plain.loss, batch=True).jaxpr
         return cls(problem, optimizer, plan, extras, Kind.of(loss, params))
+
+    def warn_of_idle_rate(self) -> None:
+        """One GradbenchWarning where the learning rate changes nothing; see updates.py."""
+        params, _ = shapes(self.problem.plain, self.plan.dtype)
+        warn_of_idle_rate(self.optimizer, self.plan.steps, self.extras, params)
 
     def compiled_for(self, platform: str) -> Trial:
         """The same arithmetic as it is given to a platform's compiler (program/xla/)."""

@@ -213,6 +213,8 @@ class Run:
 def find_run(name: str | Path, results: str | Path = "results") -> Path:
     """The folder of a record named by its path, its id (or the id's start or end), or `latest`. Raises RecordError
     where none or several match."""
+    if not isinstance(name, str | Path):
+        raise RecordError(f"need a record's folder, its id, or latest; got {type(name).__name__}")
     results = Path(results).expanduser()
     given = Path(name).expanduser()
     if (given / "run.json").is_file():

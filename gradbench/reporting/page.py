@@ -116,7 +116,7 @@ def check_replaceable(out: Path, records: str, kind: str = "report") -> None:
     with contextlib.suppress(OSError), out.open("rb") as file:
         head = file.read(2000).decode(errors="replace")
     if f"<title>gradbench {kind}</title>" not in head:
-        raise GradbenchError(f"{out}: exists and is not a {kind}; give another --out, or remove it")
+        raise GradbenchError(f"{out}: exists and is not a {kind}; name another file, or remove it")
     before = re.search(r'<meta name="records" content="(.*?)">', head)
     if before and html.unescape(before[1]) != records:
         warnings.warn(f"{out}: replaces the {kind} of {html.unescape(before[1])}", GradbenchWarning, stacklevel=3)

@@ -159,13 +159,15 @@ class Suite:
 def chosen_groups(suite: Suite, specs: Sequence[str], ruleset: str, rates: str | None) -> list[Group]:
     """The optimizers that a user asks for, in groups that share a search space; none for all of the suite's. Raises
     PlanError for `rates` or a ruleset without an optimizer, and for `rates` that are no search space."""
-    checks.one_of(RULESETS)("--ruleset", ruleset)
+    checks.one_of(RULESETS)("ruleset", ruleset)
     if not specs:
         if rates is not None or ruleset != TUNED:
-            raise PlanError("--lr and --ruleset are for optimizers that are given; name one with -o")
+            raise PlanError(
+                "learning rates and a ruleset are for optimizers that are given; name one with -o, optimizers="
+            )
         return []
     if rates is not None and ruleset == TUNED:
-        rates = _space(rates, "--lr")
+        rates = _space(rates, "learning_rates")
     merged: dict[str, Group] = {}
     for group in suite.groups_of(specs, ruleset, rates):
         key = str(sorted(group.settings.items()))
@@ -189,7 +191,9 @@ def default_rate(spec: str) -> float:
     assert function is not None
     parameter = inspect.signature(function).parameters.get("learning_rate")
     if parameter is None or not isinstance(parameter.default, int | float):
-        raise PlanError(f"{spec}: has no default learning rate, which self-tuning takes; give --lr, such as --lr 1")
+        raise PlanError(
+            f"{spec}: has no default learning rate, which self-tuning takes; give one, such as --lr 1, learning_rates=1"
+        )
     return float(parameter.default)
 
 

@@ -119,10 +119,10 @@ def of_suite(runs: Sequence[Run], name: str | None) -> Sequence[Run]:
         known.setdefault(suite_words(run), []).append(run)
     there = ", ".join(f"{words} ({len(of)}, such as {of[0].id})" for words, of in sorted(known.items()))
     if name is None and len(known) > 1:
-        raise GradbenchError(f"records of several suites do not compare: {there}; choose one with --suite")
+        raise GradbenchError(f"records of several suites do not compare: {there}; choose one with --suite, suite=")
     found = [run for words, of in known.items() for run in of if name in (None, words, words.rpartition(" ")[0])]
     if runs and not found:
-        raise GradbenchError(f"no record is of suite {name}: {there}")
+        raise GradbenchError(f"no record is of suite {name}, but of: {there}")
     return found
 
 

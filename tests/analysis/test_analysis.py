@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
 import jax.numpy as jnp
 import pyarrow as pa
 import pytest
+from synthetic import make_run
 
 import gradbench
 from gradbench.analysis.answers import pair_sentence, run_table
-from gradbench.analysis.settings.comparison import compare_text
+from gradbench.analysis.settings.comparison import RecordComparison, compare_text
 from gradbench.analysis.summary import summarise, summarise_tables
 from gradbench.analysis.verdicts import Reference, reference, relative_gaps
 from gradbench.errors import GradbenchError
@@ -137,6 +139,7 @@ def test_every_table_and_sentence_says_what_gaps_are_to(sweep):
     assert 0 < adam["rates"][0]["gap_median"] < 1
     sentence = "below × sgd: best at learning rate 0.1, the highest tried, where it ends at loss -100, from -98"
     assert pair_sentence(summarise(run)[0]) == sentence  # no verdict: the next pair may find a lower loss
+    assert pair_sentence(summarise(run)[0], alone=True) == sentence.replace(": best", ": by itself best")
 
 
 @pytest.mark.parametrize(
@@ -157,3 +160,13 @@ def test_stable_limits(spec, limit):
 def test_a_factor_below_one_is_refused():
     with pytest.raises(GradbenchError, match="factor"):
         summary(converged(0.1, 5), factor=0.5)
+
+
+def test_an_interrupted_record_says_of_how_many_trials_its_tables_are():
+    run = make_run()
+    run = dataclasses.replace(run, info=run.info | {"state": "interrupted"}, trials=run.trials.slice(0, 4))
+    [note] = [note for note in RecordComparison.of([run], 2.0, (), (), None).notes if "finished" in note]
+    assert (
+        note == f"4 of 18 trials have finished: the tables are of these; go on with: gradbench run --resume {run.path}"
+    )
+    assert "have finished" not in compare_text(make_run(), "table", 2.0)

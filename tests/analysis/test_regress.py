@@ -157,6 +157,15 @@ def test_what_changed_between_records_is_said():
     assert notes == ["from run0 to run1: jax 1 → 2", "from run1 to run2: git commit a → b"]
 
 
+def test_a_problem_that_is_another_one_is_said():
+    runs = [
+        dataclasses.replace(run, info=run.info | {"sources": {"problems": {"quadratic_bowl": {"sha256": text}}}})
+        for run, text in ((make_run(), "a"), (make_run(), "b"))
+    ]
+    assert compare_runs(*runs).notes == ["quadratic_bowl is not the same problem in these records"]
+    assert compare_runs(runs[0], runs[0]).notes == []
+
+
 def test_records_without_timings_are_compared_by_convergence():
     old, new = make_run(), make_run()
     new = dataclasses.replace(new, timings=new.timings.slice(0, 0))

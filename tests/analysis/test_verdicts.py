@@ -15,7 +15,7 @@ import scipy.stats
 from quick import observe
 
 from gradbench import Problem
-from gradbench.analysis.answers import pair_sentence, rate_row, run_table
+from gradbench.analysis.answers import pair_notes, pair_sentence, rate_row, run_table
 from gradbench.analysis.settings.comparison import compare_text
 from gradbench.analysis.summary import summarise, summarise_all
 from gradbench.analysis.verdicts import Reference, judged, reference, verdicts
@@ -80,6 +80,9 @@ CASES = {
     "all diverge": Case(square(minimum=0.0), [1.5, 3.0, 9.0], ["diverged"] * 3, None, None),
     "all end above their start": Case(  # 1.002**200 = 1.5: far from infinite
         square(minimum=0.0), [1.001, 1.002], ["diverged"] * 2, None, None
+    ),
+    "all end above their start, the best loss found": Case(
+        square(), [1.001, 1.002], ["diverged"] * 2, None, None, "best found"
     ),
     "no more than held": Case(  # at 2 / L it jumps from side to side for good
         square(minimum=0.0), [1.0, 1.5], ["overshoots", "diverged"], None, None
@@ -156,6 +159,17 @@ CASES = {
         {"batch_size": 1, "steps": 640},
     ),
 }
+
+
+def test_a_gradient_that_is_not_a_number_is_said_not_lower_rates(sweep, tmp_path):
+    """sqrt(p - 100) is in the branch that `where` does not take."""
+    loss = "lambda p, _: jnp.sum(jnp.where(p > 100, jnp.sqrt(p - 100), p**2))"
+    made = f"gradbench.Problem(lambda key: jnp.ones(2), {loss})"
+    (tmp_path / "own.py").write_text(f"import gradbench\nimport jax.numpy as jnp\ndef problem():\n    return {made}\n")
+    run = sweep(str(tmp_path / "own.py"), ["sgd"], [0.1, 1.0], seeds=1, steps=5)
+    [note] = pair_notes(run, list(summarise(run)))
+    says = "the gradient at the start is not a number, at any learning rate; go on with: gradbench check"
+    assert note == f"{tmp_path / 'own.py'} × sgd: {says} {tmp_path / 'own.py'}"
 
 
 @pytest.mark.parametrize("name", CASES)

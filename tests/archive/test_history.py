@@ -1,12 +1,13 @@
 """Where a number changed over records whose changes are known."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 from synthetic import make_run
 
-from gradbench.archive.history import STEPS, bars, history, history_text, load_runs
+from gradbench.archive.history import STEPS, Change, bars, history, history_text, load_runs
 from gradbench.errors import RecordError
 
 TIME = "step time, solo"
@@ -70,6 +71,21 @@ def test_worse_convergence_is_dated():
     [change] = row(history(records([1] * 6, [1, 1, 1, 0.5, 0.5, 0.5])), STEPS)["changes"]
     assert "2026-01-04" in change
     assert "worse" in change
+
+
+def test_a_target_that_is_no_longer_reached_has_no_ratio():
+    [run] = records([1])
+    assert str(Change(run, "worse", math.inf, True)) == "not reached any more since 2026-01-01 (000000000000)"
+    assert str(Change(run, "better", 0.0, True)).startswith("reached now since")
+
+
+def test_a_problem_that_is_another_one_is_said():
+    runs = [
+        dataclasses.replace(run, info=run.info | {"sources": {"problems": {"quadratic_bowl": {"sha256": text}}}})
+        for run, text in zip(records([1, 1, 1]), "aab")
+    ]
+    assert history(runs).notes == ["quadratic_bowl is not the same problem in these records"]
+    assert history(runs[:2]).notes == []
 
 
 def test_records_of_another_machine_are_another_line():

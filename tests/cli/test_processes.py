@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from quick import child_environment
 
+from gradbench.cli.progress import watching
+from gradbench.library.activity import Activity
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -55,6 +58,12 @@ def test_ctrl_c_while_jax_is_imported_is_one_line(tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "gradbench: interrupted\n")
+
+
+def test_ctrl_c_ends_at_once_while_no_record_is_begun():
+    """As in a problem's file that never ends."""
+    with watching(Activity(quiet=True)), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.thorough

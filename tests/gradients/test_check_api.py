@@ -304,6 +304,12 @@ def test_bad_choices_raise_one_line(bad):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, jnp.float32, np.dtype("float32"), [jnp.float32]])
+def test_a_dtype_may_be_one_of_numpy_or_jax(dtype):
+    report = gradbench.check_gradient("quadratic_bowl[dim=2]", dtype=dtype, fast=True)
+    assert {row["dtype"] for row in report.table()} == {"float64", "float32"}  # the formula is checked in float64
+
+
 def test_an_unknown_problem_raises():
     with pytest.raises(ProblemError, match="did you mean"):
         gradbench.check_gradient("quadratic_bowll")

@@ -53,6 +53,7 @@ FUNCTIONS = {
     "nested calls": lambda w: jax.jit(lambda v: jax.nn.softplus(jax.checkpoint(jnp.sin)(v)))(w),
     "scan": scan,
     "while": lambda w: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 1.5), (0, w))[1],
+    "while, under vmap": jax.vmap(lambda x: lax.while_loop(lambda c: c < 9, lambda c: 1.5 * c + 1, x)),
     "loop in a scan": counted,
     "interpolation": lambda w: jnp.interp(
         w, jnp.linspace(-3, 3, 9, dtype=w.dtype), jnp.arange(9.0, dtype=w.dtype) ** 2

@@ -32,6 +32,7 @@ FUNCTIONS = {
     "scan backwards": lambda w: recurrence(w, reverse=True),
     "empty scan": lambda w: lax.scan(lambda c, x: (c, c + x), w, jnp.zeros((0, 6))),
     "while": loop,
+    "while, under vmap": jax.vmap(lambda x: lax.while_loop(lambda c: c < 9, lambda c: 1.5 * c + 1, x)),
     "interpolation": lambda w: jnp.interp(
         w, jnp.linspace(-3, 3, 9, dtype=w.dtype), jnp.arange(9.0, dtype=w.dtype) ** 2
     ),

@@ -14,8 +14,10 @@ import optax.contrib
 import pytest
 from sampling import sample
 
-from gradbench.errors import OptimizerError
-from gradbench.inputs.optimizer import REFUSED, extra_arguments, load_optimizer, optimizer_functions
+from gradbench.errors import GradbenchWarning, OptimizerError, ProblemError
+from gradbench.inputs.optimizer import REFUSED, load_optimizer, optimizer_functions, own_optimizer
+from gradbench.inputs.problem import Problem
+from gradbench.inputs.updates import extra_arguments
 
 
 def taking_a_rate(module: ModuleType) -> set[str]:
@@ -138,6 +140,7 @@ def squares(params, data):
         ("*, value", "value + 0"),
         ("*, grad, obj_fn", "grad, obj_fn(params)"),
         ("value_fn=None", "value_fn(params)"),
+        ("*, grad_fn", "grad_fn(params, 0) + grads"),
         ("*, value, **rest", "value + 0"),
         ("**rest", "rest"),
     ],
@@ -154,8 +157,100 @@ def test_an_update_is_handed_the_extra_arguments_it_names(tmp_path, named, used,
 
 def test_an_update_that_needs_something_else_is_refused(tmp_path):
     optimizer = load_optimizer(own_update(tmp_path, "*, hessian", "hessian"))
-    with pytest.raises(OptimizerError, match=r"cannot be swept: .*'hessian'"):
+    with pytest.raises(OptimizerError, match=r"cannot be swept: .*'hessian'; an update may ask for value, grad, val"):
         extra_arguments(optimizer, 1, squares, jnp.ones(2), ())
+
+
+def test_sam_is_handed_the_gradient_elsewhere():
+    def make(learning_rate):
+        return optax.contrib.sam(optax.sgd(learning_rate), optax.sgd(0.5), opaque_mode=True)
+
+    optimizer = own_optimizer("mine", make)
+    extras = extra_arguments(optimizer, 1, squares, jnp.ones(2), ())
+    params, transformation = jnp.ones(2), optimizer.build(0.25, 1)
+    handed = extras(squares(params, ()), 2 * params, lambda p: squares(p, ()))
+    updates, _ = transformation.update(2 * params, transformation.init(params), params, **handed)
+    # Half of the gradient against the descent and back: from (1, 1) to (2, 2), whose gradient is (4, 4).
+    assert updates.tolist() == [-1.0, -1.0]
+
+
+def per_example(rate):
+    return optax.chain(optax.contrib.differentially_private_aggregate(1.0, 0.1, key=0), optax.sgd(rate))
+
+
+@pytest.mark.parametrize(
+    ("transformation", "words"),
+    [
+        (lambda rate: optax.lookahead(optax.sgd(rate), 5, 0.5), "keeps the slow ones in its state"),
+        (per_example, "axis; it needs a gradient for every example"),
+    ],
+)
+def test_a_part_of_optax_that_no_sweep_can_run_says_what_would_do(transformation, words):
+    optimizer = own_optimizer("mine", transformation)
+    with pytest.raises(OptimizerError, match=words):
+        extra_arguments(optimizer, 1, lambda params, data: params["a"][0] + params["b"], PAIR, ())
+
+
+PAIR = {"a": jnp.ones(2), "b": jnp.ones(())}
+
+
+def test_updates_that_would_be_broadcast_are_refused():
+    """As those of per-example gradients, where all params have as many rows as one has examples."""
+    with pytest.raises(OptimizerError, match="its updates do not have the shapes of the parameters"):
+        extra_arguments(own_optimizer("mine", per_example), 1, squares, jnp.ones(2), ())
+
+
+def test_a_state_and_updates_may_be_numbers_of_python(sweep):
+    def make(learning_rate):
+        def update(grads, state, params=None):
+            rate = jnp.where(state["first"], 0.5 * learning_rate, learning_rate)
+            return {"a": -rate * grads["a"], "b": 0.0}, {"first": False}
+
+        return optax.GradientTransformation(lambda params: {"first": True}, update)
+
+    problem = Problem(lambda key: PAIR, lambda params, data: squares(params["a"], ()) + params["b"])
+    run = sweep(problem, make, [0.25], seeds=1, steps=2)
+    # The first step leaves 3/4 of each entry, the second half of that.
+    assert run.trials["final_loss"].to_pylist() == [2 * (3 / 8) ** 2 + 1]
+
+
+def test_an_own_optimizer_that_leaves_out_the_rate_is_warned_of(sweep):
+    problem = Problem(lambda key: jnp.ones(2), lambda params, data: squares(params, ()))
+    with pytest.warns(GradbenchWarning, match="^mine: its updates do not depend on the learning rate, so all rates"):
+        sweep(problem, {"mine": lambda learning_rate: optax.adam(1e-2)}, [0.1, 0.2], seeds=1, steps=1)
+    kept = optax.inject_hyperparams(optax.adam)  # keeps it in its state; a warning is an error here
+    sweep(problem, {"mine": lambda learning_rate: kept(learning_rate=learning_rate)}, [0.1, 0.2], seeds=1, steps=1)
+
+
+KEPT = {}
+
+
+def momentum_in_a_global(learning_rate):
+    def init(params):
+        KEPT["mean"] = jnp.zeros_like(params)
+        return ()
+
+    def update(grads, state, params=None):
+        KEPT["mean"] = 0.9 * KEPT["mean"] + grads
+        return -learning_rate * KEPT["mean"], state
+
+    return optax.GradientTransformation(init, update)
+
+
+def test_what_is_kept_outside_of_the_state_is_refused():
+    with pytest.raises(OptimizerError, match="its update reads arrays of an earlier call; keep them in its state"):
+        extra_arguments(own_optimizer("mine", momentum_in_a_global), 1, squares, jnp.ones(2), ())
+
+
+def test_a_loss_that_reads_what_it_kept_is_refused(sweep):
+    kept = [0.0]
+
+    def loss(params, data):
+        kept[0] = 0.9 * kept[0] + jnp.sum(params)
+        return jnp.sum((params - kept[0]) ** 2)
+
+    with pytest.raises(ProblemError, match="mine: the loss reads arrays of an earlier call; return them as state"):
+        sweep(Problem(lambda key: jnp.ones(2), loss, name="mine"), "sgd", [0.1])
 
 
 def test_a_function_that_takes_a_scheduled_rate_for_a_number_is_told_what_it_is(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,8 +70,12 @@ def test_numbers_of_numpy_are_numbers():
     plan = SweepPlan(seeds=np.int64(2), steps=np.int32(5), target=np.float32(0.5), learning_rates=[np.float32(0.5)])
     assert plan == SweepPlan(seeds=2, steps=5, target=0.5, learning_rates=[0.5])
     assert json.loads(json.dumps(plan.to_dict()))["seeds"] == 2
-    named = SweepPlan(("mlp",), target_loss=np.float32(0.5), dtype=np.dtype("float64")).to_dict()
-    assert json.dumps(named) == json.dumps(SweepPlan(("mlp",), target_loss=0.5, dtype="float64").to_dict())
+    for dtype in (np.dtype("float64"), np.float64, jnp.float64):
+        named = SweepPlan(("mlp",), target_loss=np.float32(0.5), dtype=dtype).to_dict()
+        assert json.dumps(named) == json.dumps(SweepPlan(("mlp",), target_loss=0.5, dtype="float64").to_dict())
+    assert SweepPlan(("mlp",), dtype=[jnp.float32, jnp.bfloat16]).dtypes == ("float32", "bfloat16")
+    with pytest.raises(PlanError, match=r"dtype: no 'int32'.* \(float32, float64, bfloat16, float16\)"):
+        SweepPlan(("mlp",), dtype=np.int32)
 
 
 def test_settings_may_be_named_as_the_command_line_s_options_are():

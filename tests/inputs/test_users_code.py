@@ -202,7 +202,7 @@ def test_a_loss_that_takes_no_minibatch_is_refused_with_its_line(mine):
     ("spec", "words"),
     [
         ("./mine.py:broken", r"NameError: .*undefined.* \(mine.py:19\)$"),
-        ("./mine.py:warm", r"\(mine.py:22\): .* ./mine.py:warm\[schedule=cosine,warmup=100\], or make one of peak 1"),
+        ("./mine.py:warm", r"\(mine.py:22\); .* ./mine.py:warm\[schedule=cosine,warmup=100\], or make one of peak 1"),
     ],
 )
 def test_an_optimizer_that_cannot_be_traced_says_where_and_how(mine, sweep, spec, words):

@@ -48,6 +48,7 @@ def test_a_function_called_problem_is_called_as_its_file(tmp_path):
         (["mlp", None], "got a value of type NoneType; give a spec"),
         (lambda: 3, r"lambda\(\) returned a value of type int, not a gradbench.Problem"),
         (lambda width: bowl(width), "missing a required argument: 'width'; set what it needs with functools.partial"),
+        (lambda p, d: p @ p, r"argument: 'p'; .*, or make a problem of a loss: gradbench.Problem\(init, loss\)"),
         (lambda: 1 / 0, r"lambda\(\) raised ZeroDivisionError: division by zero"),
         (gradbench.Problem, "got the class Problem; give a spec"),
         ([bowl(), bowl(3)], r"two are called 'problem'; write Problem\(..., name=\"mine\"\)"),
@@ -120,7 +121,9 @@ def test_a_python_test_of_the_traced_rate_gets_a_hint(sweep):
     def warm(learning_rate):
         return optax.adam(optax.warmup_cosine_decay_schedule(0.0, learning_rate, 2, 10))
 
-    with pytest.raises(OptimizerError, match=r"optax do; make one of peak 1 and pass lambda step: learning_rate \*"):
+    with pytest.raises(
+        OptimizerError, match=r"learning rate, make one of peak 1 and pass lambda step: learning_rate \*"
+    ):
         sweep(bowl, warm, [0.1], seeds=1, steps=2)
 
 

@@ -138,6 +138,11 @@ def test_a_sum_of_exps_stays():
     assert 100 not in summed(rewritten(lambda x: jnp.sum(x @ jnp.exp(jnp.eye(100))), "cpu"), x)
 
 
+def test_a_literal_is_summed_over_no_axis():
+    """As in optax.scale_by_backtracking_linesearch(store_grad=True)."""
+    np.testing.assert_array_equal(rewritten(lambda x: x + jax.lax.reduce_sum(2.0, axes=()), "cpu", True)(X), X + 2)
+
+
 def test_sums_in_other_dtypes_and_of_more_entries_stay():
     for x in (jnp.ones(100, jnp.int32), jnp.ones(1025), jnp.ones((100, 3))):
         assert summed(rewritten(column_sums, "cpu"), x) == summed(column_sums, x)

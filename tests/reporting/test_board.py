@@ -118,13 +118,16 @@ def test_of_a_folder_with_records_of_several_suites_one_is_chosen(sweep, capsys,
     words = ["board", str(tmp_path / "results"), "--out", str(tmp_path / "b.html"), "--quiet"]
     assert invoke(words) == 2
     error = capsys.readouterr().err
-    assert f"none (1, such as {runs[0].id}), s aaaaaaaa (1, such as {runs[1].id}); choose one with --suite" in error
+    assert (
+        f"none (1, such as {runs[0].id}), s aaaaaaaa (1, such as {runs[1].id}); choose one with --suite, suite="
+        in error
+    )
     for name, run in (("none", runs[0]), ("s", runs[1]), ("s aaaaaaaa", runs[1])):
         assert invoke([*words, "--suite", name]) == 0
         assert [row["id"] for row in page_of(tmp_path / "b.html")[1]["records"]] == [run.id]
         (tmp_path / "b.html").unlink()
     assert invoke([*words, "--suite", "core-1"]) == 2
-    assert "no record is of suite core-1: none (1" in capsys.readouterr().err
+    assert "no record is of suite core-1, but of: none (1" in capsys.readouterr().err
 
 
 def test_from_python_one_suite_is_chosen_too(tmp_path):

@@ -309,7 +309,7 @@ def test_a_link_such_as_dev_stdout_stays_and_what_it_leads_to_is_written(tmp_pat
 def test_a_page_takes_the_place_of_a_page_and_of_no_other_file(tmp_path):
     page, run = tmp_path / "page.html", make_flat_run(optimizers=["sgd"])
     page.write_text("<!doctype html><title>mine</title>")
-    with pytest.raises(GradbenchError, match="exists and is not a report; give another --out"):
+    with pytest.raises(GradbenchError, match="exists and is not a report; name another file"):
         write_report([run], page)
     assert "mine" in page.read_text()
     page.write_text("")

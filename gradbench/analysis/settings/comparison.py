@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,11 +24,11 @@ from gradbench.analysis.metrics import ByMetric, chosen_metric, columns, metric_
 from gradbench.analysis.points import RateSummary
 from gradbench.analysis.settings.effects import Effects
 from gradbench.analysis.settings.tables import AXES, axis_notes, axis_rows, family_notes, of_pairs
-from gradbench.analysis.summary import PairSummary, summarise_all
+from gradbench.analysis.summary import PairSummary, changed_problems, summarise_all
 from gradbench.errors import GradbenchError, PlanError, nearest
 from gradbench.inputs.transfer.sources import recorded_file
 from gradbench.record.store import Run
-from gradbench.tables import Column, check_format, render, to_json
+from gradbench.tables import GO_ON, Column, check_format, render, to_json
 
 
 class Entry(NamedTuple):
@@ -197,6 +197,10 @@ def _record_notes(run: Run, pairs: Sequence[PairSummary], by: str | None, name: 
     """The notes on one record, each after its name if it has one."""
     problems = dict.fromkeys(pair.problem for pair in pairs)
     notes = [why for problem in problems if (why := recorded_file(run.info, problem))]
+    if run.info["state"] == "interrupted":
+        most = "up to " * bool(run.plan.search or run.plan.budget or run.plan.until)
+        finished = f"{run.trials.num_rows:,} of {most}{run.plan.trials:,} trials have finished: the tables are of these"
+        notes.append(f"{finished}{GO_ON}gradbench run --resume {shlex.quote(str(run.path))}")
     notes += pair_notes(run, pairs, edges=True) + metric_notes(run, pairs, by)
     notes += [note for pair, found in of_pairs(pairs) for note in axis_notes(run, pair, found)]
     notes += family_notes(run, pairs)
@@ -225,11 +229,7 @@ def _side_by_side(of: Sequence[Entry], by: str | None) -> tuple[list[dict[str, A
 
 def _differences(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     """Problems of one name that are not the same in all records, and settings that differ."""
-    notes = []
-    digests = [(run.info.get("sources") or {}).get("problems", {}) for run in runs]
-    for problem in dict.fromkeys(name for of in digests for name in of):
-        if len({json.dumps(of[problem], sort_keys=True) for of in digests if problem in of}) > 1:
-            notes.append(f"{problem} is not the same problem in these records")
+    notes = changed_problems(runs)
     plans = [run.plan.to_dict() for run in runs]
     for key in plans[0]:
         values = [plan[key] for plan in plans]

@@ -19,7 +19,7 @@ import threadpoolctl
 from jax import lax
 
 from gradbench.gradients.rounding.interpreter import MAX_ITERATIONS, Interpreter
-from gradbench.gradients.rounding.pairs import Pair, wide
+from gradbench.gradients.rounding.pairs import Pair, lanes, wide
 from gradbench.gradients.rounding.primitives import names, sum_terms
 from gradbench.program.xla.jaxprs import called, equations, evaluate, is_literal, open_jaxpr, scan_counts
 
@@ -148,10 +148,10 @@ def _while(params: dict[str, Any], ins: list[Any]) -> list[Any]:
     tests, bodies = params["cond_nconsts"], params["body_nconsts"]
     test, body, carry = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"]), ins[tests + bodies :]
     turns = 0
-    while bool(_run(*test, [*ins[:tests], *carry])[0]):
+    while np.any(going := _run(*test, [*ins[:tests], *carry])[0]):
         if turns == MAX_ITERATIONS:
             raise RuntimeError(f"a while loop has not ended after {MAX_ITERATIONS} iterations")
-        carry, turns = _run(*body, [*ins[tests : tests + bodies], *carry]), turns + 1
+        carry, turns = lanes(going, _run(*body, [*ins[tests : tests + bodies], *carry]), carry), turns + 1
     return carry
 
 

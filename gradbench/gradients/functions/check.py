@@ -27,7 +27,9 @@ from gradbench.gradients.rounding.band import Spread
 from gradbench.gradients.rounding.formats import format_of, round_to
 from gradbench.gradients.second import check as second
 from gradbench.inputs.problem import Problem
+from gradbench.inputs.specs import checks
 from gradbench.inputs.specs.checks import DTYPES, PRECISIONS, one_of
+from gradbench.inputs.specs.rates import as_list
 from gradbench.machine.devices import devices_to_check
 
 LOG = logging.getLogger(__name__)
@@ -106,6 +108,8 @@ class Check:
             raise PlanError(
                 "give arguments, or inputs: shapes by letters such as 'x: f32[n,d], w: f32[d,k]', or cases(key)"
             )
+        if not (inputs is None or isinstance(inputs, str) or callable(inputs)):
+            raise PlanError(f"inputs is a {type(inputs).__name__}; give arguments one by one: check_function(f, x, y)")
         self.mine, self.arguments, self.reference, self.inputs = mine, arguments, reference, inputs
         self.names = names or (_name(mine), "" if reference is None else _name(reference))
         self.command, self.call = command, not command
@@ -122,8 +126,8 @@ class Check:
     ) -> FunctionReport:
         """See `check_function`."""
         started = time.perf_counter()
-        asked = [dtype] if dtype is None or isinstance(dtype, str) else list(dtype)
-        asked = [None if d is None else one_of(DTYPES)("dtype", d) for d in asked]
+        asked = [dtype] if isinstance(dtype, str) else as_list(dtype)
+        asked = [checks.or_none(checks.dtype)("dtype", d) for d in asked]
         one_of(PRECISIONS)("precision", precision)
         second.known(order)
         known(search, case)

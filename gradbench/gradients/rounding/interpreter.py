@@ -25,6 +25,7 @@ from gradbench.gradients.rounding.pairs import (
     decision_can_change,
     is_float,
     is_float_array,
+    lanes,
     loses_reciprocal,
     reach,
     wide,
@@ -334,12 +335,14 @@ class Interpreter:
         def step(state):
             carry, flags, turns = state
             outputs, raised = self.turn(*body, [*body_consts, *carry], "a while loop")
+            if test[0].outvars[0].aval.shape:
+                outputs = lanes(condition(carry).exact, outputs, carry)
             again = condition(outputs)
-            differ = (again.exact != again.noisy) | (again.exact & (turns + 1 == MAX_ITERATIONS))
+            differ = jnp.any((again.exact != again.noisy) | (again.exact & (turns + 1 == MAX_ITERATIONS)))
             return outputs, flags.add(raised)._replace(tie=flags.tie | raised.tie | differ), turns + 1
 
         def goes_on(state):
-            return condition(state[0]).exact & (state[2] < MAX_ITERATIONS)
+            return jnp.any(condition(state[0]).exact) & (state[2] < MAX_ITERATIONS)
 
         return lax.while_loop(goes_on, step, (list(ins[tests + bodies :]), Flags(), 0))[:2]
 

@@ -92,3 +92,16 @@ def loses_reciprocal(quotient: Any, divisor: Any, form: Format) -> jax.Array:
     inverse, size = 1 / jnp.abs(divisor), jnp.abs(quotient)
     lost = ((inverse < form.tiny) | (inverse > form.largest)) & (divisor != 0) & jnp.isfinite(divisor)
     return jnp.any(lost & (size >= form.tiny) & (size <= form.largest))
+
+
+def lanes(going: Any, new: Any, old: Any) -> Any:
+    """What a while loop carries after a turn: `new`, but `old` where `going` is not. Under vmap the condition has an
+    axis of lanes, as has what the loop carries, and a lane that has ended stays as it is."""
+    if not np.ndim(going):
+        return new
+
+    def kept(n: Any, o: Any) -> Any:
+        of_lanes = going.reshape(going.shape + (1,) * (n.ndim - going.ndim))
+        return (jnp if isinstance(n, jax.Array) else np).where(of_lanes, n, o)
+
+    return jax.tree.map(kept, new, old)

@@ -90,9 +90,14 @@ def one_of(known: Collection[str]) -> Callable[[str, Any], str]:
     def check(name: str, value: Any) -> str:
         if value not in known:
             raise PlanError(f"{name}: no {value!r}{nearest(str(value), known)} ({', '.join(known)})")
-        return str(value)  # of numpy too, whose dtypes equal their names
+        return str(value)
 
     return check
+
+
+def dtype(name: str, value: Any) -> str:
+    """By its name, or as numpy and JAX have it: numpy.dtype("float32"), jax.numpy.float32."""
+    return one_of(DTYPES)(name, getattr(value, "__name__", getattr(value, "name", value)))
 
 
 def device(name: str, value: Any) -> str:

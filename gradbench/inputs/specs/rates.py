@@ -64,7 +64,7 @@ def as_list(value: Any) -> list[Any]:
 
 def _plain(value: Any) -> Any:
     """An array or a scalar of numpy, JAX or pandas as Python's numbers; everything else as it is."""
-    return value.tolist() if hasattr(value, "tolist") else value
+    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
 
 
 def rate_values(rates: str | tuple[float, ...]) -> list[float]:

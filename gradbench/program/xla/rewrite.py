@@ -148,8 +148,7 @@ class _Rewrite:
             operands = [materialize(x) for x in operands]
         if primitive.name == "div" and _broadcasts(equation):
             return [_quotient(*operands)]
-        if primitive.name == "reduce_sum" and self.sums:
-            axes = params["axes"]
+        if primitive.name == "reduce_sum" and self.sums and (axes := params["axes"]):  # a literal has no axis
             if _folds(operands[0], axes) and transcendental.isdisjoint(equation.invars):
                 return [_folded(operands[0], len(axes))]
             if self.products and (last := _last_long(operands[0], axes)):

@@ -256,7 +256,7 @@ def test_the_report_says_everything_in_json():
 @pytest.mark.parametrize(
     ("mine", "options", "words"),
     [
-        (plain, {"inputs": LETTERS, "reference": of_numpy}, "of_numpy: the reference raised .*written with jax.numpy"),
+        (plain, {"inputs": LETTERS, "reference": of_numpy}, "of_numpy: the reference raised .* is for jax.numpy"),
         (
             plain,
             {"inputs": LETTERS, "reference": lambda x: x @ x},
@@ -271,6 +271,7 @@ def test_the_report_says_everything_in_json():
         (plain, {"inputs": LETTERS, "dtype": "float31"}, "dtype: no 'float31', did you mean 'float32'"),
         (plain, {"inputs": LETTERS, "precision": "high"}, "precision: no 'high'"),
         (plain, {"inputs": LETTERS, "case": "rnadom"}, "case: no 'rnadom'"),
+        (plain, {"inputs": (np.ones(3),)}, r"inputs is a tuple; give arguments one by one: check_function\(f, x, y\)"),
         (plain, {"inputs": lambda key: 1 / 0}, r"f\(key\) raised ZeroDivisionError"),
         (42, {"inputs": LETTERS}, "42: not a function"),
     ],
