@@ -14,7 +14,7 @@ from gradbench.errors import PlanError, ProblemError, error_text
 from gradbench.gradients.functions import programs
 from gradbench.gradients.functions.cases import BOTH, Case, Source
 from gradbench.gradients.functions.expected import MANY, Expected, Part, Reference, described
-from gradbench.gradients.functions.judging import Finding, compare
+from gradbench.gradients.functions.judging import Finding, compare, with_infinities
 from gradbench.gradients.functions.programs import Flat, Layout
 from gradbench.gradients.fuzz.search import smallest
 from gradbench.gradients.rounding.band import formats, quantile
@@ -261,7 +261,7 @@ class Session:
             wider = self._compare(finding, got, part(self._with_extrema(expected)))
             found = found if wider.off > 1 else wider
         if found.verdict == "FAIL" and expected.case.edge and only is None:
-            found = self._excused(found, expected)
+            found = self._excused(found, got, expected)
         if expected.doubt:
             reason = f"{expected.doubt}; {found.reason}".strip("; ")
             found = dataclasses.replace(found, verdict="INCONCLUSIVE", reason=reason)
@@ -274,17 +274,21 @@ class Session:
             expected.wider = self.reference.at(expected.case, self.layout, self.device, extremal=self._extremal)
         return expected.wider
 
-    def _excused(self, found: Finding, expected: Expected) -> Finding:
+    def _excused(self, found: Finding, got: Answer, expected: Expected) -> Finding:
         """INCONCLUSIVE in place of FAIL where the reference itself, run in the dtype, leaves its range or has no
-        derivative; and where the reference has a kink, at which there is more than one derivative."""
+        derivative; where a NaN stands for a number beyond the range; and where the reference has a kink, at which there
+        is more than one derivative."""
         with self._context():
             floats, others = jax.device_put(self.layout.split(expected.case.arguments), self.device)
             program = programs.BUILD[found.check](self._plain)
             own = [np.asarray(x) for x in program(floats, _rest(found.check, others, expected))]
-        if self._compare(found, own, expected.parts[found.check]).verdict == "FAIL":
+        part = expected.parts[found.check]
+        if self._compare(found, own, part).verdict == "FAIL":
             reason = f"the reference itself, run in {self.dtype}, leaves its band here"
         elif self.dtype == "float64" and expected.case.kind == "overflow":
             reason = f"near overflow, and no wider format says what is right; {found.reason}"
+        elif self._compare(found, with_infinities(got, part, self.form), part).verdict != "FAIL":
+            reason = f"the right number lies beyond {self.dtype}'s range, and so may parts that add up to it"
         elif found.check != "value" and self.reference.kinked and np.isfinite(found.off):
             reason = f"the reference may have a kink here, and another derivative; {found.reason}"
         else:

@@ -189,6 +189,20 @@ def test_what_the_reference_loses_too_is_no_fault():
     assert check(size, scaled, case="overflow,0").verdict == "FAIL"
 
 
+def test_a_nan_for_a_number_beyond_the_range_is_undecided_and_for_one_within_a_fault():
+    def horner(x):
+        return x * (x * (x - 2.0) + 3.0)
+
+    def powers(x):
+        return x**3 - 2.0 * x**2 + 3.0 * x  # inf - inf
+
+    report = check(powers, horner, case="overflow,0")
+    assert report.verdict == "INCONCLUSIVE"
+    assert "the right number lies beyond float32's range" in str(report)
+    assert check(lambda x: 0.0 * x, horner, case="overflow,0").verdict == "FAIL"
+    assert check(lambda x: jnp.tanh(powers(x)), lambda x: jnp.tanh(horner(x)), case="overflow,0").verdict == "FAIL"
+
+
 def test_another_derivative_at_a_kink_is_undecided_and_off_it_a_fault():
     def steps(x):
         return jnp.where(x >= 0, x, 0)
