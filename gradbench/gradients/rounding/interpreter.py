@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from gradbench.gradients.rounding import noise, special
+from gradbench.gradients.rounding import formats, noise, special
 from gradbench.gradients.rounding import primitives as rounding
 from gradbench.gradients.rounding.arrays import jnp
 from gradbench.gradients.rounding.formats import INPUT_UNIT, Format, format_of, input_class
@@ -77,19 +77,22 @@ class Interpreter:
         return outputs, flags
 
     def constant(self, value: Any, dtype: Any) -> Pair:
-        """A constant of the trace: rounded when it was traced, unless it needs at most half the format's digits."""
+        """A constant of the trace: rounded when it was traced, unless it needs at most half the format's digits. In an
+        array of which one entry was rounded the others may have been: 1 may be the cosine of a small angle."""
         if not jnp.issubdtype(dtype, jnp.inexact):
             # A whole number of the trace may be Python's, whose own dtype is int64.
             return _same(value if isinstance(value, jax.Array) else np.asarray(value, dtype))
         array = np.asarray(value).astype(wide(dtype))
-        exact = jnp.asarray(array)
-        form = format_of(dtype)
-        mantissa = np.frexp(array.real)[0] * 2.0 ** (form.digits // 2)
-        # A subnormal number has few digits left, so that few digits do not show that it is exact.
-        plain = (mantissa == np.round(mantissa)) & ((np.abs(array) >= form.tiny) | (array == 0))
-        if self.seed is None or np.iscomplexobj(array) or plain.all():
-            return _same(exact)
-        size = np.where(plain, 0.0, np.maximum(np.abs(array) * form.unit, form.spacing / 2))
+        if self.seed is None or formats.has_few_digits(array, format_of(dtype)):
+            return _same(jnp.asarray(array))
+        if np.iscomplexobj(array):
+            real, imaginary = self._rounded_constant(array.real, dtype), self._rounded_constant(array.imag, dtype)
+            return Pair(jnp.asarray(array), real.noisy + 1j * imaginary.noisy)
+        return self._rounded_constant(array, dtype)
+
+    def _rounded_constant(self, array: np.ndarray, dtype: Any) -> Pair:
+        exact, form = jnp.asarray(array), format_of(dtype)
+        size = np.where(array == 0, 0.0, np.maximum(np.abs(array) * form.unit, form.spacing / 2))
         return Pair(exact, self.add(exact, exact, jnp.asarray(size), salt=0))
 
     def add(self, noisy: Any, exact: Any, amplitude: Any, salt: int | None = None, picks: Any = None) -> Any:
@@ -196,6 +199,8 @@ class Interpreter:
     def rounded(self, equation: Any, ins: list[Pair], found: Pair, amplitude: Any, bind: Any, dtype: Any) -> Any:
         """A result with its operands' noise, plus its own: of that amplitude, and shared."""
         name, form, exact = equation.primitive.name, format_of(dtype), found.exact
+        if name == "cumsum":
+            found = Pair(exact, self.accumulated(ins[0].exact, found, bind, form))
         kept = exact
         if name in rounding.SUMS:  # a sum that cancels to 0 has rounded before; a sum of zeros has not
             kept = jnp.where((exact == 0) & (amplitude > self.underflow(dtype)), 1.0, exact)
@@ -217,6 +222,19 @@ class Interpreter:
             moved = [p for p in ins if p.noisy is not p.exact]
             noisy = noise.unless_held(exact, noisy, moved, form.digits)
         return noisy
+
+    def accumulated(self, terms: Any, found: Pair, bind: Any, form: Format) -> Any:
+        """Running sums with the roundings of their additions, each of which all later sums share."""
+        exact = found.exact
+        size = form.unit * jnp.where((terms == 0) | (exact == terms), 0.0, jnp.abs(exact))
+        picks = [self._picks(exact)]
+        if picks[0] is exact and not jnp.iscomplexobj(exact):  # sums are multiples of their binade's spacing
+            picks += [noise.place_on_grid(exact, terms, jnp.zeros_like(exact), form.digits)]
+            size = size * noise.direction(exact)
+        drawn, salt = jnp.zeros_like(exact), next(self._salts)
+        for each in picks:
+            drawn = self.add(drawn, exact, size / math.sqrt(len(picks)), salt, each)
+        return found.noisy + bind([drawn])
 
     def by_transforms(self, params: dict[str, Any], bind: Any, ins: list[Pair], form: Format) -> Any:
         """The rounding error of a convolution by transforms."""
@@ -289,7 +307,7 @@ class Interpreter:
 
     def rounded_input(self, pair: Pair, dtype: Any, precision: Any) -> Pair:
         """An operand of a matrix product as the precision class in force may round it."""
-        kind = self.assume or input_class(_precision_word(precision), self.device)
+        kind = self.assume or input_class(formats.precision_word(precision), self.device)
         if self.seed is None or np.dtype(dtype) != np.float32 or kind == "full":
             return pair
         return Pair(pair.exact, self.add(pair.noisy, pair.exact, INPUT_UNIT[kind] * jnp.abs(pair.exact), salt=0))
@@ -374,11 +392,3 @@ def _power_of_two(constant: Any) -> bool:
     if np.ndim(constant) or np.iscomplexobj(constant):
         return False
     return abs(np.frexp(np.float64(constant))[0]) == 0.5
-
-
-def _precision_word(precision: Any) -> str:
-    """ "highest", "tf32" or "default" from a primitive's precision parameter."""
-    text = str(precision).upper()
-    if "HIGHEST" in text or ("F32_F32" in text and "TF32" not in text and "BF16" not in text):
-        return "highest"
-    return "tf32" if "HIGH" in text or "TF32" in text else "default"

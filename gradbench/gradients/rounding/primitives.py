@@ -19,7 +19,8 @@ A result `y` computed in a format of unit roundoff u and smallest spacing s is m
   analysis, 2019) and its square is u^2 sum_i S_i^2. M is the mean of S_i^2 over a few partial sums taken in the order
   of the array, which sees a drift; kQ/6, with Q = sum_i x_i^2, is what a sequence in random order adds to it; the last
   Q is the rounding of each term. Terms that are all equal (S^2 = kQ) round the same way all through a binade: the d_i
-  are then one d, and the error sqrt(k) times that;
+  are then one d, and the error sqrt(k) times that. Of running sums each S_i is a result, and its error is that of the
+  additions up to it, which later sums share: each addition's e is drawn and the draws are summed in the same way;
 - a convolution on an accelerator may be taken by transforms of tiles of the image (Winograd; FFT). Then each entry's
   error is that of products of whole transforms, whatever its own terms are, on entries that are 0 too: a second e, of a
   sum whose terms are the kernel's entries times the root mean square of the image. (An FFT x -> X of P points has
@@ -146,7 +147,7 @@ def sum_amplitude(name: str, bind: Any, params: dict[str, Any], operands: list[A
         squares = bind([operands[0] * operands[0], operands[1]])
         return jnp.sqrt(k * (total * total / 3 + squares / 6) + squares)
     if name == "cumsum":
-        return jnp.sqrt(bind([total * total]) + bind([operands[0] * operands[0]]))
+        return jnp.sqrt(bind([operands[0] * operands[0]]))  # that of the partial sums: `Interpreter.accumulated`
     k = sum_terms(name, params, operands) or 1.0
     squares = bind([jnp.real(x * jnp.conj(x)) for x in operands])
     if k <= 1:
