@@ -203,6 +203,19 @@ def test_a_nan_for_a_number_beyond_the_range_is_undecided_and_for_one_within_a_f
     assert check(lambda x: jnp.tanh(powers(x)), lambda x: jnp.tanh(horner(x)), case="overflow,0").verdict == "FAIL"
 
 
+def test_a_right_formula_that_fails_is_said_to_lose_digits():
+    def direct(x):
+        return jnp.log1p(jnp.exp(x))
+
+    report = check(lambda x: jnp.log(1 + jnp.exp(x)), direct, inputs="x: f32[n] in -9..-8", fast=True)
+    assert report.verdict == "FAIL"
+    assert "value at n=1,random,0" in report.notes[-1]
+    assert "no formula is wrong there; it loses digits" in report.notes[-1]
+    wrong = check(lambda x: direct(x) * (1 + 2.0**-20), direct, inputs="x: f32[n] in -9..-8", fast=True)
+    assert wrong.verdict == "FAIL"
+    assert "no formula is wrong" not in str(wrong)
+
+
 def test_another_derivative_at_a_kink_is_undecided_and_off_it_a_fault():
     def steps(x):
         return jnp.where(x >= 0, x, 0)
