@@ -109,6 +109,10 @@ def compare(got: list[Any], part: Part, form: Format, underflow: float, finding:
     )
 
 
+def inner(one: Any, other: Any) -> float:
+    return float(np.vdot(np.asarray(one).astype(np.float64), np.asarray(other).astype(np.float64)))
+
+
 def with_infinities(got: list[Any], part: Part, form: Format) -> list[Any]:
     """An answer with infinity for each NaN that stands where the right number is finite and beyond the format's range:
     what adds up to it may leave the range on both sides."""

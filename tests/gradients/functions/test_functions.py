@@ -216,6 +216,31 @@ def test_a_right_formula_that_fails_is_said_to_lose_digits():
     assert "no formula is wrong" not in str(wrong)
 
 
+def test_inputs_that_are_equal_by_chance_leave_a_derivative_undecided_within_their_entries():
+    """In 16 bits some of a hundred random numbers are equal; each may get what the other does, or half of both."""
+
+    @jax.custom_vjp
+    def shared(x):
+        return jnp.sort(x)
+
+    def backward(x, ct):
+        order = jnp.argsort(x)
+        alike = x[order][:, None] == x[order][None]
+        return (jnp.zeros_like(x).at[order].set((alike @ ct.astype(jnp.float32) / alike.sum(1)).astype(x.dtype)),)
+
+    shared.defvjp(lambda x: (jnp.sort(x), x), backward)
+    found = check(shared, jnp.sort, inputs="x: bf16[n]", case="n=129,random,0")
+    assert row(found, "vjp").verdict == "INCONCLUSIVE"
+    assert "inputs are equal" in row(found, "vjp").worst.reason
+
+    @jax.custom_vjp
+    def wrong(x):
+        return jnp.sort(x)
+
+    wrong.defvjp(lambda x: (jnp.sort(x), x), lambda x, ct: (1.25 * backward(x, ct)[0],))
+    assert row(check(wrong, jnp.sort, inputs="x: bf16[n]", case="n=129,random,0"), "vjp").verdict == "FAIL"
+
+
 def test_another_derivative_at_a_kink_is_undecided_and_off_it_a_fault():
     def steps(x):
         return jnp.where(x >= 0, x, 0)
