@@ -18,6 +18,7 @@ from jax import lax
 from gradbench.gradients.rounding import formats, noise, special
 from gradbench.gradients.rounding import primitives as rounding
 from gradbench.gradients.rounding.arrays import jnp
+from gradbench.gradients.rounding.folding import Folding
 from gradbench.gradients.rounding.formats import INPUT_UNIT, Format, format_of, input_class
 from gradbench.gradients.rounding.pairs import (
     Flags,
@@ -30,7 +31,7 @@ from gradbench.gradients.rounding.pairs import (
     wide,
     widen,
 )
-from gradbench.program.xla.jaxprs import bind, called, evaluate, is_literal, open_jaxpr, scan_counts, with_combiner
+from gradbench.program.xla.jaxprs import bind, called, evaluate, open_jaxpr, scan_counts, with_combiner
 
 MAX_ITERATIONS = 10**5  # iterations of a while loop, which may never end outside a loss's domain
 
@@ -60,6 +61,7 @@ class Interpreter:
         self._start: Any = None if seed is None else noise.start(seed)
         self._salts = itertools.count(1)
         self._loops = 0  # the depth of nested loops
+        self._folding = Folding()
 
     @np.errstate(all="ignore")  # of constants, which NumPy computes
     def run(self, jaxpr: Any, consts: list[Any], arguments: list[Pair]) -> tuple[list[Pair], Flags]:
@@ -131,7 +133,12 @@ class Interpreter:
             return [], Flags()
         call = called(equation, ins)
         if call:
-            return self.run(*call)
+            inside = call[0]
+            self._folding.renamed(equation.invars, inside.invars)
+            found = self.run(*call)
+            self._folding.renamed(inside.outvars, equation.outvars)
+            return found
+        self._folding.see(equation)
         control = {"scan": self.scan, "while": self.loop, "cond": self.branch}.get(name)
         if control:
             return control(params, ins)
@@ -252,9 +259,8 @@ class Interpreter:
         if name == "div":
             return self.add(noisy, exact, form.unit * exact, rounding.RECIPROCAL, picks=ins[1].exact)
         if name == "mul":
-            for variable, pair in zip(equation.invars, ins):
-                if is_literal(variable) and not _power_of_two(variable.val):
-                    noisy = self.add(noisy, exact, form.unit * exact, picks=pair.exact)
+            for place in self._folding.of_product(equation):
+                noisy = self.add(noisy, exact, form.unit * exact, picks=ins[place].exact)
         if name in rounding.ELEMENTARY:
             amplitude = rounding.SHARED_UNITS * min(form.unit, format_of(jnp.float32).unit) * exact
             return self.add(noisy, exact, amplitude, picks=noise.leading(exact))
@@ -386,9 +392,3 @@ def _places(array: Any) -> Any:
 
 def _same(value: Any) -> Pair:
     return Pair(value, value)
-
-
-def _power_of_two(constant: Any) -> bool:
-    if np.ndim(constant) or np.iscomplexobj(constant):
-        return False
-    return abs(np.frexp(np.float64(constant))[0]) == 0.5

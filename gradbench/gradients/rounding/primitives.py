@@ -36,7 +36,9 @@ Errors e drawn entry by entry average out in a norm or a scale. Roundings that e
   such sums of a binade have one error. So e has two parts, each of u|y|/sqrt(2): drawn by one operand and what the
   other leaves modulo the result's spacing, and the reverse;
 - a compiler multiplies constants together, c1 (c2 x) = (c1 c2) x, and rounds their product once for all entries: a
-  product with a constant that is no power of two has a part u|y| drawn by the constant;
+  product with a constant that is no power of two has a part u|y| drawn by the constant. A program may do so with
+  numbers that it is given, (x a) b = x (a b): a product with a number that many entries share, of what is a product
+  with such a number already, has a part u|y| drawn by it (`folding`);
 - the error of an elementary function is a fixed function of its argument, and near arguments share it: half of the 8u
   are drawn by the exponent and the first four further bits of the result (measured over a million normal numbers on a
   CPU, the mean relative error of tanh, erf, atan and rsqrt is 0.1 to 0.5 u). Formats narrower than float32 compute it

@@ -246,3 +246,36 @@ def test_a_number_added_up_many_times_rounds_the_same_way_in_a_binade():
     (sigma,) = noise.sample(trace, [x], "float32", "highest", jax.devices("cpu")[0]).spread.sigma
     expected = np.arange(1, 1001) * np.float64(x[0])
     assert np.max(np.abs(got - expected) / sigma) < quantile(2000)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_that_scale_all_entries_may_be_multiplied_first(dtype):
+    """By 3.2 times what a band of independent errors allows the scale in float32."""
+    generator = np.random.default_rng(0)
+    x, *scales = round_to(generator.standard_normal((63, 17)), dtype), *round_to(generator.uniform(1, 2, 2), dtype)
+    given, cpu = [x, *(np.asarray(s, x.dtype) for s in scales)], jax.devices("cpu")[0]
+
+    def one_by_one(x, a, b):
+        return [jax.jit(lambda x, a: -(x * a).T)(x, a) * b]
+
+    folded = float(np.asarray(scales[0] * scales[1], x.dtype)) / (float(scales[0]) * float(scales[1])) - 1
+    found = noise.sample(jax.make_jaxpr(one_by_one)(*given), given, dtype, "highest", cpu).spread
+    compiled = Band(lambda x, s: one_by_one(x, *s), x, given[1:], dtype, "highest", cpu).sample(x, given[1:])
+    unit = 2.0**-24 if dtype == "float32" else 2.0**-8
+    assert abs(folded) <= unit
+    assert unit < quantile(4) * min(found.along[0], compiled.along[0])
+    once = noise.sample(jax.make_jaxpr(lambda x, a, b: [x * a])(*given), given, dtype, "highest", cpu).spread
+    assert quantile(4) * once.along[0] < unit / 2  # nothing to fold
+
+
+def test_a_sum_that_is_exact_by_chance_on_the_way_is_not_exact():
+    x = np.array([1.1, -1.2, 2.0, 0.1], np.float32)
+
+    def sums(x):
+        return [(x[0] + x[1]) + x[3], x[0] + x[1], (x[2] + x[2]) + 1.0, x[0] * 1.0 + 0.0]
+
+    exact = sums(x.astype(np.float64))
+    assert [np.float32(e) for e in exact] == exact
+    trace = jax.make_jaxpr(sums)(x)
+    found = noise.sample(trace, [x], "float32", "highest", jax.devices("cpu")[0]).spread.sigma
+    assert [bool(sigma > 0) for sigma in found] == [True, False, False, False]
