@@ -18,7 +18,6 @@ from jax import lax
 from gradbench.gradients.rounding import formats, noise, special
 from gradbench.gradients.rounding import primitives as rounding
 from gradbench.gradients.rounding.arrays import jnp
-from gradbench.gradients.rounding.folding import Folding
 from gradbench.gradients.rounding.formats import INPUT_UNIT, Format, format_of, input_class
 from gradbench.gradients.rounding.pairs import (
     Flags,
@@ -61,7 +60,7 @@ class Interpreter:
         self._start: Any = None if seed is None else noise.start(seed)
         self._salts = itertools.count(1)
         self._loops = 0  # the depth of nested loops
-        self._folding = Folding()
+        self._folding = rounding.Folding()
 
     @np.errstate(all="ignore")  # of constants, which NumPy computes
     def run(self, jaxpr: Any, consts: list[Any], arguments: list[Pair]) -> tuple[list[Pair], Flags]:
