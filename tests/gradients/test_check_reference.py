@@ -53,6 +53,8 @@ FUNCTIONS = {
     "complex": lambda w: jnp.abs(jnp.fft.fft(w)) ** 2,
     "split": lambda w: jnp.concatenate(jnp.split(w.reshape(2, 3), [1, 2], axis=1)[::-1], axis=1),
     "moves": lambda w: jnp.concatenate([w[::-1], w[1:5:2]]).reshape(2, 2, 2).transpose(2, 0, 1).squeeze(),
+    "reshape in another order": lambda w: lax.reshape(w.reshape(2, 3), (3, 2), (1, 0)),
+    "product over an axis": lambda w: jax.grad(lambda v: jnp.sum(jnp.prod(v.reshape(2, 3), axis=1)))(w),
     "whole numbers": lambda w: (w * 3).astype(jnp.int32) // 2 + jnp.arange(6),
     "random keys": lambda w: w + jax.random.uniform(jax.random.key(0), (6,)),
 }

@@ -291,9 +291,15 @@ _PLAIN = set(map(np.dtype, (np.float64, np.int32, np.int64, np.uint32, np.bool_)
 _CONTROL = {"scan": _scan, "while": _while, "cond": _cond}
 _IDENTITIES = {"copy", "copy_p", "stop_gradient", "name", "optimization_barrier", "pvary", "reduce_precision"}
 
+
+def _reshape(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    order = params["dimensions"]  # in which the numbers are read, as by the derivative of a product over an axis
+    return (x if order is None else x.transpose(order)).reshape(params["new_sizes"])
+
+
 # For floats, integers and booleans.
 _ANY: dict[str, Callable] = {
-    "reshape": lambda params, x: x.reshape(params["new_sizes"]),
+    "reshape": _reshape,
     "broadcast_in_dim": lambda params, x, *sizes: _broadcast(params, x),
     "transpose": lambda params, x: x.transpose(params["permutation"]),
     "squeeze": lambda params, x: x.squeeze(params["dimensions"]),

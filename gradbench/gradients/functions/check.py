@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import inspect
 import logging
 import time
@@ -141,39 +144,46 @@ class Check:
             if "complex" in layout.kinds and used not in COMPLEX:
                 raise PlanError(f"dtype={used}: an argument is complex; complex numbers have {' or '.join(COMPLEX)}")
             layout = layout.with_outputs(self.reference or self.mine, base.arguments)
-            plain = layout.flat(self.reference) if self.reference else self._itself(base, layout)
-            judge = getattr(self.mine, "session", Session)  # a function of another library has its own
-            session = judge(
+            session_in = functools.partial(
+                getattr(self.mine, "session", Session),  # a function of another library has its own
                 mine=layout.flat(self.mine),
-                reference=plain,
+                reference=layout.flat(self.reference) if self.reference else self._itself(base, layout),
                 source=source,
                 layout=layout,
-                dtype=used,
                 precision=precision,
                 device=target,
                 names=(self.names[0], self.names[1] or f"{self.names[0]} without its rules"),
                 order=order,
                 fast=fast,
             )
+            session = session_in(dtype=used)
             session.run(iter([source.one(case)]) if case else source.cases(fast))
             session.search(search)
             report.rows += _rows(session, shrink=case is None)
             report.cases = len({f.case for f in session.findings})
             report.skipped |= session.skipped
-            report.notes += [*session.notes, *filter(None, [session.reference.holomorphic(base, layout)])]
-            if self.reference is None and not report.formula:
-                try:
-                    report.formula += self._formula(*self._scalar(base, layout), fast)
-                except Exception as error:
-                    reason = f"its derivative cannot be run in float64: {error_text(error)}"
-                    report.formula.append(formula.Test("finite differences", "INCONCLUSIVE", reason))
-            if order == 2 and not report.second and session.traced is not None:
-                try:
-                    report.second += self._second(*self._scalar(base, layout), fast)
-                except Exception as error:
-                    report.second.append(second.undecided(error))
+            told = [session.reference.holomorphic(base, layout), _lost_digits(session, report.rows, session_in)]
+            report.notes += [*session.notes, *filter(None, told)]
+            self._in_float64(report, session, base, layout, order, fast)
         report.seconds = time.perf_counter() - started
         return report
+
+    def _in_float64(
+        self, report: FunctionReport, session: Session, base: Case, layout: Layout, order: int, fast: bool
+    ) -> None:
+        """Once: tests of its derivative, where there is no reference, and with `order` 2 of its Hessian-vector
+        products."""
+        if self.reference is None and not report.formula:
+            try:
+                report.formula += self._formula(*self._scalar(base, layout), fast)
+            except Exception as error:
+                reason = f"its derivative cannot be run in float64: {error_text(error)}"
+                report.formula.append(formula.Test("finite differences", "INCONCLUSIVE", reason))
+        if order == 2 and not report.second and session.traced is not None:
+            try:
+                report.second += self._second(*self._scalar(base, layout), fast)
+            except Exception as error:
+                report.second.append(second.undecided(error))
 
     def source(self, dtype: str | None) -> tuple[Source, str]:
         """Where cases come from, and the dtype under test."""
@@ -277,6 +287,27 @@ def _rows(session: Session, shrink: bool) -> list[FunctionRow]:
     return sorted(
         (row(*kind) for kind in kinds), key=lambda r: programs.CHECKS.index(r.check.removesuffix(" against jvp"))
     )
+
+
+def _lost_digits(session: Session, rows: list[FunctionRow], session_in: Callable[..., Session]) -> str:
+    """A note on the failures, the smallest of each check, whose error falls with the unit of rounding: that of a wrong
+    formula is in float64 what it is in the dtype under test."""
+    failed = [row for row in rows if row.verdict == "FAIL" and row.dtype == session.dtype]
+    failed = [row for row in failed if row.check in session.checks and np.isfinite(row.off) and not row.worst.edge]
+    if session.dtype == "float64" or not failed:
+        return ""
+    found, most = [], (format_of(session.dtype).unit / format_of(np.float64).unit) ** 0.5  # between 1 and the ratio
+    with contextlib.suppress(Exception):  # what may not run in float64
+        wide = session_in(dtype="float64")
+        for check in dict.fromkeys(row.check for row in failed):
+            finding = min((row.worst for row in failed if row.check == check), key=lambda f: f.total)
+            case = session.source.one(finding.case)
+            arguments = jax.tree.map(lambda x: _cast(x, "float64", "float64"), case.arguments)
+            expected = wide.reference.at(dataclasses.replace(case, arguments=arguments), wide.layout, wide.device)
+            wide.judge(check, wide.how, expected)
+            found += [f"{check} at {finding.case}"] if wide.findings[-1].off <= most * finding.off else []
+    where = f"with the same numbers in float64 the error is as much less as the unit of rounding: {', '.join(found)}"
+    return f"{where}: no formula is wrong there; it loses digits that the reference keeps" if found else ""
 
 
 def _listed(inputs: Callable[[jax.Array], Any], seed: int) -> list[tuple[Any, ...]]:

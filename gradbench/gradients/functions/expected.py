@@ -23,6 +23,7 @@ from gradbench.gradients.rounding.band import SAMPLES, Band, Spread, quantile
 from gradbench.gradients.rounding.formats import format_of, precision_context, round_to, x64_context
 
 BY_LEAF = ("exact", "sigma", "norm", "along")  # of a Spread
+BESIDE = 8  # inputs, at each of which two equal numbers come in either order
 MANY = 2**16  # numbers in a call from which sampling in NumPy takes longer than compiling a sampler
 
 
@@ -34,6 +35,7 @@ class Part:
     expected: list[np.ndarray]
     spread: Spread
     names: list[str]
+    places: list[int] = dataclasses.field(default_factory=list)  # among all that is traced together
 
     def some(self, places: list[int]) -> Part:
         return Part([self.expected[i] for i in places], some(self.spread, places), [self.names[i] for i in places])
@@ -142,7 +144,7 @@ class Reference:
             before = floating if mode in BOTH else []
             places[mode] = [*before, *mine], [*(own[i] for i in before), *names]
         parts = {
-            check: Part([expected[i] for i in where], some(spread, where), names)
+            check: Part([expected[i] for i in where], some(spread, where), names, where)
             for check, (where, names) in places.items()
         }
         doubt = ""
@@ -156,6 +158,28 @@ class Reference:
             adjoint = max(_deviation_of_sum(one.deviations, weights) for one in sampled)
             adjoint += sum(_deviation_of_sum(one.deviations, weights) for one in through)
         return Expected(case, cotangents, tangents, parts, doubt, adjoint)
+
+    def between(self, expected: Expected, layout: programs.Layout, check: str, got: list[Any]) -> list[np.ndarray]:
+        """An answer, its numbers that lie between those at inputs beside the case's replaced by what is expected.
+
+        The inputs are closer than rounding can tell apart, and no two are equal, as random ones in 16 bits may be: of
+        the greater of two equal numbers the derivative is that of the one, of the other, or lies between."""
+        floats, others = layout.split(expected.case.arguments)
+        modes, part = self._modes(expected.case), expected.parts[check]
+        generator, unit = np.random.default_rng(4), format_of(self.dtype).unit * 2.0**-10
+        rest = (others, expected.cotangents, expected.tangents)
+        _, exact = self._trace(programs.whole(self.flat, modes), (floats, rest), modes)
+        low = high = part.expected
+        for _ in range(BESIDE):
+            moved = [x.astype(np.float64) * (1 + unit * generator.standard_normal(x.shape)) for x in floats]
+            found = oracle.reference.run(exact, jax.tree.leaves((moved, rest)))
+            found = [found[i] for i in part.places]
+            low, high = [*map(np.minimum, low, found)], [*map(np.maximum, high, found)]
+        wide = [np.asarray(g).astype(np.float64) if e.dtype.kind == "f" else g for g, e in zip(got, part.expected)]
+        return [
+            e + (g - np.clip(g, a, b)) if e.dtype.kind == "f" else g
+            for g, e, a, b in zip(wide, part.expected, low, high)
+        ]
 
     def _natively(
         self, native: programs.Flat, own: Sampled, modes: tuple[str, ...], given: Any, *where: Any

@@ -109,5 +109,23 @@ def compare(got: list[Any], part: Part, form: Format, underflow: float, finding:
     )
 
 
+def inner(one: Any, other: Any) -> float:
+    return float(np.vdot(np.asarray(one).astype(np.float64), np.asarray(other).astype(np.float64)))
+
+
+def with_infinities(got: list[Any], part: Part, form: Format) -> list[Any]:
+    """An answer with infinity for each NaN that stands where the right number is finite and beyond the format's range:
+    what adds up to it may leave the range on both sides."""
+
+    def one(g: Any, e: np.ndarray) -> Any:
+        if e.dtype.kind != "f" or np.shape(g) != e.shape:
+            return g
+        wide = np.asarray(g).astype(np.float64)
+        lost = np.isnan(wide) & np.isfinite(e) & (np.abs(e) > form.largest)
+        return np.where(lost, np.copysign(np.inf, e), wide)
+
+    return [*map(one, got, part.expected)]
+
+
 def _fail(finding: Finding, reason: str) -> Finding:
     return dataclasses.replace(finding, verdict="FAIL", reason=reason, off=np.inf)

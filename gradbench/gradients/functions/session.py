@@ -14,7 +14,7 @@ from gradbench.errors import PlanError, ProblemError, error_text
 from gradbench.gradients.functions import programs
 from gradbench.gradients.functions.cases import BOTH, Case, Source
 from gradbench.gradients.functions.expected import MANY, Expected, Part, Reference, described
-from gradbench.gradients.functions.judging import Finding, compare
+from gradbench.gradients.functions.judging import Finding, compare, inner, with_infinities
 from gradbench.gradients.functions.programs import Flat, Layout
 from gradbench.gradients.fuzz.search import smallest
 from gradbench.gradients.rounding.band import formats, quantile
@@ -142,8 +142,8 @@ class Session:
             return
         count = len(expected.cotangents)
         with np.errstate(all="ignore"):
-            one = [_inner(w, t) for w, t in zip(expected.cotangents, along[count:])]
-            other = [_inner(t, b) for t, b in zip(expected.tangents, back[count:])]
+            one = [inner(w, t) for w, t in zip(expected.cotangents, along[count:])]
+            other = [inner(t, b) for t, b in zip(expected.tangents, back[count:])]
         gap, size = abs(sum(one) - sum(other)), sum(map(abs, [*one, *other]))
         allowed = quantile(1) * expected.adjoint + 2.0**-40 * size + self.underflow
         if gap > allowed and self._extremal:
@@ -260,36 +260,49 @@ class Session:
         if found.verdict == "FAIL" and np.isfinite(found.off) and self._extremal and finding.check != "value":
             wider = self._compare(finding, got, part(self._with_extrema(expected)))
             found = found if wider.off > 1 else wider
-        if found.verdict == "FAIL" and expected.case.edge and only is None:
-            found = self._excused(found, expected)
+        if found.verdict == "FAIL" and only is None:
+            found = (self._excused if expected.case.edge else self._between)(found, got, expected)
         if expected.doubt:
             reason = f"{expected.doubt}; {found.reason}".strip("; ")
             found = dataclasses.replace(found, verdict="INCONCLUSIVE", reason=reason)
         self.findings.append(found)
 
     def _with_extrema(self, expected: Expected) -> Expected:
-        """The same with room for the rounding of a derivative through a maximum that cancels, which is 0: in `mine` as
-        it is written, and in what the reference's own rules stand for. Sampled only for an answer that is off."""
+        """The same with room for the rounding of a derivative through a maximum that cancels, which is 0: in `mine`,
+        and in what the reference's own rules stand for. Sampled only for an answer that is off."""
         if expected.wider is None:
             expected.wider = self.reference.at(expected.case, self.layout, self.device, extremal=self._extremal)
         return expected.wider
 
-    def _excused(self, found: Finding, expected: Expected) -> Finding:
+    def _excused(self, found: Finding, got: Answer, expected: Expected) -> Finding:
         """INCONCLUSIVE in place of FAIL where the reference itself, run in the dtype, leaves its range or has no
-        derivative; and where the reference has a kink, at which there is more than one derivative."""
+        derivative; where a NaN stands for a number beyond the range; and where the reference has a kink, at which there
+        is more than one derivative."""
         with self._context():
             floats, others = jax.device_put(self.layout.split(expected.case.arguments), self.device)
             program = programs.BUILD[found.check](self._plain)
             own = [np.asarray(x) for x in program(floats, _rest(found.check, others, expected))]
-        if self._compare(found, own, expected.parts[found.check]).verdict == "FAIL":
+        part = expected.parts[found.check]
+        if self._compare(found, own, part).verdict == "FAIL":
             reason = f"the reference itself, run in {self.dtype}, leaves its band here"
         elif self.dtype == "float64" and expected.case.kind == "overflow":
             reason = f"near overflow, and no wider format says what is right; {found.reason}"
+        elif self._compare(found, with_infinities(got, part, self.form), part).verdict != "FAIL":
+            reason = f"the right number lies beyond {self.dtype}'s range, and so may parts that add up to it"
         elif found.check != "value" and self.reference.kinked and np.isfinite(found.off):
             reason = f"the reference may have a kink here, and another derivative; {found.reason}"
         else:
             return found
         return dataclasses.replace(found, verdict="INCONCLUSIVE", reason=reason)
+
+    def _between(self, found: Finding, got: Answer, expected: Expected) -> Finding:
+        """INCONCLUSIVE in place of FAIL where another derivative is due to inputs that are equal by chance."""
+        if found.check == "value" or not self.reference.kinked or not np.isfinite(found.off):
+            return found
+        between = self.reference.between(expected, self.layout, found.check, got)
+        decides = self._compare(found, between, expected.parts[found.check]).verdict == "FAIL"
+        reason = f"inputs are equal, and the reference may have a kink there; {found.reason}"
+        return found if decides else dataclasses.replace(found, verdict="INCONCLUSIVE", reason=reason)
 
     def _vmap(self, check: str, lanes: list[Expected]) -> None:
         """The cases of the base sizes in one vmap, each lane judged separately."""
@@ -384,7 +397,3 @@ def _rest(check: str, others: list[Any], expected: Expected) -> Any:
     if check == "value":
         return others
     return others, programs.rest(check, expected.cotangents, expected.tangents)
-
-
-def _inner(one: Any, other: Any) -> float:
-    return float(np.vdot(np.asarray(one).astype(np.float64), np.asarray(other).astype(np.float64)))

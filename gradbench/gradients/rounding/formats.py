@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradbench.gradients.rounding.arrays import holds
 from gradbench.inputs.specs.checks import PRECISIONS
 
 
@@ -58,6 +59,24 @@ def input_class(precision: str, device: jax.Device) -> str:
     if precision == "default" and device.platform == "tpu":
         return "bf16"
     return "tf32"
+
+
+def precision_word(precision: Any) -> str:
+    """ "highest", "tf32" or "default" from a primitive's precision parameter."""
+    text = str(precision).upper()
+    if "HIGHEST" in text or ("F32_F32" in text and "TF32" not in text and "BF16" not in text):
+        return "highest"
+    return "tf32" if "HIGH" in text or "TF32" in text else "default"
+
+
+def has_few_digits(array: np.ndarray, form: Format) -> bool:
+    """Whether each number, or each part of it, needs at most half the format's digits. A subnormal number has few
+    digits left, so that few digits do not show that it is exact."""
+
+    def one(part: np.ndarray) -> bool:
+        return bool(np.all(holds(form.digits // 2, part) & ((np.abs(part) >= form.tiny) | (part == 0))))
+
+    return one(array.real) and one(array.imag)
 
 
 def precision_context(precision: str):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from gradbench.gradients.rounding import noise, special
+from gradbench.gradients.rounding import formats, noise, special
 from gradbench.gradients.rounding import primitives as rounding
 from gradbench.gradients.rounding.arrays import jnp
 from gradbench.gradients.rounding.formats import INPUT_UNIT, Format, format_of, input_class
@@ -31,7 +31,7 @@ from gradbench.gradients.rounding.pairs import (
     wide,
     widen,
 )
-from gradbench.program.xla.jaxprs import bind, called, evaluate, is_literal, open_jaxpr, scan_counts, with_combiner
+from gradbench.program.xla.jaxprs import bind, called, evaluate, open_jaxpr, scan_counts, with_combiner
 
 MAX_ITERATIONS = 10**5  # iterations of a while loop, which may never end outside a loss's domain
 
@@ -61,6 +61,7 @@ class Interpreter:
         self._start: Any = None if seed is None else noise.start(seed)
         self._salts = itertools.count(1)
         self._loops = 0  # the depth of nested loops
+        self._folding = rounding.Folding()
 
     @np.errstate(all="ignore")  # of constants, which NumPy computes
     def run(self, jaxpr: Any, consts: list[Any], arguments: list[Pair]) -> tuple[list[Pair], Flags]:
@@ -78,19 +79,22 @@ class Interpreter:
         return outputs, flags
 
     def constant(self, value: Any, dtype: Any) -> Pair:
-        """A constant of the trace: rounded when it was traced, unless it needs at most half the format's digits."""
+        """A constant of the trace: rounded when it was traced, unless it needs at most half the format's digits. In an
+        array of which one entry was rounded the others may have been: 1 may be the cosine of a small angle."""
         if not jnp.issubdtype(dtype, jnp.inexact):
             # A whole number of the trace may be Python's, whose own dtype is int64.
             return _same(value if isinstance(value, jax.Array) else np.asarray(value, dtype))
         array = np.asarray(value).astype(wide(dtype))
-        exact = jnp.asarray(array)
-        form = format_of(dtype)
-        mantissa = np.frexp(array.real)[0] * 2.0 ** (form.digits // 2)
-        # A subnormal number has few digits left, so that few digits do not show that it is exact.
-        plain = (mantissa == np.round(mantissa)) & ((np.abs(array) >= form.tiny) | (array == 0))
-        if self.seed is None or np.iscomplexobj(array) or plain.all():
-            return _same(exact)
-        size = np.where(plain, 0.0, np.maximum(np.abs(array) * form.unit, form.spacing / 2))
+        if self.seed is None or formats.has_few_digits(array, format_of(dtype)):
+            return _same(jnp.asarray(array))
+        if np.iscomplexobj(array):
+            real, imaginary = self._rounded_constant(array.real, dtype), self._rounded_constant(array.imag, dtype)
+            return Pair(jnp.asarray(array), real.noisy + 1j * imaginary.noisy)
+        return self._rounded_constant(array, dtype)
+
+    def _rounded_constant(self, array: np.ndarray, dtype: Any) -> Pair:
+        exact, form = jnp.asarray(array), format_of(dtype)
+        size = np.where(array == 0, 0.0, np.maximum(np.abs(array) * form.unit, form.spacing / 2))
         return Pair(exact, self.add(exact, exact, jnp.asarray(size), salt=0))
 
     def add(self, noisy: Any, exact: Any, amplitude: Any, salt: int | None = None, picks: Any = None) -> Any:
@@ -129,7 +133,12 @@ class Interpreter:
             return [], Flags()
         call = called(equation, ins)
         if call:
-            return self.run(*call)
+            inside = call[0]
+            self._folding.renamed(equation.invars, inside.invars)
+            found = self.run(*call)
+            self._folding.renamed(inside.outvars, equation.outvars)
+            return found
+        self._folding.see(equation)
         control = {"scan": self.scan, "while": self.loop, "cond": self.branch}.get(name)
         if control:
             return control(params, ins)
@@ -197,6 +206,8 @@ class Interpreter:
     def rounded(self, equation: Any, ins: list[Pair], found: Pair, amplitude: Any, bind: Any, dtype: Any) -> Any:
         """A result with its operands' noise, plus its own: of that amplitude, and shared."""
         name, form, exact = equation.primitive.name, format_of(dtype), found.exact
+        if name == "cumsum":
+            found = Pair(exact, self.accumulated(ins[0].exact, found, bind, form))
         kept = exact
         if name in rounding.SUMS:  # a sum that cancels to 0 has rounded before; a sum of zeros has not
             kept = jnp.where((exact == 0) & (amplitude > self.underflow(dtype)), 1.0, exact)
@@ -219,6 +230,19 @@ class Interpreter:
             noisy = noise.unless_held(exact, noisy, moved, form.digits)
         return noisy
 
+    def accumulated(self, terms: Any, found: Pair, bind: Any, form: Format) -> Any:
+        """Running sums with the roundings of their additions, each of which all later sums share."""
+        exact = found.exact
+        size = form.unit * jnp.where((terms == 0) | (exact == terms), 0.0, jnp.abs(exact))
+        picks = [self._picks(exact)]
+        if picks[0] is exact and not jnp.iscomplexobj(exact):  # sums are multiples of their binade's spacing
+            picks += [noise.place_on_grid(exact, terms, jnp.zeros_like(exact), form.digits)]
+            size = size * noise.direction(exact)
+        drawn, salt = jnp.zeros_like(exact), next(self._salts)
+        for each in picks:
+            drawn = self.add(drawn, exact, size / math.sqrt(len(picks)), salt, each)
+        return found.noisy + bind([drawn])
+
     def by_transforms(self, params: dict[str, Any], bind: Any, ins: list[Pair], form: Format) -> Any:
         """The rounding error of a convolution by transforms."""
         unit = min(form.unit, format_of(jnp.float32).unit)
@@ -235,9 +259,8 @@ class Interpreter:
         if name == "div":
             return self.add(noisy, exact, form.unit * exact, rounding.RECIPROCAL, picks=ins[1].exact)
         if name == "mul":
-            for variable, pair in zip(equation.invars, ins):
-                if is_literal(variable) and not _power_of_two(variable.val):
-                    noisy = self.add(noisy, exact, form.unit * exact, picks=pair.exact)
+            for place in self._folding.of_product(equation):
+                noisy = self.add(noisy, exact, form.unit * exact, picks=ins[place].exact)
         if name in rounding.ELEMENTARY:
             amplitude = rounding.SHARED_UNITS * min(form.unit, format_of(jnp.float32).unit) * exact
             return self.add(noisy, exact, amplitude, picks=noise.leading(exact))
@@ -290,7 +313,7 @@ class Interpreter:
 
     def rounded_input(self, pair: Pair, dtype: Any, precision: Any) -> Pair:
         """An operand of a matrix product as the precision class in force may round it."""
-        kind = self.assume or input_class(_precision_word(precision), self.device)
+        kind = self.assume or input_class(formats.precision_word(precision), self.device)
         if self.seed is None or np.dtype(dtype) != np.float32 or kind == "full":
             return pair
         return Pair(pair.exact, self.add(pair.noisy, pair.exact, INPUT_UNIT[kind] * jnp.abs(pair.exact), salt=0))
@@ -371,17 +394,3 @@ def _places(array: Any) -> Any:
 
 def _same(value: Any) -> Pair:
     return Pair(value, value)
-
-
-def _power_of_two(constant: Any) -> bool:
-    if np.ndim(constant) or np.iscomplexobj(constant):
-        return False
-    return abs(np.frexp(np.float64(constant))[0]) == 0.5
-
-
-def _precision_word(precision: Any) -> str:
-    """ "highest", "tf32" or "default" from a primitive's precision parameter."""
-    text = str(precision).upper()
-    if "HIGHEST" in text or ("F32_F32" in text and "TF32" not in text and "BF16" not in text):
-        return "highest"
-    return "tf32" if "HIGH" in text or "TF32" in text else "default"

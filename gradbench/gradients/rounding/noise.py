@@ -60,10 +60,14 @@ def _rounding_of(exact: Any, unit: float, underflow: float) -> Any:
 
 
 def _unless_held(exact: Any, noisy: Any, operands: list[Any], digits: int) -> Any:
-    """`noisy`, or `exact` where that fits in so many digits and the operands, pairs (exact, noisy), have no noise."""
+    """`noisy`, or `exact` where that fits in so many digits and the operands, pairs (exact, noisy) of results of
+    operations, have no noise and were not exact by chance: they are whole, have at most half the digits, or are the
+    result itself up to a power of two. A program that comes to another number by other operations rounds."""
     held = holds(digits, exact)
     for without, given in operands:
-        held = held & (without == given)
+        copied = jnp.frexp(exact)[0] == jnp.frexp(without)[0]
+        few = holds(digits // 2, without) | (without == jnp.round(without))
+        held = held & (without == given) & (few | copied)
     return jnp.where(held, exact, noisy)
 
 

@@ -19,7 +19,8 @@ A result `y` computed in a format of unit roundoff u and smallest spacing s is m
   analysis, 2019) and its square is u^2 sum_i S_i^2. M is the mean of S_i^2 over a few partial sums taken in the order
   of the array, which sees a drift; kQ/6, with Q = sum_i x_i^2, is what a sequence in random order adds to it; the last
   Q is the rounding of each term. Terms that are all equal (S^2 = kQ) round the same way all through a binade: the d_i
-  are then one d, and the error sqrt(k) times that;
+  are then one d, and the error sqrt(k) times that. Of running sums each S_i is a result, and its error is that of the
+  additions up to it, which later sums share: each addition's e is drawn and the draws are summed in the same way;
 - a convolution on an accelerator may be taken by transforms of tiles of the image (Winograd; FFT). Then each entry's
   error is that of products of whole transforms, whatever its own terms are, on entries that are 0 too: a second e, of a
   sum whose terms are the kernel's entries times the root mean square of the image. (An FFT x -> X of P points has
@@ -35,7 +36,9 @@ Errors e drawn entry by entry average out in a norm or a scale. Roundings that e
   such sums of a binade have one error. So e has two parts, each of u|y|/sqrt(2): drawn by one operand and what the
   other leaves modulo the result's spacing, and the reverse;
 - a compiler multiplies constants together, c1 (c2 x) = (c1 c2) x, and rounds their product once for all entries: a
-  product with a constant that is no power of two has a part u|y| drawn by the constant;
+  product with a constant that is no power of two has a part u|y| drawn by the constant. A program may do so with
+  numbers that it is given, (x a) b = x (a b): a product with a number that many entries share, of what is a product
+  with such a number already, has a part u|y| drawn by it (`Folding`);
 - the error of an elementary function is a fixed function of its argument, and near arguments share it: half of the 8u
   are drawn by the exponent and the first four further bits of the result (measured over a million normal numbers on a
   CPU, the mean relative error of tanh, erf, atan and rsqrt is 0.1 to 0.5 u). Formats narrower than float32 compute it
@@ -46,9 +49,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from gradbench.gradients.rounding.arrays import jnp
+from gradbench.program.xla.jaxprs import is_literal
 
 
 def names(text: str) -> frozenset[str]:
@@ -146,7 +153,7 @@ def sum_amplitude(name: str, bind: Any, params: dict[str, Any], operands: list[A
         squares = bind([operands[0] * operands[0], operands[1]])
         return jnp.sqrt(k * (total * total / 3 + squares / 6) + squares)
     if name == "cumsum":
-        return jnp.sqrt(bind([total * total]) + bind([operands[0] * operands[0]]))
+        return jnp.sqrt(bind([operands[0] * operands[0]]))  # that of the partial sums: `Interpreter.accumulated`
     k = sum_terms(name, params, operands) or 1.0
     squares = bind([jnp.real(x * jnp.conj(x)) for x in operands])
     if k <= 1:
@@ -192,3 +199,77 @@ def _mean_square_of_partial_sums(name: str, bind: Any, params: dict[str, Any], o
         running = running + bind(part)
         squares = squares + jnp.abs(running) ** 2
     return squares / PARTIAL_SUMS
+
+
+# Products of numbers that many entries share stay such under these; copies of shared numbers are shared.
+_LINEAR = names(
+    "neg reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy rev slice concatenate pad "
+    "gather dynamic_slice select_n add sub add_any reduce_sum cumsum dot_general conv_general_dilated div"
+)
+_SAME_NUMBERS = names("neg reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy")
+
+
+class Folding:
+    """Which products a right program may take in another order: (x a) b is x (a b), whose rounding of a b all x share.
+
+    Follows the variables of a jaxpr: those whose numbers are repeated (a scalar beside an array, a broadcast array),
+    and those that are such a number times others, whatever is linear in between.
+    """
+
+    def __init__(self):
+        self._repeated: set[Any] = set()
+        self._scaled: set[Any] = set()
+
+    def renamed(self, old: Iterable[Any], new: Iterable[Any]) -> None:
+        """The variables `new` stand for `old`, as arguments do for those of a call."""
+        for one, other in zip(old, new):
+            for known in (self._repeated, self._scaled):
+                if not is_literal(one) and one in known:
+                    known.add(other)
+
+    def see(self, equation: Any) -> None:
+        """Notes what an equation's results are."""
+        name, ins, (out, *_) = equation.primitive.name, equation.invars, equation.outvars
+        if name == "mul":
+            repeated = [self._is_repeated(v, out) for v in ins]
+            if any(repeated) or any(self._is(self._scaled, v) for v in ins):
+                self._scaled.add(out)
+            if all(repeated):
+                self._repeated.add(out)
+        if name in _LINEAR and any(self._is(self._scaled, v) for v in ins):
+            self._scaled.add(out)
+        if name == "broadcast_in_dim" and _size(out) > _size(ins[0]) and not is_literal(ins[0]):
+            self._repeated.add(out)
+        if name in _SAME_NUMBERS and self._is(self._repeated, ins[0]):
+            self._repeated.add(out)
+
+    def of_product(self, equation: Any) -> list[int]:
+        """Which operands of a product a right program may multiply by others first: constants, which a compiler folds,
+        and repeated numbers where the other operand is a product with some already."""
+        one, other = equation.invars
+        out = equation.outvars[0]
+
+        def folds(variable: Any, beside: Any) -> bool:
+            if is_literal(variable):
+                return not _is_power_of_two(variable.val)
+            return self._is_repeated(variable, out) and self._is(self._scaled, beside)
+
+        return [place for place, pair in enumerate(((one, other), (other, one))) if folds(*pair)]
+
+    def _is_repeated(self, variable: Any, out: Any) -> bool:
+        """A literal is none."""
+        return not is_literal(variable) and (variable in self._repeated or _size(variable) < _size(out))
+
+    @staticmethod
+    def _is(known: set[Any], variable: Any) -> bool:
+        return not is_literal(variable) and variable in known
+
+
+def _size(variable: Any) -> int:
+    return math.prod(variable.aval.shape)
+
+
+def _is_power_of_two(constant: Any) -> bool:
+    if np.ndim(constant) or np.iscomplexobj(constant):
+        return False
+    return abs(np.frexp(np.float64(constant))[0]) == 0.5

@@ -189,6 +189,58 @@ def test_what_the_reference_loses_too_is_no_fault():
     assert check(size, scaled, case="overflow,0").verdict == "FAIL"
 
 
+def test_a_nan_for_a_number_beyond_the_range_is_undecided_and_for_one_within_a_fault():
+    def horner(x):
+        return x * (x * (x - 2.0) + 3.0)
+
+    def powers(x):
+        return x**3 - 2.0 * x**2 + 3.0 * x  # inf - inf
+
+    report = check(powers, horner, case="overflow,0")
+    assert report.verdict == "INCONCLUSIVE"
+    assert "the right number lies beyond float32's range" in str(report)
+    assert check(lambda x: 0.0 * x, horner, case="overflow,0").verdict == "FAIL"
+    assert check(lambda x: jnp.tanh(powers(x)), lambda x: jnp.tanh(horner(x)), case="overflow,0").verdict == "FAIL"
+
+
+def test_a_right_formula_that_fails_is_said_to_lose_digits():
+    def direct(x):
+        return jnp.log1p(jnp.exp(x))
+
+    report = check(lambda x: jnp.log(1 + jnp.exp(x)), direct, inputs="x: f32[n] in -9..-8", fast=True)
+    assert report.verdict == "FAIL"
+    assert "value at n=1,random,0" in report.notes[-1]
+    assert "no formula is wrong there; it loses digits" in report.notes[-1]
+    wrong = check(lambda x: direct(x) * (1 + 2.0**-20), direct, inputs="x: f32[n] in -9..-8", fast=True)
+    assert wrong.verdict == "FAIL"
+    assert "no formula is wrong" not in str(wrong)
+
+
+def test_inputs_that_are_equal_by_chance_leave_a_derivative_undecided_within_their_entries():
+    """In 16 bits some of a hundred random numbers are equal; each may get what the other does, or half of both."""
+
+    @jax.custom_vjp
+    def shared(x):
+        return jnp.sort(x)
+
+    def backward(x, ct):
+        order = jnp.argsort(x)
+        alike = x[order][:, None] == x[order][None]
+        return (jnp.zeros_like(x).at[order].set((alike @ ct.astype(jnp.float32) / alike.sum(1)).astype(x.dtype)),)
+
+    shared.defvjp(lambda x: (jnp.sort(x), x), backward)
+    found = check(shared, jnp.sort, inputs="x: bf16[n]", case="n=129,random,0")
+    assert row(found, "vjp").verdict == "INCONCLUSIVE"
+    assert "inputs are equal" in row(found, "vjp").worst.reason
+
+    @jax.custom_vjp
+    def wrong(x):
+        return jnp.sort(x)
+
+    wrong.defvjp(lambda x: (jnp.sort(x), x), lambda x, ct: (1.25 * backward(x, ct)[0],))
+    assert row(check(wrong, jnp.sort, inputs="x: bf16[n]", case="n=129,random,0"), "vjp").verdict == "FAIL"
+
+
 def test_another_derivative_at_a_kink_is_undecided_and_off_it_a_fault():
     def steps(x):
         return jnp.where(x >= 0, x, 0)

@@ -180,3 +180,102 @@ def test_sums_of_numbers_that_are_all_different_round_independently():
     spread = noise.sample(trace, given, "float32", "highest", jax.devices("cpu")[0]).spread
     (sigma,), (exact,) = spread.sigma, spread.exact
     assert spread.along[0] < 2 * np.linalg.norm(sigma * exact) / np.vdot(exact, exact)  # of 32 samples: 12 % off
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_running_sums_share_the_roundings_of_their_additions(reverse, dtype):
+    """Taken one after another, long stretches of sums are off to one side: at each of these, by 1.04 to 2.1 times what
+    a band of independent errors allows the scale."""
+    x = round_to(np.random.default_rng(1).standard_normal((1000, 2)) + 0.5, dtype)
+    rows, total, sums = x[::-1] if reverse else x, np.zeros_like(x[0]), []
+    for row in rows:
+        total = (total + row).astype(x.dtype)
+        sums.append(total)
+    got, cpu = np.array(sums[::-1] if reverse else sums).astype(np.float64), jax.devices("cpu")[0]
+
+    def running(x, w):
+        return [jax.lax.cumsum(x * w, 0, reverse=reverse)]
+
+    one = np.ones((), x.dtype)
+    bands = [
+        noise.sample(jax.make_jaxpr(running)(x, one), [x, one], dtype, "highest", cpu).spread,
+        Band(running, x, one, dtype, "highest", cpu).sample(x, one),
+    ]
+    for band in bands:
+        (expected,) = band.exact
+        assert abs(np.vdot(got - expected, expected)) < quantile(4) * band.along[0] * np.vdot(expected, expected)
+        assert np.linalg.norm(got - expected) < quantile(4) * band.norm[0]
+
+
+def test_running_sums_of_one_term_and_zeros_are_exact():
+    x = np.zeros((9, 2), np.float32)
+    x[3] = 1 / 3, 0.1
+    trace = jax.make_jaxpr(lambda x: [jax.lax.cumsum(x, 0)])(x)
+    (sigma,) = noise.sample(trace, [x], "float32", "highest", jax.devices("cpu")[0]).spread.sigma
+    assert sigma.max() < 2.0**-24 * 2 / 3  # of finishing, as every sum's: nothing grows along the axis
+    np.testing.assert_allclose(sigma[3:], np.broadcast_to(sigma[3], (6, 2)))
+    assert not sigma[:3].any()
+
+
+def test_of_an_array_that_was_rounded_every_entry_may_have_been():
+    """The cosine of a small angle is 1 in bfloat16, which is off by nearly a unit all the same."""
+    table = jnp.asarray(np.cos([0.02, 1.0]), jnp.bfloat16)
+    trace = jax.make_jaxpr(lambda x: [x * table, x * jnp.asarray([1.0, 0.5], x.dtype)])(jnp.ones(2, jnp.bfloat16))
+    given = [np.ones(2, jnp.bfloat16)]
+    rounded, exact = noise.sample(trace, given, "bfloat16", "highest", jax.devices("cpu")[0]).spread.sigma
+    assert rounded.min() > 2.0**-11
+    assert not exact.any()
+
+
+def test_complex_constants_are_rounded_too():
+    turn = jnp.asarray(np.exp([0.1j, 1j]), jnp.complex64)
+    given = [np.array([1 + 1j, 1], np.complex64)]
+    trace = jax.make_jaxpr(lambda z: [jnp.real(z * turn), jnp.imag(z * turn)])(given[0])
+    spread = noise.sample(trace, given, "float32", "highest", jax.devices("cpu")[0]).spread
+    assert min(s.min() for s in spread.sigma) > 2.0**-27
+    trace = jax.make_jaxpr(lambda z: [jnp.real(turn + 0 * z)])(given[0])
+    assert noise.sample(trace, given, "float32", "highest", jax.devices("cpu")[0]).spread.sigma[0].min() > 2.0**-27
+
+
+def test_a_number_added_up_many_times_rounds_the_same_way_in_a_binade():
+    """By 1.2 bands more than independent roundings allow the sums."""
+    x = np.full(1000, 0.11, np.float32)
+    got = np.cumsum(x, dtype=np.float32).astype(np.float64)
+    trace = jax.make_jaxpr(lambda x: [jax.lax.cumsum(x, 0)])(x)
+    (sigma,) = noise.sample(trace, [x], "float32", "highest", jax.devices("cpu")[0]).spread.sigma
+    expected = np.arange(1, 1001) * np.float64(x[0])
+    assert np.max(np.abs(got - expected) / sigma) < quantile(2000)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_that_scale_all_entries_may_be_multiplied_first(dtype):
+    """By 3.2 times what a band of independent errors allows the scale in float32."""
+    generator = np.random.default_rng(0)
+    x, *scales = round_to(generator.standard_normal((63, 17)), dtype), *round_to(generator.uniform(1, 2, 2), dtype)
+    given, cpu = [x, *(np.asarray(s, x.dtype) for s in scales)], jax.devices("cpu")[0]
+
+    def one_by_one(x, a, b):
+        return [jax.jit(lambda x, a: -(x * a).T)(x, a) * b]
+
+    folded = float(np.asarray(scales[0] * scales[1], x.dtype)) / (float(scales[0]) * float(scales[1])) - 1
+    found = noise.sample(jax.make_jaxpr(one_by_one)(*given), given, dtype, "highest", cpu).spread
+    compiled = Band(lambda x, s: one_by_one(x, *s), x, given[1:], dtype, "highest", cpu).sample(x, given[1:])
+    unit = 2.0**-24 if dtype == "float32" else 2.0**-8
+    assert abs(folded) <= unit
+    assert unit < quantile(4) * min(found.along[0], compiled.along[0])
+    once = noise.sample(jax.make_jaxpr(lambda x, a, b: [x * a])(*given), given, dtype, "highest", cpu).spread
+    assert quantile(4) * once.along[0] < unit / 2  # nothing to fold
+
+
+def test_a_sum_that_is_exact_by_chance_on_the_way_is_not_exact():
+    x = np.array([1.1, -1.2, 2.0, 0.1], np.float32)
+
+    def sums(x):
+        return [(x[0] + x[1]) + x[3], x[0] + x[1], (x[2] + x[2]) + 1.0, x[0] * 1.0 + 0.0]
+
+    exact = sums(x.astype(np.float64))
+    assert [np.float32(e) for e in exact] == exact
+    trace = jax.make_jaxpr(sums)(x)
+    found = noise.sample(trace, [x], "float32", "highest", jax.devices("cpu")[0]).spread.sigma
+    assert [bool(sigma > 0) for sigma in found] == [True, False, False, False]
