@@ -22,12 +22,12 @@ ExtraArguments = Callable[[jax.Array, Any, Callable[[Any], jax.Array]], dict[str
 # What update() may be handed beyond gradients, state and params: optax names these in its optimizers' docstrings. Of an
 # update that takes any, `build` cannot tell what those it hands them on to take.
 _EXTRA_ARGUMENTS: tuple[ExtraArguments, ...] = (
-    lambda value, grads, loss: {  # sam's grad_fn is also handed the number of the step within its period
+    lambda value, grads, loss: {  # sam hands its grad_fn the number of the step within its period, too
         "value": value,
         "grad": grads,
         "value_fn": loss,
         "obj_fn": loss,
-        "grad_fn": lambda params, _: jax.grad(loss)(params),
+        "grad_fn": lambda params, *_: jax.grad(loss)(params),
     },
     lambda value, grads, loss: {"value": value, "grad": grads, "value_fn": loss},  # polyak, momo, line searches
     lambda value, grads, loss: {"value": value, "obj_fn": loss},  # sophia
@@ -73,7 +73,7 @@ def _one_axis(optimizer: Optimizer, axis: Axis, values: Mapping[str, Any]) -> Op
 def _traces(optimizer: Optimizer, *what: Any) -> bool:
     try:
         extra_arguments(optimizer, *what)
-    except OptimizerError:
+    except (OptimizerError, ProblemError):  # raised again, with the names of both, where the pair is made
         return False
     return True
 
@@ -153,7 +153,8 @@ def extra_arguments(
             continue
         if kept:
             if _reads_kept(loss, params, data):
-                raise ProblemError("the loss reads arrays of an earlier call; return them as state (stateful=True)")
+                again = "compute them anew, or return them as state (stateful=True)"
+                raise ProblemError(f"the loss reads arrays of an earlier call; {again}")
             where = "its update reads arrays of an earlier call; keep them in its state"
             raise OptimizerError(f"{optimizer.spec!r}: {where}")
         if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, params):

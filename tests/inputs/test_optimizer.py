@@ -141,6 +141,7 @@ def squares(params, data):
         ("*, grad, obj_fn", "grad, obj_fn(params)"),
         ("value_fn=None", "value_fn(params)"),
         ("*, grad_fn", "grad_fn(params, 0) + grads"),
+        ("*, grad_fn", "grad_fn(params) + grads"),
         ("*, value, **rest", "value + 0"),
         ("**rest", "rest"),
     ],
@@ -249,7 +250,9 @@ def test_a_loss_that_reads_what_it_kept_is_refused(sweep):
         kept[0] = 0.9 * kept[0] + jnp.sum(params)
         return jnp.sum((params - kept[0]) ** 2)
 
-    with pytest.raises(ProblemError, match="mine: the loss reads arrays of an earlier call; return them as state"):
+    with pytest.raises(
+        ProblemError, match="mine: the loss reads arrays of an earlier call; compute them anew, or return them"
+    ):
         sweep(Problem(lambda key: jnp.ones(2), loss, name="mine"), "sgd", [0.1])
 
 

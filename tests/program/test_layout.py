@@ -83,8 +83,8 @@ def test_a_value_in_another_order(pair, data):
 
 @st.composite
 def products(draw):
-    """Two arrays, each with the order of axes it is kept in, and the dimension numbers of a product: any batch, free
-    and summed axes, in any order."""
+    """Two arrays, each with the order of axes it is kept in and whether it is kept in its own too, and the dimension
+    numbers of a product: any batch, free and summed axes, in any order."""
     sizes = st.integers(1, 5)
     batch, summed = (draw(st.lists(sizes, max_size=2)) for _ in range(2))
     sides = []
@@ -95,14 +95,21 @@ def products(draw):
         shape[list(places)] = (*batch, *summed, *free)
         array = np.random.default_rng(seed).normal(size=shape)
         kept = draw(st.permutations(range(array.ndim)))
-        sides.append((array, kept, places[: len(batch)], places[len(batch) : len(batch) + len(summed)]))
+        summed_at = places[len(batch) : len(batch) + len(summed)]
+        sides.append((array, kept, draw(st.booleans()), places[: len(batch)], summed_at))
     return sides
 
 
-@settings(deadline=None, max_examples=40)
+def kept_as(array, order, both):
+    permuted = as_permuted(jnp.transpose(array, order), order)
+    both = both and isinstance(permuted, PermutedArray)
+    return PermutedArray(permuted.array, permuted.order, array) if both else permuted
+
+
+@settings(deadline=None, max_examples=80)
 @given(products())
 def test_a_product_of_any_axes_is_the_product(sides):
-    (a, kept_a, batch_a, summed_a), (b, kept_b, batch_b, summed_b) = sides
+    (a, *kept_a, batch_a, summed_a), (b, *kept_b, batch_b, summed_b) = sides
     numbers = ((tuple(summed_a), tuple(summed_b)), (tuple(batch_a), tuple(batch_b)))
     params = {"dimension_numbers": numbers, "precision": None, "preferred_element_type": None}
     shared = dict(zip((*batch_b, *summed_b), (*batch_a, *summed_a)))
@@ -112,8 +119,7 @@ def test_a_product_of_any_axes_is_the_product(sides):
 
     @jit_quickly
     def result(a, b):
-        x, y = (as_permuted(jnp.transpose(array, kept), kept) for array, kept in ((a, kept_a), (b, kept_b)))
-        return materialize(product(x, y, params))
+        return materialize(product(kept_as(a, *kept_a), kept_as(b, *kept_b), params))
 
     with jax.enable_x64(True):
         got = result(a, b)

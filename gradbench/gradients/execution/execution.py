@@ -110,7 +110,7 @@ class Execution:
         """Meanwhile the programs that will be called are compiled in other threads, for the point's shapes."""
         threads = ThreadPoolExecutor(COMPILING)
         try:
-            for name in names:
+            for name in dict.fromkeys(names):
                 with contextlib.suppress(Exception), self._contexts():  # raised again where the program is called
                     if name == programs.FORWARD:
                         self.forward_runner.begin(*self.place(self._along(point)), threads)

@@ -154,7 +154,7 @@ def _factor(x: Any, batch: Sequence[int], summed: Sequence[int], start: int) -> 
     if last:
         array = jnp.transpose(array, [order.index(axis) for axis in (*batch, *free, *summed)])
     sizes = tuple(x.shape[axis] for axis in free)
-    value = x.value if isinstance(x, PermutedArray) else None
+    value = x.value if isinstance(x, PermutedArray) and len(order) == 2 else None  # as it is, a matrix
     matrix = (math.prod(sizes), -1) if last else (-1, math.prod(sizes))
     array = jnp.reshape(array, (*array.shape[: len(batch)], *matrix))
     return _Factor(array, last, sizes, tuple(start + sorted(free).index(axis) for axis in free), value)
