@@ -4,11 +4,16 @@ import gc
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 
-def _interrupted(_: int, frame: FrameType | None) -> None:
-    """KeyboardInterrupt, but not inside an import: out of an extension module's that comes as another exception."""
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt, but not inside an import: out of an extension module's that comes as another exception. Nor
+    inside JAX's callback of the garbage collector, out of which nothing comes: there it is a moment later."""
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        threading.Timer(0.01, signal.pthread_kill, [threading.get_ident(), number]).start()
+        return
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             os.write(2, b"gradbench: interrupted\n")

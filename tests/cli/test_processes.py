@@ -60,6 +60,28 @@ def test_ctrl_c_while_jax_is_imported_is_one_line(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "gradbench: interrupted\n")
 
 
+def test_ctrl_c_while_garbage_is_collected_is_not_lost():
+    """Python ignores what a callback of its collector raises, and JAX has one, of this name."""
+    script = """
+import gc, signal
+from gradbench.__main__ import _interrupted
+def _xla_gc_callback(*_):
+    if gc.callbacks:
+        gc.callbacks.clear()
+        signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, _interrupted)
+gc.callbacks[:] = [_xla_gc_callback]
+try:
+    gc.collect()
+    signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    line, pipes = [sys.executable, "-c", script], {"capture_output": True, "text": True}
+    done = subprocess.run(line, env=child_environment(), timeout=60, **pipes)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
+
+
 def test_ctrl_c_ends_at_once_while_no_record_is_begun():
     """As in a problem's file that never ends."""
     with watching(Activity(quiet=True)), pytest.raises(KeyboardInterrupt):
