@@ -67,9 +67,19 @@ class Pair:
             return cls(run, number, Trial.of(loaded, load_optimizer(optimizer), own), devices)
 
     def replay(self, trials: Sequence[int] | np.ndarray) -> Tables:
-        """These trials, by their numbers in the pair, as the sweep ran them. The arithmetic depends on the lanes of the
-        block alone (program/block.py): so it has as many devices as these trials need, and no more than there are."""
+        """These trials, by their numbers in the pair, by the sweep's program, if not in the slots that they had."""
         return self._sweep(Program, self.trial, trials)
+
+    def in_every_slot(self, trial: int) -> Tables:
+        """This trial, by its number in the pair, in each slot of the sweep's program, under its one number. XLA
+        computes a block's last lanes apart, and may round otherwise there (docs/engine.md)."""
+        return self._sweep(Program, self.trial, [trial] * self.block.slots)
+
+    @property
+    def block(self) -> Block:
+        """The shape of the program that the pair was swept by, on no more devices than there are here."""
+        block = recorded_block(self.run, *self.run.plan.pairs[self.number])
+        return dataclasses.replace(block, devices=min(block.devices, len(self.devices)))
 
     def shaken(self, trials: Sequence[int] | np.ndarray) -> Tables:
         """SHAKEN twins of each of these trials, under its number, each with noise of its own as `shaking` adds it."""
@@ -86,9 +96,7 @@ class Pair:
         return math.sqrt(terms) * (TF32 if coarse else EPSILON[plan.dtype])
 
     def _sweep(self, kind: type[Program], trial: Trial, queue: Sequence[int] | np.ndarray) -> Tables:
-        block = recorded_block(self.run, *self.run.plan.pairs[self.number])
-        count = min(len(self.devices), math.ceil(len(queue) / block.lanes))
-        program = kind(trial, dataclasses.replace(block, devices=count), self.devices)
+        program = kind(trial, self.block, self.devices)
         rows = trials_of(self.run.trials, *self.run.plan.pairs[self.number])
         with _kept(self.run.plan.axis_names) as store:
             try:

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from gradbench.archive import integrity
-from gradbench.archive.again import Pair, recorded_block
-from gradbench.archive.cells import Judge, cells
+from gradbench.archive.again import Pair
+from gradbench.archive.cells import Cells, Judge, cells
 from gradbench.errors import DamagedError, GradbenchError, PlanError
 from gradbench.files import utc_now
 from gradbench.inputs.problem import Problem, load_problem, problem_names
@@ -209,6 +209,8 @@ def _devices(run: Run) -> tuple[list[jax.Device], list[str]]:
     pairs = [(key, began.get(key), now[key]) for key in ("platform", "device_kind", "git_commit", "flags")]
     pairs += [(name, began.get("versions", {}).get(name), now["versions"][name]) for name in PACKAGES]
     pairs.append(("rewriting", run.info.get("rewriting", True), enabled()))
+    most = max((of.get("devices", 1) for of in run.info.get("blocks", {}).values()), default=1)
+    pairs += [("devices", most, len(devices))] if len(devices) < most else []
     return devices, [f"{name.replace('_', ' ')} {before} → {here}" for name, before, here in pairs if before != here]
 
 
@@ -261,16 +263,24 @@ def _replayed(pair: Pair, chosen: np.ndarray, drawn: int, elsewhere: bool) -> li
     unlike = np.array([trial for trial in chosen if trial not in rows], int)
     if len(unlike):
         twins = cells(pair.shaken(unlike - first), unlike, late)
-        stride = recorded_block(run, *run.plan.pairs[pair.number]).stride
         for trial in unlike:
-            judge = Judge.of(before[trial], here[trial], twins[trial], pair.noise, stride, drawn)
+            judge = Judge.of(before[trial], here[trial], twins[trial], pair.noise, pair.block.stride, drawn)
             what = judge.words(before[trial], here[trial])
             if elsewhere:
                 rows[trial] = _row(run, trial, DIFFERS if judge.outside else WITHIN, judge.horizon, what)
+            elif not judge.outside and _of_a_slot(pair, int(trial - first), before[trial], late):
+                rows[trial] = _row(run, trial, EXACT)
             else:
                 within = "" if judge.outside else ": another machine of this kind?"
                 rows[trial] = _row(run, trial, DIFFERS, None, what + within)
     return [rows[trial] for trial in chosen]
+
+
+def _of_a_slot(pair: Pair, trial: int, before: Cells, late: Sequence[str]) -> bool:
+    """Whether every number of a trial, by its number in the pair, is what some slot of its program gives."""
+    number = trial + pair.run.plan.first_trials[pair.number]
+    slots = cells(pair.in_every_slot(trial), [number], late)[int(number)]
+    return before.keys() == slots.keys() and all(before[cell][0] in slots[cell] for cell in before)
 
 
 def _row(run: Run, trial: int, result: str, horizon: int | None = None, what: str = "") -> dict[str, Any]:

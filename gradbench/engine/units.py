@@ -1,8 +1,8 @@
 """A sweep as units of work, each a range of a pair's trials, and how any process runs one.
 
 `run_unit(job, unit)` depends on its arguments alone: the block is part of the job, and XLA's arithmetic depends on its
-lanes, not on a trial's slot or its neighbours. So a unit may be lost and run again elsewhere, and the rows of several
-workers are those of one process, bit for bit, on one kind of device.
+lanes, not on a trial's neighbours. So a unit may be lost and run again elsewhere, and the rows of several workers are
+those of one process, bit for bit, on one kind and number of devices; see docs/engine.md, The same bits, for slots.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ def choose_block(trial: Trial, devices: Sequence[jax.Device], trials: int) -> Bl
     machine = CPU if platform == "cpu" else ACCELERATOR
     step, whole = (work_on(trial, platform, batch) for batch in (True, False))
     seconds = _seconds(step, machine)  # of one trial's step
-    # XLA's arithmetic depends on the lanes, not on a trial's slot or its neighbours. So on a CPU the lanes are chosen
-    # by its cores, whatever the number of JAX devices: the same bits (tests/machine/test_devices.py).
+    # XLA's arithmetic depends on the lanes, not on a trial's neighbours, and hardly on its slot (docs/engine.md, The
+    # same bits). So on a CPU the lanes are chosen by its cores, whatever the number of JAX devices.
     spread = min(len(devices) if machine is ACCELERATOR else cores(), trials)
     needed = math.ceil(trials / spread)
 

@@ -11,6 +11,7 @@ from sampling import sample
 from tampering import TAMPERED, change, change_info, close, timing
 
 import gradbench
+from gradbench.archive import again
 from gradbench.archive import verify as module
 from gradbench.archive.again import Pair, longest_sum
 from gradbench.archive.verify import Verification, drawn_trials
@@ -101,10 +102,9 @@ def test_the_fewest_changed_trials_that_are_found_for_sure_enough():
 @pytest.fixture
 def elsewhere(monkeypatch, compiled_quickly):
     """Here is another place than the record's: its program has one trial at a time."""
-    real, block = module.environment, module.recorded_block
+    real, block = module.environment, again.recorded_block
     monkeypatch.setattr(module, "environment", lambda *given: real(*given) | {"device_kind": "another"})
-    again = "gradbench.archive.again.recorded_block"
-    monkeypatch.setattr(again, lambda *given: dataclasses.replace(block(*given), lanes=1, relayout=False))
+    monkeypatch.setattr(again, "recorded_block", lambda *of: dataclasses.replace(block(*of), lanes=1, relayout=False))
 
 
 @pytest.mark.thorough
@@ -230,6 +230,27 @@ def test_an_interrupted_run_holds_as_far_as_it_came(tmp_path, small_blocks):
     assert found.holds
     assert found.faults == []
     assert "the run is interrupted" in found.notes[0]
+
+
+def test_a_trial_out_of_the_last_lanes_holds_to_the_bit_though_others_round_otherwise(sweep, small_blocks):
+    """XLA:CPU computes lanes 20 and 21 of 22 apart, and fuses other products into their sums."""
+    small_blocks(lanes=22, rows=41)
+    run = sweep("rosenbrock", ["momentum"], "1e-4:1e-3:22", seeds=2, steps=40, timing="none")
+    for seed in range(4):
+        found = module.verify_run(run, sample=5, seed=seed)
+        assert {row["result"] for row in found.rows} == {"bit for bit"}, seed
+    found = module.verify_run(run, sample=44)  # the last lanes of one device are not those of the other
+    assert found.holds
+
+
+def test_a_trial_of_more_devices_than_are_here_is_judged_within_the_bound(sweep, small_blocks, monkeypatch):
+    small_blocks(lanes=3, rows=41, devices=2)
+    run = sweep("rosenbrock", ["sgd"], [1e-4, 1e-3], seeds=3, steps=10, timing="none")
+    real = module.find_devices
+    monkeypatch.setattr(module, "find_devices", lambda *given: real(*given)[:1])
+    found = gradbench.verify(run, sample=ALL)
+    assert found.holds
+    assert "replayed elsewhere: devices 2 → 1" in found.notes
 
 
 def test_bad_input_is_one_line(honest):

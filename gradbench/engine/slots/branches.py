@@ -4,7 +4,7 @@ Trials that differ only in where their learning rate begins to fall, and how lon
 (Hu et al., MiniCPM, 2024; Hägele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations,
 NeurIPS 2024). The one that falls last is the trunk. Each other is a branch: at the last chunk that begins before its
 fall, a copy of the trunk's state, made on the device, waits for a free slot. The arithmetic of a slot depends on no
-neighbour, so a branch is the trial that would have run from its start, bit for bit.
+neighbour, so a branch is the trial that would have run from its start, bit for bit (docs/engine.md, The same bits).
 """
 
 from __future__ import annotations
