@@ -70,10 +70,12 @@ class Pair:
         """These trials, by their numbers in the pair, by the sweep's program, if not in the slots that they had."""
         return self._sweep(Program, self.trial, trials)
 
-    def in_every_slot(self, trial: int) -> Tables:
-        """This trial, by its number in the pair, in each slot of the sweep's program, under its one number. XLA
-        computes a block's last lanes apart, and may round otherwise there (docs/engine.md)."""
-        return self._sweep(Program, self.trial, [trial] * self.block.slots)
+    def in_every_slot(self, trials: Sequence[int] | np.ndarray) -> Iterator[Tables]:
+        """Each of these trials in each slot of the sweep's program, under its one number; then so of a program for one
+        device, as a worker may have had. Both may change last bits (docs/engine.md, The same bits)."""
+        for devices in sorted({self.block.devices, 1}, reverse=True):
+            block = dataclasses.replace(self.block, devices=devices)
+            yield self._sweep(Program, self.trial, np.repeat(np.asarray(trials), block.slots), block)
 
     @property
     def block(self) -> Block:
@@ -95,8 +97,10 @@ class Pair:
         terms = longest_sum(traced(plain, plan, jax.value_and_grad(plain.loss), batch=False).jaxpr)
         return math.sqrt(terms) * (TF32 if coarse else EPSILON[plan.dtype])
 
-    def _sweep(self, kind: type[Program], trial: Trial, queue: Sequence[int] | np.ndarray) -> Tables:
-        program = kind(trial, self.block, self.devices)
+    def _sweep(
+        self, kind: type[Program], trial: Trial, queue: Sequence[int] | np.ndarray, block: Block | None = None
+    ) -> Tables:
+        program = kind(trial, block or self.block, self.devices)
         rows = trials_of(self.run.trials, *self.run.plan.pairs[self.number])
         with _kept(self.run.plan.axis_names) as store:
             try:
@@ -173,9 +177,12 @@ def shaking(optimizer: Optimizer, noise: float) -> Optimizer:
 
 
 class _Shaken(Program):
-    """The program of shaken trials: each slot has noise of its own."""
+    """The program of shaken trials: each has noise of its own, also those that take a slot one after another."""
+
+    begun = 0
 
     def begin(self, params: Any, settings: Settings) -> State:
         state = super().begin(params, settings)
-        salt = self.place(np.arange(self.block.slots, dtype=np.uint32))
+        salt = self.place(self.begun + np.arange(self.block.slots, dtype=np.uint32))
+        self.begun += self.block.slots
         return state._replace(opt_state=state.opt_state._replace(salt=salt))

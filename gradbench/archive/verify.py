@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from gradbench.archive import integrity
 from gradbench.archive.again import Pair
-from gradbench.archive.cells import Cells, Judge, cells
+from gradbench.archive.cells import Cell, Cells, Judge, cells
 from gradbench.errors import DamagedError, GradbenchError, PlanError
 from gradbench.files import utc_now
 from gradbench.inputs.problem import Problem, load_problem, problem_names
@@ -263,24 +263,38 @@ def _replayed(pair: Pair, chosen: np.ndarray, drawn: int, elsewhere: bool) -> li
     unlike = np.array([trial for trial in chosen if trial not in rows], int)
     if len(unlike):
         twins = cells(pair.shaken(unlike - first), unlike, late)
-        for trial in unlike:
-            judge = Judge.of(before[trial], here[trial], twins[trial], pair.noise, pair.block.stride, drawn)
+        judges = {
+            trial: Judge.of(before[trial], here[trial], twins[trial], pair.noise, pair.block.stride, drawn)
+            for trial in unlike
+        }
+        near = [] if elsewhere else [trial for trial, judge in judges.items() if not judge.outside]
+        exact = _of_a_slot(pair, np.array(near, int), before, late)
+        for trial, judge in judges.items():
             what = judge.words(before[trial], here[trial])
-            if elsewhere:
-                rows[trial] = _row(run, trial, DIFFERS if judge.outside else WITHIN, judge.horizon, what)
-            elif not judge.outside and _of_a_slot(pair, int(trial - first), before[trial], late):
+            if trial in exact:
                 rows[trial] = _row(run, trial, EXACT)
+            elif elsewhere:
+                rows[trial] = _row(run, trial, DIFFERS if judge.outside else WITHIN, judge.horizon, what)
             else:
                 within = "" if judge.outside else ": another machine of this kind?"
                 rows[trial] = _row(run, trial, DIFFERS, None, what + within)
     return [rows[trial] for trial in chosen]
 
 
-def _of_a_slot(pair: Pair, trial: int, before: Cells, late: Sequence[str]) -> bool:
-    """Whether every number of a trial, by its number in the pair, is what some slot of its program gives."""
-    number = trial + pair.run.plan.first_trials[pair.number]
-    slots = cells(pair.in_every_slot(trial), [number], late)[int(number)]
-    return before.keys() == slots.keys() and all(before[cell][0] in slots[cell] for cell in before)
+def _of_a_slot(pair: Pair, trials: np.ndarray, before: Mapping[int, Cells], late: Sequence[str]) -> set[int]:
+    """Those of some trials, by their numbers in the record, of which every number is what some slot gives."""
+    if not len(trials):
+        return set()
+    found: dict[int, dict[Cell, set[Any]]] = {int(trial): {} for trial in trials}
+    for tables in pair.in_every_slot(trials - pair.run.plan.first_trials[pair.number]):
+        for trial, slots in cells(tables, trials, late).items():
+            for cell, values in slots.items():
+                found[trial].setdefault(cell, set()).update(values)
+    return {
+        trial
+        for trial, slots in found.items()
+        if before[trial].keys() == slots.keys() and all(of[0] in slots[cell] for cell, of in before[trial].items())
+    }
 
 
 def _row(run: Run, trial: int, result: str, horizon: int | None = None, what: str = "") -> dict[str, Any]:

@@ -148,6 +148,7 @@ def test_the_horizon_is_where_theory_has_it(tmp_path, sweep, elsewhere, monkeypa
     pair = Pair.of(run, 0, find_devices("cpu"))
     twins = pair.shaken([0])["curves"].to_pylist()
     here = {row["step"]: row["loss"] for row in pair.replay([0])["curves"].to_pylist()}
+    assert len({row["loss"] for row in twins if row["step"] == 20}) == len(twins) / 101  # they share a slot
     apart = {step: np.std([row["loss"] - here[step] for row in twins if row["step"] == step]) for step in here}
     early, late = (np.mean([math.log2(apart[step]) for step in steps]) for steps in (range(4, 8), range(14, 18)))
     assert (late - early) / 10 == pytest.approx(1.0, abs=0.25)
@@ -251,6 +252,16 @@ def test_a_trial_of_more_devices_than_are_here_is_judged_within_the_bound(sweep,
     found = gradbench.verify(run, sample=ALL)
     assert found.holds
     assert "replayed elsewhere: devices 2 → 1" in found.notes
+
+
+@pytest.mark.thorough
+def test_a_trial_that_a_worker_with_one_device_ran_holds_to_the_bit(sweep, small_blocks):
+    """The driver's block has two devices; XLA:CPU evaluates these metrics by other kernels in a program for one."""
+    small_blocks(lanes=9, rows=21, devices=1)
+    run = sweep("heat_rod_pinn[width=8]", ["adam"], "1e-3:1:6", seeds=2, steps=20, timing="none")
+    run.info["blocks"]["heat_rod_pinn[width=8] × adam"]["devices"] = 2
+    found = gradbench.verify(run, sample=4)
+    assert {row["result"] for row in found.rows} == {"bit for bit"}
 
 
 def test_bad_input_is_one_line(honest):
