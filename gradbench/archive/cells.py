@@ -48,6 +48,7 @@ class Cell(NamedTuple):
 
 
 Cells = dict[Cell, tuple[Any, ...]]  # one value, or one of each twin
+_END = Cell("steps_run")
 
 
 def cells(
@@ -95,11 +96,14 @@ class Judge:
         bounds = {cell: _bound(here[cell][0], twins.get(cell, ()), factor, noise) for cell in here}
         blurred = (c.step for c in here if c.name == "loss" and not bounds[c] <= BLURRED * abs(here[c][0]))
         horizon = min((step for step in blurred if step is not None), default=None)
+        ends = [of[_END][0] for of in (before, here) if _END in of]
 
         def explained(cell: Cell) -> bool:
             recorded, replayed = (of.get(cell, (None,))[0] for of in (before, here))
             if horizon is not None and not _is_before(horizon, cell, replayed):
                 return True
+            if cell.step is not None and (cell in before) != (cell in here):  # one of the two has ended
+                return len(set(ends)) == 2 and cell.step >= min(ends) and explained(_END)
             if not _known(recorded) or not _known(replayed):  # twins that do not agree on that say nothing
                 return any(_known(value) != _known(replayed) for value in twins.get(cell, ()))
             slack = bounds[cell] + (stride if _KIND.get(cell.name) == COUNT else 0)

@@ -14,6 +14,7 @@ import gradbench
 from gradbench.archive import again
 from gradbench.archive import verify as module
 from gradbench.archive.again import Pair, longest_sum
+from gradbench.archive.cells import Cell, Judge
 from gradbench.archive.verify import Verification, drawn_trials
 from gradbench.errors import GradbenchError, PlanError
 from gradbench.machine.devices import find_devices
@@ -162,6 +163,18 @@ def test_the_horizon_is_where_theory_has_it(tmp_path, sweep, elsewhere, monkeypa
     [row] = gradbench.verify(run.path, own_files=True).rows
     assert row["result"] in ("within the bound", "bit for bit")
     assert 12 <= row["horizon"] <= 30
+
+
+def ended(*steps):
+    """The cells of a trial that diverges at a step, of each twin one."""
+    points = {Cell("loss", 0): (1.0,) * len(steps)} | {Cell("loss", step): (math.inf,) for step in steps}
+    return points | {Cell("steps_run"): steps}
+
+
+@pytest.mark.parametrize(("twins", "outside"), [((25, 26, 28, 27, 25, 24, 25, 27), 0), ((26,) * 8, 3)])
+def test_where_rounding_moves_the_end_of_a_trial_its_last_point_moves_too(twins, outside):
+    judge = Judge.of(ended(24), ended(26), ended(*twins), noise=1e-7, stride=1, drawn=40)
+    assert len(judge.outside) == outside  # or the end itself and both last points
 
 
 @pytest.mark.usefixtures("compiled_quickly")
