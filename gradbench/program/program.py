@@ -24,6 +24,7 @@ from gradbench.machine.internals import compiler_options, quick_compile
 from gradbench.program.spread import TRIALS, initialise, over_trials, trials_mesh
 from gradbench.program.trial import Observation, State, Trial, numerics
 from gradbench.program.xla.layout import examples_last
+from gradbench.program.xla.loops import over_steps
 from gradbench.program.xla.rewrite import rewritten
 from gradbench.program.xla.switch import enabled
 
@@ -87,6 +88,8 @@ class Program:
         self.rate_dtype = jnp.promote_types(jnp.float32, plan.dtype)
         self.watches = bool(trial.objective.splits)
 
+        scan = partial(over_steps if trial.kind.loops and platform == "cpu" else jax.lax.scan, length=block.rows)
+
         def advance(state: State, settings: Settings, seeds: jax.Array, first: jax.Array, data: Data, *watched: Any):
             if trial.noisy:
                 keys = jax.vmap(trial.keys)(seeds)
@@ -104,8 +107,8 @@ class Program:
 
             if watched:
                 wanted, holdout = watched
-                return jax.lax.scan(self._with_metrics(compiled, at, data, holdout), state, (steps, wanted))
-            return jax.lax.scan(at, state, steps, length=block.rows)
+                return scan(self._with_metrics(compiled, at, data, holdout), state, (steps, wanted))
+            return scan(at, state, steps)
 
         per_trial, shared = (P(TRIALS),) * 4, (P(),) * (1 + 2 * self.watches)
         spread = jax.shard_map(

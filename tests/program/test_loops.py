@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from quick import jit_quickly
 
-from gradbench.program.xla.jaxprs import equations
+from gradbench.program.xla import loops as module
+from gradbench.program.xla.jaxprs import equations, scan_counts
+from gradbench.program.xla.loops import over_steps
 from gradbench.program.xla.products import as_products
 from gradbench.program.xla.rewrite import rewritten
 
@@ -108,3 +112,97 @@ def test_loops_that_say_what_is_kept_or_have_effects_stay():
         (loop, *_) = loops(as_products(lambda x, body=body: jax.lax.scan(body, 1.0, x)[0], "cpu"), jnp.ones(3))
         made = [e for e in equations(loop.params["jaxpr"]) if e.primitive.name in ("remat", "remat2", "checkpoint")]
         assert len(made) == (body is not watched)
+
+
+def steps_of(loss, x, **options):
+    """A body for steps of gradient descent, which also returns its gradient."""
+
+    def body(w, rate):
+        value, grad = jax.value_and_grad(loss)(w, x, **options)
+        return w - rate * grad, (value, grad)
+
+    return body
+
+
+def test_a_loop_over_steps_fills_the_memory_of_its_loops_once(monkeypatch):
+    monkeypatch.setattr(module, "_LEAST", 1)
+    w, x, rates = jnp.asarray(W), jnp.asarray(X), jnp.linspace(0.1, 0.2, 3)
+    body = steps_of(gated, x)
+    trace = jax.make_jaxpr(lambda w: over_steps(body, w, rates, 3))(w)
+    (outer,) = [e for e in trace.jaxpr.eqns if e.primitive.name == "scan"]
+    consts, carried = scan_counts(outer.params)
+
+    def stacked(loop):
+        return [(v.aval.shape, v.aval.dtype) for v in loop.outvars[scan_counts(loop.params)[1] :]]
+
+    of_loops = [stack for loop in loops(body, w, 0.1) for stack in stacked(loop)]
+    assert len(of_loops) > 2
+    assert [(v.aval.shape, v.aval.dtype) for v in outer.invars[consts + 1 : consts + carried]] == of_loops
+    left = [e for e in equations(outer.params["jaxpr"]) if e.primitive.name == "scan"]
+    assert [stack for loop in left for stack in stacked(loop)] == []
+
+
+def nested_loops(draw, deeper=2):
+    """A body of a loop, whose loops may hold others, go backwards, stack results or carry whole numbers."""
+    inner = nested_loops(draw, deeper - 1) if deeper and draw(st.booleans()) else None
+    length, reverse, stacks, over = draw(st.integers(1, 3)), *(draw(st.booleans()) for _ in range(3))
+
+    def one_round(carry, x):
+        state, count = carry
+        state = jnp.tanh(state * 0.7 + (0 if x is None else x) + 0.1 * count)
+        state, more = inner(state, None) if inner else (state, None)
+        return (state, count + 1), (state * 2, count, more) if stacks else None
+
+    def body(state, rate):
+        xs = jnp.stack([state * k for k in range(1, length + 1)]) if over else None
+        (state, count), seen = jax.lax.scan(one_round, (state, 0), xs, length=length, reverse=reverse)
+        for y in jax.tree.leaves(seen):
+            state = state + jnp.mean(y) * 0.1
+        return state + count + (0 if rate is None else rate), seen
+
+    return body
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data(), st.booleans())
+def test_any_loops_in_a_loop_over_steps_give_the_same(data, derived):
+    body = nested_loops(data.draw)
+
+    def with_gradient(state, rate):
+        (_, seen), grad = jax.value_and_grad(lambda s: (jnp.sum(body(s, rate)[0]), body(s, rate)[1]), has_aux=True)(
+            state
+        )
+        return state - 0.1 * grad, seen
+
+    step = with_gradient if derived else body
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_LEAST", 1)
+        start, rates = jnp.asarray(W), jnp.linspace(0.1, 0.2, 4)
+
+        def pair(start):
+            return jax.lax.scan(step, start, rates), over_steps(step, start, rates, 4)
+
+        expected, got = jit_quickly(pair)(start)
+    # Numbers of order 1, a few hundred operations; a step multiplies what is off by two at most.
+    jax.tree.map(lambda e, g: np.testing.assert_allclose(g, e, rtol=1e-11, atol=1e-11), expected, got)
+
+
+def test_loops_with_effects_over_keys_or_unrolled_stay(monkeypatch):
+    monkeypatch.setattr(module, "_LEAST", 1)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def watched(y, x):
+        jax.debug.print("{}", x)
+        return y, x
+
+    bodies = [
+        lambda w, _: jax.lax.scan(watched, w, w),
+        lambda w, _: jax.lax.scan(lambda y, key: (y + jax.random.normal(key), y), w, keys),
+        lambda w, _: (w, jax.lax.scan(lambda y, x: (y + x, y), w[0], w, unroll=2)),
+        lambda w, _: (w, jax.lax.scan(lambda y, x: (y + x, y), w[0], w[:0])),
+    ]
+    for body in bodies:
+        trace = jax.make_jaxpr(lambda w, body=body: over_steps(body, w, None, 2)[1])(jnp.ones(3))
+        names = [e.primitive.name for e in equations(trace)]
+        assert names.count("scan") == 2
+        assert "while" not in names

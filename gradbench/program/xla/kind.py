@@ -27,12 +27,14 @@ class Kind(NamedTuple):
         matrices: the same layout, for one trial too.
     alone: batching trials gains nothing: matrices are factorised, or rows of parameters looked up, whose derivative XLA
         scatters entry by entry, more slowly in a batch than trial by trial.
+    loops: there are loops of known length, as over a sequence (loops.py).
     """
 
     products: bool
     matrices: bool
     images: bool
     alone: bool
+    loops: bool = False
 
     @classmethod
     def of(cls, loss: Any, params: Any) -> Kind:
@@ -48,6 +50,7 @@ class Kind(NamedTuple):
             matrices=all(map(_of_matrices, products)) and not convolutions,
             images=all(map(_of_matrices, products)) and suits_images_last(loss),
             alone=looks_up or not FACTORISATIONS.isdisjoint(names),
+            loops="scan" in names,
         )
 
     def relayout(self, lanes: int, platform: str) -> bool:
