@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from gradbench.program.xla.jaxprs import bind, evaluate, is_literal, open_jaxpr, scan_counts, with_bodies
+from gradbench.program.xla.jaxprs import bind, equations, evaluate, is_literal, open_jaxpr, scan_counts, with_bodies
 
 _LEAST = 2**18  # bytes: less stays in a core's cache, and costs little to read again
 _SMALL = 4  # what is so many times smaller than a value adds nothing to what it costs
@@ -33,6 +33,11 @@ _DEAR = {
     *("div", "exp", "exp2", "expm1", "log", "log1p", "pow", "tanh", "logistic", "erf", "sqrt", "rsqrt", "cbrt"),
     *("sin", "cos", "tan"),
 }
+
+
+def has_large(jaxpr: Any) -> bool:
+    """Whether a jaxpr, closed or open, has values that may be better computed once."""
+    return any(_bytes(v) >= _LEAST for equation in equations(jaxpr) for v in equation.outvars)
 
 
 def computed_once(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], sliced: Iterable[Any] = ()) -> list[Any]:

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from gradbench.program.xla.fusion import computed_once
+from gradbench.program.xla.fusion import computed_once, has_large
 from gradbench.program.xla.jaxprs import (
     bind,
     called,
@@ -93,7 +93,7 @@ def rewritten(function: Callable[..., Any], platform: str, relayout: bool = Fals
         def results(*leaves: Any) -> list[Any]:
             return [in_own_order(x) for x in rewrite.run(*open_jaxpr(traced), leaves)]
 
-        if platform == "cpu":
+        if platform == "cpu" and has_large(traced):
             found = computed_once(*open_jaxpr(jax.make_jaxpr(results)(*leaves)), jax.tree.leaves(leaves))
         else:
             found = results(*leaves)
