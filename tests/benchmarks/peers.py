@@ -3,7 +3,8 @@
     python tests/benchmarks/peers.py [--problems networks] [--rates 64] [--out results/reference/peers-cpu-2-cores]
     python tests/benchmarks/peers.py --show results/reference/peers-cpu-2-cores --optimizers sgd --format markdown
 
-Four small problems with 64 learning rates and five networks with 8, x sgd, momentum, adam. Steady: seconds in the loop
+Four small problems with 64 learning rates and five networks with 8, x sgd, momentum, adam. The engine takes a network's
+few steps in the chunks of a sweep of 200. Steady: seconds in the loop
 over the steps, a trial-step, compiled before, over runs of a quarter of a second at least; every side in turn in each
 round, medians. End to end: from the data's and the start's arrays to the last loss of all trials in this process,
 building and compiling included (imports not), once per side. A side that would take minutes runs 4 of the trials, and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -42,6 +43,7 @@ NETWORKS = {
     "matrix_factorisation[users=5000,items=3000,rank=32,ratings=200000]": Setting(5, (5000, 500, 0.02), 8),
 }
 PROBLEMS = SMALL | NETWORKS
+SWEEP_STEPS = 200
 JUDGED = 4  # learning rates, spread over the grid, whose final losses are compared: the ones that every side runs
 
 
@@ -63,6 +65,12 @@ class Case:
         top = setting.highest[OPTIMIZERS.index(optimizer)]
         rates = np.geomspace(top / 100, top, count or setting.rates).astype(np.float32)
         return cls(problem, optimizer, rates, steps or setting.steps)
+
+    @property
+    def sweep(self) -> Trial:
+        """A trial of as many steps as a sweep has: its chunks are what the engine runs, be it for a few steps only."""
+        steps = max(self.steps, SWEEP_STEPS if self.problem_name in NETWORKS else 0)
+        return dataclasses.replace(self.trial, plan=dataclasses.replace(self.plan, steps=steps))
 
     @property
     def judged(self) -> np.ndarray:

@@ -24,7 +24,7 @@ class Engine(Side):
     def __init__(self, case: Case):
         super().__init__(case)
         devices = find_devices(None)
-        block = choose_block(case.trial, devices, len(case.rates))
+        block = choose_block(case.sweep, devices, len(case.rates))
         self.params = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], block.slots, axis=0), case.params)
         with Compiler() as compiler:  # as in a sweep: what begins the trials is compiled beside the loop
             pair = CompiledPair(compiler, case.trial, block, devices, sweeps=False)
