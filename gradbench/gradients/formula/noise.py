@@ -214,6 +214,7 @@ class _Samples(Interpreter):
     def scan(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         count, carried = scan_counts(params)
         body, consts = open_jaxpr(params["jaxpr"])
+        self._sums.carried(body.invars[count : count + carried])
         carry, flags, rows = ins[count : count + carried], Flags(), []
         length, place = params["length"], next(self._salts)
         for step in reversed(range(length)) if params["reverse"] else range(length):
@@ -235,6 +236,7 @@ class _Samples(Interpreter):
         test, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
         tests, bodies = params["cond_nconsts"], params["body_nconsts"]
         carry, flags, place = list(ins[tests + bodies :]), Flags(), next(self._salts)
+        self._sums.carried(body[0].invars[bodies:])
         for _ in range(MAX_ITERATIONS):
             again = self.same_salts(place, 0, self.run, *test, [*ins[:tests], *carry])[0][0]
             flags = flags._replace(tie=flags.tie | np.any(again.exact != again.noisy))

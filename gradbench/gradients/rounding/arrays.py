@@ -61,6 +61,13 @@ def holds(digits: int, value: Any) -> Any:
     return lax.reduce_precision(value, exponent_bits=11, mantissa_bits=digits - 1) == value
 
 
+def lowest(value: Any) -> Any:
+    """The largest power of two of which a float64 is a multiple; infinite for 0, and what is not finite is one of 1."""
+    significand, exponent = jnp.frexp(jnp.where(jnp.isfinite(value), value, 1.0))
+    whole = (significand * 2.0**53).astype(np.int64)
+    return jnp.where(value == 0, np.inf, jnp.ldexp((whole & -whole).astype(np.float64), exponent - 53))
+
+
 def jitted(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
     """The function as it is if its first argument is NumPy's, jitted if it is JAX's: traced once per shape, however
     many equations use it. The arguments named `static` are Python values."""

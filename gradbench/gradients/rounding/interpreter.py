@@ -26,6 +26,7 @@ from gradbench.gradients.rounding.pairs import (
     is_float,
     is_float_array,
     lanes,
+    leaves_range,
     loses_reciprocal,
     reach,
     wide,
@@ -61,7 +62,7 @@ class Interpreter:
         self._start: Any = None if seed is None else noise.start(seed)
         self._salts = itertools.count(1)
         self._loops = 0  # the depth of nested loops
-        self._folding = rounding.Folding()
+        self._folding, self._sums = rounding.Folding(), rounding.Sums()
 
     @np.errstate(all="ignore")  # of constants, which NumPy computes
     def run(self, jaxpr: Any, consts: list[Any], arguments: list[Pair]) -> tuple[list[Pair], Flags]:
@@ -110,7 +111,7 @@ class Interpreter:
         """What picks the noise: the value; in a loop's worst case the place, so that every iteration rounds alike."""
         if not (self.worst_case and self._loops):
             return exact
-        return _places(exact)
+        return noise.places(exact)
 
     def turn(self, body: Any, consts: list[Any], arguments: list[Pair], kind: str) -> tuple[list[Pair], Flags]:
         """One iteration of a loop."""
@@ -134,9 +135,11 @@ class Interpreter:
         call = called(equation, ins)
         if call:
             inside = call[0]
-            self._folding.renamed(equation.invars, inside.invars)
+            for followed in (self._folding, self._sums):
+                followed.renamed(equation.invars, inside.invars)
             found = self.run(*call)
-            self._folding.renamed(inside.outvars, equation.outvars)
+            for followed in (self._folding, self._sums):
+                followed.renamed(inside.outvars, equation.outvars)
             return found
         self._folding.see(equation)
         control = {"scan": self.scan, "while": self.loop, "cond": self.branch}.get(name)
@@ -152,11 +155,7 @@ class Interpreter:
         units = rounding.units(name, params)
         if name in rounding.OF_MODULUS and jnp.issubdtype(dtypes[0], jnp.complexfloating):
             units = rounding.MODULUS_UNITS
-        if units is None and not (
-            name in rounding.EXACT | rounding.SUMS | rounding.PRODUCTS | rounding.BACKWARD_STABLE
-            or name in special.SPECIAL | {"one_minus_square", "polynomial"}
-            or not any(jnp.issubdtype(d, jnp.inexact) for d in [*dtypes, *outs])
-        ):
+        if units is None and name not in _KNOWN and any(jnp.issubdtype(d, jnp.inexact) for d in [*dtypes, *outs]):
             self.unknown.add(name)
             as_traced = True
         if name in ("dot_general", "conv_general_dilated"):
@@ -166,7 +165,7 @@ class Interpreter:
 
         wide_params = widen(params)
         if params.get("update_jaxpr") is not None:  # a scatter carries its combiner as a trace of the narrow dtype
-            combiner = jax.make_jaxpr(_COMBINERS[name.replace("-", "_")])(*[jnp.zeros((), wide(outs[0]))] * 2)
+            combiner = jax.make_jaxpr(rounding.COMBINERS[name.replace("-", "_")])(*[jnp.zeros((), wide(outs[0]))] * 2)
             wide_params = with_combiner(wide_params, combiner)
 
         def results_of(operands: list[Any]) -> Any:
@@ -185,6 +184,8 @@ class Interpreter:
             noisy_in = [reach(p) for p in ins]
         noisy = results_of(noisy_in) if reached else exact
         flags = Flags()
+        if self.seed is not None:
+            self._sums.see(equation, results_of, [p.exact for p in ins])
         if reached and (name in ("eq", "ne") or name in rounding.SELECTIONS):
             flags = flags._replace(tie=decision_can_change(name, ins, exact, noisy))
         if not equation.primitive.multiple_results:
@@ -193,13 +194,14 @@ class Interpreter:
         for e, n, dtype in zip(exact, noisy, outs):
             # Only float16's range is so narrow that a right program may leave it in between.
             if is_float_array(e) and dtype == np.float16 and name not in rounding.EXACT | {"reduce_precision"}:
-                large = jnp.abs(e) > format_of(dtype).largest
-                flags = flags._replace(overflow=flags.overflow | jnp.any(large & jnp.isfinite(e)))
+                flags = flags.add(Flags(overflow=leaves_range(e, format_of(dtype))))
             if name == "div" and is_float_array(e):
                 flags = flags._replace(reciprocal=loses_reciprocal(e, ins[1].exact, format_of(dtype)))
             amplitude = self.amplitude(name, params, results_of, ins, e, dtypes, dtype, units)
             if amplitude is not None:
                 n = self.rounded(equation, ins, Pair(e, n), amplitude, results_of, dtype)
+                n, raised = self.reordered(equation, ins, Pair(e, n), format_of(dtype))
+                flags = flags.add(raised)
             results.append(Pair(e, n))
         return results, flags
 
@@ -223,12 +225,25 @@ class Interpreter:
         noisy = self.shared(equation, ins, exact, noisy, form)
         if name == "conv_general_dilated" and self.device.platform != "cpu":
             spread = self.by_transforms(equation.params, bind, ins, form)
-            noisy = self.add(noisy, jnp.ones_like(exact), spread, picks=_places(exact))
+            noisy = self.add(noisy, jnp.ones_like(exact), spread, picks=noise.places(exact))
         if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(exact):
             # One correctly rounded operation on exact operands: exact where its result fits the format.
             moved = [p for p in ins if p.noisy is not p.exact]
             noisy = noise.unless_held(exact, noisy, moved, form.digits)
         return noisy
+
+    def reordered(self, equation: Any, ins: list[Pair], found: Pair, form: Format) -> tuple[Any, Flags]:
+        """A result with the roundings of other orders of its addends, where it is a sum of sums, and the flag that one
+        of these may leave the format's range."""
+        others = self._sums.in_other_orders(equation, [p.exact for p in ins], found.exact, form)
+        if others is None:
+            return found.noisy, Flags()
+        size = form.unit * others[0]
+        kept = jnp.where(found.exact == 0, 1.0, found.exact)  # a sum that cancels to 0 has rounded before
+        noisy = self.add(found.noisy, kept, size)
+        for place in self._folding.of_sum(equation):
+            noisy = self.add(noisy, kept, size, picks=ins[place].exact)
+        return noisy, Flags(overflow=others[1])
 
     def accumulated(self, terms: Any, found: Pair, bind: Any, form: Format) -> Any:
         """Running sums with the roundings of their additions, each of which all later sums share."""
@@ -331,6 +346,7 @@ class Interpreter:
     def scan(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
         consts, carried = scan_counts(params)
         body, body_consts = open_jaxpr(params["jaxpr"])
+        self._sums.carried(body.invars[consts : consts + carried])
 
         def step(state, slices):
             carry, flags = state
@@ -344,13 +360,12 @@ class Interpreter:
         return [*carry, *stacked], flags
 
     def loop(self, params: dict[str, Any], ins: list[Pair]) -> tuple[list[Pair], Flags]:
-        """A while loop iterates as often as without noise; a noisy condition that disagrees raises the tie flag.
-
-        So does stopping at MAX_ITERATIONS.
-        """
+        """A while loop iterates as often as without noise; a noisy condition that disagrees, or stopping at
+        MAX_ITERATIONS, raises the tie flag."""
         test, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
         tests, bodies = params["cond_nconsts"], params["body_nconsts"]
         test_consts, body_consts = ins[:tests], ins[tests : tests + bodies]
+        self._sums.carried(body[0].invars[bodies:])
 
         def condition(carry):
             return self.run(*test, [*test_consts, *carry])[0][0]
@@ -377,19 +392,8 @@ class Interpreter:
         return outputs, flags._replace(tie=flags.tie | (index.exact != index.noisy))
 
 
-_COMBINERS = {
-    "scatter": lambda old, new: new,
-    "scatter_add": lax.add,
-    "scatter_sub": lax.sub,
-    "scatter_mul": lax.mul,
-    "scatter_min": lax.min,
-    "scatter_max": lax.max,
-}
-
-
-def _places(array: Any) -> Any:
-    """A different number for each entry, to pick its noise."""
-    return jnp.arange(1, array.size + 1, dtype=jnp.float64).reshape(array.shape)
+_KNOWN = rounding.EXACT | rounding.SUMS | rounding.PRODUCTS | rounding.BACKWARD_STABLE | special.SPECIAL
+_KNOWN |= {"one_minus_square", "polynomial"}
 
 
 def _same(value: Any) -> Pair:

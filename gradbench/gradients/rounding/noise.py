@@ -91,6 +91,11 @@ def _place_on_grid(exact: Any, one: Any, other: Any, digits: int) -> Any:
     return of_bits(mix(bits(place)) ^ bits(upright * one))
 
 
+def places(array: Any) -> Any:
+    """A different number for each entry, to pick its noise."""
+    return jnp.arange(1, array.size + 1, dtype=jnp.float64).reshape(array.shape)
+
+
 def direction(value: Any) -> Any:
     """-1 where a value is negative, else 1."""
     return jnp.where(value < 0, -1.0, 1.0)

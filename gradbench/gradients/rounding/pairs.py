@@ -94,6 +94,11 @@ def loses_reciprocal(quotient: Any, divisor: Any, form: Format) -> jax.Array:
     return jnp.any(lost & (size >= form.tiny) & (size <= form.largest))
 
 
+def leaves_range(value: Any, form: Format) -> Any:
+    """Whether a finite number of an array lies beyond the format's range."""
+    return jnp.any((jnp.abs(value) > form.largest) & jnp.isfinite(value))
+
+
 def lanes(going: Any, new: Any, old: Any) -> Any:
     """What a while loop carries after a turn: `new`, but `old` where `going` is not. Under vmap the condition has an
     axis of lanes, as has what the loop carries, and a lane that has ended stays as it is."""

@@ -1,5 +1,7 @@
 """The spread that NumPy samples is the one that a compiled sampler does."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -279,3 +281,89 @@ def test_a_sum_that_is_exact_by_chance_on_the_way_is_not_exact():
     trace = jax.make_jaxpr(sums)(x)
     found = noise.sample(trace, [x], "float32", "highest", jax.devices("cpu")[0]).spread.sigma
     assert [bool(sigma > 0) for sigma in found] == [True, False, False, False]
+
+
+def chain(x):
+    return [(x[0] + x[1]) + x[2], x[0] - (x[1] - x[2])]
+
+
+def prefixes(x):
+    """Running sums and, transposed, their gradient."""
+    scanned = functools.partial(jax.lax.associative_scan, jnp.add)
+    return [scanned(x), jax.vjp(scanned, x)[1](x)[0]]
+
+
+def in_a_loop(x):
+    def sums(x):
+        return jax.lax.scan(lambda s, row: (s + row, s + row), jnp.zeros_like(x[0]), x)[1]
+
+    return [sums(x), jax.vjp(sums, x)[1](x)[0]]
+
+
+def running(x):
+    return [jnp.cumsum(x, axis=0), jax.lax.cumsum(x, reverse=True)]
+
+
+# A function, the same sums in another order, and with a fault.
+ORDERS = [
+    (
+        chain,
+        lambda x: [x[0] + (x[1] + x[2]), (x[0] - x[1]) + x[2]],
+        lambda x: [x[0] + (x[1] + x[2]) * 1.05, (x[0] - x[1]) + x[2]],
+    ),
+    (prefixes, running, lambda x: running(x.at[7].multiply(1.05))),
+    (in_a_loop, running, lambda x: running(x.at[7].multiply(1.05))),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("function", "other", "wrong"), ORDERS)
+def test_sums_in_another_order_are_no_fault_where_they_cancel(function, other, wrong, dtype):
+    """By 50 to 10^35 times what the roundings of the written order allow."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((16, 300))
+    x[2] = -x[0] - x[1] + 0.01 * x[2]
+    x[3] = x[4] + 0.01 * x[3]
+    x = round_to(x, dtype)
+    cpu = jax.devices("cpu")[0]
+    bands = [noise.sample(jax.make_jaxpr(function)(x), [x], dtype, "highest", cpu).spread]
+    if function is not prefixes:  # which takes long to compile
+        bands += [Band(lambda x, w: function(x), x, (), dtype, "highest", cpu).sample(x, ())]
+    with jax.enable_x64(True):
+        expected = [np.asarray(e) for e in function(x.astype(np.float64))]
+
+    def off(band, program):
+        pairs = zip(jax.jit(program)(x), expected, band.sigma)
+        errors = [np.abs(np.asarray(g, np.float64) - e) / np.maximum(s, 1e-99) for g, e, s in pairs]
+        return max(map(np.max, errors)) / quantile(x.size)
+
+    for band in bands:
+        assert off(band, other) <= 1
+        assert off(band, wrong) > 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_added_to_all_entries_may_be_added_to_each_other_first(dtype):
+    generator = np.random.default_rng(0)
+    x, a, b = (round_to(v, dtype) for v in (generator.standard_normal(10_000) / 16, 1.3, -0.617))
+    given, cpu = [x, a, b], jax.devices("cpu")[0]
+    expected = x.astype(np.float64) + a.astype(np.float64) + b.astype(np.float64)
+    error = np.asarray(jax.jit(lambda x, a, b: x + (a + b))(*given)).astype(np.float64) - expected
+    trace = jax.make_jaxpr(lambda x, a, b: [(x + a) + b])(*given)
+    spread = noise.sample(trace, given, dtype, "highest", cpu).spread
+    assert abs(np.vdot(error, expected)) / np.vdot(expected, expected) < quantile(4) * spread.along[0]
+    compiled = Band(lambda x, w: [(x + w[0]) + w[1]], x, given[1:], dtype, "highest", cpu).sample(x, given[1:])
+    assert 0.5 < compiled.along[0] / spread.along[0] < 2  # two estimates from 32 samples each
+
+
+def test_sums_that_are_exact_in_every_order_are_exact():
+    x = np.array([0.5, 1.25, 3.0, 100.0, -96.5], np.float32)
+    trace = jax.make_jaxpr(lambda x: [((x[0] + x[1]) + x[2]) + (x[3] + x[4])])(x)
+    assert not noise.sample(trace, [x], "float32", "highest", jax.devices("cpu")[0]).spread.sigma[0].any()
+
+
+def test_partial_sums_of_another_order_may_leave_the_range():
+    x = np.array([[2.0], [-2.0], [2.5]], np.float32) * 1e38
+    trace = jax.make_jaxpr(lambda x: [(x[0] + x[1]) + x[2]])(x)
+    assert noise.sample(trace, [x], "float32", "highest", jax.devices("cpu")[0]).spread.overflow
+    assert not noise.sample(trace, [x / 4], "float32", "highest", jax.devices("cpu")[0]).spread.overflow
