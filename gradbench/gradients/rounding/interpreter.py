@@ -208,8 +208,8 @@ class Interpreter:
     def rounded(self, equation: Any, ins: list[Pair], found: Pair, amplitude: Any, bind: Any, dtype: Any) -> Any:
         """A result with its operands' noise, plus its own: of that amplitude, and shared."""
         name, form, exact = equation.primitive.name, format_of(dtype), found.exact
-        if name == "cumsum":
-            found = Pair(exact, self.accumulated(ins[0].exact, found, bind, form))
+        if name in special.IN_STEPS:
+            found = Pair(exact, found.noisy + self.accumulated(name, equation.params, ins[0].exact, exact, dtype))
         kept = exact
         if name in rounding.SUMS:  # a sum that cancels to 0 has rounded before; a sum of zeros has not
             kept = jnp.where((exact == 0) & (amplitude > self.underflow(dtype)), 1.0, exact)
@@ -224,7 +224,8 @@ class Interpreter:
             noisy = self.add(noisy, kept, amplitude / math.sqrt(len(picks)), salt, each)
         noisy = self.shared(equation, ins, exact, noisy, form)
         if name == "conv_general_dilated" and self.device.platform != "cpu":
-            spread = self.by_transforms(equation.params, bind, ins, form)
+            spread = rounding.transform_amplitude(bind, equation.params, [p.exact for p in ins])
+            spread = spread * min(form.unit, format_of(jnp.float32).unit)
             noisy = self.add(noisy, jnp.ones_like(exact), spread, picks=noise.places(exact))
         if name in rounding.ONE_ROUNDING and not jnp.iscomplexobj(exact):
             # One correctly rounded operation on exact operands: exact where its result fits the format.
@@ -245,23 +246,18 @@ class Interpreter:
             noisy = self.add(noisy, kept, size, picks=ins[place].exact)
         return noisy, Flags(overflow=others[1])
 
-    def accumulated(self, terms: Any, found: Pair, bind: Any, form: Format) -> Any:
-        """Running sums with the roundings of their additions, each of which all later sums share."""
-        exact = found.exact
-        size = form.unit * jnp.where((terms == 0) | (exact == terms), 0.0, jnp.abs(exact))
-        picks = [self._picks(exact)]
-        if picks[0] is exact and not jnp.iscomplexobj(exact):  # sums are multiples of their binade's spacing
-            picks += [noise.place_on_grid(exact, terms, jnp.zeros_like(exact), form.digits)]
-            size = size * noise.direction(exact)
-        drawn, salt = jnp.zeros_like(exact), next(self._salts)
-        for each in picks:
-            drawn = self.add(drawn, exact, size / math.sqrt(len(picks)), salt, each)
-        return found.noisy + bind([drawn])
+    def accumulated(self, name: str, params: dict[str, Any], terms: Any, exact: Any, dtype: Any) -> Any:
+        """The errors of what is computed in steps: see `special`."""
+        salt, by_value = next(self._salts), not (self.worst_case and self._loops)
 
-    def by_transforms(self, params: dict[str, Any], bind: Any, ins: list[Pair], form: Format) -> Any:
-        """The rounding error of a convolution by transforms."""
-        unit = min(form.unit, format_of(jnp.float32).unit)
-        return unit * rounding.transform_amplitude(bind, params, [p.exact for p in ins])
+        def draw(of: Any, amplitude: Any, *picks: Any) -> Any:
+            drawn, picks = jnp.zeros_like(of), picks if by_value else (noise.places(of),)
+            for each in picks:
+                drawn = self.add(drawn, of, amplitude / math.sqrt(len(picks)), salt, each)
+            return drawn
+
+        params = {**params, "rank": np.ndim(exact)}
+        return special.accumulated(name, params, terms, exact, format_of(dtype), self.underflow(dtype), draw)
 
     def results(self, equation: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
         """The primitive's own results, floats as float64."""
@@ -318,9 +314,12 @@ class Interpreter:
                 if self.worst_case:
                     return bind([jnp.abs(x) if is_float(x) else x for x in operands])
             return roundings() + unit * rounding.sum_amplitude(name, bind, params, operands, exact)
+        if name in ("cumprod", "reduce_prod"):
+            return jnp.zeros_like(jnp.abs(exact))  # that of its steps: `accumulated`
+        if name == "cumlogsumexp":
+            return roundings() + special.STEP_UNITS * form.unit * special.from_largest(params, ins[0].exact, exact)
         if name in rounding.PRODUCTS:
-            terms = math.sqrt(max(1.0, ins[0].exact.size / max(1, exact.size if name == "reduce_prod" else 1)))
-            return roundings(rounding.ELEMENTARY_UNITS * terms)
+            return roundings(rounding.ELEMENTARY_UNITS * math.sqrt(max(1, ins[0].exact.size)))
         if name in rounding.BACKWARD_STABLE:
             return roundings()
         size = jnp.sqrt(jnp.mean(jnp.abs(exact) ** 2))  # of a primitive without a rule

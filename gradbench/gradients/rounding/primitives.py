@@ -20,7 +20,7 @@ A result `y` computed in a format of unit roundoff u and smallest spacing s is m
   of the array, which sees a drift; kQ/6, with Q = sum_i x_i^2, is what a sequence in random order adds to it; the last
   Q is the rounding of each term. Terms that are all equal (S^2 = kQ) round the same way all through a binade: the d_i
   are then one d, and the error sqrt(k) times that. Of running sums each S_i is a result, and its error is that of the
-  additions up to it, which later sums share: each addition's e is drawn and the draws are summed in the same way;
+  additions up to it, which later sums share; products and running logarithms of sums likewise (`special`);
 - a convolution on an accelerator may be taken by transforms of tiles of the image (Winograd; FFT). Then each entry's
   error is that of products of whole transforms, whatever its own terms are, on entries that are 0 too: a second e, of a
   sum whose terms are the kernel's entries times the root mean square of the image. (An FFT x -> X of P points has

@@ -1,5 +1,6 @@
-"""The rounding error of a special function, which is computed by a series or a fraction in at least float32.
+"""The rounding error of special functions, of products of many factors and of what runs along an axis.
 
+A special function is computed by a series or a fraction in at least float32.
 `amplitude` gives it in units of roundoff of the format of the computation, up to the factor ELEMENTARY_UNITS of
 `primitives`; narrower formats round the result once more. A law says how the error grows with the arguments. Its size
 depends on the library's series, and is measured: over 600,000 points for each function, in float32 on a
@@ -18,6 +19,19 @@ and 10.1 times for igamma_grad_a, where x is near a. MARGIN and GRADIENT_MARGIN 
 - the incomplete beta function: likewise, with x^a (1 - x)^b / B(a, b) and the fraction for I where
   x < (a + 1) / (a + b + 2), for 1 - I elsewhere (section 6.4). It takes O(sqrt(max(a, b))) iterations, each of which
   rounds: 24 + sqrt(max(a, b)) in place of the 1, where 24 is what small a and b take.
+
+What runs along an axis is made of steps whose errors all later results share (`accumulated`): results y_j of terms x_j,
+
+- sums: step j is off by u|y_j|, and so are all later results;
+- products, also those of a whole axis: each step is off by u of its result, and all later results by as much of
+  theirs; half of the variance is drawn by x_j, for a product of equal factors in any order has equal errors in its
+  equal parts;
+- logarithms of sums of exponentials: y_j = M + log1p(exp(-|d|)), where M is the larger of y_(j-1) and x_j, is off by
+  u(|y_j| + 1) + 16u(y_j - M): u of the sum 1 + exp(-|d|), 8u of the exponential, which moves the logarithm by
+  exp(-|d|) / (1 + exp(-|d|)) <= y_j - M, and 8u of the logarithm. Half of the variance is shared by steps that add
+  nearly the same number below the spacing of the result, and round the same way. Later results are off by
+  exp(y_j - y_i) of that. Taken at once, as m + log(sum exp(x_j - m)), where m is the
+  largest term of all, or of those so far, y_i has u|y_i| + 16u(y_i - M_i + m - M_i) once more, M_i the largest so far.
 """
 
 from __future__ import annotations
@@ -26,13 +40,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from gradbench.gradients.rounding import noise
+from gradbench.gradients.rounding.arrays import jnp
+from gradbench.gradients.rounding.formats import Format
 
 _OF_ROUNDED = frozenset(["lgamma", "digamma", "erf_inv", "bessel_i0e", "bessel_i1e", "polygamma", "zeta"])
 _GRADIENTS = frozenset(["igamma_grad_a", "random_gamma_grad"])
 _GAMMA = frozenset(["igamma", "igammac"]) | _GRADIENTS
 MARGIN, GRADIENT_MARGIN = 3.0, 20.0
+STEP_UNITS = 16.0
+IN_STEPS = frozenset(["cumsum", "cumprod", "cumlogsumexp", "reduce_prod"])
 SPECIAL = _OF_ROUNDED | _GAMMA | {"regularized_incomplete_beta"}
 
 
@@ -67,3 +87,63 @@ def law(name: str, bind: Callable[[Sequence[Any]], Any], operands: Sequence[Any]
     exponent = turns + jnp.abs(a * lax.log(x)) + jnp.abs(b * lax.log1p(-x)) + gammas
     part = jnp.where(x < (a + 1) / (a + b + 2), result, 1 - result)
     return jnp.abs(result) + jnp.where((x > 0) & (x < 1), exponent * part, 0.0)
+
+
+def accumulated(
+    name: str, params: dict[str, Any], terms: Any, exact: Any, form: Format, underflow: float, draw: Callable[..., Any]
+) -> Any:
+    """The errors of results that run along an axis, or of products, from those of their steps, which all later results
+    share: `draw(of, amplitude, *picks)` gives noise of that amplitude, drawn by each of `picks` in equal parts, where
+    `of` is finite and not 0."""
+    if name == "cumsum":
+        size = form.unit * jnp.where((terms == 0) | (exact == terms), 0.0, jnp.abs(exact))
+        if jnp.iscomplexobj(exact):
+            return _running(jnp.cumsum, params, draw(exact, size, exact))
+        place = noise.place_on_grid(exact, terms, jnp.zeros_like(exact), form.digits)  # multiples of their spacing
+        return _running(jnp.cumsum, params, draw(exact, size * noise.direction(exact), exact, place))
+    if name in ("cumprod", "reduce_prod"):
+        shifts = jnp.abs(jnp.frexp(jnp.real(terms))[0]) == 0.5
+        if name == "reduce_prod":
+            axes = [axis - terms.ndim for axis in params["axes"]]
+            size = form.unit * jnp.where(shifts | (terms.size <= exact.size), 0.0, 1.0)
+            steps = draw(jnp.ones_like(terms), size, terms, noise.places(terms))
+            return jnp.where(jnp.isfinite(exact), exact * jnp.sum(steps, axis=tuple(axes)), 0.0)
+        size = form.unit + underflow / jnp.maximum(jnp.abs(exact), 1e-320)
+        steps = draw(jnp.where(exact == 0, 1.0, exact), jnp.where((exact == terms) | shifts, 0.0, size), exact, terms)
+        return exact * _running(jnp.cumsum, params, steps)
+    before = _running(_shifted, params, exact)
+    gained = jnp.where(jnp.isfinite(exact), exact - jnp.maximum(before, terms), 0.0)
+    size = jnp.where(exact == terms, 0.0, form.unit * (jnp.abs(exact) + 1 + STEP_UNITS * gained))
+    largest = jnp.max(jnp.where(jnp.isfinite(exact), exact, -np.inf), initial=-np.inf)
+    weight = jnp.where(jnp.isfinite(exact), jnp.exp(exact - jnp.where(jnp.isfinite(largest), largest, 0.0)), 0.0)
+    lost = gained < 2 * form.unit * jnp.abs(exact)  # what is added to multiples of a larger spacing
+    drawn = draw(jnp.where(exact == 0, 1.0, exact), size, exact, jnp.where(lost, noise.leading(gained), terms))
+    summed = _running(jnp.cumsum, params, drawn * weight)
+    return jnp.where(weight > 0, summed / jnp.where(weight > 0, weight, 1.0), drawn)
+
+
+def from_largest(params: dict[str, Any], terms: Any, exact: Any) -> Any:
+    """How far logarithms of running sums of exponentials lie above the largest term so far, and that below the largest
+    of all."""
+    so_far = lax.cummax(jnp.asarray(terms), axis=params["axis"], reverse=params["reverse"])
+    so_far = so_far if isinstance(exact, jax.Array) else np.asarray(so_far)
+    finite = jnp.isfinite(exact) & jnp.isfinite(so_far)
+    largest = jnp.max(
+        jnp.where(jnp.isfinite(terms), terms, -np.inf), axis=params["axis"], keepdims=True, initial=-np.inf
+    )
+    below = jnp.where(finite, largest - jnp.where(finite, so_far, 0.0), 0.0)
+    return jnp.where(finite, exact - so_far, 0.0) + below
+
+
+def _running(function: Callable[..., Any], params: dict[str, Any], values: Any) -> Any:
+    """`function(values, axis=)` along the axis of a running primitive, in its direction; samples lead."""
+    axis = params["axis"] - params["rank"]
+    turned = jnp.flip(values, axis) if params["reverse"] else values
+    found = function(turned, axis=axis)
+    return jnp.flip(found, axis) if params["reverse"] else found
+
+
+def _shifted(values: Any, axis: int) -> Any:
+    """Each entry the one before it, the first -inf."""
+    first = jnp.full_like(jnp.take(values, jnp.arange(min(1, values.shape[axis])), axis=axis), -np.inf)
+    return jnp.concatenate([first, jnp.take(values, jnp.arange(values.shape[axis] - 1), axis=axis)], axis=axis)
