@@ -30,7 +30,7 @@ from gradbench.gradients.rounding.band import (
 )
 from gradbench.gradients.rounding.formats import precision_context
 from gradbench.gradients.rounding.interpreter import MAX_ITERATIONS, Interpreter
-from gradbench.gradients.rounding.pairs import Flags, Pair, is_float, wide
+from gradbench.gradients.rounding.pairs import Flags, Pair, is_float, same, wide
 from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr, scan_counts
 
 # Elementwise, like the primitives that round a result of their own.
@@ -219,7 +219,7 @@ class _Samples(Interpreter):
         length, place = params["length"], next(self._salts)
         for step in reversed(range(length)) if params["reverse"] else range(length):
             row = [
-                _same(x.exact[step]) if x.noisy is x.exact else Pair(x.exact[step], x.noisy[:, step])
+                same(x.exact[step]) if x.noisy is x.exact else Pair(x.exact[step], x.noisy[:, step])
                 for x in ins[count + carried :]
             ]
             given = [*ins[:count], *carry, *row]
@@ -228,7 +228,7 @@ class _Samples(Interpreter):
             rows.append(outputs[carried:])
         if not rows:
             avals = [v.aval for v in body.outvars[carried:]]
-            return [*carry, *[_same(np.zeros((0, *a.shape), wide(a.dtype))) for a in avals]], flags
+            return [*carry, *[same(np.zeros((0, *a.shape), wide(a.dtype))) for a in avals]], flags
         rows = rows[::-1] if params["reverse"] else rows
         return [*carry, *map(self._stacked, zip(*rows))], flags
 
@@ -262,7 +262,7 @@ class _Samples(Interpreter):
     def _stacked(self, column: tuple[Pair, ...]) -> Pair:
         exact = np.stack([p.exact for p in column])
         if all(p.noisy is p.exact for p in column):
-            return _same(exact)
+            return same(exact)
         noisy = [np.broadcast_to(p.noisy, (len(self.seed), *np.shape(p.exact))) for p in column]
         return Pair(exact, np.stack(noisy, axis=1))
 
@@ -270,7 +270,3 @@ class _Samples(Interpreter):
 def _is_elementwise(equation: Any) -> bool:
     name = equation.primitive.name
     return name in _ELEMENTWISE or rounding.units(name, equation.params) is not None
-
-
-def _same(value: Any) -> Pair:
-    return Pair(value, value)

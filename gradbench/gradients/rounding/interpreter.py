@@ -29,6 +29,7 @@ from gradbench.gradients.rounding.pairs import (
     leaves_range,
     loses_reciprocal,
     reach,
+    same,
     wide,
     widen,
 )
@@ -84,10 +85,10 @@ class Interpreter:
         array of which one entry was rounded the others may have been: 1 may be the cosine of a small angle."""
         if not jnp.issubdtype(dtype, jnp.inexact):
             # A whole number of the trace may be Python's, whose own dtype is int64.
-            return _same(value if isinstance(value, jax.Array) else np.asarray(value, dtype))
+            return same(value if isinstance(value, jax.Array) else np.asarray(value, dtype))
         array = np.asarray(value).astype(wide(dtype))
         if self.seed is None or formats.has_few_digits(array, format_of(dtype)):
-            return _same(jnp.asarray(array))
+            return same(jnp.asarray(array))
         if np.iscomplexobj(array):
             real, imaginary = self._rounded_constant(array.real, dtype), self._rounded_constant(array.imag, dtype)
             return Pair(jnp.asarray(array), real.noisy + 1j * imaginary.noisy)
@@ -256,8 +257,8 @@ class Interpreter:
                 drawn = self.add(drawn, of, amplitude / math.sqrt(len(picks)), salt, each)
             return drawn
 
-        params = {**params, "rank": np.ndim(exact)}
-        return special.accumulated(name, params, terms, exact, format_of(dtype), self.underflow(dtype), draw)
+        params, form = params | {"rank": np.ndim(exact)}, format_of(dtype)
+        return special.accumulated(name, params, terms, exact, form, self.underflow(dtype), draw)
 
     def results(self, equation: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
         """The primitive's own results, floats as float64."""
@@ -272,6 +273,9 @@ class Interpreter:
         if name == "mul":
             for place in self._folding.of_product(equation):
                 noisy = self.add(noisy, exact, form.unit * exact, picks=ins[place].exact)
+        if name == "pow":
+            amplitude = math.sqrt(0.5) * form.unit * rounding.factors(ins[1].exact, form.digits) * exact
+            noisy = self.add(noisy, exact, amplitude, picks=ins[0].exact)
         if name in rounding.ELEMENTARY:
             amplitude = rounding.SHARED_UNITS * min(form.unit, format_of(jnp.float32).unit) * exact
             return self.add(noisy, exact, amplitude, picks=noise.leading(exact))
@@ -393,7 +397,3 @@ class Interpreter:
 
 _KNOWN = rounding.EXACT | rounding.SUMS | rounding.PRODUCTS | rounding.BACKWARD_STABLE | special.SPECIAL
 _KNOWN |= {"one_minus_square", "polynomial"}
-
-
-def _same(value: Any) -> Pair:
-    return Pair(value, value)

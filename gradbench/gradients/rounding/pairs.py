@@ -23,6 +23,10 @@ class Pair(NamedTuple):
     noisy: Any
 
 
+def same(value: Any) -> Pair:
+    return Pair(value, value)
+
+
 class Flags(NamedTuple):
     """Where the model may not hold.
 

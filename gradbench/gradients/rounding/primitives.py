@@ -8,7 +8,8 @@ A result `y` computed in a format of unit roundoff u and smallest spacing s is m
   Numerical Algorithms, 2002, section 2.2), where s/2 is the underflow term, the smallest normal number on a device
   that flushes subnormals;
 - two roundings (div, sqrt: a compiler may turn them into a reciprocal or an estimate and a multiplication): 2u|y|;
-- a power by a whole number p: p multiplications, pu|y|;
+- a power by a whole number p: p multiplications, pu|y|; of one whose exponents are data the half of the variance that
+  equal factors share, the same for all powers of a number, where they are whole;
 - an elementary function: 8u|y|, that is 4 units in the last place, the largest error in the table of the CUDA C++
   Programming Guide (Mathematical Functions) over the single-precision functions used here; half of it is shared
   (below);
@@ -128,6 +129,12 @@ def units(name: str, params: dict[str, Any]) -> float | None:
     if name == "integer_pow":
         return float(abs(params["y"]))
     return ELEMENTARY_UNITS if name in ELEMENTARY else None
+
+
+def factors(exponent: Any, digits: int) -> Any:
+    """How many a product has that gives a power: 0 where the exponent is no whole number."""
+    size = jnp.abs(exponent)
+    return jnp.where((size == jnp.round(size)) & (size < 2.0**digits), size, 0.0)
 
 
 def sum_terms(name: str, params: dict[str, Any], operands: list[Any]) -> float | None:

@@ -93,3 +93,23 @@ def test_zeros_and_infinities_are_undisturbed_and_a_factor_alone_is_exact(name):
     assert (sigma[0, 0] == 0) == (name == "products")  # a logarithm may have been shifted by a later term
     assert np.isfinite(sigma).all()
     assert sigma[1, 0] > 0
+
+
+def decaying(x, a):
+    return x * a ** jnp.arange(x.shape[0], dtype=x.dtype)[:, None]
+
+
+def multiplied(x, a):
+    factors = jnp.full(x.shape[0], a).at[0].set(1)
+    return x * jax.lax.associative_scan(jnp.multiply, factors)[:, None]
+
+
+def test_powers_of_one_number_may_be_running_products():
+    """By more bands of the scale than powers that are rounded independently: equal parts have equal errors."""
+    x, a = np.random.default_rng(0).standard_normal((129, 3)).astype(np.float32), np.float32(0.99)
+    trace = jax.make_jaxpr(lambda x, a: [decaying(x, a)])(x, a)
+    spread = noise.sample(trace, [x, a], "float32", "highest", CPU).spread
+    got = np.asarray(jax.jit(multiplied)(x, a))
+    assert judge([got], spread.exact, spread, ["y"], format_of(np.float32)).verdict == "PASS"
+    wrong = got * np.float32(1 + 1000 * UNIT)
+    assert judge([wrong], spread.exact, spread, ["y"], format_of(np.float32)).verdict == "FAIL"
