@@ -21,7 +21,7 @@ from gradbench.gradients.formula import oracle
 from gradbench.gradients.formula.noise import sample
 from gradbench.gradients.functions import programs
 from gradbench.gradients.functions.arguments import COMPLEX
-from gradbench.gradients.functions.cases import Case, Source, from_letters, is_complex_array, is_float_array
+from gradbench.gradients.functions.cases import ONE_BY_ONE, Case, Source, from_letters, is_complex_array, is_float_array
 from gradbench.gradients.functions.programs import Layout
 from gradbench.gradients.functions.report import FunctionReport, FunctionRow
 from gradbench.gradients.functions.session import Session
@@ -163,6 +163,7 @@ class Check:
             report.cases = len({f.case for f in session.findings})
             report.skipped |= session.skipped
             told = [session.reference.holomorphic(base, layout), _lost_digits(session, report.rows, session_in)]
+            told += [_not_finite([row for row in report.rows if row.dtype == used])]
             report.notes += [*session.notes, *filter(None, told)]
             self._in_float64(report, session, base, layout, order, fast)
         report.seconds = time.perf_counter() - started
@@ -308,6 +309,18 @@ def _lost_digits(session: Session, rows: list[FunctionRow], session_in: Callable
             found += [f"{check} at {finding.case}"] if wide.findings[-1].off <= most * finding.off else []
     where = f"with the same numbers in float64 the error is as much less as the unit of rounding: {', '.join(found)}"
     return f"{where}: no formula is wrong there; it loses digits that the reference keeps" if found else ""
+
+
+def _not_finite(rows: list[FunctionRow]) -> str:
+    """A note where all that fails does so with a NaN or an infinity among the inputs: then no formula is wrong."""
+    kinds = {f.case.split(",")[-2].partition(":")[0] for row in rows for f in row.findings if f.verdict == "FAIL"}
+    if not kinds or not kinds <= {*ONE_BY_ONE}:
+        return ""
+    return (
+        "at finite inputs nothing is off: what fails is where NaN and infinity go. A product with zeros (of a one-hot "
+        "matrix, of merged weights) spreads them, since 0 times infinity is NaN; a range for the inputs, as in "
+        "'x: f32[n] in -4..4', leaves them out"
+    )
 
 
 def _listed(inputs: Callable[[jax.Array], Any], seed: int) -> list[tuple[Any, ...]]:

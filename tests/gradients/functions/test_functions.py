@@ -332,3 +332,19 @@ def test_bad_input_is_one_line(mine, options, words):
     with pytest.raises(GradbenchError, match=words) as caught:
         gradbench.check_function(mine, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_where_only_the_places_of_nan_are_off_a_note_says_that_no_formula_is_wrong():
+    def take(t, i):
+        return t[i]
+
+    def one_hot(t, i):
+        return jax.nn.one_hot(i, t.shape[0], dtype=t.dtype) @ t
+
+    inputs = "t: f32[5,3], i: i32[4] in 0..5"
+    found = gradbench.check_function(one_hot, reference=take, inputs=inputs)
+    assert found.verdict == "FAIL"
+    assert any("where NaN and infinity go" in note for note in found.notes)
+    assert gradbench.check_function(one_hot, reference=take, inputs=f"{inputs[:11]} in -4..4{inputs[11:]}").passed
+    wrong = gradbench.check_function(lambda t, i: 1.01 * one_hot(t, i), reference=take, inputs=inputs)
+    assert not any("where NaN and infinity go" in note for note in wrong.notes)
