@@ -7,6 +7,7 @@ import math
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.stats
 from simulated import BUDGET, outcome, race
@@ -244,3 +245,23 @@ def test_seeds_that_all_give_the_same_are_no_interval_and_a_small_ratio_keeps_it
     row |= {"ratio": 1.000312, "low": 1.0002, "high": 1.0004}
     assert "1.00031×" in sentence(row)
     assert "95 %: 1.0002 to 1.0004" in sentence(row)
+
+
+@pytest.mark.parametrize("until", [None, "adam<sgd"])
+def test_equals_are_not_told_apart_by_the_rounding_of_logs(until):
+    """7 steps against 10 and 20 against 14 are as many on average, and log(10 / 7) + log(14 / 20) is 1.1e-16."""
+    steps = {("a", "adam"): 7, ("a", "sgd"): 10, ("b", "adam"): 20, ("b", "sgd"): 14}
+    run = make_run([0.1], 8, ["adam", "sgd"], ["a", "b"], until=until)
+    column = [steps[of] for of in zip(*(run.trials[name].to_pylist() for name in ("problem", "optimizer")))]
+    place = run.trials.schema.get_field_index("steps_to_target")
+    run = dataclasses.replace(run, trials=run.trials.set_column(place, "steps_to_target", pa.array(column, pa.int64())))
+    [row] = gradbench.races(run).rows
+    assert (row["ratio"], row["p_value"], row["decided"]) == (1.0, 1.0, False)
+    assert "every seed gives the same" in sentence(row)
+    assert not any(of["clear"] for of in gradbench.tunability(run).curves if of["problem"] is None)
+
+
+def test_values_that_rounding_tells_apart_have_no_spread():
+    values = np.log(50) - np.array([0.0, 4e-16, -4e-16, 0.0])
+    assert mean_of_strata([values]).error == 0
+    assert jackknife(4, lambda seeds: float(values[seeds].mean())).error == 0

@@ -16,6 +16,9 @@ import numpy as np
 
 CONFIDENCE = 0.95
 POWER = 0.8  # of the test at `detectable`
+# More than rounding makes of a mean of differences of logs, which are below 2^6 and so rounded by at most 2^-47; less
+# than the logs of two numbers of steps differ by, which are whole and below 2^30.
+ROUNDING = 2.0**-40
 
 
 class Estimate(NamedTuple):
@@ -49,6 +52,11 @@ class Estimate(NamedTuple):
         return 0.0 if self.error == 0 else float(_student().ppf(of, self.freedom))
 
 
+def without_rounding(logs: Any) -> Any:
+    """Differences of logs, 0 where they are what rounding leaves of equals: log(20 / 14) + log(7 / 10) is 1e-16."""
+    return np.where(np.abs(logs) <= ROUNDING, 0.0, logs)[()]
+
+
 def _student() -> Any:
     """Student's distribution. Imported where it is used, as scipy.stats is everywhere: it takes half a second."""
     from scipy.stats import t
@@ -64,10 +72,10 @@ def mean_of_strata(strata: Sequence[np.ndarray]) -> Estimate:
     those agree though the values do not, as whole numbers of steps can: that says nothing of the error.
     """
     counts = np.array([len(of) for of in strata])
-    value = float(np.mean([np.mean(of) for of in strata]))
+    value = float(without_rounding(np.mean([np.mean(of) for of in strata])))
     if counts.min() < 2:
         return Estimate(value, math.nan, math.nan)
-    variances = np.array([np.var(of, ddof=1) for of in strata]) / counts
+    variances = np.array([np.var(of, ddof=1) if np.ptp(of) > ROUNDING else 0.0 for of in strata]) / counts
     total = variances.sum()
     if total == 0:
         return Estimate(value, 0.0, math.inf)
@@ -82,11 +90,12 @@ def mean_of_strata(strata: Sequence[np.ndarray]) -> Estimate:
 def jackknife(count: int, estimate: Callable[[np.ndarray], float]) -> Estimate:
     """`estimate(indices)` over `count` units, with the jackknife error: each unit is left out in turn."""
     every = np.arange(count)
-    value = estimate(every)
+    value = float(without_rounding(estimate(every)))
     if count < 3:
         return Estimate(value, math.nan, math.nan)
     without = np.array([estimate(np.delete(every, unit)) for unit in every])
-    error = math.sqrt((count - 1) / count * float(np.sum((without - without.mean()) ** 2)))
+    spread = without - without.mean() if np.ptp(without) > ROUNDING else 0 * without
+    error = math.sqrt((count - 1) / count * float(np.sum(spread**2)))
     return Estimate(value, error, math.inf if error == 0 else count - 1)
 
 

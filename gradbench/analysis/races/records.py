@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
+from gradbench.analysis.races.intervals import without_rounding
 from gradbench.analysis.races.outcomes import Outcomes, outcomes
 from gradbench.analysis.races.races import Races, differences, judged_by, left_out, paired, races_of, row_of, side
 from gradbench.analysis.races.sequential import Sequential, detectable
@@ -60,7 +61,8 @@ class Units(NamedTuple):
         pairs = {problem: of[np.isin(of[:, 0, 3], list(whole))] for problem, of in pairs.items()}
         what, used = judged_by({problem: of[of[:, 0, 3] < first // size] for problem, of in pairs.items()})
         found = differences(what, {problem: pairs[problem] for problem in used})
-        return cls(pairs, what, used, np.mean([of.reshape(-1, size).mean(axis=1) for of in found.values()], axis=0))
+        values = np.mean([of.reshape(-1, size).mean(axis=1) for of in found.values()], axis=0)
+        return cls(pairs, what, used, without_rounding(values))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradbench.analysis.races.intervals import CONFIDENCE, POWER
+from gradbench.analysis.races.intervals import CONFIDENCE, POWER, ROUNDING
 
 STRENGTHS = (0.5, 2.0)  # half the wealth on each, a quarter on each sign: for small and for large differences
 LEVEL = math.log(1 / (1 - CONFIDENCE))
@@ -61,7 +61,7 @@ class Sequential(NamedTuple):
 def _reach(values: np.ndarray) -> float:
     """How far above 0 the interval of values around 0 reaches; NaN where it is unbounded."""
     spread = float(np.ptp(values))
-    if not spread:
+    if spread <= ROUNDING:
         return 0.0 if _rejected(values, 1.0) else math.nan
     ends = _WIDE * spread
     kept = np.flatnonzero(~np.array([_rejected(values, end) for end in ends]))

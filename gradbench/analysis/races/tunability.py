@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbench.analysis.races.intervals import CONFIDENCE, Estimate, jackknife, mean_of_strata
+from gradbench.analysis.races.intervals import CONFIDENCE, Estimate, jackknife, mean_of_strata, without_rounding
 from gradbench.analysis.races.outcomes import Outcomes, outcomes
 from gradbench.analysis.races.races import GAP, STEPS, unit_means
 from gradbench.errors import GradbenchError
@@ -141,7 +141,8 @@ def _comparable(of: Estimate) -> bool:
 def _estimate(results: Sequence[np.ndarray]) -> Estimate:
     """The mean over problems; for its error each problem's seeds are left out in turn."""
     parts = [jackknife(len(of), lambda seeds, of=of: _mean_apart(of, seeds)) for of in results]
-    value, variances = float(np.mean([of.value for of in parts])), np.array([of.error**2 for of in parts])
+    value = float(without_rounding(np.mean([of.value for of in parts])))
+    variances = np.array([of.error**2 for of in parts])
     if not variances.any() or np.isnan(variances).any():
         return Estimate(value, float(variances.sum()), math.inf)
     freedom = variances.sum() ** 2 / np.sum(variances**2 / (np.array([len(of) for of in results]) - 1))
