@@ -159,6 +159,24 @@ def problem_file(path):
     change_info(path, lambda info: info["sources"]["problems"]["linear_regression"].update(sha256="0" * 64))
 
 
+def smoothed_losses(path):
+    """They are left out, as in a record of an older version; trials are then judged by the last loss, which is luck."""
+    change(path, "trials", lambda rows: [row | {"smoothed_loss": None} for row in rows])
+
+
+def reason(path):
+    change(path, "trials", lambda rows: [row | {"tried": "its rate was the best"} for row in rows])
+
+
+def parameters(path):
+    change_info(path, lambda info: info["problems"]["linear_regression"].update(parameters=10**7))
+
+
+def curvature(path):
+    """Another stable limit."""
+    change_info(path, lambda info: info["problems"]["linear_regression"].update(curvature=[0.1, 1.0]))
+
+
 # How each is found.
 TAMPERED = {
     final_loss: "differs",
@@ -174,5 +192,9 @@ TAMPERED = {
     reference: "the reference of linear_regression is",
     timing: "batched: step_s_median not what the samples give",
     problem_data: "the data of linear_regression have changed since this run began",
+    smoothed_losses: "differs",
+    reason: "tried is not what the plan gives",
+    parameters: "run.json: parameters of linear_regression is 10000000, here 11",
+    curvature: "run.json: curvature of linear_regression is [0.1, 1.0], here",
     problem_file: "here is not the file of this run",
 }

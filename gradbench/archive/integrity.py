@@ -14,11 +14,12 @@ from gradbench.analysis.summary import by_dtype, references, rows_where
 from gradbench.analysis.verdicts import floats, judged, verdicts
 from gradbench.archive.again import recorded_block
 from gradbench.engine.slots.points import curve_points, wanted_rows
-from gradbench.inputs.specs.searches import ASKING
+from gradbench.inputs.plan import SweepPlan
+from gradbench.inputs.specs.searches import ASKING, RANGE_TEST
 from gradbench.record.manifest import changed_files
 from gradbench.record.schema import COUNT, NUMBER, TRIALS
 from gradbench.record.store import Run
-from gradbench.search.queue import designed
+from gradbench.search.queue import designed, reasons
 
 SHOWN = 3  # trials that a fault names
 
@@ -45,24 +46,54 @@ def _against_plan(run: Run, complete: bool) -> Iterator[str]:
     there = np.bincount(number[(number >= 0) & (number < run.plan.trials)], minlength=run.plan.trials)
     yield from _named("not of the plan", number[(number < 0) | (number >= run.plan.trials)])
     yield from _named("there more than once", np.flatnonzero(there > 1))
-    left_out = run.plan.allowed is not None and (run.plan.until is None or run.plan.allowed.unit == "seconds")
-    if complete and run.plan.search is None and not left_out:
-        yield from _named("of the plan, and not in the record", np.flatnonzero((there == 0) & _expected(run)))
+    if complete and not _by_a_search(run.plan):
+        yield from _named(
+            "of the plan, and not in the record", np.flatnonzero((there == 0) & _expected(run, there > 0))
+        )
     known = run.trials.filter(pa.array((number >= 0) & (number < run.plan.trials)))
     number = known["trial"].to_numpy()
-    for name, planned in planned_columns(run, number).items():
+    columns = planned_columns(run, number)
+    for name, planned in columns.items():
         here = np.asarray(known[name])
         same = _same(floats(known, name), planned) if planned.dtype == float else here == planned
         yield from _named(f"the {name} is not the plan's", number[~same])
+    why = np.asarray(known["tried"])
+    if not _by_a_search(run.plan) and known["tried"].null_count < len(why):  # an older record has none
+        yield from _named("tried is not what the plan gives", number[why != _why(run.plan, columns["seed"])])
 
 
-def _expected(run: Run) -> np.ndarray:
-    """Of each of the plan's trials, whether a complete record has it: all, or of a race the rounds up to its last."""
-    if run.plan.until is None:
-        return np.ones(run.plan.trials, bool)
-    last = int(np.max(run.trials["seed"].to_numpy(), initial=-1))
-    end = next((end for end in run.plan.round_ends if end > last), 0)
-    return np.concatenate([designed(run.plan, optimizer)[1] < end for _, optimizer in run.plan.pairs])
+def _by_a_search(plan: SweepPlan) -> bool:
+    """Whether a plan's trials are known only as a search asks for them."""
+    return plan.searching is not None and plan.searching.kind in ASKING
+
+
+def _expected(run: Run, there: np.ndarray) -> np.ndarray:
+    """Of each of the plan's trials, whether a complete record that has those `there`, bool (N,), has to have it: all;
+    of a race those of the rounds up to its last; with a budget of trials or steps the first ones of each pair, which
+    begin in their order and all end; none with one of seconds, which gives up those that run."""
+    plan, budget = run.plan, run.plan.allowed
+    if budget is not None and budget.unit == "seconds":
+        return np.zeros(plan.trials, bool)
+    if plan.until is not None:
+        last = int(np.max(run.trials["seed"].to_numpy(), initial=-1))
+        end = next((end for end in plan.round_ends if end > last), 0)
+        return np.concatenate([designed(plan, optimizer)[1] < end for _, optimizer in plan.pairs])
+    if budget is None:
+        return np.ones(plan.trials, bool)
+    expected = np.zeros(plan.trials, bool)
+    for (_, optimizer), first in zip(plan.pairs, plan.first_trials):
+        of_pair = there[first : first + plan.trials_of(optimizer)]
+        least = math.floor(budget.amount / (1 if budget.unit == "trials" else plan.of(optimizer).steps))
+        begun = max(least, int(np.max(np.flatnonzero(of_pair), initial=-1)) + 1)
+        expected[first : first + min(begun, len(of_pair))] = True
+    return expected
+
+
+def _why(plan: SweepPlan, seeds: np.ndarray) -> np.ndarray:
+    """Why the trials of these seeds are tried, (N,), of a plan whose trials no search asks for."""
+    if plan.until is not None:
+        return np.array(reasons(plan, seeds), object)
+    return np.full(len(seeds), "range test" if plan.searching and plan.searching.kind == RANGE_TEST else None, object)
 
 
 def planned_columns(run: Run, number: np.ndarray) -> dict[str, np.ndarray]:
@@ -71,7 +102,7 @@ def planned_columns(run: Run, number: np.ndarray) -> dict[str, np.ndarray]:
     problems, optimizers = (np.array(names, object)[pair] for names in zip(*plan.pairs))
     columns = {name: np.full(len(number), np.nan) for name in (*plan.axis_names, "learning_rate")}
     seeds = np.zeros(len(number), np.int64)
-    if plan.searching is not None and plan.searching.kind in ASKING:
+    if _by_a_search(plan):
         return {"problem": problems, "optimizer": optimizers}
     for of in np.unique(pair).tolist():
         at = pair == of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +18,11 @@ import pyarrow.compute as pc
 from gradbench.archive import integrity
 from gradbench.archive.again import Pair
 from gradbench.archive.cells import Cell, Cells, Judge, cells
+from gradbench.engine.units import facts
 from gradbench.errors import DamagedError, GradbenchError, PlanError
-from gradbench.files import utc_now
+from gradbench.files import json_bytes, utc_now
 from gradbench.inputs.problem import Problem, load_problem, problem_names
+from gradbench.inputs.specs.searches import ASKING
 from gradbench.inputs.specs.spec import parse_spec
 from gradbench.inputs.transfer.sources import difference, recorded_file, sources
 from gradbench.machine.devices import find_devices
@@ -31,6 +34,7 @@ from gradbench.record.store import Run, load_run
 from gradbench.tables import Column, check_format, note_lines, number, render, sentence_lines, to_json
 
 SURE = 0.95
+COUNTED = ("parameters", "examples", "recorded", "maximise")  # facts of a problem that no rounding changes
 PACKAGES = ("gradbench", "jax", "jaxlib", "optax", "numpy")
 EXACT, WITHIN, DIFFERS, LEFT_OUT = "bit for bit", "within the bound", "differs", "not replayed"
 
@@ -150,6 +154,7 @@ def _verified(
             rows += [_row(run, trial, LEFT_OUT, what=why or wrong) for trial in chosen]
             notes += [why] if why and why not in notes else []
         else:
+            faults += [fault for fault in _other_facts(loaded, bool(elsewhere)) if fault not in faults]
             rows += _replayed(loaded, chosen, len(drawn), bool(elsewhere))
     if not faults and all(row["result"] == LEFT_OUT for row in rows):
         why = "; ".join(dict.fromkeys(row["what"] for row in rows))
@@ -192,6 +197,10 @@ def _record_notes(run: Run) -> list[str]:
         )
     elif record_digest(run.path) is None and not run.info.get("manifest"):  # else it is a fault
         notes.append("no manifest: deleted, or of an older gradbench, which wrote none")
+    if run.plan.searching is not None and run.plan.searching.kind in ASKING:
+        notes.append(f"what {run.plan.search} asks for is not asked again: a trial of it that is gone is not missed")
+    elif run.plan.allowed is not None and run.plan.allowed.unit == "seconds":
+        notes.append(f"a trial that is gone is not missed: the budget, {run.plan.budget}, may have left it out")
     if run.timings.num_rows or run.sharpness.num_rows:
         notes.append("timings and sharpness are not replayed: only the manifest vouches for them")
     return notes
@@ -247,6 +256,16 @@ def _loaded(
     return Pair.of(run, pair, devices, problem), "", ""
 
 
+def _other_facts(pair: Pair, elsewhere: bool) -> list[str]:
+    """What run.json says of a pair's problem, and is not so here; `elsewhere` a computed number may be rounded
+    otherwise, and an older record has fewer facts."""
+    name = pair.run.plan.pairs[pair.number][0]
+    recorded, here = pair.run.info.get("problems", {}).get(name, {}), json.loads(json_bytes(facts(pair.trial.problem)))
+    compared = [fact for fact in COUNTED if fact in here and fact in recorded] if elsewhere else here
+    pairs = [(fact, *(json.dumps(of.get(fact)) for of in (recorded, here))) for fact in compared]
+    return [f"run.json: {fact} of {name} is {before}, here {now}" for fact, before, now in pairs if before != now]
+
+
 def _replayed(pair: Pair, chosen: np.ndarray, drawn: int, elsewhere: bool) -> list[dict[str, Any]]:
     """The rows of a pair's chosen trials, by their numbers in the record."""
     run, first = pair.run, pair.run.plan.first_trials[pair.number]
@@ -254,9 +273,10 @@ def _replayed(pair: Pair, chosen: np.ndarray, drawn: int, elsewhere: bool) -> li
     to = run.info.get("references", {}).get(run.plan.pairs[pair.number][0]) or {}
     late = ["verdict", "steps_to_target"] if to.get("kind") == "best found" else []  # known when all pairs are done
     late.append("tried")  # which a search says
-    late += [
-        of.name for of in TRIALS if of.since > FIRST_REVISION and run.trials[of.name].null_count == len(run.trials)
-    ]
+    if elsewhere:  # perhaps of a version that did not have all columns; this one does
+        late += [
+            of.name for of in TRIALS if of.since > FIRST_REVISION and run.trials[of.name].null_count == len(run.trials)
+        ]
     before = cells(recorded, chosen, late)
     here = cells(pair.replay(chosen - first), chosen, late)
     rows = {trial: _row(run, trial, EXACT) for trial in chosen if before[trial] == here[trial]}

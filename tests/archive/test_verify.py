@@ -11,7 +11,7 @@ from sampling import sample
 from tampering import TAMPERED, change, change_info, close, timing
 
 import gradbench
-from gradbench.archive import again
+from gradbench.archive import again, integrity
 from gradbench.archive import verify as module
 from gradbench.archive.again import Pair, longest_sum
 from gradbench.archive.cells import Cell, Judge
@@ -317,3 +317,30 @@ def test_records_of_axes_searches_designs_and_budgets_hold(sweep, small_blocks, 
     assert [row for row in found.rows if row["result"] != "bit for bit"] == []
     assert found.faults == []
     assert len(found.rows) == run.trials.num_rows
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize(
+    "settings", [{"search": "halving"}, {"search": "range-test"}, {"budget": "5trials"}, {"budget": "50steps"}], ids=str
+)
+def test_a_trial_that_a_plan_has_to_have_is_missed_under_searches_and_budgets_too(sweep, settings):
+    plan = {"learning_rates": "1e-3:1:3", "seeds": 3, "steps": 9, "timing": "none"}
+    run = sweep("linear_regression", ["sgd", "adam"], **plan | settings)
+    assert integrity.faults(run) == []
+    for name in ("trials", "curves"):
+        change(run.path, name, lambda rows: [row for row in rows if row["trial"] != 1])
+    close(run.path)
+    assert integrity.faults(gradbench.load_run(run.path)) == ["trial 1: of the plan, and not in the record"]
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"search": "refine"}, "what refine asks for is not asked again: a trial of it that is gone is not missed"),
+        ({"budget": "100s"}, "a trial that is gone is not missed: the budget, 100s, may have left it out"),
+    ],
+)
+def test_what_is_not_missed_is_said(sweep, settings, said):
+    run = sweep("himmelblau", ["sgd"], "1e-4:1e-2:3", seeds=1, steps=5, timing="none", **settings)
+    assert said in module.verify_run(run, sample=1).notes
