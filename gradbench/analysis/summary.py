@@ -124,7 +124,8 @@ def references(run: Run) -> dict[str, Reference]:
 
 def _reference_of(plan: SweepPlan, trials: pa.Table, facts: Mapping[str, Any] | None) -> Reference:
     """The reference of one problem's trials, common to all dtypes; each checks a stated minimum by its own rounding."""
-    return common(reference(part, facts, dtype) for dtype, part in by_dtype(plan, trials))
+    found = [reference(part, facts, dtype) for dtype, part in by_dtype(plan, trials)]
+    return common(sorted(found, key=lambda of: -1 if of.trial is None else of.trial))  # of equals the first trial
 
 
 def by_dtype(plan: SweepPlan, trials: pa.Table) -> list[tuple[str, pa.Table]]:

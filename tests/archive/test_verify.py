@@ -4,7 +4,9 @@ import dataclasses
 import math
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import StopAfter, compile_quickly, time_little
 from sampling import sample
@@ -284,7 +286,6 @@ def test_bad_input_is_one_line(honest):
 
 def test_the_longest_sum_is_that_of_the_products_and_the_mean():
     import jax
-    import jax.numpy as jnp
 
     def loss(w, x):
         return jnp.mean((x @ w) ** 2)
@@ -344,3 +345,19 @@ def test_a_trial_that_a_plan_has_to_have_is_missed_under_searches_and_budgets_to
 def test_what_is_not_missed_is_said(sweep, settings, said):
     run = sweep("himmelblau", ["sgd"], "1e-4:1e-2:3", seeds=1, steps=5, timing="none", **settings)
     assert said in module.verify_run(run, sample=1).notes
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_the_first_of_trials_that_found_the_same_best_is_the_reference_whatever_its_dtype(sweep):
+    """Down a slope to a floor of 0 that all reach but the first pair, in bfloat16: the next is of float32."""
+    floor = gradbench.Problem(lambda key: jnp.ones(1), lambda x, data: jnp.maximum(x, 0.0).sum(), (), name="floor")
+    optimizers = {
+        "slow": lambda learning_rate: optax.sgd(0.3 * learning_rate),
+        "fast": lambda learning_rate: optax.sgd(learning_rate),
+    }
+    run = sweep(floor, optimizers, [0.279], seeds=1, steps=12, dtype=("bfloat16", "float32"), timing="none")
+    best = run.trials["best_loss"].to_pylist()
+    assert best[0] > 0
+    assert best[1:] == [0, 0, 0]
+    assert run.info["references"]["floor"]["trial"] == 1
+    assert integrity.faults(run) == []
