@@ -115,6 +115,8 @@ def verify_run(
     """
     if sample < 1:
         raise PlanError(f"sample: need at least 1 trial, got {sample}")
+    if seed is not None and seed < 0:
+        raise PlanError(f"seed: need a whole number of at least 0, got {seed}")
     try:
         record = load_run(run, warn=False) if isinstance(run, Path) else run  # what was changed is among the faults
         return _verified(record, sample, seed, own_files, objects or {}, say)

@@ -282,6 +282,8 @@ def test_a_trial_that_a_worker_with_one_device_ran_holds_to_the_bit(sweep, small
 def test_bad_input_is_one_line(honest):
     with pytest.raises(PlanError, match="sample: need at least 1"):
         gradbench.verify(honest, sample=0)
+    with pytest.raises(PlanError, match="seed: need a whole number of at least 0, got -1"):
+        gradbench.verify(honest, seed=-1)
 
 
 def test_the_longest_sum_is_that_of_the_products_and_the_mean():
