@@ -26,7 +26,7 @@ from gradbench.analysis.verdicts import (
     relative_gaps,
     rounding_floor,
 )
-from gradbench.errors import GradbenchError, OptimizerError
+from gradbench.errors import GradbenchError, OptimizerError, PlanError, nearest
 from gradbench.inputs.plan import SweepPlan, steps_per_epoch
 from gradbench.inputs.specs.axis import concrete
 from gradbench.inputs.specs.schedules import risen
@@ -159,6 +159,14 @@ def common_references(runs: Sequence[Run]) -> dict[str, Reference]:
 def name_among(runs: Sequence[Run], place: int, optimizer: str) -> str:
     """The name of an optimizer of the record at `place` (from 1) among several records."""
     return optimizer if len(runs) == 1 else f"{optimizer} (run {place})"
+
+
+def check_known(what: str, given: Sequence[str], known: Sequence[str], records: int) -> None:
+    """PlanError for a problem or an optimizer, `what`, that no record has."""
+    for name in given:
+        if name not in known:
+            here = "this record" if records == 1 else "these records"
+            raise PlanError(f"no {what} {name!r} in {here}{nearest(name, known)} ({', '.join(dict.fromkeys(known))})")
 
 
 def summarise_all(runs: Sequence[Run], factor: float = GOOD_FACTOR) -> list[list[PairSummary]]:

@@ -265,3 +265,15 @@ def test_values_that_rounding_tells_apart_have_no_spread():
     values = np.log(50) - np.array([0.0, 4e-16, -4e-16, 0.0])
     assert mean_of_strata([values]).error == 0
     assert jackknife(4, lambda seeds: float(values[seeds].mean())).error == 0
+
+
+def test_names_that_no_record_has_are_refused_and_an_optimizer_of_two_records_needs_no_number():
+    run, other = make_run(decay=twice_as_fast, steps=1000), make_run(steps=1000)
+    for find in (gradbench.races, gradbench.tunability):
+        with pytest.raises(PlanError, match=r"no problem 'nosuch' in this record \(quadratic_bowl\)"):
+            find(run, problems=["nosuch"])
+        with pytest.raises(PlanError, match=r"no optimizer 'adan' in this record, did you mean 'adam'\?"):
+            find(run, optimizers=["adan"])
+    [row] = gradbench.races(run, other, optimizers=["adam"]).rows
+    assert (row["faster"], row["slower"]) == ("adam (run 1)", "adam (run 2)")
+    assert row == gradbench.races(run, other, optimizers=["adam (run 1)", "adam (run 2)"]).rows[0]

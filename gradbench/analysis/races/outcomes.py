@@ -14,6 +14,7 @@ import pyarrow as pa
 from gradbench.analysis.points import best_of_seeds
 from gradbench.analysis.summary import (
     by_dtype,
+    check_known,
     common_references,
     name_among,
     problem_trials,
@@ -145,15 +146,26 @@ def _is_axis(trials: pa.Table, name: str) -> bool:
 
 
 def outcomes(
-    runs: Sequence[Run], problems: Sequence[str] = (), against: Run | None = None
+    runs: Sequence[Run],
+    problems: Sequence[str] = (),
+    optimizers: Sequence[str] = (),
+    against: Run | None = None,
 ) -> dict[str, dict[str, Outcomes]]:
-    """optimizer -> problem -> Outcomes, from one record or several with one target; for these problems, or all.
+    """optimizer -> problem -> Outcomes, from one record or several with one target; of these problems and optimizers,
+    or of all.
 
-    With several records an optimizer's name has the record's place in it. References and resolutions are of the records
-    or of `against`, a part of the one record. Raises GradbenchError where records cannot be compared, or no trial has
-    finished.
+    With several records an optimizer's name has the record's place in it; `optimizers` may be without. References and
+    resolutions are of the records or of `against`, a part of the one record. Raises PlanError for a name that no record
+    has, GradbenchError where records cannot be compared, or no trial has finished.
     """
     check_comparable(runs)
+    names = {
+        (place, of): name_among(runs, place, of) for place, run in enumerate(runs, 1) for of in run.plan.optimizers
+    }
+    check_known("problem", problems, [problem for run in runs for problem in run.plan.problems], len(runs))
+    check_known(
+        "optimizer", optimizers, [name for (_, spec), named in names.items() for name in (spec, named)], len(runs)
+    )
     to = common_references([against] if against else runs)
     found: dict[str, dict[str, Outcomes]] = {}
     for place, run in enumerate(runs, 1):
@@ -165,9 +177,11 @@ def outcomes(
             parts = by_dtype(run.plan, told_apart_by)
             floors = {dtype: resolution(part, to[problem], dtype) for dtype, part in parts}
             for optimizer in run.plan.optimizers:
+                name = names[place, optimizer]
+                if optimizers and optimizer not in optimizers and name not in optimizers:
+                    continue
                 rows = rows_where(trials, {"optimizer": optimizer})
                 if len(rows):
-                    name = name_among(runs, place, optimizer)
                     gaps = relative_gaps(rows, to[problem])
                     of = Outcomes.of(rows, problem, name, gaps, run.plan.steps, floors[run.plan.of(optimizer).dtype])
                     if len(of.seeds):

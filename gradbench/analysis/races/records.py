@@ -32,8 +32,7 @@ def races(runs: Sequence[Run], problems: Sequence[str] = (), optimizers: Sequenc
     added = [run for run in runs if run.plan.until]
     if len(runs) == len(added) == 1 and not problems and set(optimizers) in (set(), set(runs[0].plan.optimizers)):
         return InterimAnalysis(runs[0]).races()
-    kept = {name: of for name, of in outcomes(runs, problems).items() if not optimizers or name in optimizers}
-    found = races_of(kept)
+    found = races_of(outcomes(runs, problems, optimizers))
     return dataclasses.replace(found, notes=[*found.notes, _FIXED]) if added else found
 
 

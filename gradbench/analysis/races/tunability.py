@@ -23,7 +23,6 @@ import numpy as np
 from gradbench.analysis.races.intervals import CONFIDENCE, Estimate, jackknife, mean_of_strata, without_rounding
 from gradbench.analysis.races.outcomes import Outcomes, outcomes
 from gradbench.analysis.races.races import GAP, STEPS, unit_means
-from gradbench.errors import GradbenchError
 from gradbench.record.store import Run
 
 BUDGETS = (1, 2, 3, 5, 10, 20, 50, 100)  # trials of tuning, as far as there are so many settings
@@ -51,15 +50,11 @@ class Tunability:
 
 def tunability(runs: Sequence[Run], problems: Sequence[str] = (), optimizers: Sequence[str] = ()) -> Tunability:
     """The tunability in one record, or in several with one target; of these problems and optimizers, or of all."""
-    return tunability_of(
-        {name: of for name, of in outcomes(runs, problems).items() if not optimizers or name in optimizers}
-    )
+    return tunability_of(outcomes(runs, problems, optimizers))
 
 
 def tunability_of(found: Mapping[str, Mapping[str, Outcomes]]) -> Tunability:
-    """The tunability of outcomes by optimizer and problem. Raises GradbenchError where there are none."""
-    if not found:
-        raise GradbenchError("tunability: no such optimizer in the record")
+    """The tunability of outcomes by optimizer and problem."""
     problems = list(dict.fromkeys(problem for of in found.values() for problem in of))
     what = {problem: _what([of[problem] for of in found.values() if problem in of]) for problem in problems}
     shared = [problem for problem in problems if all(problem in of for of in found.values())]

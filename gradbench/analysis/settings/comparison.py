@@ -24,8 +24,8 @@ from gradbench.analysis.metrics import ByMetric, chosen_metric, columns, metric_
 from gradbench.analysis.points import RateSummary
 from gradbench.analysis.settings.effects import Effects
 from gradbench.analysis.settings.tables import AXES, axis_notes, axis_rows, family_notes, of_pairs
-from gradbench.analysis.summary import PairSummary, changed_problems, summarise_all
-from gradbench.errors import GradbenchError, PlanError, nearest
+from gradbench.analysis.summary import PairSummary, changed_problems, check_known, summarise_all
+from gradbench.errors import GradbenchError
 from gradbench.inputs.transfer.sources import recorded_file
 from gradbench.record.store import Run
 from gradbench.tables import GO_ON, Column, check_format, render, to_json
@@ -67,8 +67,8 @@ class RecordComparison:
         for run in runs:
             if run.trials.num_rows == 0:
                 raise GradbenchError(f"{run.id}: no trial has finished yet, so there is nothing to compare")
-        _check_known("problem", problems, [name for run in runs for name in run.plan.problems], len(runs))
-        _check_known("optimizer", optimizers, [name for run in runs for name in run.plan.optimizers], len(runs))
+        check_known("problem", problems, [name for run in runs for name in run.plan.problems], len(runs))
+        check_known("optimizer", optimizers, [name for run in runs for name in run.plan.optimizers], len(runs))
         names, by = labels(runs), chosen_metric(runs, by)
         groups: dict[tuple[str, str], list[Entry]] = {}
         for name, run, pairs in zip(names, runs, summarise_all(runs, factor)):
@@ -168,13 +168,6 @@ def compare_text(
     check_format(output_format)
     runs = [runs] if isinstance(runs, Run) else runs
     return RecordComparison.of(runs, factor, problems, optimizers, by).text(output_format, summary_only)
-
-
-def _check_known(what: str, given: Sequence[str], known: Sequence[str], records: int) -> None:
-    for name in given:
-        if name not in known:
-            here = "this record" if records == 1 else "these records"
-            raise PlanError(f"no {what} {name!r} in {here}{nearest(name, known)} ({', '.join(dict.fromkeys(known))})")
 
 
 def _rate_rows(entry: Entry, by: str | None, of: Sequence[RateSummary]) -> list[dict[str, Any]]:
