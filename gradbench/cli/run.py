@@ -211,7 +211,9 @@ def _epoch(plan: SweepPlan) -> int:
     """The steps of an epoch. Raises PlanError where they differ by problem, since a plan has one number of steps."""
     from gradbench.inputs.plan import steps_per_epoch
     from gradbench.inputs.problem import load_problem
+    from gradbench.machine.devices import each_core_a_device
 
+    each_core_a_device()
     found = {}
     for name in plan.problems:
         examples = load_problem(name).examples

@@ -30,6 +30,7 @@ from gradbench.library.compared import RunComparison
 from gradbench.library.given import take_optimizers, take_problems
 from gradbench.library.progress import watching
 from gradbench.library.run import Run, load_run
+from gradbench.machine.devices import each_core_a_device
 from gradbench.machine.workers import Workers
 from gradbench.record import store
 from gradbench.suites.definition import TUNED, chosen_groups, load_suite
@@ -70,6 +71,7 @@ def sweep(
 
     Raises a GradbenchError for bad input, RunError if the run itself fails.
     """
+    each_core_a_device()
     names, objects = take_problems(problems)
     chosen, functions = take_optimizers(optimizers)
     values = {"problems": names, **settings}

@@ -63,15 +63,20 @@ def _cgroup_values(unified: str, controller: str, *names: str) -> Iterator[str]:
                 break
 
 
-def find_devices(platform: str | None) -> list[jax.Device]:
-    """This host's devices of one platform ("cpu", "gpu", "tpu"), or of JAX's default one.
-
-    Before JAX has started, each CPU core is made a device; a caller who started JAX first keeps what there is.
-    Raises PlanError where there is no such device.
-    """
+def each_core_a_device() -> None:
+    """Make each CPU core a device, before JAX has started; a caller who started JAX first keeps what there is. To be
+    called before a user's code is, which may start it."""
     with contextlib.suppress(RuntimeError):  # JAX has started
         if setting("jax_num_cpu_devices") < 1:
             jax.config.update("jax_num_cpu_devices", cores())
+
+
+def find_devices(platform: str | None) -> list[jax.Device]:
+    """This host's devices of one platform ("cpu", "gpu", "tpu"), or of JAX's default one, which starts JAX.
+
+    Raises PlanError where there is no such device.
+    """
+    each_core_a_device()
     try:
         return jax.local_devices(backend=platform)
     except RuntimeError as error:

@@ -11,6 +11,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, load_problem, shapes
 from gradbench.inputs.specs.axis import axes_of, concrete, expanded, without_axes
 from gradbench.inputs.updates import untraceable
+from gradbench.machine.devices import each_core_a_device
 from gradbench.program.trial import numerics
 
 
@@ -27,6 +28,7 @@ def separated(
             named[spec] = own if own.spec == spec else own.called(spec)
     if not any(axes_of(spec, OptimizerError) for spec in plan.optimizers):
         return plan, named
+    each_core_a_device()
     problem = load_problem(objects.get(plan.problems[0], plan.problems[0])).plain
     params, data = shapes(problem, plan.dtype)
     specs: dict[str, Optimizer | None] = {}

@@ -18,7 +18,7 @@ from gradbench.errors import GradbenchError, GradbenchWarning, PlanError, Record
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import load_problem
 from gradbench.inputs.transfer.sources import difference, sources
-from gradbench.machine.devices import find_devices
+from gradbench.machine.devices import each_core_a_device, find_devices
 from gradbench.record.store import Run, load_run, read_info
 from gradbench.suites.definition import Group, Suite
 from gradbench.suites.targets import measured_otherwise, unmeasured
@@ -85,6 +85,7 @@ def _is_of(info: dict[str, Any], plan: SweepPlan, mark: dict[str, str] | None) -
         if info.get("suite") != mark or SweepPlan.from_dict(info["plan"]) != plan:
             return False
         began = info.get("sources")  # older records have none
+        each_core_a_device()
         return (
             began is None or difference(began, sources(plan, {n: load_problem(n) for n in plan.problems}, ())) is None
         )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from quick import child_environment
 
 from gradbench.machine import devices
 from gradbench.program.block import device_memory
@@ -141,3 +142,33 @@ def test_a_container_has_the_memory_of_its_limit(tmp_path, monkeypatch, own, fil
 def test_a_device_may_fill_its_share_of_a_containers_memory(tmp_path, monkeypatch):
     cgroups(tmp_path, monkeypatch, "0::/\n", {"memory.max": "8000000", "cpu.max": "200000 100000"})
     assert device_memory(devices.find_devices("cpu")[0]) == 4_000_000
+
+
+STARTS_JAX = """
+import jax.numpy as jnp
+from gradbench import Problem
+
+def problem():
+    data = jnp.linspace(0.0, 1.0, 5)
+    return Problem(lambda key: data, lambda params, data: (params**2).sum(), data, examples=5)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "./mine.py", "-o", "sgd[momentum=0.5|0.9]", "--steps", "1"],
+        ["run", "./mine.py", "-o", "sgd", "--epochs", "1"],
+    ],
+    ids=["axes", "epochs"],
+)
+def test_a_problem_that_starts_jax_as_it_is_loaded_has_all_cores_too(tmp_path, command):
+    (tmp_path / "mine.py").write_text(STARTS_JAX)
+    arguments = [*command, "--lr", "0.1", "--seeds", "1", "--timing", "none", "--out", "out", "--quiet"]
+    code = "import sys; from gradbench.machine import devices; devices.cores = lambda: 3\n"
+    code += f"from gradbench.__main__ import main; sys.argv[1:] = {arguments!r}; main()"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=child_environment(), capture_output=True, text=True
+    )
+    [info] = (json.loads(file.read_text()) for file in tmp_path.glob("out/*/run.json"))
+    assert info["environment"]["device_count"] == 3, found.stderr
