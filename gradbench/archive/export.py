@@ -53,7 +53,7 @@ def export(run: Run, to: str, into: str | Path | None = None, best: bool = False
     folder = Path("exports") / f"{run.id}-{to}" if into is None else Path(into).expanduser()
     write, show = TOOLS[to]
     try:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
             raise PlanError(
                 f"{folder}: is there already, and nothing is overwritten; name another folder with --into, into="
             )

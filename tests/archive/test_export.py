@@ -43,6 +43,8 @@ def test_nothing_is_overwritten_and_unknown_tools_are_refused(tmp_path):
     export(make_run(), "csv", tmp_path / "out")
     with pytest.raises(PlanError, match="is there already"):
         export(make_run(), "csv", tmp_path / "out")
+    with pytest.raises(PlanError, match="is there already"):
+        export(make_run(), "csv", tmp_path / "out" / "trials.csv")
     with pytest.raises(PlanError, match="no 'tensorbord', did you mean 'tensorboard'"):
         export(make_run(), "tensorbord", tmp_path / "other")
 
