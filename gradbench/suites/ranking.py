@@ -127,7 +127,8 @@ def _over_all(found: Table, rows: Sequence[Ranked]) -> list[Ranked]:
 
 def _estimate(of: Sequence[Selected], what: str) -> Estimate:
     """The mean over problems of a log cost, with the error that seeds make."""
-    return mean_of_strata([unit_means(one.steps if what == STEPS else one.gaps, one.units[:, None]) for one in of])
+    strata = [unit_means(one.steps if what == STEPS else one.gaps, one.units[:, None]) for one in of]
+    return mean_of_strata(strata, same=all(one.same for one in of))
 
 
 def _exponentials(of: Estimate) -> tuple[float, float | None, float | None]:

@@ -22,8 +22,8 @@ ROUNDING = 2.0**-40
 
 
 class Estimate(NamedTuple):
-    """A mean, its standard error, and its degrees of freedom. The error is 0 without randomness, NaN with too few
-    values."""
+    """A mean, its standard error, and its degrees of freedom. The error is 0 without randomness, and NaN with too few
+    values, or where independent ones are all alike: then `freedom` is how many they are, else NaN too."""
 
     value: float
     error: float
@@ -36,9 +36,10 @@ class Estimate(NamedTuple):
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of a mean of 0; 1 where the error is unknown."""
+        """Two-sided, of a mean of 0. Where the error is unknown 1, or of n values that are all alike the probability
+        that all have one sign, 2^(1 - n)."""
         if math.isnan(self.error):
-            return 1.0
+            return 1.0 if math.isnan(self.freedom) or self.value == 0 else 2.0 ** (1 - self.freedom)
         if self.error == 0:
             return float(self.value == 0)
         return float(2 * _student().sf(abs(self.value) / self.error, self.freedom))
@@ -64,8 +65,11 @@ def _student() -> Any:
     return t
 
 
-def mean_of_strata(strata: Sequence[np.ndarray]) -> Estimate:
+def mean_of_strata(strata: Sequence[np.ndarray], same: bool = False) -> Estimate:
     """The mean of the strata's means, each stratum (S,) with its own variance; error NaN if any has one value.
+
+    Where all values of each stratum are alike, the error is 0 if all seeds make the `same` run; else it is NaN: runs
+    can need as many steps, or not reach the target, by chance.
 
     Where one has two values only, its variance is too uncertain for Satterthwaite's degrees of freedom. Every stratum
     is then cut into halves, and the error is that of two values, the means over the strata of either half; NaN where
@@ -78,7 +82,7 @@ def mean_of_strata(strata: Sequence[np.ndarray]) -> Estimate:
     variances = np.array([np.var(of, ddof=1) if np.ptp(of) > ROUNDING else 0.0 for of in strata]) / counts
     total = variances.sum()
     if total == 0:
-        return Estimate(value, 0.0, math.inf)
+        return Estimate(value, 0.0, math.inf) if same else Estimate(value, math.nan, float(counts.min()))
     if counts.min() == 2:
         first, second = np.mean([[half.mean() for half in np.array_split(of, 2)] for of in strata], axis=0)
         agree = math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-9 * math.sqrt(total))  # but for rounding

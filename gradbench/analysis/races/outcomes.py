@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from gradbench.analysis.summary import (
     resolution,
     rows_where,
 )
-from gradbench.analysis.verdicts import floats, relative_gaps
+from gradbench.analysis.verdicts import EPSILON, floats, relative_gaps
 from gradbench.errors import GradbenchError
 from gradbench.record.schema import SCHEMAS
 from gradbench.record.store import Run
@@ -35,13 +36,14 @@ BUDGET = ("design", "seeds")  # and these in one ruleset of a suite
 
 class Selected(NamedTuple):
     """Each seed of a pair at the setting chosen without it: the settings' numbers, the seeds' groups, log steps and log
-    gaps, whether the target was reached, all (S,)."""
+    gaps, whether the target was reached, all (S,); and whether at these settings all seeds make the same run."""
 
     setting: np.ndarray
     group: np.ndarray
     steps: np.ndarray
     gaps: np.ndarray
     reached: np.ndarray
+    same: bool = False
 
     @property
     def units(self) -> np.ndarray:
@@ -57,6 +59,7 @@ class Outcomes:
         that a ratio is a lower bound. Means of these are restricted means (Royston and Parmar, BMC Medical Research
         Methodology 13, 2013).
     log_gaps: of the gap at the end, cut off above at 1, the first gap, and below at the resolution.
+    same: of each setting (R,) whether all seeds make the same run, so that nothing in it is random.
     """
 
     problem: str
@@ -68,25 +71,38 @@ class Outcomes:
     gaps: np.ndarray
     log_steps: np.ndarray
     log_gaps: np.ndarray
+    same: np.ndarray | None = None
 
     @classmethod
-    def of(cls, trials: pa.Table, problem: str, optimizer: str, gaps: np.ndarray, cut: int, floor: float) -> Outcomes:
+    def of(
+        cls, trials: pa.Table, problem: str, optimizer: str, gaps: np.ndarray, cut: int, floor: float, dtype: str
+    ) -> Outcomes:
         """`gaps` are the trials' relative gaps at the end, `cut` the steps of a trial."""
         axes = ["learning_rate", *(name for name in trials.column_names if _is_axis(trials, name))]
         values = np.stack([trials[name].to_numpy(zero_copy_only=False).astype(float) for name in axes])
         settings, row = np.unique(values, axis=1, return_inverse=True)
         seeds, column = np.unique(trials["seed"].to_numpy(), return_inverse=True)
         taken = floats(trials, "steps_to_target")
-        table = np.full((2, settings.shape[1], len(seeds)), np.nan)
-        table[:, row.ravel(), column] = np.where(np.isnan(taken) | np.isinf(gaps), np.inf, taken), gaps
-        whole = ~np.isnan(table).any(axis=(0, 1))
-        steps, ends = table[:, :, whole]
+        table = np.full((4, settings.shape[1], len(seeds)), np.nan)
+        reached = np.where(np.isnan(taken) | np.isinf(gaps), np.inf, taken)
+        table[:, row.ravel(), column] = reached, gaps, floats(trials, "initial_loss"), floats(trials, "final_loss")
+        whole = ~np.isnan(table[:2]).any(axis=(0, 1))
+        steps, ends, *losses = table[:, :, whole]
+        # Two slots of a program may round otherwise, and a run carries that on: half of the digits agree.
+        digits = math.sqrt(EPSILON[dtype])
+        same = [np.isclose(of, of[:, :1], rtol=digits, atol=0, equal_nan=True).all(axis=1) for of in losses]
         logs = np.log(np.clip(steps, 1, cut)), np.log(np.clip(ends, floor, 1))
-        return cls(problem, optimizer, settings[0], len(axes) == 1, seeds[whole], steps, ends, *logs)
+        alone = len(axes) == 1
+        return cls(problem, optimizer, settings[0], alone, seeds[whole], steps, ends, *logs, np.all(same, axis=0))
 
     def best(self, seeds: np.ndarray) -> int:
         """The setting that is best on these seeds, by PairSummary.best's rule; the first where none works."""
         return best_of_seeds(self.steps[:, seeds], self.gaps[:, seeds]) or 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether at every setting all seeds make the same run."""
+        return self.same is not None and bool(self.same.all())
 
     @property
     def groups(self) -> np.ndarray:
@@ -110,7 +126,8 @@ class Outcomes:
         others = [np.flatnonzero((groups == groups[seed]) & (place != seed)) for seed in place]
         chosen = np.array([self.best(of if len(of) else place) for of in others])
         at = chosen, place
-        return Selected(chosen, groups, self.log_steps[at], self.log_gaps[at], np.isfinite(self.steps[at]))
+        same = self.same is not None and bool(self.same[chosen].all())
+        return Selected(chosen, groups, self.log_steps[at], self.log_gaps[at], np.isfinite(self.steps[at]), same)
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
@@ -182,8 +199,8 @@ def outcomes(
                     continue
                 rows = rows_where(trials, {"optimizer": optimizer})
                 if len(rows):
-                    gaps = relative_gaps(rows, to[problem])
-                    of = Outcomes.of(rows, problem, name, gaps, run.plan.steps, floors[run.plan.of(optimizer).dtype])
+                    gaps, dtype = relative_gaps(rows, to[problem]), run.plan.of(optimizer).dtype
+                    of = Outcomes.of(rows, problem, name, gaps, run.plan.steps, floors[dtype], dtype)
                     if len(of.seeds):
                         found.setdefault(name, {})[problem] = of
     if not found:

@@ -55,7 +55,8 @@ def races_of(found: dict[str, dict[str, Outcomes]]) -> Races:
                 {p: side(found[of][p], found[of][p].selected, found[of][p].selected.units) for p in shared}
                 for of in (a, b)
             ]
-            row, left = _race(a, b, paired(sides))
+            same = [p for p in shared if found[a][p].selected.same and found[b][p].selected.same]
+            row, left = _race(a, b, paired(sides), same)
             rows.append(row)
             notes += left
     if not rows:
@@ -97,11 +98,13 @@ def left_out(a: str, b: str, pairs: dict[str, np.ndarray], used: Sequence[str]) 
     return [f"{a} and {b}: neither reaches the target on {others}, which is left out"] if others else []
 
 
-def _race(a: str, b: str, pairs: dict[str, np.ndarray]) -> tuple[dict[str, Any], list[str]]:
-    """The row of two optimizers, and notes on what was left out of it."""
+def _race(a: str, b: str, pairs: dict[str, np.ndarray], same: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The row of two optimizers, and notes on what was left out of it. `same`: the problems on which all seeds make the
+    same run."""
     what, used = judged_by(pairs)
     found = differences(what, kept := {problem: pairs[problem] for problem in used})
-    estimate = mean_of_strata([unit_means(of, kept[problem][:, :, 3]) for problem, of in found.items()])
+    strata = [unit_means(of, kept[problem][:, :, 3]) for problem, of in found.items()]
+    estimate = mean_of_strata(strata, same=set(used) <= set(same))
     logs = (estimate.value, *estimate.interval(), estimate.detectable)
     return row_of(a, b, what, kept, logs, estimate.p_value), left_out(a, b, pairs, used)
 

@@ -117,9 +117,14 @@ def _curves(
             optimizer: [expected_results(of[problem], what, trials) for problem in problems]
             for optimizer, of in found.items()
         }
-        estimates = {optimizer: _estimate(of) for optimizer, of in results.items()}
+        exact = {optimizer: all(found[optimizer][problem].exact for problem in problems) for optimizer in results}
+        estimates = {optimizer: _estimate(of, exact[optimizer]) for optimizer, of in results.items()}
         best = min(estimates, key=lambda optimizer: estimates[optimizer].value)
-        others = [_estimate([a - b for a, b in zip(of, results[best])]) for o, of in results.items() if o != best]
+        others = [
+            _estimate([a - b for a, b in zip(of, results[best])], exact[o] and exact[best])
+            for o, of in results.items()
+            if o != best
+        ]
         level = (1 - CONFIDENCE) / max(len(others), 1)
         clear = all(of.p_value < level for of in others if _comparable(of)) and all(map(_comparable, others))
         for optimizer, estimate in estimates.items():
@@ -130,16 +135,18 @@ def _curves(
 
 
 def _comparable(of: Estimate) -> bool:
-    return not math.isnan(of.error)
+    return not (math.isnan(of.error) and math.isnan(of.freedom))
 
 
-def _estimate(results: Sequence[np.ndarray]) -> Estimate:
-    """The mean over problems; for its error each problem's seeds are left out in turn."""
+def _estimate(results: Sequence[np.ndarray], same: bool) -> Estimate:
+    """The mean over problems; for its error each problem's seeds are left out in turn. `same` as of mean_of_strata."""
     parts = [jackknife(len(of), lambda seeds, of=of: _mean_apart(of, seeds)) for of in results]
     value = float(without_rounding(np.mean([of.value for of in parts])))
     variances = np.array([of.error**2 for of in parts])
-    if not variances.any() or np.isnan(variances).any():
-        return Estimate(value, float(variances.sum()), math.inf)
+    if np.isnan(variances).any():
+        return Estimate(value, math.nan, math.nan)
+    if not variances.any():
+        return Estimate(value, 0.0, math.inf) if same else Estimate(value, math.nan, float(min(map(len, results))))
     freedom = variances.sum() ** 2 / np.sum(variances**2 / (np.array([len(of) for of in results]) - 1))
     return Estimate(value, math.sqrt(variances.sum()) / len(parts), float(freedom))
 
@@ -162,6 +169,6 @@ def _robustness(of: Outcomes, what: str) -> dict[str, Any]:
             places = enumerate(at)
             moved = np.array([np.interp(x, log_rates[order], values[order, seed]) for seed, x in places])
             change = moved - values[selected.setting, np.arange(len(at))]
-            lost = mean_of_strata([unit_means(change, selected.units[:, None])])
+            lost = mean_of_strata([unit_means(change, selected.units[:, None])], same=of.exact)
         row |= _exponentials(lost, name, f"{name}_low", f"{name}_high")
     return row
