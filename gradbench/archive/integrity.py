@@ -67,12 +67,17 @@ def _by_a_search(plan: SweepPlan) -> bool:
     return plan.searching is not None and plan.searching.kind in ASKING
 
 
+def _in_seconds(plan: SweepPlan) -> bool:
+    """Whether a plan has a budget of time, which gives up the trials that run when it ends."""
+    return plan.allowed is not None and plan.allowed.unit == "seconds"
+
+
 def _expected(run: Run, there: np.ndarray) -> np.ndarray:
     """Of each of the plan's trials, whether a complete record that has those `there`, bool (N,), has to have it: all;
     of a race those of the rounds up to its last; with a budget of trials or steps the first ones of each pair, which
-    begin in their order and all end; none with one of seconds, which gives up those that run."""
+    begin in their order and all end; none with one of seconds."""
     plan, budget = run.plan, run.plan.allowed
-    if budget is not None and budget.unit == "seconds":
+    if _in_seconds(plan):
         return np.zeros(plan.trials, bool)
     if plan.until is not None:
         last = int(np.max(run.trials["seed"].to_numpy(), initial=-1))
@@ -122,7 +127,7 @@ def _curves(run: Run) -> Iterator[str]:
     """A trial's row and its curve have the same ends and the same best, and the curve every step that is kept."""
     trials = run.trials.sort_by("trial")
     number = trials["trial"].to_numpy()
-    if run.info["state"] == "complete":  # else some trials have begun a curve and have no row yet
+    if run.info["state"] == "complete" and not _in_seconds(run.plan):  # else trials began a curve and have no row
         strangers = np.setdiff1d(run.curves["trial"].to_numpy(), number)
         yield from _named("the curve is of no trial of the record", strangers)
     curves = run.curves.filter(pc.field("trial").isin(trials["trial"].combine_chunks()))

@@ -363,3 +363,14 @@ def test_the_first_of_trials_that_found_the_same_best_is_the_reference_whatever_
     assert best[1:] == [0, 0, 0]
     assert run.info["references"]["floor"]["trial"] == 1
     assert integrity.faults(run) == []
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_a_record_whose_time_was_up_holds_with_the_curves_of_trials_that_it_gave_up(sweep, small_blocks, monkeypatch):
+    small_blocks(lanes=1, rows=3)
+    looks = iter([False] * 5)  # five chunks: the first trials have ended, the next are under way
+    monkeypatch.setattr("gradbench.search.queue.Spending.over", lambda *_: next(looks, True))
+    run = sweep("himmelblau", ["sgd"], "1e-4:1e-2:9", seeds=1, steps=10, budget="60s", timing="none")
+    ended, begun = (set(table["trial"].to_pylist()) for table in (run.trials, run.curves))
+    assert ended < begun
+    assert integrity.faults(run) == []
