@@ -328,7 +328,7 @@ class PairSweep:
     def _left_at_rung(self, before: np.ndarray, running: np.ndarray) -> np.ndarray:
         """Whether each slot's trial is stopped at a rung (of successive halving) that this chunk crossed."""
         if self.queue.ran is not None and self.plan.rungs:
-            return running & (self.first > self.queue.ran[np.maximum(self.slot_trial, 0)])
+            return running & (self.first - self.program.block.stride >= self.queue.ran[np.maximum(self.slot_trial, 0)])
         if self.rungs is None:
             return np.zeros(len(running), bool)
         rung = np.where(running, self.rungs.crossed(before, self.first), -1)

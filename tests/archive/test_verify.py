@@ -374,3 +374,14 @@ def test_a_record_whose_time_was_up_holds_with_the_curves_of_trials_that_it_gave
     ended, begun = (set(table["trial"].to_pylist()) for table in (run.trials, run.curves))
     assert ended < begun
     assert integrity.faults(run) == []
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_a_halving_whose_last_epoch_is_not_whole_holds(sweep):
+    """27 steps in epochs of 4: the end is observed 3 steps after the last whole epoch."""
+    plan = {"search": "halving", "batch_size": 100, "seeds": 3, "steps": 27, "timing": "none"}
+    run = sweep("linear_regression", ["sgd"], "1e-2:1:5", **plan)
+    assert len({*run.trials["steps_run"].to_pylist(), 27}) == 2  # some stop at the rung, some go on to the end
+    found = module.verify_run(run, sample=15)
+    assert {row["result"] for row in found.rows} == {"bit for bit"}
+    assert found.faults == []
