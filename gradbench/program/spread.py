@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from gradbench.inputs.problem import Problem
 from gradbench.machine.internals import compiler_options, quick_compile
+from gradbench.program.kind import FACTORISATIONS
 from gradbench.program.xla.jaxprs import equations
-from gradbench.program.xla.kind import FACTORISATIONS
 
 TRIALS = "trials"
 

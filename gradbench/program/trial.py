@@ -22,9 +22,9 @@ from gradbench.inputs.problem import Data, Params, Problem, cast, shapes
 from gradbench.inputs.specs.checks import PRECISIONS
 from gradbench.inputs.specs.schedules import COOLING
 from gradbench.inputs.updates import extra_arguments, traced_settings, warn_of_idle_rate
+from gradbench.program.kind import Kind
 from gradbench.program.minibatch import batch_rows, take_rows
 from gradbench.program.xla.jaxprs import uncounted_flops
-from gradbench.program.xla.kind import Kind
 from gradbench.program.xla.products import as_products
 
 

@@ -15,10 +15,10 @@ from gradbench.gradients.rounding.band import Band
 from gradbench.inputs.optimizer import load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.program.block import choose_block
+from gradbench.program.kind import Kind
 from gradbench.program.spread import initialise, over_trials
 from gradbench.program.trial import Trial
 from gradbench.program.xla.jaxprs import equations
-from gradbench.program.xla.kind import Kind
 
 
 def factorisations(jaxpr):

@@ -20,8 +20,9 @@ Lookups. Rows that a loss looks up in a table are needed again by its derivative
 them twice. Where they are more than a core's caches hold, and the table is much less, they are looked up once more: a
 matrix factorisation's step takes 1.13 to 1.24 times as long without.
 
-Scatters. A GPU adds what is scattered to one place in any order, unless it is told not to, and then takes longer. So
-where each place gets one term, as a label's logit does, XLA is told that.
+Scatters. On a CPU large ones are done block by block: see scatters.py. A GPU adds what is scattered to one place in any
+order, unless it is told not to, and then takes longer. So where each place gets one term, as a label's logit does, XLA
+is told that.
 
 All hold over the whole range of a dtype, non-finite numbers included, with two exceptions that XLA itself makes. Sums
 and products whose terms' absolute values add up to more than the largest number may overflow on the way or not, by
@@ -40,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from gradbench.program.xla.fusion import computed_once, has_large
+from gradbench.program.xla import fusion, scatters
 from gradbench.program.xla.jaxprs import (
     bind,
     called,
@@ -93,11 +94,12 @@ def rewritten(function: Callable[..., Any], platform: str, relayout: bool = Fals
         def results(*leaves: Any) -> list[Any]:
             return [in_own_order(x) for x in rewrite.run(*open_jaxpr(traced), leaves)]
 
-        if platform == "cpu" and has_large(traced):
-            found = computed_once(*open_jaxpr(jax.make_jaxpr(results)(*leaves)), jax.tree.leaves(leaves))
-        else:
-            found = results(*leaves)
-        return jax.tree.unflatten(jax.tree.structure(result), found)
+        plain, found = jax.tree.leaves(leaves), results
+        for applies, change in ((scatters.has_large, scatters.by_blocks), (fusion.has_large, fusion.computed_once)):
+            if platform == "cpu" and applies(traced):
+                found = functools.partial(change, *open_jaxpr(jax.make_jaxpr(found)(*leaves)))
+                leaves = (plain,)
+        return jax.tree.unflatten(jax.tree.structure(result), found(*leaves))
 
     return changed
 

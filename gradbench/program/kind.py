@@ -27,7 +27,7 @@ class Kind(NamedTuple):
         matrices: the same layout, for one trial too.
     alone: batching trials gains nothing: matrices are factorised, or rows of parameters looked up, whose derivative XLA
         scatters entry by entry, more slowly in a batch than trial by trial.
-    loops: there are loops of known length, as over a sequence (loops.py).
+    loops: there are loops of known length, as over a sequence (xla/loops.py).
     """
 
     products: bool
