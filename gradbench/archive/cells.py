@@ -104,6 +104,8 @@ class Judge:
                 return True
             if cell.step is not None and (cell in before) != (cell in here):  # one of the two has ended
                 return len(set(ends)) == 2 and cell.step >= min(ends) and explained(_END)
+            if isinstance(recorded, str):  # a verdict
+                return recorded in twins.get(cell, ())
             if not _known(recorded) or not _known(replayed):  # twins that do not agree on that say nothing
                 return any(_known(value) != _known(replayed) for value in twins.get(cell, ()))
             slack = bounds[cell] + (stride if _KIND.get(cell.name) == COUNT else 0)

@@ -179,6 +179,15 @@ def test_where_rounding_moves_the_end_of_a_trial_its_last_point_moves_too(twins,
     assert len(judge.outside) == outside  # or the end itself and both last points
 
 
+@pytest.mark.parametrize(("twins", "outside"), [(("slow", "stalled") * 4, 0), (("stalled",) * 8, 1)])
+def test_where_rounding_moves_a_verdict_it_is_no_accusation(twins, outside):
+    """Only some twins have it; the other numbers are the same but for rounding, which the verdict follows from."""
+    before, here, shaken = (
+        {Cell("verdict"): of, Cell("loss", 0): (1.0,) * len(of)} for of in (("slow",), ("stalled",), twins)
+    )
+    assert len(Judge.of(before, here, shaken, noise=1e-7, stride=1, drawn=40).outside) == outside
+
+
 @pytest.mark.usefixtures("compiled_quickly")
 def test_files_that_a_record_names_are_not_run_unasked(tmp_path, sweep, monkeypatch):
     (tmp_path / "chaos.py").write_text(LOGISTIC_MAP)
