@@ -177,6 +177,11 @@ def curvature(path):
     change_info(path, lambda info: info["problems"]["linear_regression"].update(curvature=[0.1, 1.0]))
 
 
+def maximised(path):
+    """A fact that the problem has not."""
+    change_info(path, lambda info: info["problems"]["linear_regression"].update(maximise=["loss"]))
+
+
 # How each is found.
 TAMPERED = {
     final_loss: "differs",
@@ -196,5 +201,6 @@ TAMPERED = {
     reason: "tried is not what the plan gives",
     parameters: "run.json: parameters of linear_regression is 10000000, here 11",
     curvature: "run.json: curvature of linear_regression is [0.1, 1.0], here",
+    maximised: 'run.json: maximise of linear_regression is ["loss"], here null',
     problem_file: "here is not the file of this run",
 }

@@ -25,7 +25,7 @@ from gradbench.inputs.problem import Problem, load_problem, problem_names
 from gradbench.inputs.specs.searches import ASKING
 from gradbench.inputs.specs.spec import parse_spec
 from gradbench.inputs.transfer.sources import difference, recorded_file, sources
-from gradbench.machine.devices import find_devices
+from gradbench.machine.devices import cpu_model, find_devices
 from gradbench.machine.environment import environment
 from gradbench.program.xla.switch import enabled
 from gradbench.record.manifest import record_digest
@@ -259,11 +259,12 @@ def _loaded(
 
 
 def _other_facts(pair: Pair, elsewhere: bool) -> list[str]:
-    """What run.json says of a pair's problem, and is not so here; `elsewhere` a computed number may be rounded
-    otherwise, and an older record has fewer facts."""
+    """What run.json says of a pair's problem, and is not so here. `elsewhere` a computed number may be rounded
+    otherwise, by NumPy also on another CPU beside the same kind of device, and an older record has fewer facts."""
     name = pair.run.plan.pairs[pair.number][0]
+    elsewhere = elsewhere or pair.run.info["environment"].get("cpu_model") != cpu_model()
     recorded, here = pair.run.info.get("problems", {}).get(name, {}), json.loads(json_bytes(facts(pair.trial.problem)))
-    compared = [fact for fact in COUNTED if fact in here and fact in recorded] if elsewhere else here
+    compared = [fact for fact in COUNTED if fact in here and fact in recorded] if elsewhere else {**here, **recorded}
     pairs = [(fact, *(json.dumps(of.get(fact)) for of in (recorded, here))) for fact in compared]
     return [f"run.json: {fact} of {name} is {before}, here {now}" for fact, before, now in pairs if before != now]
 

@@ -65,6 +65,19 @@ def test_a_change_is_found_even_under_a_new_manifest(copy, tamper):
     assert TAMPERED[tamper] in said
 
 
+@pytest.mark.parametrize("model", [None, "another"])
+def test_where_another_cpu_rounded_a_fact_it_is_no_accusation(copy, model):
+    """As beside a GPU of the same kind: NumPy rounds as its CPU's instructions do."""
+
+    def edit(info):
+        info["environment"]["cpu_model"] = model or info["environment"]["cpu_model"]
+        info["problems"]["linear_regression"]["curvature"][0] *= 1 + 2**-50
+
+    change_info(copy, edit)
+    close(copy)
+    assert gradbench.verify(copy, sample=1).holds == bool(model)
+
+
 def test_a_change_under_the_old_manifest_is_found_without_a_replay(copy):
     timing(copy)
     found = gradbench.verify(copy, sample=1)
