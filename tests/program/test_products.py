@@ -243,3 +243,32 @@ def test_flops_that_the_cost_analysis_leaves_out_are_those_of_the_other_rounds()
     assert uncounted_flops(jax.make_jaxpr(jnp.dot)(x, w)) == 0
     assert emitted(trace) == 7 * (4 * 5 + 4 * 5)
     assert emitted(jax.make_jaxpr(jnp.dot)(x, w[0])) == 2 * 4 * 5
+
+
+@pytest.mark.parametrize("rule", ["forward", "backward", "none"])
+def test_a_rule_that_is_a_function_of_values_around_it_is_differentiated_as_written(rule):
+    """In another evaluation of the trace there are no such values."""
+
+    def loss(w, x, key):
+        around = x[0] + jax.random.normal(key, (3,))
+
+        @jax.custom_vjp
+        def own(w):
+            return w * w
+
+        def forward(w):
+            return own(w) + (around if rule == "forward" else 0), w
+
+        def backward(w, cotangent):
+            return (2 * w * cotangent * (around if rule == "backward" else 1),)
+
+        own.defvjp(forward, backward)
+        last, seen = jax.lax.scan(lambda h, row: (jnp.tanh(h * w + row) * h + 1, h), w, x)
+        return jnp.sum(own(w)) + jnp.sum(last) + jnp.sum(seen)
+
+    args = jnp.linspace(0.1, 0.3, 3), jnp.ones((4, 3)), jax.random.key(0)
+    plain, changed = jax.value_and_grad(loss), jax.value_and_grad(as_products(loss, "cpu"))
+    expected, got = jit_quickly(lambda *of: (plain(*of), changed(*of)))(*args)
+    # Sums of at most 15 numbers of order 1 to 10.
+    jax.tree.map(lambda e, g: np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-12), expected, got)
+    assert (names(changed, *args) == names(plain, *args)) == (rule != "none")

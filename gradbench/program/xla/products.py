@@ -33,8 +33,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from gradbench.program.xla.jaxprs import PLAIN_CALLS, bind, called, equations, evaluate, open_jaxpr, with_bodies
+from gradbench.program.xla.jaxprs import (
+    PLAIN_CALLS,
+    bind,
+    called,
+    equations,
+    evaluate,
+    has_rule,
+    open_jaxpr,
+    place_of_rule,
+    with_bodies,
+)
 from gradbench.program.xla.layout import VECTOR
 from gradbench.program.xla.loops import has_cheap_values, keep_less
 from gradbench.program.xla.switch import enabled
@@ -80,10 +92,36 @@ def as_products(function: Callable[..., Any], platform: str, images: bool = Fals
         traced, result = jax.make_jaxpr(function, return_shape=True)(*args)
         if not any(of(equation) for equation in equations(traced)):
             return function(*args)
-        results = evaluate(*open_jaxpr(traced), jax.tree.leaves(args), functools.partial(_step, of))
-        return jax.tree.unflatten(jax.tree.structure(result), results)
+        evaluated = functools.partial(_evaluated, traced, functools.partial(_step, of))
+        if _of_one_trace(traced, evaluated):
+            return function(*args)
+        return jax.tree.unflatten(jax.tree.structure(result), evaluated(*jax.tree.leaves(args)))
 
     return changed
+
+
+def _evaluated(traced: Any, step: Callable[[Any, list[Any]], Sequence[Any]], *leaves: Any) -> list[Any]:
+    return evaluate(*open_jaxpr(traced), leaves, step)
+
+
+def _of_one_trace(traced: Any, evaluated: Callable[..., list[Any]]) -> bool:
+    """Whether a rule for a derivative in a traced function, as `evaluated`, is a function of values of that trace, not
+    only of its arguments: another evaluation does not compute these."""
+    rules = filter(has_rule, equations(traced))
+    if not any(e.primitive.name.startswith("custom_vjp") or place_of_rule(e) for e in rules):  # others are JAX's own
+        return False
+
+    def cotangent(x: Any) -> Any:
+        return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)
+
+    def derivatives(*leaves: Any) -> Any:
+        results, pulled_back = jax.vjp(evaluated, *leaves)
+        return pulled_back(list(map(cotangent, results)))
+
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in traced.jaxpr.invars]
+    traces = traced, jax.make_jaxpr(derivatives)(*shapes)
+    own, found = ({id(x) for x in trace.consts if isinstance(x, Tracer)} for trace in traces)
+    return not found <= own
 
 
 Change = Callable[[Callable[..., Any], list[Any]], list[Any]]
