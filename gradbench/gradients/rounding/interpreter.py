@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from gradbench.gradients.rounding import formats, noise, special
+from gradbench.gradients.rounding import formats, noise, orders, special
 from gradbench.gradients.rounding import primitives as rounding
 from gradbench.gradients.rounding.arrays import jnp
 from gradbench.gradients.rounding.formats import INPUT_UNIT, Format, format_of, input_class
@@ -63,7 +63,7 @@ class Interpreter:
         self._start: Any = None if seed is None else noise.start(seed)
         self._salts = itertools.count(1)
         self._loops = 0  # the depth of nested loops
-        self._folding, self._sums = rounding.Folding(), rounding.Sums()
+        self._folding, self._sums = orders.Folding(), orders.Sums()
 
     @np.errstate(all="ignore")  # of constants, which NumPy computes
     def run(self, jaxpr: Any, consts: list[Any], arguments: list[Pair]) -> tuple[list[Pair], Flags]:

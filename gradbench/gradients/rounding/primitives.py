@@ -39,14 +39,14 @@ Errors e drawn entry by entry average out in a norm or a scale. Roundings that e
 - a compiler multiplies constants together, c1 (c2 x) = (c1 c2) x, and rounds their product once for all entries: a
   product with a constant that is no power of two has a part u|y| drawn by the constant. A program may do so with
   numbers that it is given, (x a) b = x (a b): a product with a number that many entries share, of what is a product
-  with such a number already, has a part u|y| drawn by it (`Folding`);
+  with such a number already, has a part u|y| drawn by it (`orders.Folding`);
 - a sum of sums may be added up in another order, whose partial sums are rounded instead: (x + a) + b is x + (a + b).
   Of k addends with Q = sum_i x_i^2 the j first in a random order have a mean square of
   Q j (k - j) / (k (k - 1)) + S^2 j (j - 1) / (k (k - 1)). Summed over j = 2 to k - 1 the first part is
   Q (k - 2) (k + 3) / (6 k); the second is that of a sum that grows in any order, the written one too. Each sum has as
   much of it as its operands do not have already, and once more for all entries if a number that many entries share is
-  added to a sum with such a number (`Folding`). Addends are followed through what only moves numbers (`Sums`); of what
-  a loop carries they are not known, and count as two that cancel;
+  added to a sum with such a number (`orders.Folding`). Addends are followed through what only moves numbers
+  (`orders.Sums`); of what a loop carries they are not known, and count as two that cancel;
 - the error of an elementary function is a fixed function of its argument, and near arguments share it: half of the 8u
   are drawn by the exponent and the first four further bits of the result (measured over a million normal numbers on a
   CPU, the mean relative error of tanh, erf, atan and rsqrt is 0.1 to 0.5 u). Formats narrower than float32 compute it
@@ -57,14 +57,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from jax import lax
 
-from gradbench.gradients.rounding.arrays import jnp, lowest
-from gradbench.program.xla.jaxprs import is_literal
+from gradbench.gradients.rounding.arrays import jnp
 
 
 def names(text: str) -> frozenset[str]:
@@ -222,175 +219,3 @@ def _mean_square_of_partial_sums(name: str, bind: Any, params: dict[str, Any], o
         running = running + bind(part)
         squares = squares + jnp.abs(running) ** 2
     return squares / PARTIAL_SUMS
-
-
-# Products of numbers that many entries share stay such under these; copies of shared numbers are shared.
-_LINEAR = names(
-    "neg reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy rev slice concatenate pad "
-    "gather dynamic_slice select_n add sub add_any reduce_sum cumsum dot_general conv_general_dilated div"
-)
-# Each number of their results is one of an operand's.
-_REARRANGED = names(
-    "neg reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy rev slice concatenate pad "
-    "gather dynamic_slice select_n stop_gradient name"
-)
-_SAME_NUMBERS = names("neg reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy")
-
-
-class Folding:
-    """Which products and sums a right program may take in another order: (x a) b is x (a b), whose rounding of a b all
-    x share, and (x + a) + b is x + (a + b).
-
-    Follows the variables of a jaxpr: those whose numbers are repeated (a scalar beside an array, a broadcast array),
-    those that are such a number times others, whatever is linear in between, and those that are such a number plus
-    others.
-    """
-
-    def __init__(self):
-        self._repeated: set[Any] = set()
-        self._scaled: set[Any] = set()
-        self._shifted: set[Any] = set()
-
-    def renamed(self, old: Iterable[Any], new: Iterable[Any]) -> None:
-        """The variables `new` stand for `old`, as arguments do for those of a call."""
-        for one, other in zip(old, new):
-            for known in (self._repeated, self._scaled, self._shifted):
-                if not is_literal(one) and one in known:
-                    known.add(other)
-
-    def see(self, equation: Any) -> None:
-        """Notes what an equation's results are."""
-        name, ins, (out, *_) = equation.primitive.name, equation.invars, equation.outvars
-        if name == "mul" or name in ADDITIONS:
-            repeated, known = [self._is_repeated(v, out) for v in ins], self._scaled if name == "mul" else self._shifted
-            if any(repeated) or any(self._is(known, v) for v in ins):
-                known.add(out)
-            if all(repeated):
-                self._repeated.add(out)
-        if name in _REARRANGED and any(self._is(self._shifted, v) for v in ins):
-            self._shifted.add(out)
-        if name in _LINEAR and any(self._is(self._scaled, v) for v in ins):
-            self._scaled.add(out)
-        if name == "broadcast_in_dim" and _size(out) > _size(ins[0]) and not is_literal(ins[0]):
-            self._repeated.add(out)
-        if name in _SAME_NUMBERS and self._is(self._repeated, ins[0]):
-            self._repeated.add(out)
-
-    def of_product(self, equation: Any) -> list[int]:
-        """Which operands of a product a right program may multiply by others first: constants, which a compiler folds,
-        and repeated numbers where the other operand is a product with some already."""
-        one, other = equation.invars
-        out = equation.outvars[0]
-
-        def folds(variable: Any, beside: Any) -> bool:
-            if is_literal(variable):
-                return not _is_power_of_two(variable.val)
-            return self._is_repeated(variable, out) and self._is(self._scaled, beside)
-
-        return [place for place, pair in enumerate(((one, other), (other, one))) if folds(*pair)]
-
-    def of_sum(self, equation: Any) -> list[int]:
-        """Which operands of a sum a right program may add to others first: repeated numbers where the other operand is
-        a sum with some already."""
-        one, other = equation.invars
-        out = equation.outvars[0]
-        pairs = enumerate(((one, other), (other, one)))
-        return [place for place, (a, b) in pairs if self._is_repeated(a, out) and self._is(self._shifted, b)]
-
-    def _is_repeated(self, variable: Any, out: Any) -> bool:
-        """A literal is none."""
-        return not is_literal(variable) and (variable in self._repeated or _size(variable) < _size(out))
-
-    @staticmethod
-    def _is(known: set[Any], variable: Any) -> bool:
-        return not is_literal(variable) and variable in known
-
-
-class Addends(NamedTuple):
-    """Of what each number of an array is the sum, arrays of float64: the root of the sum of its addends' squares, how
-    many there are that are not 0, and the largest power of two of which all are multiples."""
-
-    norm: Any
-    count: Any
-    grid: Any
-
-    @property
-    def share(self) -> Any:
-        """Times norm^2: the sum of the squares of the partial sums in a random order, but for what grows with the
-        whole sum."""
-        k = jnp.maximum(self.count, 2.0)
-        return (k - 2) * (k + 3) / (6 * k)
-
-
-class Sums:
-    """Follows the variables of a jaxpr that are sums: of what addends."""
-
-    def __init__(self):
-        self._known: dict[Any, Addends] = {}
-        self._carried: set[Any] = set()
-
-    def renamed(self, old: Iterable[Any], new: Iterable[Any]) -> None:
-        """As in `Folding`."""
-        for one, other in zip(old, new):
-            self._set(other, None if is_literal(one) else self._known.get(one))
-
-    def carried(self, variables: Iterable[Any]) -> None:
-        """Of what a loop carries nobody knows the addends: it may be a sum, whose own were counted before."""
-        self._carried.update(variables)
-
-    def see(self, equation: Any, bind: Callable[[list[Any]], Any], operands: list[Any]) -> None:
-        """Notes what an equation's result is; `operands` without noise."""
-        name, ins, found = equation.primitive.name, equation.invars, None
-        if name in ADDITIONS and jnp.issubdtype(operands[0].dtype, jnp.floating):
-            one, other = map(self._of, ins, operands)
-            found = Addends(jnp.hypot(one.norm, other.norm), one.count + other.count, jnp.minimum(one.grid, other.grid))
-        elif name in _REARRANGED and any(map(self._is_sum, ins)):
-            floats = [jnp.issubdtype(x.dtype, jnp.floating) for x in operands]
-            each = [self._of(v, x) if f else (x, x, x) for v, x, f in zip(ins, operands, floats)]
-            found = Addends(*(jnp.abs(bind(list(column))) for column in zip(*each)))
-        for variable in equation.outvars:
-            self._set(variable, found)
-
-    def in_other_orders(self, equation: Any, operands: list[Any], exact: Any, form: Any) -> tuple[Any, Any] | None:
-        """Of a sum that was seen, of sums: what the partial sums of another order are in size beyond those of its
-        operands', 0 where they would be exact; and whether they may leave the format's range where the sum does not.
-        None of any other."""
-        whole = self._known.get(equation.outvars[0])
-        if whole is None or not any(map(self._is_sum, equation.invars)):
-            return None
-        rest = whole.share
-        for variable, value in zip(equation.invars, operands):
-            part = self._of(variable, value)
-            ratio = jnp.where(whole.norm > 0, part.norm / jnp.where(whole.norm > 0, whole.norm, 1.0), 0.0)
-            rest = rest - ratio * ratio * part.share
-        largest, known = jnp.sqrt(whole.count) * whole.norm, jnp.isfinite(whole.norm)  # no partial sum is larger
-        rounded = known & (largest > whole.grid * 2.0**form.digits)
-        beyond = known & (largest > form.largest) & (whole.count > 2)
-        return jnp.where(rounded, whole.norm * jnp.sqrt(jnp.maximum(rest, 0.0)), 0.0), jnp.any(beyond)
-
-    def _is_sum(self, variable: Any) -> bool:
-        return not is_literal(variable) and (variable in self._known or variable in self._carried)
-
-    def _of(self, variable: Any, value: Any) -> Addends:
-        if not is_literal(variable) and variable in self._known:
-            return self._known[variable]
-        if self._is_sum(variable):
-            whole = jnp.where(value == jnp.round(value), lowest(value), 0.0)
-            return Addends(jnp.zeros_like(value), jnp.where(value == 0, 0.0, 2.0), whole)
-        return Addends(jnp.abs(value), jnp.where(value == 0, 0.0, 1.0), lowest(value))
-
-    def _set(self, variable: Any, addends: Addends | None) -> None:
-        if addends is None:
-            self._known.pop(variable, None)
-        else:
-            self._known[variable] = addends
-
-
-def _size(variable: Any) -> int:
-    return math.prod(variable.aval.shape)
-
-
-def _is_power_of_two(constant: Any) -> bool:
-    if np.ndim(constant) or np.iscomplexobj(constant):
-        return False
-    return abs(np.frexp(np.float64(constant))[0]) == 0.5

@@ -367,3 +367,27 @@ def test_partial_sums_of_another_order_may_leave_the_range():
     trace = jax.make_jaxpr(lambda x: [(x[0] + x[1]) + x[2]])(x)
     assert noise.sample(trace, [x], "float32", "highest", jax.devices("cpu")[0]).spread.overflow
     assert not noise.sample(trace, [x / 4], "float32", "highest", jax.devices("cpu")[0]).spread.overflow
+
+
+def test_a_sum_of_sums_that_is_converted_is_a_number_like_another():
+    """Conversions that narrow are no sums, and whole numbers have no addends."""
+    x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+
+    def narrowed(x):
+        return [(x[0] + x[1] + x[2]).astype(jnp.bfloat16)]
+
+    def whole(x, around=lambda y: y.astype(jnp.int32).astype(y.dtype)):
+        return [around(1000 * x[0] + x[1]) + x[2]]
+
+    cpu = jax.devices("cpu")[0]
+    assert noise.sample(jax.make_jaxpr(narrowed)(x), [x], "float32", "highest", cpu).spread.sigma[0].all()
+    found = noise.sample(jax.make_jaxpr(whole)(x), [x], "float32", "highest", cpu).spread.sigma[0]
+    one = noise.sample(jax.make_jaxpr(lambda x: whole(x, jnp.trunc))(x), [x], "float32", "highest", cpu).spread.sigma[0]
+    np.testing.assert_allclose(found, one, rtol=0.5)
+
+
+def test_many_small_addends_of_a_large_one_do_not_leave_the_range():
+    x = np.full((20, 3), 1.5, np.float16)
+    x[0] = 20_000
+    trace = jax.make_jaxpr(lambda x: [functools.reduce(jnp.add, list(x))])(x)
+    assert not noise.sample(trace, [x], "float16", "highest", jax.devices("cpu")[0]).spread.overflow
