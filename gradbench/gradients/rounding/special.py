@@ -23,15 +23,16 @@ and 10.1 times for igamma_grad_a, where x is near a. MARGIN and GRADIENT_MARGIN 
 What runs along an axis is made of steps whose errors all later results share (`accumulated`): results y_j of terms x_j,
 
 - sums: step j is off by u|y_j|, and so are all later results;
-- products, also those of a whole axis: each step is off by u of its result, and all later results by as much of
-  theirs; half of the variance is drawn by x_j, for a product of equal factors in any order has equal errors in its
-  equal parts;
+- products, also those of a whole axis: each step is off by u of its result, and by what that loses by underflow (no
+  more than all of it), and all later results by as much of theirs; half of the variance is drawn by x_j, for a product
+  of equal factors in any order has equal errors in its equal parts;
 - logarithms of sums of exponentials: y_j = M + log1p(exp(-|d|)), where M is the larger of y_(j-1) and x_j, is off by
   u(|y_j| + 1) + 16u(y_j - M): u of the sum 1 + exp(-|d|), 8u of the exponential, which moves the logarithm by
   exp(-|d|) / (1 + exp(-|d|)) <= y_j - M, and 8u of the logarithm. Half of the variance is shared by steps that add
   nearly the same number below the spacing of the result, and round the same way. Later results are off by
-  exp(y_j - y_i) of that. Taken at once, as m + log(sum exp(x_j - m)), where m is the
-  largest term of all, or of those so far, y_i has u|y_i| + 16u(y_i - M_i + m - M_i) once more, M_i the largest so far.
+  exp(y_j - y_i) of that. Taken at once, as m + log(sum exp(x_j - m)), where m is the largest term of all, or of those
+  so far, y_i has u|y_i| + 16u(y_i - M_i + m - M_i) once more, M_i the largest so far, and 8u where m > M_i: then no
+  exponential is that of 0, which is exact.
 """
 
 from __future__ import annotations
@@ -102,19 +103,22 @@ def accumulated(
         place = noise.place_on_grid(exact, terms, jnp.zeros_like(exact), form.digits)  # multiples of their spacing
         return _running(jnp.cumsum, params, draw(exact, size * noise.direction(exact), exact, place))
     if name in ("cumprod", "reduce_prod"):
-        shifts = jnp.abs(jnp.frexp(jnp.real(terms))[0]) == 0.5
         if name == "reduce_prod":
-            axes = [axis - terms.ndim for axis in params["axes"]]
-            size = form.unit * jnp.where(shifts | (terms.size <= exact.size), 0.0, 1.0)
-            steps = draw(jnp.ones_like(terms), size, terms, noise.places(terms))
-            return jnp.where(jnp.isfinite(exact), exact * jnp.sum(steps, axis=tuple(axes)), 0.0)
-        size = form.unit + underflow / jnp.maximum(jnp.abs(exact), 1e-320)
-        steps = draw(jnp.where(exact == 0, 1.0, exact), jnp.where((exact == terms) | shifts, 0.0, size), exact, terms)
-        return exact * _running(jnp.cumsum, params, steps)
+            terms = _in_line(terms, params["axes"])
+            so_far = jnp.cumprod(terms, axis=-1)
+        shifts = (jnp.abs(jnp.frexp(jnp.real(terms))[0]) == 0.5) & (jnp.imag(terms) == 0)
+        if name == "reduce_prod":
+            size = jnp.where(so_far == terms, 0.0, jnp.where(shifts, 0.0, form.unit) + _lost(so_far, underflow))
+            steps = jnp.sum(draw(jnp.ones_like(terms), size, terms, noise.places(terms)), axis=-1)
+            return jnp.where(jnp.isfinite(exact), exact * steps, 0.0)
+        size = jnp.where(exact == terms, 0.0, jnp.where(shifts, 0.0, form.unit) + _lost(exact, underflow))
+        steps = draw(jnp.where(exact == 0, 1.0, exact), size, exact, terms)
+        return jnp.where(jnp.isfinite(exact), exact * _running(jnp.cumsum, params, steps), 0.0)
     before = _running(_shifted, params, exact)
     gained = jnp.where(jnp.isfinite(exact), exact - jnp.maximum(before, terms), 0.0)
     size = jnp.where(exact == terms, 0.0, form.unit * (jnp.abs(exact) + 1 + STEP_UNITS * gained))
-    largest = jnp.max(jnp.where(jnp.isfinite(exact), exact, -np.inf), initial=-np.inf)
+    axis = params["axis"] - params["rank"]
+    largest = jnp.max(jnp.where(jnp.isfinite(exact), exact, -np.inf), axis=axis, keepdims=True, initial=-np.inf)
     weight = jnp.where(jnp.isfinite(exact), jnp.exp(exact - jnp.where(jnp.isfinite(largest), largest, 0.0)), 0.0)
     lost = gained < 2 * form.unit * jnp.abs(exact)  # what is added to multiples of a larger spacing
     drawn = draw(jnp.where(exact == 0, 1.0, exact), size, exact, jnp.where(lost, noise.leading(gained), terms))
@@ -124,7 +128,7 @@ def accumulated(
 
 def from_largest(params: dict[str, Any], terms: Any, exact: Any) -> Any:
     """How far logarithms of running sums of exponentials lie above the largest term so far, and that below the largest
-    of all."""
+    of all, where it does with half a one more: the error of all exponentials, the largest so far included."""
     so_far = lax.cummax(jnp.asarray(terms), axis=params["axis"], reverse=params["reverse"])
     so_far = so_far if isinstance(exact, jax.Array) else np.asarray(so_far)
     finite = jnp.isfinite(exact) & jnp.isfinite(so_far)
@@ -132,7 +136,19 @@ def from_largest(params: dict[str, Any], terms: Any, exact: Any) -> Any:
         jnp.where(jnp.isfinite(terms), terms, -np.inf), axis=params["axis"], keepdims=True, initial=-np.inf
     )
     below = jnp.where(finite, largest - jnp.where(finite, so_far, 0.0), 0.0)
-    return jnp.where(finite, exact - so_far, 0.0) + below
+    return jnp.where(finite, exact - so_far, 0.0) + below + jnp.where(below > 0, 0.5, 0.0)
+
+
+def _lost(product: Any, underflow: float) -> Any:
+    """What a product may lose by underflow, of itself."""
+    size = jnp.abs(product)
+    return jnp.minimum(underflow, size) / jnp.maximum(size, 1e-320)
+
+
+def _in_line(terms: Any, axes: Sequence[int]) -> Any:
+    """The terms with those of these axes along the last one."""
+    kept = [axis for axis in range(terms.ndim) if axis not in axes]
+    return jnp.transpose(terms, (*kept, *axes)).reshape(*(terms.shape[axis] for axis in kept), -1)
 
 
 def _running(function: Callable[..., Any], params: dict[str, Any], values: Any) -> Any:
