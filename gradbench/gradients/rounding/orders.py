@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.numpy import promote_types
 
 from gradbench.gradients.rounding.arrays import jnp, lowest
 from gradbench.gradients.rounding.primitives import ADDITIONS, names
@@ -180,7 +181,7 @@ class Sums:
 def _rounds(equation: Any) -> bool:
     """Whether a conversion may change numbers: what is added to them later is not added to their own addends."""
     new, (old, *_) = equation.outvars[0].aval.dtype, (v.aval.dtype for v in equation.invars)
-    return equation.primitive.name == "convert_element_type" and np.promote_types(old, new) != new
+    return equation.primitive.name == "convert_element_type" and promote_types(old, new) != new
 
 
 def _size(variable: Any) -> int:

@@ -374,13 +374,14 @@ def test_a_sum_of_sums_that_is_converted_is_a_number_like_another():
     x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
 
     def narrowed(x):
-        return [(x[0] + x[1] + x[2]).astype(jnp.bfloat16)]
+        y = (x[0] + x[1] + x[2]).astype(jnp.bfloat16)
+        return [y, y + y, (y + y).astype(jnp.float16), y.astype(jnp.float32) + x[1]]
 
     def whole(x, around=lambda y: y.astype(jnp.int32).astype(y.dtype)):
         return [around(1000 * x[0] + x[1]) + x[2]]
 
     cpu = jax.devices("cpu")[0]
-    assert noise.sample(jax.make_jaxpr(narrowed)(x), [x], "float32", "highest", cpu).spread.sigma[0].all()
+    assert all(s.all() for s in noise.sample(jax.make_jaxpr(narrowed)(x), [x], "float32", "highest", cpu).spread.sigma)
     found = noise.sample(jax.make_jaxpr(whole)(x), [x], "float32", "highest", cpu).spread.sigma[0]
     one = noise.sample(jax.make_jaxpr(lambda x: whole(x, jnp.trunc))(x), [x], "float32", "highest", cpu).spread.sigma[0]
     np.testing.assert_allclose(found, one, rtol=0.5)
