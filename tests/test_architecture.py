@@ -30,6 +30,7 @@ FOLDERS = (
     "suites",
     "reporting",
     "reporting.board",
+    "gradients.rounding.numbers",
     "gradients.rounding",
     "gradients.formula",
     "gradients.execution",

@@ -22,8 +22,8 @@ from gradbench.gradients.formula import oracle
 from gradbench.gradients.function import Checked, checked
 from gradbench.gradients.lesson import lesson
 from gradbench.gradients.report import CheckReport
-from gradbench.gradients.rounding import formats
 from gradbench.gradients.rounding.band import FEW, Spread
+from gradbench.gradients.rounding.numbers import formats
 from gradbench.gradients.second import check as second
 from gradbench.inputs.problem import Problem, idle_leaves
 from gradbench.inputs.specs import checks

@@ -17,7 +17,7 @@ from gradbench.gradients.execution.execution import MANY_REPEATS, Execution
 from gradbench.gradients.execution.expectation import Expectation
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
-from gradbench.gradients.rounding.formats import format_of
+from gradbench.gradients.rounding.numbers.formats import format_of
 from gradbench.inputs.specs.checks import DTYPES
 from gradbench.machine.devices import devices_to_check
 

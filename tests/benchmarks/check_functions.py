@@ -31,7 +31,7 @@ from gradbench.gradients.functions.cases import from_letters
 from gradbench.gradients.functions.check import Check
 from gradbench.gradients.functions.programs import Layout
 from gradbench.gradients.functions.session import Session
-from gradbench.gradients.rounding.formats import x64_context
+from gradbench.gradients.rounding.numbers.formats import x64_context
 from gradbench.machine.environment import environment
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -27,7 +27,7 @@ from gradbench.gradients.execution import programs
 from gradbench.gradients.execution.execution import Execution
 from gradbench.gradients.formula import derivative as formula
 from gradbench.gradients.formula import oracle
-from gradbench.gradients.rounding.formats import x64_context
+from gradbench.gradients.rounding.numbers.formats import x64_context
 from gradbench.machine.environment import environment
 
 DTYPES = ("float64", "float32", "bfloat16")

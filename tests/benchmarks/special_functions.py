@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "gradients"))
 import test_check_special as cases
 
 from gradbench.gradients.rounding import special
-from gradbench.gradients.rounding.formats import format_of
+from gradbench.gradients.rounding.numbers.formats import format_of
 from gradbench.gradients.rounding.primitives import ELEMENTARY_UNITS
 
 SEEDS, MANY = 30, 20_000

@@ -14,11 +14,11 @@ from scipy.special import stdtrit
 
 from gradbench.analysis.verdicts import EPSILON
 from gradbench.gradients.formula import oracle
-from gradbench.gradients.rounding import noise
 from gradbench.gradients.rounding import primitives as rounding
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES, Band, quantile
-from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, input_class
 from gradbench.gradients.rounding.interpreter import Interpreter
+from gradbench.gradients.rounding.numbers import noise
+from gradbench.gradients.rounding.numbers.formats import flushes_subnormals, format_of, input_class
 from gradbench.gradients.rounding.pairs import Pair
 from gradbench.inputs.specs.checks import DTYPES
 from gradbench.program.xla.jaxprs import open_jaxpr

@@ -10,7 +10,7 @@ from sampling import sample
 
 import gradbench
 from gradbench.gradients.rounding import special
-from gradbench.gradients.rounding.formats import format_of
+from gradbench.gradients.rounding.numbers.formats import format_of
 from gradbench.gradients.rounding.primitives import ELEMENTARY_UNITS
 
 GENERATOR = np.random.default_rng(3)

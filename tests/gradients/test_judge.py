@@ -9,7 +9,7 @@ import numpy as np
 from gradbench.gradients.execution.judge import judge
 from gradbench.gradients.formula import noise
 from gradbench.gradients.rounding.band import Spread
-from gradbench.gradients.rounding.formats import format_of
+from gradbench.gradients.rounding.numbers.formats import format_of
 
 FORM = format_of("float32")
 POINT = np.linspace(0.1, 0.7, 5).astype(np.float32)

@@ -21,7 +21,7 @@ from gradbench.gradients.execution.expectation import compare_centre
 from gradbench.gradients.execution.judge import COARSEST
 from gradbench.gradients.formula.oracle import float64, primitives, rounded, trace
 from gradbench.gradients.rounding.band import Band, Spread, quantile
-from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context, x64_context
+from gradbench.gradients.rounding.numbers.formats import flushes_subnormals, format_of, precision_context, x64_context
 from gradbench.program.spread import initialise
 
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}

@@ -24,14 +24,14 @@ from gradbench.gradients.formula.derivative import leaf_names
 from gradbench.gradients.formula.differences import UNIT
 from gradbench.gradients.formula.noise import QuickBand
 from gradbench.gradients.rounding.band import FEW, Band, Sampling, Spread, quantile
-from gradbench.gradients.rounding.formats import (
+from gradbench.gradients.rounding.interpreter import MAX_ITERATIONS
+from gradbench.gradients.rounding.numbers.formats import (
     flushes_subnormals,
     format_of,
     input_class,
     precision_context,
     x64_context,
 )
-from gradbench.gradients.rounding.interpreter import MAX_ITERATIONS
 from gradbench.inputs.problem import Problem
 from gradbench.program.minibatch import take_rows
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradbench.gradients.formula.scale import meaning
 from gradbench.gradients.rounding.band import Spread, quantile
-from gradbench.gradients.rounding.formats import Format
+from gradbench.gradients.rounding.numbers.formats import Format
 
 # A gradient whose scale is known no better than this may as well be half or double: INCONCLUSIVE.
 COARSEST = 0.5

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 
 from gradbench.gradients.rounding.band import quantile
-from gradbench.gradients.rounding.formats import format_of
+from gradbench.gradients.rounding.numbers.formats import format_of
 
 UNIT = format_of("float64").unit
 # Steps are start / 4^n: all of the first ones, then every third. That is enough to refute a longer one, since the

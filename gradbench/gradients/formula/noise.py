@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from gradbench.gradients.formula import reference
-from gradbench.gradients.rounding import noise
 from gradbench.gradients.rounding import primitives as rounding
 from gradbench.gradients.rounding.band import (
     FEW,
@@ -28,8 +27,9 @@ from gradbench.gradients.rounding.band import (
     noise_scale,
     reference_share,
 )
-from gradbench.gradients.rounding.formats import precision_context
 from gradbench.gradients.rounding.interpreter import MAX_ITERATIONS, Interpreter
+from gradbench.gradients.rounding.numbers import noise
+from gradbench.gradients.rounding.numbers.formats import precision_context
 from gradbench.gradients.rounding.pairs import Flags, Pair, is_float, same, wide
 from gradbench.program.xla.jaxprs import equations, nested, open_jaxpr, scan_counts
 

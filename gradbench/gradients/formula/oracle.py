@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbench.gradients.formula import reference
-from gradbench.gradients.rounding.formats import round_to, x64_context
 from gradbench.gradients.rounding.interpreter import Interpreter
+from gradbench.gradients.rounding.numbers.formats import round_to, x64_context
 from gradbench.gradients.rounding.pairs import Flags, Pair
 from gradbench.inputs.problem import Problem
 from gradbench.machine.internals import quick_compile

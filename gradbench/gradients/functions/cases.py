@@ -24,7 +24,7 @@ import numpy as np
 
 from gradbench.errors import PlanError, nearest
 from gradbench.gradients.functions import arguments as spec
-from gradbench.gradients.rounding.formats import format_of
+from gradbench.gradients.rounding.numbers.formats import format_of
 
 BASES = (5, 3, 7, 11, 13)
 ALONE = {0: (), 1: ("vjp",), 128: (), 129: ("vjp",)}  # sizes of one letter, and the derivatives judged there

@@ -27,7 +27,7 @@ from gradbench.gradients.functions.report import FunctionReport, FunctionRow
 from gradbench.gradients.functions.session import Session
 from gradbench.gradients.fuzz.search import known
 from gradbench.gradients.rounding.band import Spread
-from gradbench.gradients.rounding.formats import format_of, round_to
+from gradbench.gradients.rounding.numbers.formats import format_of, round_to
 from gradbench.gradients.second import check as second
 from gradbench.inputs.problem import Problem
 from gradbench.inputs.specs import checks

@@ -20,7 +20,7 @@ from gradbench.gradients.formula.suspects import alike
 from gradbench.gradients.functions import programs
 from gradbench.gradients.functions.cases import BOTH, Case
 from gradbench.gradients.rounding.band import SAMPLES, Band, Spread, quantile
-from gradbench.gradients.rounding.formats import format_of, precision_context, round_to, x64_context
+from gradbench.gradients.rounding.numbers.formats import format_of, precision_context, round_to, x64_context
 
 BY_LEAF = ("exact", "sigma", "norm", "along")  # of a Spread
 BESIDE = 8  # inputs, at each of which two equal numbers come in either order

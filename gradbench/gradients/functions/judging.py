@@ -12,7 +12,7 @@ from gradbench.gradients.execution.judge import LeafFinding, judge
 from gradbench.gradients.formula.scale import meaning
 from gradbench.gradients.functions.expected import Part
 from gradbench.gradients.rounding.band import quantile
-from gradbench.gradients.rounding.formats import Format
+from gradbench.gradients.rounding.numbers.formats import Format
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ from gradbench.gradients.functions.judging import Finding, compare, inner, with_
 from gradbench.gradients.functions.programs import Flat, Layout
 from gradbench.gradients.fuzz.search import smallest
 from gradbench.gradients.rounding.band import formats, quantile
-from gradbench.gradients.rounding.formats import flushes_subnormals, format_of, precision_context, x64_context
+from gradbench.gradients.rounding.numbers.formats import flushes_subnormals, format_of, precision_context, x64_context
 from gradbench.program.xla.jaxprs import equations
 
 REPEATS = 5  # calls of the values at the first case, which must agree

@@ -23,14 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.gradients.rounding.formats import (
+from gradbench.gradients.rounding.interpreter import Interpreter
+from gradbench.gradients.rounding.numbers.formats import (
     Format,
     flushes_subnormals,
     format_of,
     precision_context,
     x64_context,
 )
-from gradbench.gradients.rounding.interpreter import Interpreter
 from gradbench.gradients.rounding.pairs import Pair, is_float, wide
 from gradbench.machine.internals import quick_compile
 from gradbench.program.spread import over_trials

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 from jax import lax
 
-from gradbench.gradients.rounding import formats, noise, orders, special
+from gradbench.gradients.rounding import orders, special
 from gradbench.gradients.rounding import primitives as rounding
-from gradbench.gradients.rounding.arrays import jnp
-from gradbench.gradients.rounding.formats import INPUT_UNIT, Format, format_of, input_class
+from gradbench.gradients.rounding.numbers import formats, noise
+from gradbench.gradients.rounding.numbers.arrays import jnp
+from gradbench.gradients.rounding.numbers.formats import INPUT_UNIT, Format, format_of, input_class
 from gradbench.gradients.rounding.pairs import (
     Flags,
     Pair,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.numpy import promote_types
 
-from gradbench.gradients.rounding.arrays import jnp, lowest
+from gradbench.gradients.rounding.numbers.arrays import jnp, lowest
 from gradbench.gradients.rounding.primitives import ADDITIONS, names
 from gradbench.program.xla.jaxprs import is_literal
 

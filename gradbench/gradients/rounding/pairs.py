@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from gradbench.gradients.rounding import primitives as rounding
-from gradbench.gradients.rounding.arrays import jnp
-from gradbench.gradients.rounding.formats import Format
+from gradbench.gradients.rounding.numbers.arrays import jnp
+from gradbench.gradients.rounding.numbers.formats import Format
 
 # A decision (x > 0) is taken at 4 times its sampled deviation: the largest of 32 normal deviations exceeds 1.5 sigma
 # with probability 0.99, so a tie that rounding can change (up to 6 sigma) changes in some of the samples.

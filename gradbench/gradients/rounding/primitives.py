@@ -61,7 +61,7 @@ from typing import Any
 
 from jax import lax
 
-from gradbench.gradients.rounding.arrays import jnp
+from gradbench.gradients.rounding.numbers.arrays import jnp
 
 
 def names(text: str) -> frozenset[str]:

@@ -44,9 +44,9 @@ import jax
 import numpy as np
 from jax import lax
 
-from gradbench.gradients.rounding import noise
-from gradbench.gradients.rounding.arrays import jnp
-from gradbench.gradients.rounding.formats import Format
+from gradbench.gradients.rounding.numbers import noise
+from gradbench.gradients.rounding.numbers.arrays import jnp
+from gradbench.gradients.rounding.numbers.formats import Format
 
 _OF_ROUNDED = frozenset(["lgamma", "digamma", "erf_inv", "bessel_i0e", "bessel_i1e", "polygamma", "zeta"])
 _GRADIENTS = frozenset(["igamma_grad_a", "random_gamma_grad"])

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.gradients.rounding.formats import flushes_subnormals
 from gradbench.gradients.rounding.interpreter import Interpreter
+from gradbench.gradients.rounding.numbers.formats import flushes_subnormals
 from gradbench.gradients.rounding.pairs import Pair, is_float, wide
 from gradbench.program.program import numerics
 

@@ -5,7 +5,7 @@ import pytest
 
 from gradbench.errors import PlanError
 from gradbench.gradients.functions import cases
-from gradbench.gradients.rounding.formats import format_of
+from gradbench.gradients.rounding.numbers.formats import format_of
 
 
 def source(text="x: f32[n,d], w: f32[d,k]", dtype=None):

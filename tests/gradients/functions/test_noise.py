@@ -13,7 +13,7 @@ import gradbench
 from gradbench.gradients.formula import noise
 from gradbench.gradients.formula.noise import QuickBand
 from gradbench.gradients.rounding.band import SAMPLES, Band, quantile
-from gradbench.gradients.rounding.formats import round_to, x64_context
+from gradbench.gradients.rounding.numbers.formats import round_to, x64_context
 
 X = np.random.default_rng(0).standard_normal((4, 5))
 

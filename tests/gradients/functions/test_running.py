@@ -8,7 +8,7 @@ import pytest
 from gradbench.gradients.execution.judge import judge
 from gradbench.gradients.formula import noise
 from gradbench.gradients.rounding.band import Band
-from gradbench.gradients.rounding.formats import format_of, round_to
+from gradbench.gradients.rounding.numbers.formats import format_of, round_to
 
 CPU = jax.devices("cpu")[0]
 UNIT = format_of(np.float32).unit

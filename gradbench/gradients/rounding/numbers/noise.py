@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbench.gradients.rounding.arrays import bits, holds, jitted, jnp, of_bits
+from gradbench.gradients.rounding.numbers.arrays import bits, holds, jitted, jnp, of_bits
 
 # The multipliers of SplitMix64 (Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014).
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradbench.gradients.rounding.arrays import holds
+from gradbench.gradients.rounding.numbers.arrays import holds
 from gradbench.inputs.specs.checks import PRECISIONS
 
 
