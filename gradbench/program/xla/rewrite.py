@@ -14,8 +14,6 @@ Products. On a CPU those of several lanes, or beside convolutions with their ima
 axes that suits it, and tall ones are: see layout.py. What is a product without being written as one of two matrices, a
 convolution above all, is made one before: see products.py.
 
-Values with several uses. On a CPU some are computed once, by functions of their own: see fusion.py.
-
 Lookups. Rows that a loss looks up in a table are needed again by its derivative: XLA:CPU writes them out once and reads
 them twice. Where they are more than a core's caches hold, and the table is much less, they are looked up once more: a
 matrix factorisation's step takes 1.13 to 1.24 times as long without.
@@ -41,7 +39,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from gradbench.program.xla import fusion, scatters
 from gradbench.program.xla.jaxprs import (
     bind,
     called,
@@ -66,6 +63,7 @@ from gradbench.program.xla.layout import (
     transpose_permuted,
     without,
 )
+from gradbench.program.xla.scatters import by_blocks, has_large
 from gradbench.program.xla.switch import enabled
 
 _WINDOW = 32
@@ -94,12 +92,11 @@ def rewritten(function: Callable[..., Any], platform: str, relayout: bool = Fals
         def results(*leaves: Any) -> list[Any]:
             return [in_own_order(x) for x in rewrite.run(*open_jaxpr(traced), leaves)]
 
-        plain, found = jax.tree.leaves(leaves), results
-        for applies, change in ((scatters.has_large, scatters.by_blocks), (fusion.has_large, fusion.computed_once)):
-            if platform == "cpu" and applies(traced):
-                found = functools.partial(change, *open_jaxpr(jax.make_jaxpr(found)(*leaves)))
-                leaves = (plain,)
-        return jax.tree.unflatten(jax.tree.structure(result), found(*leaves))
+        if platform == "cpu" and has_large(traced):
+            found = by_blocks(*open_jaxpr(jax.make_jaxpr(results)(*leaves)), jax.tree.leaves(leaves))
+        else:
+            found = results(*leaves)
+        return jax.tree.unflatten(jax.tree.structure(result), found)
 
     return changed
 

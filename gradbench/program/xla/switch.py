@@ -26,12 +26,9 @@ def enabled() -> bool:
         return False
     try:
         from jax.experimental.layout import Layout, with_layout_constraint
-        from jax.experimental.xla_metadata import set_xla_metadata
 
         def example(x: jax.Array) -> jax.Array:
-            with set_xla_metadata(inlineable="false"):
-                start = with_layout_constraint(x, Layout((0,)))
-            return jax.lax.fori_loop(0, 2, lambda _, y: y / jnp.sum(y), start)
+            return jax.lax.fori_loop(0, 2, lambda _, y: y / jnp.sum(y), with_layout_constraint(x, Layout((0,))))
 
         traced = jax.make_jaxpr(example)(jax.ShapeDtypeStruct((3,), jnp.float32))
         for equation in traced.jaxpr.eqns:
