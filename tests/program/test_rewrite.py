@@ -177,7 +177,7 @@ def test_on_a_cpu_rows_of_a_table_are_looked_up_again_where_they_are_many(monkey
 
     gradient = jax.grad(loss)
     assert lookups(rewritten(gradient, "cpu")) == lookups(gradient) == 2  # 720 bytes each
-    monkeypatch.setattr(rewrite, "_CACHES", 700)
+    monkeypatch.setattr(rewrite, "CACHES", 700)
     assert lookups(rewritten(gradient, "gpu")) == 2
     assert lookups(rewritten(gradient, "cpu")) == 4
     np.testing.assert_array_equal(rewritten(gradient, "cpu")(X), gradient(X))
@@ -188,7 +188,7 @@ def test_on_a_cpu_rows_of_a_table_are_looked_up_again_where_they_are_many(monkey
 
     assert lookups(rewritten(jax.grad(often), "cpu")) == 2 * lookups(jax.grad(often))
     few = jax.grad(lambda x: jnp.sum(x[users[:9]] ** 3))  # not twice the table
-    monkeypatch.setattr(rewrite, "_CACHES", 0)
+    monkeypatch.setattr(rewrite, "CACHES", 0)
     assert lookups(rewritten(few, "cpu")) == lookups(few) == 1
 
 

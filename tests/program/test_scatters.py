@@ -15,7 +15,7 @@ N, K, ROWS = 23, 16, 9
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A scatter of 368 numbers is large, and a block has 5 rows: 4 blocks and 3 rows more."""
-    monkeypatch.setattr(scatters, "_CACHES", 1400)
+    monkeypatch.setattr(scatters, "CACHES", 1400)
     monkeypatch.setattr(scatters, "_BLOCK", 5 * K * 4)
 
 

@@ -18,6 +18,18 @@ CALLS = REMATERIALISED | {
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 }
 PLAIN_CALLS = frozenset(name for name in CALLS - REMATERIALISED if not name.startswith("custom"))
+# Primitives whose results are computed entry by entry.
+TRANSCENDENTAL = {
+    *("exp", "exp2", "expm1", "log", "log2", "log1p", "pow", "tanh", "logistic", "erf", "erfc", "erf_inv"),
+    *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh"),
+    *("lgamma", "digamma"),
+}
+ENTRY_BY_ENTRY = TRANSCENDENTAL | {
+    *("add", "add_any", "sub", "mul", "div", "rem", "neg", "abs", "sign", "max", "min", "clamp", "floor", "ceil"),
+    *("square", "integer_pow", "sqrt", "rsqrt", "cbrt", "one_minus_square", "round", "nextafter", "is_finite"),
+    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n"),
+    *("convert_element_type", "reduce_precision", "copy"),
+}
 _BODIES = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
 
 

@@ -40,6 +40,8 @@ import numpy as np
 from jax.core import Tracer
 
 from gradbench.program.xla.jaxprs import (
+    ENTRY_BY_ENTRY,
+    TRANSCENDENTAL,
     bind,
     called,
     equations,
@@ -63,11 +65,10 @@ from gradbench.program.xla.layout import (
     transpose_permuted,
     without,
 )
-from gradbench.program.xla.scatters import by_blocks, has_large
+from gradbench.program.xla.scatters import CACHES, by_blocks, has_large
 from gradbench.program.xla.switch import enabled
 
 _WINDOW = 32
-_CACHES = 2**22  # bytes: what a core's own caches hold, and more
 _MAX_FOLDED = 32 * _WINDOW  # entries; beyond, the parts would make a long program
 
 
@@ -142,7 +143,7 @@ class _Rewrite:
             if result is not None:
                 return [result]
         if any(isinstance(x, PermutedArray) for x in operands):
-            if primitive.name in _ENTRY_BY_ENTRY:
+            if primitive.name in ENTRY_BY_ENTRY:
                 arrays, order = aligned(operands)
                 return [as_permuted(*self.results(equation, arrays, transcendental), order)]
             if primitive.name in _REDUCTIONS:
@@ -193,7 +194,7 @@ class _Lookup:
 def _looked_up_again(gather: Any) -> bool:
     """Whether the rows looked up exceed a core's caches, and the table is much smaller."""
     table, rows = gather.invars[0].aval, gather.outvars[0].aval
-    return rows.size > 2 * table.size and rows.size * rows.dtype.itemsize > _CACHES
+    return rows.size > 2 * table.size and rows.size * rows.dtype.itemsize > CACHES
 
 
 def _once(scatter: Any) -> bool:
@@ -257,17 +258,6 @@ def _by_ones(x: jax.Array, axes: int) -> jax.Array:
 
 
 _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"}
-_TRANSCENDENTAL = {
-    *("exp", "exp2", "expm1", "log", "log2", "log1p", "pow", "tanh", "logistic", "erf", "erfc", "erf_inv"),
-    *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh"),
-    *("lgamma", "digamma"),
-}
-_ENTRY_BY_ENTRY = _TRANSCENDENTAL | {
-    *("add", "add_any", "sub", "mul", "div", "rem", "neg", "abs", "sign", "max", "min", "clamp", "floor", "ceil"),
-    *("square", "integer_pow", "sqrt", "rsqrt", "cbrt", "one_minus_square", "round", "nextafter", "is_finite"),
-    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n"),
-    *("convert_element_type", "reduce_precision", "copy"),
-}
 _FUSION_BOUNDARIES = {
     "dot_general",
     "conv_general_dilated",
@@ -285,7 +275,7 @@ def _is_transcendental(equation: Any, transcendental: set[Any]) -> bool:
     if equation.primitive.name in _FUSION_BOUNDARIES:
         return False
     names = {e.primitive.name for e in (equation, *(e for body in nested(equation) for e in equations(body)))}
-    return not _TRANSCENDENTAL.isdisjoint(names) or any(
+    return not TRANSCENDENTAL.isdisjoint(names) or any(
         v in transcendental for v in equation.invars if not is_literal(v)
     )
 

@@ -14,31 +14,10 @@ from typing import Any
 
 import jax
 
-from gradbench.program.xla.jaxprs import bind, equations, evaluate, is_literal, open_jaxpr, with_bodies
+from gradbench.program.xla.jaxprs import ENTRY_BY_ENTRY, bind, equations, evaluate, is_literal, open_jaxpr, with_bodies
 
-_CACHES = 2**22  # bytes of all rows: what a core's own caches hold, and more
+CACHES = 2**22  # bytes: what a core's own caches hold, and more
 _BLOCK = 2**18  # bytes of a block's
-# Row by row, like what is computed entry by entry.
-_ROW_BY_ROW = {
-    *(
-        "add",
-        "add_any",
-        "sub",
-        "mul",
-        "div",
-        "neg",
-        "abs",
-        "sign",
-        "max",
-        "min",
-        "square",
-        "integer_pow",
-        "sqrt",
-        "rsqrt",
-    ),
-    *("exp", "log", "log1p", "tanh", "logistic", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not"),
-    *("select_n", "convert_element_type", "copy"),
-}
 _Key = tuple[Any, int | None]  # a variable and its axis of rows, None for one of which all is read
 
 
@@ -73,7 +52,7 @@ def _is_large(equation: Any) -> bool:
         return False
     numbers, (_, indices, updates) = equation.params["dimension_numbers"], (v.aval for v in equation.invars)
     plain = not numbers.operand_batching_dims and indices.ndim == 2
-    return plain and len(numbers.update_window_dims) == updates.ndim - 1 and _bytes(updates) > _CACHES
+    return plain and len(numbers.update_window_dims) == updates.ndim - 1 and _bytes(updates) > CACHES
 
 
 class _Blocks:
@@ -140,7 +119,7 @@ def _sources(equation: Any, rows: int) -> list[int | None] | None:
     all of it is read; None altogether where an equation is not computed row by row."""
     name, params, shape = equation.primitive.name, equation.params, equation.outvars[0].aval.shape
     shapes = [v.aval.shape for v in equation.invars]
-    if name in _ROW_BY_ROW and all(len(of) in (0, len(shape)) for of in shapes):  # axes of size 1 are repeated
+    if name in ENTRY_BY_ENTRY and all(len(of) in (0, len(shape)) for of in shapes):  # axes of size 1 are repeated
         return [rows if of and of[rows] == shape[rows] else None for of in shapes]
     if name == "broadcast_in_dim":
         to = [int(axis) for axis in params["broadcast_dimensions"]]
