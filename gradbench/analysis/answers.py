@@ -196,7 +196,7 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
 def run_table(run: Run, output_format: str) -> str:
     """The table at the end of a run: one line per pair, then the notes."""
     pairs = summarise(run)
-    if not pairs:
+    if not pairs and output_format not in ("json", "csv"):
         return "no trial has finished yet"
     left_out = ("record", "best_low", "good_decades", "edge_below", "stable_limit", "limit")
     narrow = [column for column in SUMMARY if column.key not in left_out]

@@ -218,7 +218,7 @@ def _epoch(plan: SweepPlan) -> int:
     for name in plan.problems:
         examples = load_problem(name).examples
         if examples is None:
-            raise PlanError(f"epochs: {name} states no examples=, so it has no epochs; give --steps")
+            raise PlanError(f"epochs: {name} states no Problem(examples=N), so it has no epochs; give --steps")
         if plan.batch_size is not None and plan.batch_size > examples:
             raise PlanError(f"batch_size: {plan.batch_size} is more than the {examples} examples of {name}")
         found[name] = 1 if plan.batch_size is None else steps_per_epoch(examples, plan.batch_size)

@@ -152,7 +152,7 @@ def extra_arguments(
             fault = fault or error
             continue
         if kept:
-            if _reads_kept(loss, params, data):
+            if _reads_kept(jax.value_and_grad(loss), params, data):
                 again = "compute them anew, or return them as state (stateful=True)"
                 raise ProblemError(f"the loss reads arrays of an earlier call; {again}")
             where = "its update reads arrays of an earlier call; keep them in its state"

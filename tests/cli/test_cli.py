@@ -156,7 +156,7 @@ BAD = [
     (["run", "--steps", "1.5"], "need a whole number, got '1.5'"),
     (["run", "--lr", "1e-50"], "outside the range of float32"),
     (["run", "--seeds", "-1"], "seeds"),
-    (["run", "--batch-size", "100000"], "batch_size: quadratic_bowl states no examples="),
+    (["run", "--batch-size", "100000"], "batch_size: quadratic_bowl states no Problem(examples=N)"),
     (["run", "mlp", "--batch-size", "100000"], "more than the 1797 examples"),
     (["run", "--dtype", "float23"], "did you mean 'float32'"),
     (["run", "--device", "tpu"], "no tpu on this machine"),
@@ -168,7 +168,7 @@ BAD = [
     (["check", "--device", "rocm"], "JAX finds none here"),
     (["run", "mlp", "--epochs", "2", "--steps", "3"], "give one of --epochs and --steps"),
     (["run", "mlp", "--epochs", "0"], "at least 1"),
-    (["run", "beale", "--epochs", "2"], "beale states no examples="),
+    (["run", "beale", "--epochs", "2"], "beale states no Problem(examples=N)"),
     (["run", "mlp", "--epochs", "2", "--batch-size", "100000"], "more than the 1797 examples"),
     (
         ["run", "mlp", "linear_regression", "--epochs", "2", "--batch-size", "64"],

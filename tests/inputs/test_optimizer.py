@@ -256,6 +256,22 @@ def test_a_loss_that_reads_what_it_kept_is_refused(sweep):
         sweep(Problem(lambda key: jnp.ones(2), loss, name="mine"), "sgd", [0.1])
 
 
+def test_a_derivative_rule_that_reads_what_it_kept_is_the_losss_fault(sweep):
+    kept = []
+
+    @jax.custom_vjp
+    def loss(params, data):
+        return jnp.sum(params**2)
+
+    def forward(params, data):
+        kept.append(params)
+        return loss(params, data), None
+
+    loss.defvjp(forward, lambda _, cotangent: (2 * kept[0] * cotangent, None))
+    with pytest.raises(ProblemError, match="mine: the loss reads arrays of an earlier call"):
+        sweep(Problem(lambda key: jnp.ones(2), loss, name="mine"), "sgd", [0.1])
+
+
 def test_a_function_that_takes_a_scheduled_rate_for_a_number_is_told_what_it_is(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("import optax\ndef make(learning_rate):\n    return optax.sgd(float(learning_rate))\n")

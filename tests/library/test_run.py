@@ -12,6 +12,7 @@ import pytest
 from synthetic import make_run
 
 import gradbench
+from gradbench.analysis.answers import run_table
 from gradbench.analysis.settings.comparison import compare_text
 from gradbench.errors import GradbenchError, PlanError
 from gradbench.gradients.formula import derivative as formula
@@ -43,6 +44,8 @@ def test_a_record_without_a_finished_trial_says_so():
     empty = dataclasses.replace(full, **{name: getattr(full, name).slice(0, 0) for name in ("trials", "curves")})
     assert "no trial has finished yet" in repr(empty)
     assert "no trial has finished yet" in empty._repr_html_()
+    assert run_table(empty, "table") == "no trial has finished yet"
+    assert json.loads(run_table(empty, "json")) == []
 
 
 def test_a_notebook_has_the_answers_and_a_chart_without_scripts_or_the_network():
