@@ -121,6 +121,12 @@ def test_runs_that_do_not_reach_the_target_make_the_ratio_a_least_one():
     assert row["unreached_slower"] == 1
     assert row["ratio"] == pytest.approx(100 / 91, rel=0.03)
     assert "at least" in sentence(row)
+    assert any("does not reach the target" in note for note in gradbench.tunability(run).notes)
+
+
+def test_optimizers_that_both_diverge_end_alike():
+    [row] = gradbench.races(make_run([0.1], seeds=6, decay=lambda optimizer, rate: -rate)).rows
+    assert "no difference shown (both end alike, " in sentence(row)
 
 
 def test_where_nobody_reaches_the_target_gaps_are_compared():

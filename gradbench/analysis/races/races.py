@@ -180,7 +180,8 @@ def sentence(row: dict[str, Any]) -> str:
         but = "" if 2 * row["ahead"] > row["problems"] else ", though on no more than half of the problems"
         return f"{row['faster']} {what} {row['slower']}{but} ({interval}{where})"
     seen = "" if row["detectable"] is None else f"; {_factor(row['detectable'])}× would have been seen"
-    more = (
-        f"{row['slower']} takes {ratio} the steps" if row["what"] == STEPS else f"{row['slower']} ends {ratio} higher"
-    )
+    if row["ratio"] == 1:
+        more = "both take as many steps" if row["what"] == STEPS else "both end alike"
+    else:
+        more = f"{row['slower']} " + (f"takes {ratio} the steps" if row["what"] == STEPS else f"ends {ratio} higher")
     return f"{row['faster']} and {row['slower']}: no difference shown ({more}, {interval}{where}{seen})"
