@@ -123,7 +123,9 @@ def check_batches(plan: SweepPlan, problem: Problem) -> None:
     if plan.batch_size is None:
         return
     if problem.examples is None:
-        raise PlanError(f"batch_size: {problem.name} states no Problem(examples=N), so its data cannot be cut into minibatches")
+        raise PlanError(
+            f"batch_size: {problem.name} states no Problem(examples=N), so its data cannot be cut into minibatches"
+        )
     if plan.batch_size > problem.examples:
         raise PlanError(f"batch_size: {plan.batch_size} is more than the {problem.examples} examples of {problem.name}")
     check_batch(problem, plan.batch_size)

@@ -296,6 +296,12 @@ async def _join(
     _held[unit] = shared
     _refusals[unit] = why = await asyncio.to_thread(_misfit, began, device, precision)
     await worker.set_resources(**{unit: 0 if why else 1})
+    status = _module("distributed").Status
+    if worker.status == status.running:
+        # For what came while no worker fitted, Dask's scheduler looks for one only when a worker is there anew: it does
+        # not when resources change, and a unit would wait for ever.
+        worker.status = status.paused
+        worker.status = status.running
 
 
 def _misfit(began: Mapping[str, Any], device: str | None, precision: str) -> str | None:

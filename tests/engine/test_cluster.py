@@ -182,6 +182,14 @@ def test_a_worker_that_is_killed_loses_one_unit_and_no_row(sweep, cluster, alone
     assert len(submitted) == UNITS + 1
 
 
+def test_a_unit_that_is_handed_out_while_no_worker_is_there_runs_on_the_next(sweep, alone, faulty, monkeypatch):
+    """The only worker is killed, and the driver does not look before it hands out the unit again."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 1e9)
+    with connect("local:1", "cpu") as only:
+        run = sweep(**faulty("kill"), executor=only)
+    assert run.curves.equals(alone.curves)
+
+
 @pytest.mark.thorough
 def test_a_poisoned_problem_is_left_out_and_the_other_is_recorded(sweep, cluster, alone, faulty, tmp_path):
     words = r"trials 0 to 2, failed 3 times, and 3 more units; all else is recorded: .*MemoryError: no more"
