@@ -181,9 +181,7 @@ class Interpreter:
         exact = results_of([p.exact for p in ins])
         reached = any(p.noisy is not p.exact for p in ins)
         decision = name in rounding.DECISIONS or (name == "convert_element_type" and not is_float(exact))
-        noisy_in = [p.noisy for p in ins]
-        if decision and name not in ("eq", "ne"):
-            noisy_in = [reach(p) for p in ins]
+        noisy_in = [reach(p) if decision and name not in ("eq", "ne") else p.noisy for p in ins]
         noisy = results_of(noisy_in) if reached else exact
         flags = Flags()
         if self.seed is not None:
@@ -294,7 +292,8 @@ class Interpreter:
             return noise.rounding_of(exact, units * form.unit, units * self.underflow(dtype))
 
         if units is not None:
-            return roundings(units - rounding.SHARED_UNITS * (name in rounding.ELEMENTARY and form.digits >= 24))
+            own = units - rounding.SHARED_UNITS * (name in rounding.ELEMENTARY and form.digits >= 24)
+            return roundings(own) + rounding.within(name, ins[0].exact, exact, form)
         if name in special.SPECIAL:
             unit = min(form.unit, format_of(jnp.float32).unit)
             size = special.amplitude(name, bind, [p.exact for p in ins], exact)

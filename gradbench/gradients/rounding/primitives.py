@@ -13,6 +13,9 @@ A result `y` computed in a format of unit roundoff u and smallest spacing s is m
 - an elementary function: 8u|y|, that is 4 units in the last place, the largest error in the table of the CUDA C++
   Programming Guide (Mathematical Functions) over the single-precision functions used here; half of it is shared
   (below);
+  Where the formula that XLA expands it to rounds within, so much more (`within`): 2^x is exp(x ln 2), sinh and cosh are
+  exp(x - ln 2) far out, erfc is 1 - erf(x) and exp(-x^2) times something, and a sigmoid is 1 / (1 + exp(-x)), which is
+  0 where exp(-x) is beyond the range (`tests/gradients/test_check_elementary.py` tries every number of 16 bits);
 - a special function: the laws of `special`;
 - a polynomial of degree n by Horner's rule: 2nu sum_i |c_i| |x|^i (Higham 2002, section 5.1);
 - a sum S of k terms x_i: u sqrt(k (M + Q/6) + Q) + u|S|. Addition i rounds the partial sum S_i, so the error is
@@ -59,9 +62,11 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 from jax import lax
 
 from gradbench.gradients.rounding.numbers.arrays import jnp
+from gradbench.gradients.rounding.numbers.formats import Format, format_of
 
 
 def names(text: str) -> frozenset[str]:
@@ -126,6 +131,20 @@ def units(name: str, params: dict[str, Any]) -> float | None:
     if name == "integer_pow":
         return float(abs(params["y"]))
     return ELEMENTARY_UNITS if name in ELEMENTARY else None
+
+
+def within(name: str, x: Any, exact: Any, form: Format) -> Any:
+    """What roundings within an elementary function's formula add to its error, absolute; 0 for most. `x` and `exact`
+    are its argument and result, `form` the format that it is computed for, in float32 if that is narrower."""
+    unit = min(form.unit, format_of(np.float32).unit)
+    if name == "exp2":  # in 16 bits its product is rounded to them
+        return 2 * math.log(2) * form.unit * jnp.abs(x) * jnp.abs(exact)
+    if name in ("sinh", "cosh"):
+        return unit * jnp.abs(x) * jnp.abs(exact)
+    if name == "erfc":
+        far = jnp.clip(x, 0.0, 40.0)  # it underflows before
+        return unit * jnp.where(jnp.abs(x) < 1, 4 * jnp.abs(1 - exact), far * far * exact)
+    return 1 / form.largest if name == "logistic" else 0.0
 
 
 def factors(exponent: Any, digits: int) -> Any:
