@@ -216,6 +216,21 @@ def test_a_right_formula_that_fails_is_said_to_lose_digits():
     assert "no formula is wrong" not in str(wrong)
 
 
+def test_digits_are_lost_also_where_the_reference_has_none_to_lose():
+    """Of powers of two the square's gradient is exact; that of |x| - min(|x|, 1) is 1 - 1 and then some."""
+
+    def huber(x):
+        return jnp.where(jnp.abs(x) <= 1, 0.5 * x * x, jnp.abs(x) - 0.5)
+
+    def clipped(x):
+        q = jnp.minimum(jnp.abs(x), 1)
+        return 0.5 * q * q + (jnp.abs(x) - q)
+
+    report = gradbench.check_function(clipped, jnp.ldexp(1.0, -jnp.arange(3, 12)), reference=huber, fast=True)
+    assert report.verdict == "FAIL"
+    assert "no formula is wrong there; it loses digits" in report.notes[-1]
+
+
 def test_inputs_that_are_equal_by_chance_leave_a_derivative_undecided_within_their_entries():
     """In 16 bits some of a hundred random numbers are equal; each may get what the other does, or half of both."""
 
