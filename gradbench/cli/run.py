@@ -195,34 +195,9 @@ def _plan(config: Path | None, given: dict[str, Any]) -> SweepPlan:
     chosen = read_config(config) if config else {}
     if given.keys() & LENGTHS:
         chosen = {name: value for name, value in chosen.items() if name not in LENGTHS}
-    chosen |= given
-    if chosen.keys() >= LENGTHS:
-        raise PlanError("epochs: the steps are given too; give one of --epochs and --steps")
-    epochs = chosen.pop("epochs", None)
-    plan = SweepPlan.from_dict(chosen, where=str(config) if config and not given else "run")
-    if epochs is None:
-        return plan
-    if type(epochs) is not int or epochs < 1:
-        raise PlanError(f"epochs: need a whole number of at least 1, got {epochs!r}")
-    return dataclasses.replace(plan, steps=epochs * _epoch(plan))
+    chosen, where = chosen | given, str(config) if config and not given else "run"
+    if "epochs" not in chosen:
+        return SweepPlan.from_dict(chosen, where=where)
+    from gradbench.library.given import plan_of_epochs
 
-
-def _epoch(plan: SweepPlan) -> int:
-    """The steps of an epoch. Raises PlanError where they differ by problem, since a plan has one number of steps."""
-    from gradbench.inputs.plan import steps_per_epoch
-    from gradbench.inputs.problem import load_problem
-    from gradbench.machine.devices import each_core_a_device
-
-    each_core_a_device()
-    found = {}
-    for name in plan.problems:
-        examples = load_problem(name).examples
-        if examples is None:
-            raise PlanError(f"epochs: {name} states no Problem(examples=N), so it has no epochs; give --steps")
-        if plan.batch_size is not None and plan.batch_size > examples:
-            raise PlanError(f"batch_size: {plan.batch_size} is more than the {examples} examples of {name}")
-        found[name] = 1 if plan.batch_size is None else steps_per_epoch(examples, plan.batch_size)
-    if len(set(found.values())) > 1:
-        each = ", ".join(f"{steps} steps of {name}" for name, steps in found.items())
-        raise PlanError(f"epochs: an epoch is {each}; a run has one number of steps: run them apart, or give --steps")
-    return next(iter(found.values()))
+    return plan_of_epochs(chosen, where=where)

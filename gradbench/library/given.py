@@ -12,9 +12,11 @@ from typing import Any
 
 import optax
 
-from gradbench.errors import GradbenchError, OptimizerError, ProblemError, one_line
+from gradbench.errors import GradbenchError, OptimizerError, PlanError, ProblemError, one_line
 from gradbench.inputs.optimizer import Optimizer, optimizer_functions, own_optimizer
-from gradbench.inputs.problem import Problem
+from gradbench.inputs.plan import SweepPlan, steps_per_epoch
+from gradbench.inputs.problem import Problem, load_problem
+from gradbench.machine.devices import each_core_a_device
 
 _PROBLEM = 'give a spec such as "mlp", a gradbench.Problem, or a function that returns one'
 _NEEDS = "set what it needs with functools.partial, or make a problem of a loss: gradbench.Problem(init, loss)"
@@ -52,6 +54,36 @@ def _called(function: Any) -> Problem:
     if not isinstance(problem, Problem):
         raise ProblemError(f"{name}() returned {_kind(problem)}, not a gradbench.Problem")
     return replace(problem, name=name) if problem.name == Problem.name else problem
+
+
+def plan_of_epochs(
+    values: Mapping[str, Any], objects: Mapping[str, Problem] | None = None, where: str = "plan"
+) -> SweepPlan:
+    """A plan of settings that say how long a trial is by `epochs`: passes over a problem's examples, or without
+    minibatches steps. `objects`: problems given as objects, by name.
+
+    Raises PlanError where steps are given too, a problem states no examples, or an epoch has not as many steps for each
+    problem, since a plan has one number of steps."""
+    chosen = dict(values)
+    epochs = chosen.pop("epochs")
+    if "steps" in chosen:
+        raise PlanError("epochs: the steps are given too; give one of epochs and steps")
+    plan = SweepPlan.from_dict(chosen, where=where)
+    if type(epochs) is not int or epochs < 1:
+        raise PlanError(f"epochs: need a whole number of at least 1, got {epochs!r}")
+    each_core_a_device()
+    found = {}
+    for name in plan.problems:
+        examples = load_problem((objects or {}).get(name, name)).examples
+        if examples is None:
+            raise PlanError(f"epochs: {name} states no Problem(examples=N), so it has no epochs; give steps")
+        if plan.batch_size is not None and plan.batch_size > examples:
+            raise PlanError(f"batch_size: {plan.batch_size} is more than the {examples} examples of {name}")
+        found[name] = 1 if plan.batch_size is None else steps_per_epoch(examples, plan.batch_size)
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{steps} steps of {name}" for name, steps in found.items())
+        raise PlanError(f"epochs: an epoch is {each}; a run has one number of steps: run them apart, or give steps")
+    return replace(plan, steps=epochs * next(iter(found.values())))
 
 
 def take_optimizers(given: Any) -> tuple[tuple[str, ...], dict[str, Optimizer]]:

@@ -27,7 +27,7 @@ from gradbench.inputs.optimizer import Optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem
 from gradbench.library.compared import RunComparison
-from gradbench.library.given import take_optimizers, take_problems
+from gradbench.library.given import plan_of_epochs, take_optimizers, take_problems
 from gradbench.library.progress import watching
 from gradbench.library.run import Run, load_run
 from gradbench.machine.devices import each_core_a_device
@@ -66,8 +66,9 @@ def sweep(
         Dask's client.get_executor(); or gradbench.connect("local:4"). The record is that of one process, but for the
         timings, which workers leave out that share their cores. This process writes it.
     unit_timeout: seconds after which a part of a pair that a worker runs is stopped, with that worker's process.
-    settings: SweepPlan's other fields, such as seeds=3, steps=1000, dtype="float64"; or until="adam<sgd", with which
-        seeds are added until it is decided which of the two wins: `races` of the run has the answer.
+    settings: SweepPlan's other fields, such as seeds=3, steps=1000, dtype="float64"; epochs=5, of the problem's
+        examples, in place of steps; or until="adam<sgd", with which seeds are added until it is decided which of the
+        two wins: `races` of the run has the answer.
 
     Raises a GradbenchError for bad input, RunError if the run itself fails.
     """
@@ -79,7 +80,7 @@ def sweep(
         values["optimizers"] = chosen
     if learning_rates is not SweepPlan.learning_rates:  # which may be given as lr
         values["learning_rates"] = learning_rates
-    plan = SweepPlan.from_dict(values)
+    plan = plan_of_epochs(values, objects) if "epochs" in values else SweepPlan.from_dict(values)
     by: dict[str, Any] = {"executor": executor, "unit_timeout": unit_timeout}
     return run_plan(plan, out=out, objects=objects, functions=functions, progress=progress, **by)
 

@@ -166,7 +166,7 @@ BAD = [
     (["run", "--lr", "0.1,,0.2"], "'0.1,,0.2': need low:high:count or numbers with commas"),
     (["run", "--device", "cuda"], "no gpu on this machine"),
     (["check", "--device", "rocm"], "JAX finds none here"),
-    (["run", "mlp", "--epochs", "2", "--steps", "3"], "give one of --epochs and --steps"),
+    (["run", "mlp", "--epochs", "2", "--steps", "3"], "give one of epochs and steps"),
     (["run", "mlp", "--epochs", "0"], "at least 1"),
     (["run", "beale", "--epochs", "2"], "beale states no Problem(examples=N)"),
     (["run", "mlp", "--epochs", "2", "--batch-size", "100000"], "more than the 1797 examples"),

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import gradbench
-from gradbench.errors import GradbenchError, OptimizerError, ProblemError, RecordError
+from gradbench.errors import GradbenchError, OptimizerError, PlanError, ProblemError, RecordError
 from gradbench.inputs.specs.spec import load_file
 from gradbench.library.given import optax_spec, take_optimizers, take_problems
 
@@ -203,3 +203,18 @@ def test_one_learning_rate_and_whole_ones():
 def test_no_learning_rates_are_one_line(rates, words):
     with pytest.raises(GradbenchError, match=words):
         gradbench.SweepPlan(learning_rates=rates)
+
+
+def test_epochs_are_steps_of_a_problem_given_as_an_object_too(sweep):
+    def counted():
+        return gradbench.Problem(
+            lambda key: jnp.zeros(3), lambda w, data: jnp.mean(data @ w), jnp.ones((50, 3)), examples=50
+        )
+
+    given = {"learning_rates": [0.1], "batch_size": 20, "timing": "none"}
+    assert sweep(counted, "sgd", epochs=3, **given).plan.steps == 3 * (50 // 20)
+    for epochs, words in ((0, "at least 1, got 0"), (1.5, "got 1.5")):
+        with pytest.raises(PlanError, match=words):
+            sweep(counted, "sgd", epochs=epochs, **given)
+    with pytest.raises(PlanError, match="give one of epochs and steps"):
+        sweep(counted, "sgd", epochs=1, steps=2, **given)
