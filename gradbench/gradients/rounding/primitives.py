@@ -140,7 +140,8 @@ def within(name: str, x: Any, exact: Any, form: Format) -> Any:
     if name == "exp2":  # in 16 bits its product is rounded to them
         return 2 * math.log(2) * form.unit * jnp.abs(x) * jnp.abs(exact)
     if name in ("sinh", "cosh"):
-        return unit * jnp.abs(x) * jnp.abs(exact)
+        apart = 1.0 if jnp.iscomplexobj(exact) else 0.0  # (exp(x) - exp(-x)) / 2 also near 0
+        return unit * (jnp.abs(x) * jnp.abs(exact) + apart)
     if name == "erfc":
         far = jnp.clip(x, 0.0, 40.0)  # it underflows before
         return unit * jnp.where(jnp.abs(x) < 1, 4 * jnp.abs(1 - exact), far * far * exact)
