@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import jit_quickly
+from sampling import sample
 
 from gradbench.program.xla import loops as module
 from gradbench.program.xla.jaxprs import equations, scan_counts
@@ -42,9 +43,10 @@ def loops(function, *args):
     return [e for e in equations(jax.make_jaxpr(function)(*args)) if e.primitive.name == "scan"]
 
 
-@pytest.mark.parametrize(
-    "loss", [gated, repeated, lambda w, x: gated(w, x, reverse=True), lambda w, x: gated(w, x, unroll=2)]
-)
+LOSSES = [gated, repeated, lambda w, x: gated(w, x, reverse=True), lambda w, x: gated(w, x, unroll=2)]
+
+
+@pytest.mark.parametrize("loss", sample(LOSSES, 2))
 def test_values_and_derivatives_are_the_same(loss):
     """But for rounding: float64, sums of some hundred terms of order 1."""
     with jax.enable_x64(True):
@@ -163,9 +165,12 @@ def nested_loops(draw, deeper=2):
     return body
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.data(), st.booleans())
-def test_any_loops_in_a_loop_over_steps_give_the_same(data, derived):
+@pytest.mark.parametrize("examples", sample([4, 40]))
+def test_any_loops_in_a_loop_over_steps_give_the_same(examples):
+    settings(deadline=None, max_examples=examples)(given(st.data(), st.booleans())(give_the_same))()
+
+
+def give_the_same(data, derived):
     body = nested_loops(data.draw)
 
     def with_gradient(state, rate):

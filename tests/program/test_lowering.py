@@ -37,12 +37,13 @@ def assert_lowers(problem: str, optimizer: str, **settings) -> None:
     assert exported.platforms == ACCELERATORS
 
 
-@pytest.mark.parametrize("problem", sample(problem_names(), 8))
+# The others are among all pairs.
+@pytest.mark.parametrize("problem", problem_names()[:5])
 def test_every_problem(problem):
     assert_lowers(problem, "adam")
 
 
-@pytest.mark.parametrize("optimizer", sample(OPTIMIZERS, 6))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS[:6])
 def test_every_kind_of_optimizer(optimizer):
     assert_lowers("mlp", optimizer)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import jit_quickly
+from sampling import sample
 
 from gradbench.errors import GradbenchWarning, PlanError
 from gradbench.program.xla import rewrite, switch
@@ -120,7 +121,7 @@ def test_a_folded_sum_is_the_sum(shape, axes):
     assert (np.abs(folded - x.sum(axis=axes, dtype=np.float64)) <= allowed).all()
 
 
-@pytest.mark.parametrize("axes", [(2,), (1, 2), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize(("axes",), sample([((0, 2),), ((0, 1, 2),), ((2,),), ((1, 2),)], 2))
 def test_long_sums_over_last_axes_and_others_are_products_with_ones(axes):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 1500)), jnp.float32)
     changed = rewritten(lambda x: jnp.sum(x, axis=axes), "cpu", relayout=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampling import sample
+from sampling import in_each_dtype, sample
 
 from gradbench.program.xla.rewrite import rewritten
 
@@ -66,7 +66,7 @@ def quotients(dtype):
     return compiled(lambda x, y: x / y, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", sample(["float16", "float32", "float64", "bfloat16"], 2))
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_a_quotient_of_any_two_numbers(dtype, data):
@@ -105,8 +105,9 @@ def sums(dtype):
     return compiled(lambda x: jnp.sum(x, axis=-1), dtype, lanes=2)
 
 
-@pytest.mark.parametrize("kind", SUMS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), sample(in_each_dtype([(kind,) for kind in SUMS], narrow="float64"), len(SUMS))
+)
 @settings(deadline=None, max_examples=30)
 @given(st.data())
 def test_a_sum_of_any_numbers(dtype, kind, data):
