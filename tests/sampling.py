@@ -8,6 +8,12 @@ from typing import Any
 import pytest
 
 
+def in_each_dtype(values: Iterable[tuple], wide: str = "float32", narrow: str = "bfloat16") -> list[tuple]:
+    """Each with one dtype first, every second with the narrow one; then each with the other."""
+    chosen = list(values)
+    return [(*v, (wide, narrow)[(n + later) % 2]) for later in (0, 1) for n, v in enumerate(chosen)]
+
+
 def sample(values: Iterable[Any], count: int = 1) -> list[Any]:
     """Parameters of a test, one each or tuples: the first `count` for every run, the others for the thorough one."""
     chosen = list(values)

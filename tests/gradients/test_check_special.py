@@ -47,7 +47,7 @@ FUNCTIONS = functions(GENERATOR, 4000)
 
 
 @pytest.mark.parametrize("dtype", sample(["float32", "bfloat16", "float16"]))
-@pytest.mark.parametrize("name", sample(FUNCTIONS, 6))
+@pytest.mark.parametrize("name", sample(FUNCTIONS, 3))
 def test_a_special_function_is_off_by_no_more_than_its_law(name, dtype):
     function, known, arguments = FUNCTIONS[name]
     narrow = [np.asarray(x).astype(jnp.dtype(dtype)) for x in arguments]
@@ -63,7 +63,8 @@ def test_a_special_function_is_off_by_no_more_than_its_law(name, dtype):
     assert (np.abs(got[judged] - exact[judged]) <= allowed[judged]).all()
 
 
-def test_a_poisson_regression_with_its_constant_passes():
+@pytest.mark.parametrize("programs", sample([["value_and_grad"], None]))
+def test_a_poisson_regression_with_its_constant_passes(programs):
     counts = GENERATOR.poisson(3.0, 60).astype(float)
     features = GENERATOR.standard_normal((60, 3))
 
@@ -74,5 +75,5 @@ def test_a_poisson_regression_with_its_constant_passes():
     problem = gradbench.Problem(
         init=lambda key: 0.1 * jnp.ones(3), loss=loss, data={"x": features, "y": counts}, examples=60
     )
-    report = gradbench.check_gradient(problem, fast=True)
+    report = gradbench.check_gradient(problem, fast=True, programs=programs)
     assert report.verdict == "PASS", str(report)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sampling import sample
+from quick import jit_quickly
+from sampling import in_each_dtype, sample
 from scipy.stats import f as fisher
 
 import gradbench
@@ -40,9 +41,7 @@ FUNCTIONS = {
     "cond": lambda x, w: jax.lax.cond(jnp.sum(x) > 0, lambda: x / w, lambda: x * w),
     "sort": lambda x, w: jnp.sort(x * w, axis=-1),
 }
-# Each function in one dtype first, and each dtype with every second function; then the others.
-DTYPES = ["float64", "bfloat16"]
-PAIRS = [(name, DTYPES[(n + later) % 2]) for later in (0, 1) for n, name in enumerate(FUNCTIONS)]
+PAIRS = in_each_dtype([(name,) for name in FUNCTIONS], "float64")
 
 
 @pytest.mark.parametrize(("name", "dtype"), sample(PAIRS, len(FUNCTIONS)))
@@ -116,8 +115,9 @@ def branching(x, w):
     return jax.lax.scan(step, x + 64, jnp.arange(8.0))[0]
 
 
-@pytest.mark.parametrize("worst_case", [False, True])
-@pytest.mark.parametrize("function", [sines, branching])
+@pytest.mark.parametrize(
+    ("function", "worst_case"), sample([(sines, True), (branching, False), (sines, False), (branching, True)], 2)
+)
 def test_an_operation_rounds_alike_at_each_iteration_as_where_it_is_compiled(function, worst_case):
     given = (round_to(X, "float32"), round_to(X[0], "float32"))
     arguments = (function, *given, "float32", "highest", jax.devices("cpu")[0])
@@ -157,8 +157,9 @@ def test_a_sum_that_cancels_to_zero_has_rounded_and_one_of_zeros_has_not():
     assert sigma[1] == 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("function", [lambda x, c: x + c, lambda x, c: c - x])
+@pytest.mark.parametrize(
+    ("function", "dtype"), sample(in_each_dtype([(lambda x, c: x + c,), (lambda x, c: c - x,)]), 2)
+)
 def test_a_number_added_to_many_of_one_binade_rounds_the_same_way_everywhere(function, dtype):
     """x is a multiple of the result's spacing, so that all errors are one: by 1.6 and 13 bands more than independent
     ones may add up to."""
@@ -184,8 +185,7 @@ def test_sums_of_numbers_that_are_all_different_round_independently():
     assert spread.along[0] < 2 * np.linalg.norm(sigma * exact) / np.vdot(exact, exact)  # of 32 samples: 12 % off
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("reverse", "dtype"), sample(in_each_dtype([(False,), (True,)]), 2))
 def test_running_sums_share_the_roundings_of_their_additions(reverse, dtype):
     """Taken one after another, long stretches of sums are off to one side: at each of these, by 1.04 to 2.1 times what
     a band of independent errors allows the scale."""
@@ -316,8 +316,7 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("function", "other", "wrong"), ORDERS)
+@pytest.mark.parametrize(("function", "other", "wrong", "dtype"), sample(in_each_dtype(ORDERS), len(ORDERS)))
 def test_sums_in_another_order_are_no_fault_where_they_cancel(function, other, wrong, dtype):
     """By 50 to 10^35 times what the roundings of the written order allow."""
     generator = np.random.default_rng(0)
@@ -330,7 +329,7 @@ def test_sums_in_another_order_are_no_fault_where_they_cancel(function, other, w
     if function is not prefixes:  # which takes long to compile
         bands += [Band(lambda x, w: function(x), x, (), dtype, "highest", cpu).sample(x, ())]
     with jax.enable_x64(True):
-        expected = [np.asarray(e) for e in function(x.astype(np.float64))]
+        expected = [np.asarray(e) for e in jit_quickly(function)(x.astype(np.float64))]
 
     def off(band, program):
         pairs = zip(jax.jit(program)(x), expected, band.sigma)

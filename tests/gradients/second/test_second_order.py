@@ -110,14 +110,14 @@ def found_in(given, known=True):
     return {test.name: test for test in second.tests(given, point, spread, 1.0, False)}
 
 
-@pytest.mark.parametrize("name", sample(FAULTS, 5))
+@pytest.mark.parametrize("name", sample(FAULTS, 4))
 def test_a_fault_of_the_second_order_is_found_and_its_rule_named(name):
     tests = found_in(FAULTS[name])
     assert tests["differences of gradient"].verdict == "FAIL"
     assert "custom_" in tests["suspects"].culprit
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", sample(RIGHT, 4))
 def test_right_products_pass(name):
     assert {test.verdict for test in found_in(RIGHT[name]).values()} == {"PASS"}
 
