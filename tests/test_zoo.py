@@ -45,6 +45,7 @@ def test_the_engine_trains_a_cheap_loss_as_plain_optax_does(comparison):
     assert found["beyond_horizon"] == 0
 
 
+@pytest.mark.thorough
 def test_a_rate_a_thousandth_too_large_is_beyond_the_bound(comparison):
     rates = comparison.rates("sgd")
     larger = [rate * 1.001 for rate in rates]

@@ -11,6 +11,7 @@ from gradbench.archive.cells import Cell, Judge
 ALL = 1000  # a sample of every trial
 
 
+@pytest.mark.thorough
 def test_a_trial_out_of_the_last_lanes_holds_to_the_bit_though_others_round_otherwise(sweep, small_blocks):
     """XLA:CPU computes lanes 20 and 21 of 22 apart, and fuses other products into their sums."""
     small_blocks(lanes=22, rows=41)

@@ -54,7 +54,7 @@ def test_an_honest_record_holds_to_the_bit(monkeypatch, tmp_path):
     assert found.facts["record_sha256"] == manifest.record_digest(honest.path)
 
 
-@pytest.mark.parametrize("tamper", sample(TAMPERED, 4), ids=lambda tamper: tamper.__name__)
+@pytest.mark.parametrize("tamper", sample(TAMPERED, 3), ids=lambda tamper: tamper.__name__)
 def test_a_change_is_found_even_under_a_new_manifest(copy, tamper):
     tamper(copy)
     close(copy)
@@ -293,7 +293,9 @@ def test_records_of_axes_searches_designs_and_budgets_hold(sweep, small_blocks, 
 
 @pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
-    "settings", [{"search": "halving"}, {"search": "range-test"}, {"budget": "5trials"}, {"budget": "50steps"}], ids=str
+    "settings",
+    sample([{"search": "halving"}, {"budget": "5trials"}, {"search": "range-test"}, {"budget": "50steps"}], 2),
+    ids=str,
 )
 def test_a_trial_that_a_plan_has_to_have_is_missed_under_searches_and_budgets_too(sweep, settings):
     plan = {"learning_rates": "1e-3:1:3", "seeds": 3, "steps": 9, "timing": "none"}

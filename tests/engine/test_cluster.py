@@ -182,6 +182,7 @@ def test_a_worker_that_is_killed_loses_one_unit_and_no_row(sweep, cluster, alone
     assert len(submitted) == UNITS + 1
 
 
+@pytest.mark.thorough
 def test_a_unit_that_is_handed_out_while_no_worker_is_there_runs_on_the_next(sweep, alone, faulty, monkeypatch):
     """The only worker is killed, and the driver does not look before it hands out the unit again."""
     monkeypatch.setattr(module, "LOOK_SECONDS", 1e9)

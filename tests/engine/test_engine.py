@@ -31,15 +31,16 @@ def momentum(rate):
     return optax.sgd(rate, momentum=0.9)
 
 
+SMALL = ["mlp[hidden=8]", "linear_regression"]
+
+
 @pytest.mark.parametrize("optimizer", sample(["sgd", "adam", "momentum", "adamw"]))
 def test_trajectories_are_those_of_a_plain_optax_loop(sweep, optimizer):
     rates, steps = [0.003, 0.03], 30
-    run = sweep(
-        ["mlp", "linear_regression"], [optimizer], rates, seeds=2, steps=steps, dtype="float64", record_points=99
-    )
+    run = sweep(SMALL, [optimizer], rates, seeds=2, steps=steps, dtype="float64", record_points=99)
     curves = {key: np.array(values) for key, values in table(run, "curves").items()}
     make = momentum if optimizer == "momentum" else getattr(optax, optimizer)
-    problems = [gradbench.load_problem(name) for name in ("mlp", "linear_regression")]
+    problems = [gradbench.load_problem(name) for name in SMALL]
     # A start is drawn in float32 whatever the run's dtype, and a jitted draw may differ in its last bit.
     starts = [initialise(problem, jax.devices()[:1])(jnp.arange(2, dtype=jnp.uint32)) for problem in problems]
     for trial, (which, rate, seed) in enumerate(itertools.product(range(2), rates, range(2))):
@@ -79,7 +80,7 @@ def depthwise(params, data):
 
 
 @pytest.mark.usefixtures("compiled_quickly")
-@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("batch_size", sample([4, None]))
 def test_a_convolution_that_cannot_be_batched_is_swept(sweep, small_blocks, batch_size):
     small_blocks(lanes=2, rows=2, devices=1)
     generator = np.random.default_rng(0)
@@ -149,7 +150,7 @@ PLAN = {"optimizers": ["sgd", "adam"], "learning_rates": "1e-3:10.0:16", "seeds"
 
 def test_two_runs_of_one_plan_are_identical(sweep, small_blocks, compiled_afresh):
     small_blocks()
-    first, second = (sweep("logistic_regression", **PLAN) for _ in range(2))
+    first, second = (sweep("logistic_regression", **PLAN | {"optimizers": ["adam"]}) for _ in range(2))
     assert first.trials.equals(second.trials)
     assert first.curves.equals(second.curves)
 
@@ -172,7 +173,7 @@ def test_a_sweep_equals_its_trials_alone(sweep):
     rates = list(np.geomspace(1e-3, 1.0, 64))
     together = sweep("linear_regression", ["momentum"], rates, seeds=1, steps=20, dtype="float64")
     problem, plan = "linear_regression", {"seeds": 1, "steps": 20, "dtype": "float64"}
-    for trial in range(0, 64, 21):
+    for trial in (0, 42):
         alone = sweep(problem, ["momentum"], [rates[trial]], **plan)
         np.testing.assert_allclose(
             together.trials["final_loss"][trial].as_py(), alone.trials["final_loss"][0].as_py(), 1e-12
@@ -254,7 +255,7 @@ def test_a_diverged_trial_ends_where_it_diverged_and_is_not_padded(sweep):
 
 @pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
-    ("facts", "offset"), sample(itertools.product([{"minimum": -1.0}, {}, {"target": -0.999}], [1e-9, 0.0, 100.0]), 2)
+    ("facts", "offset"), sample(itertools.product([{"minimum": -1.0}, {}, {"target": -0.999}], [1e-9, 0.0, 100.0]))
 )
 def test_a_loss_that_begins_near_0_or_below_may_rise_and_is_diverged_when_it_blows_up(sweep, offset, facts):
     facts = {name: value - offset for name, value in facts.items()}

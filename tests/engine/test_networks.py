@@ -29,6 +29,7 @@ def momentum(rate):
     return optax.sgd(rate, momentum=0.9)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(("batch_size", "name"), sample(itertools.product([None, 4], SMALL)))
 def test_trajectories_are_those_of_a_plain_loop(sweep, name, batch_size):
     rates = [0.003, 0.03]

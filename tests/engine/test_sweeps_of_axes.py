@@ -54,7 +54,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "name", "values"), sample(CASES, 2))
+@pytest.mark.parametrize(("optimizer", "name", "values"), sample(CASES))
 def test_trials_of_an_axis_are_those_of_separate_runs(sweep, small_blocks, programs, optimizer, name, values):
     small_blocks(lanes=2, rows=5)
     given = {"mine": own} if optimizer == "mine" else optimizer

@@ -92,7 +92,7 @@ def alone(sweep, runs, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("problem", "settings"),
-    [("beale", {}), ("linear_regression[examples=60,features=3]", {"batch_size": 20})],
+    sample([("linear_regression[examples=60,features=3]", {"batch_size": 20}), ("beale", {})]),
 )
 def test_a_unit_has_the_bits_of_the_whole_sweep(sweep, nothing_loaded, problem, settings):
     plan = PLAN | {"problems": [problem]} | settings
@@ -134,6 +134,7 @@ def test_what_is_lost_is_run_again(sweep, alone):
     assert len(executor.results) == UNITS
 
 
+@pytest.mark.thorough
 def test_what_fails_twice_is_run_again(sweep, alone):
     executor = Faulty(lambda unit, times: ValueError("now and then") if times < 3 else None)
     assert same(sweep(**PLAN, executor=executor), alone)
@@ -271,6 +272,7 @@ run_unit(job, Unit(0, 0, 0, 1))
 """
 
 
+@pytest.mark.thorough
 def test_a_unit_that_hangs_ends_its_worker(tmp_path):
     (tmp_path / "hang.py").write_text("import time\ndef problem():\n    time.sleep(60)\n")
     command = [sys.executable, "-c", HANGING]
