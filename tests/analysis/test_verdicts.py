@@ -172,6 +172,7 @@ def test_a_gradient_that_is_not_a_number_is_said_not_lower_rates(sweep, tmp_path
     assert note == f"{tmp_path / 'own.py'} × sgd: {says} {tmp_path / 'own.py'}"
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("name", CASES)
 def test_the_answer_is_the_known_one(sweep, name):
     case = CASES[name]

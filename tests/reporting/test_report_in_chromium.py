@@ -114,15 +114,18 @@ LINKED = """<script>
 @pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
 @pytest.mark.parametrize(
     ("fragment", "starts", "axes"),
-    [
-        ("", "quadratic_bowl, adam, learning rate 1: ", ["log", "steps"]),
-        (
-            "#optimizer=sgd&lr=0.011&loss=linear&time=seconds",
-            "quadratic_bowl, sgd, learning rate 0.01: ",
-            ["linear", "seconds"],
-        ),
-        ("#problem=none", "quadratic_bowl, adam, learning rate 1: ", ["log", "steps"]),
-    ],
+    sample(
+        [
+            (
+                "#optimizer=sgd&lr=0.011&loss=linear&time=seconds",
+                "quadratic_bowl, sgd, learning rate 0.01: ",
+                ["linear", "seconds"],
+            ),
+            ("#problem=none", "quadratic_bowl, adam, learning rate 1: ", ["log", "steps"]),
+            ("", "quadratic_bowl, adam, learning rate 1: ", ["log", "steps"]),
+        ],
+        2,
+    ),
 )
 def test_in_chromium_a_link_opens_its_view_and_the_winner_without_one(fragment, starts, axes, tmp_path):
     path = write_report([make_run(decay=diverging)], tmp_path / "page.html")

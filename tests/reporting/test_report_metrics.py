@@ -177,6 +177,7 @@ def test_in_chromium_the_switch_shows_a_metric_and_the_history_goes_back(tmp_pat
     assert linked["start"] == ["holdout.loss", ["learning rate", "holdout.loss at the end"]]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 @pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
 def test_in_chromium_a_page_without_metrics_has_no_switch(tmp_path):
