@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import SearchStrategy
 
 
 def in_each_dtype(values: Iterable[tuple], wide: str = "float32", narrow: str = "bfloat16") -> list[tuple]:
     """Each with one dtype first, every second with the narrow one; then each with the other."""
     chosen = list(values)
     return [(*v, (wide, narrow)[(n + later) % 2]) for later in (0, 1) for n, v in enumerate(chosen)]
+
+
+def drawn(few: int, many: int, *strategies: SearchStrategy) -> Callable[[Callable], Callable]:
+    """hypothesis.given with `few` examples for every run, and with `many` for the thorough one."""
+
+    def decorate(test: Callable) -> Callable:
+        @pytest.mark.parametrize("examples", sample([few, many]))
+        def run(examples: int) -> None:
+            settings(deadline=None, max_examples=examples)(given(*strategies)(test))()
+
+        run.__doc__ = test.__doc__
+        return run
+
+    return decorate
 
 
 def sample(values: Iterable[Any], count: int = 1) -> list[Any]:

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import jit_quickly
-from sampling import sample
+from sampling import drawn, sample
 
 import gradbench
 from gradbench.inputs.problem import shapes
@@ -52,8 +51,7 @@ def orders(draw):
     return np.random.default_rng(0).normal(size=shape), order
 
 
-@settings(deadline=None, max_examples=40)
-@given(orders(), st.data())
+@drawn(10, 40, orders(), st.data())
 def test_a_value_in_another_order(pair, data):
     array, order = pair
     places = [order.index(axis) for axis in range(len(order))]
@@ -106,8 +104,7 @@ def kept_as(array, order, both):
     return PermutedArray(permuted.array, permuted.order, array) if both else permuted
 
 
-@settings(deadline=None, max_examples=80)
-@given(products())
+@drawn(16, 80, products())
 def test_a_product_of_any_axes_is_the_product(sides):
     (a, *kept_a, batch_a, summed_a), (b, *kept_b, batch_b, summed_b) = sides
     numbers = ((tuple(summed_a), tuple(summed_b)), (tuple(batch_a), tuple(batch_b)))

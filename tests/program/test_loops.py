@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import jit_quickly
-from sampling import sample
+from sampling import drawn, sample
 
 from gradbench.program.xla import loops as module
 from gradbench.program.xla.jaxprs import equations, scan_counts
@@ -165,12 +164,8 @@ def nested_loops(draw, deeper=2):
     return body
 
 
-@pytest.mark.parametrize("examples", sample([4, 40]))
-def test_any_loops_in_a_loop_over_steps_give_the_same(examples):
-    settings(deadline=None, max_examples=examples)(given(st.data(), st.booleans())(give_the_same))()
-
-
-def give_the_same(data, derived):
+@drawn(4, 40, st.data(), st.booleans())
+def test_any_loops_in_a_loop_over_steps_give_the_same(data, derived):
     body = nested_loops(data.draw)
 
     def with_gradient(state, rate):

@@ -121,8 +121,9 @@ def test_a_folded_sum_is_the_sum(shape, axes):
     assert (np.abs(folded - x.sum(axis=axes, dtype=np.float64)) <= allowed).all()
 
 
-@pytest.mark.parametrize(("axes",), sample([((0, 2),), ((0, 1, 2),), ((2,),), ((1, 2),)], 2))
+@pytest.mark.parametrize("axes", sample([[0, 2], [0, 1, 2], [2], [1, 2]], 2))
 def test_long_sums_over_last_axes_and_others_are_products_with_ones(axes):
+    axes = tuple(axes)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 1500)), jnp.float32)
     changed = rewritten(lambda x: jnp.sum(x, axis=axes), "cpu", relayout=True)
     assert max(summed(changed, x), default=0) <= 6
