@@ -43,8 +43,7 @@ def run_of(plan, out, watcher=None):
             {"dtype": "bfloat16", "stop_at_target": True},
             {},
             {"problem": "mlp[hidden=4]", "optimizer": "adam"},
-        ],
-        2,
+        ]
     ),
 )
 def test_branches_are_the_trials_that_run_from_their_start(tmp_path, small_blocks, settings):

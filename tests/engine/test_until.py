@@ -70,6 +70,7 @@ def test_a_race_that_was_stopped_goes_on_to_the_same_record(tmp_path, equals, qu
     assert same(gradbench.resume(stopped.path), equals)
 
 
+@pytest.mark.thorough
 def test_workers_make_the_same_record(tmp_path, equals):
     with ThreadPoolExecutor(1) as workers:
         assert same(gradbench.run_plan(equals.plan, out=tmp_path, executor=workers), equals)
@@ -120,12 +121,15 @@ def test_verify_holds_a_race_and_finds_a_seed_that_was_dropped(equals):
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [
-        (["--until", "sgd<momentum"], 0),
-        (["--until", "momentum<sgd"], 1),
-        (["--until", EQUALS["until"], "--seeds", "7"], 0),
-        (["--until", EQUALS["until"], "--seeds", "7", "--strict"], 1),
-    ],
+    sample(
+        [
+            (["--until", "momentum<sgd"], 1),
+            (["--until", EQUALS["until"], "--seeds", "7"], 0),
+            (["--until", EQUALS["until"], "--seeds", "7", "--strict"], 1),
+            (["--until", "sgd<momentum"], 0),
+        ],
+        3,
+    ),
 )
 def test_the_exit_code_is_the_answer(tmp_path, capsys, arguments, code):
     common = [*RACE["problems"], "--lr", "0.1", "--steps", "20", "--timing", "none", "--quiet", "--out", str(tmp_path)]

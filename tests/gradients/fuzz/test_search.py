@@ -57,6 +57,7 @@ def test_a_right_function_passes_and_the_report_says_how_much_was_searched():
     assert any("cases beyond the list were searched in float32" in note for note in report.notes)
 
 
+@pytest.mark.thorough
 def test_near_given_arrays_other_seeds_are_searched():
     def mine(x):
         return plain(x) * jnp.where((x > 1.14) & (x < 1.9), 0.9, 1)
