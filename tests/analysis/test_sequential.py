@@ -71,6 +71,7 @@ def test_equal_values_are_their_own_interval():
     assert Sequential.of(np.full(FEWEST, 2.0))[:3] == (2, 2, 2)
 
 
+@pytest.mark.thorough
 def test_intervals_hold_the_truth_where_the_race_stopped():
     """tests/benchmarks/race_sequential.py does it with whole races."""
     rng, count, held = np.random.default_rng(4), 200, 0

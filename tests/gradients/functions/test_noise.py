@@ -44,7 +44,7 @@ FUNCTIONS = {
 PAIRS = in_each_dtype([(name,) for name in FUNCTIONS], "float64")
 
 
-@pytest.mark.parametrize(("name", "dtype"), sample(PAIRS, len(FUNCTIONS)))
+@pytest.mark.parametrize(("name", "dtype"), sample(PAIRS, 6))
 def test_numpy_and_the_compiled_sampler_agree(name, dtype):
     given = (round_to(X, dtype), round_to(X[0], dtype))
     cpu = jax.devices("cpu")[0]
