@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def load_table(
     Raises ProblemError that names the first bad place.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ProblemError(f"data={path}: no such file")
     readers = {".npz": _read_npz, ".svm": _read_libsvm, ".libsvm": _read_libsvm, ".svmlight": _read_libsvm}
     known = sorted([*readers, ".csv", ".tsv", ".txt"])

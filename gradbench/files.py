@@ -37,7 +37,8 @@ def writing(path: Path, last: bool = True) -> Generator[Path]:
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the name is too long, or the folder gone: what is raised says so
+            temporary.unlink(missing_ok=True)
 
 
 def write_table(table: pa.Table, path: Path, last: bool = True) -> None:

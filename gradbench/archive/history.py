@@ -8,6 +8,7 @@ accident of its machine; a change is confirmed when the next record says the sam
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,8 @@ def load_runs(results: str | Path) -> tuple[list[Run], list[str]]:
     """Every complete record of a folder, the oldest first, and notes on those that are not read. Raises RecordError
     where there is none."""
     folder, runs, notes = Path(results).expanduser(), [], []
-    for path in sorted(file.parent for file in folder.glob("*/run.json")):
+    there = os.path.isdir(folder)  # glob raises where the name is too long
+    for path in sorted(file.parent for file in folder.glob("*/run.json")) if there else ():
         try:
             run = load_run(path)
         except RecordError as error:

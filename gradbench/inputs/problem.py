@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -114,7 +115,7 @@ def problem_path(target: str) -> Path:
 def problem_function(target: str) -> Callable[..., Problem]:
     """The `problem(...)` function of a built-in name or of a path to a user's file."""
     path = problem_path(target)
-    if not (is_path(target) or path.is_file()):
+    if not (is_path(target) or os.path.isfile(path)):
         known = problem_names()
         raise ProblemError(
             f"no problem {target!r}{nearest(target, known)} (built in: {', '.join(known)}; or a path ./mine.py)"

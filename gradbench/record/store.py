@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import secrets
 import shutil
 import time
@@ -217,9 +218,9 @@ def find_run(name: str | Path, results: str | Path = "results") -> Path:
         raise RecordError(f"need a record's folder, its id, or latest; got {type(name).__name__}")
     results = Path(results).expanduser()
     given = Path(name).expanduser()
-    if (given / "run.json").is_file():
+    if os.path.isfile(given / "run.json"):  # False also of a name that is too long
         return given
-    if given.is_dir() and str(name) != "latest":
+    if os.path.isdir(given) and str(name) != "latest":
         raise RecordError(f"{given}: not a record: it has no run.json")
     try:
         list(results.iterdir())  # glob would find nothing in a folder that cannot be read

@@ -7,6 +7,7 @@ import html
 import json
 import logging
 import math
+import os
 import re
 import tempfile
 import warnings
@@ -156,7 +157,7 @@ def page_json(data: Any) -> str:
 
 def check_writable(path: Path) -> None:
     """Make the folder of `path`; GradbenchError unless a file can be written there. To be called before long work."""
-    if path.exists() and not path.is_file():  # replacing /dev/stdout would take the device away
+    if os.path.exists(path) and not os.path.isfile(path):  # replacing /dev/stdout would take the device away
         raise GradbenchError(f"{path}: cannot be written: not a regular file")
     _check_folder(path.parent, path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -108,7 +109,11 @@ def suite_records(folder: Path) -> list[Path]:
 def expanded(name: str, find: Callable[[str], Path]) -> list[Path]:
     """The folders of records that a name stands for: all in a folder of records, else the one by `find`."""
     folder = Path(name).expanduser()
-    inside = sorted(file.parent for file in folder.glob("*/run.json")) if not (folder / "run.json").is_file() else []
+    inside = (
+        sorted(file.parent for file in folder.glob("*/run.json"))
+        if os.path.isdir(folder) and not os.path.isfile(folder / "run.json")
+        else []
+    )
     return inside or [find(name)]
 
 
@@ -132,7 +137,7 @@ def archived(mine: Sequence[Run], folder: Path | None = None) -> list[Run]:
     gradbench's own are. Raises RecordError where `folder` is none."""
     name, version = mine[0].info["suite"]["name"], suite_words(mine[0])
     own = {run.id for run in mine}
-    if folder is not None and not folder.is_dir():
+    if folder is not None and not os.path.isdir(folder):
         raise RecordError(f"{folder}: no such folder of archived records")
     runs = [load_run(path) for path in suite_records(folder or ARCHIVE / name)]
     return [r for r in runs if suite_words(r) == version and r.info["state"] == "complete" and r.id not in own]

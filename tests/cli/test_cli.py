@@ -143,6 +143,8 @@ def test_a_quiet_check_prints_its_report_only(command):
     assert out.startswith("beale: PASS")
 
 
+LONG = "a" * 300  # no file system takes such a name
+
 BAD = [
     (["run", "quadratic_bowel"], "did you mean 'quadratic_bowl'"),
     (["run", "mlp[hidden"], "brackets do not match"),
@@ -198,10 +200,19 @@ BAD = [
     (["report", "--format", "json"], "figures are svg, png, pdf"),
     (["list", "--format", "jsn"], "did you mean 'json'"),
     (["rnu"], "rnu"),
+    (["run", LONG], "no problem 'aaa"),
+    (["run", f"./{LONG}.py"], "no such file"),
+    (["run", "-o", f"./{LONG}.py:make"], "no such file"),
+    (["run", f"linear_regression[data={LONG}.csv]"], "no such file"),
+    (["check", LONG], "no problem 'aaa"),
+    (["compare", LONG], "no such record"),
+    (["board", LONG], "no such record"),
+    (["history", LONG], "no complete records"),
+    (["report", "latest", "--results", LONG], "cannot be read: File name too long"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments)[:80] for arguments, _ in BAD])
 def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, arguments, words):
     (tmp_path / "file.txt").touch()
     code, out, err = command(*arguments)

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import inspect
 import itertools
+import os
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -121,7 +122,7 @@ def _is_numeric(annotation: Any) -> bool:
 
 def load_file(path: Path, error: type[GradbenchError]) -> ModuleType:
     """Run a Python file as a module of its own; whatever it raises becomes one line."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also of a name that is too long, of which Path.is_file raises
         raise error(f"{path}: no such file")
     name = f"{FILE_MODULE}{next(_module_number)}_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)

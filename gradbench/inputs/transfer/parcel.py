@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
 import secrets
 import tempfile
@@ -81,17 +82,14 @@ def _paths(text: str, error: type[GradbenchError]) -> Iterator[str]:
     spec = parse_spec(text, error)
     own = spec.target.rpartition(":")[0] or spec.target
     if is_path(own):
-        if not Path(own).expanduser().is_file():
+        if not _is_file(own):
             raise error(f"{own}: no such file")
         yield own
     yield from (value for value in spec.settings.values() if isinstance(value, str) and _is_file(value))
 
 
 def _is_file(text: str) -> bool:
-    try:
-        return Path(text).expanduser().is_file()
-    except OSError:  # too long for a name
-        return False
+    return os.path.isfile(Path(text).expanduser())  # False also of a text that is too long for a name
 
 
 def _moved(text: str, places: Mapping[str, Path]) -> str:
