@@ -46,10 +46,12 @@ class GradbenchWarning(UserWarning):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what an exception says, with its type when it says nothing; of one that quotes a traceback, as
-    that of a failing callback does, the last line."""
+    """The first line of what an exception says, and the next where that only begins there, with its type when it says
+    nothing; of one that quotes a traceback, as that of a failing callback does, the last line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     line = lines[-1 if "Traceback" in lines[0] else 0] if lines else type(error).__name__
+    if line.endswith(("differ:", "differ.")) and len(lines) > 1:  # JAX of the types of a loop or of branches
+        line = f"{line} {lines[1]}"
     return " ".join(line.split())
 
 

@@ -162,9 +162,23 @@ def extra_arguments(
         _check_states(optimizer.spec, before, state)
         return extras
     assert fault is not None
+    _check_loss_alone(loss, params, data)
     raise OptimizerError(
         f"{optimizer.spec!r}: cannot be swept: {error_text(fault).rstrip('.')}{_hint(optimizer, fault)}"
     ) from fault
+
+
+def _check_loss_alone(loss: Callable[[Any, Any], jax.Array], params: Any, data: Any) -> None:
+    """ProblemError where the gradient cannot be traced without any optimizer either: that it could in float32 is known,
+    so what is wrong is the dtype of something."""
+    try:
+        jax.eval_shape(jax.value_and_grad(loss), params, data)
+    except Exception as error:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        instead = "arrays that it closes over keep their own dtype; pass them as data, or make them like params"
+        raise ProblemError(
+            f"the loss has no gradient in {dtype}: {error_text(error).rstrip('.')}; {instead}"
+        ) from error
 
 
 def warn_of_idle_rate(optimizer: Optimizer, steps: int, extras: ExtraArguments, params: Any) -> None:

@@ -272,6 +272,18 @@ def test_a_derivative_rule_that_reads_what_it_kept_is_the_losss_fault(sweep):
         sweep(Problem(lambda key: jnp.ones(2), loss, name="mine"), "sgd", [0.1])
 
 
+def test_a_loss_that_another_dtype_breaks_is_the_losss_fault_and_the_types_are_named(sweep):
+    start = jnp.zeros(2)  # float32, whatever the dtype of the run
+
+    def loss(params, data):
+        return jnp.sum(jax.lax.scan(lambda x, _: (x + params**2, None), start, None, length=3)[0])
+
+    problem = Problem(lambda key: jnp.ones(2), loss, name="mine")
+    sweep(problem, "sgd", [0.1], steps=2)
+    with pytest.raises(ProblemError, match=r"mine: the loss has no gradient in float64: .*float32\[2\].*float64\[2\]"):
+        sweep(problem, "sgd", [0.1], steps=2, dtype="float64")
+
+
 def test_a_function_that_takes_a_scheduled_rate_for_a_number_is_told_what_it_is(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("import optax\ndef make(learning_rate):\n    return optax.sgd(float(learning_rate))\n")
