@@ -339,7 +339,12 @@ def _checked_optimizers(group: Group, where: str) -> Group:
     settings = {"ruleset": TUNED, **group.settings}
     checks.one_of(RULESETS)(f"{where}: ruleset of {group.specs[0]}", settings["ruleset"])
     if settings["ruleset"] == TUNED:
-        settings["learning_rates"] = _space(settings.get("learning_rates"), f"{where}: {group.specs[0]}")
+        if "learning_rates" not in settings:
+            instead = (
+                "learning_rates = low:high, such as 1e-4:1; the suite's own is for optimizers that it does not name"
+            )
+            raise PlanError(f"{where}: {group.specs[0]}: its [[optimizers]] table needs {instead}")
+        settings["learning_rates"] = _space(settings["learning_rates"], f"{where}: {group.specs[0]}")
     elif "learning_rate" not in settings:
         raise PlanError(f"{where}: {group.specs[0]}: need learning_rate, the one that it has by default")
     return Group(group.specs, settings)

@@ -276,3 +276,8 @@ def test_a_suite_is_meant_for_a_kind_of_device_by_any_of_its_names(name, kind):
 def test_a_value_of_the_wrong_kind_is_refused_by_the_file_and_its_key(key, value):
     with pytest.raises(PlanError, match=f"^a.toml: .*{key}"):
         suite_from(VALUES | {key: value}, "a.toml", "a")
+
+
+def test_a_named_optimizer_without_a_space_of_its_own_is_told_where_it_goes():
+    with pytest.raises(PlanError, match=r"^a.toml: sgd: its \[\[optimizers\]\] table needs learning_rates = low:high"):
+        suite_from(VALUES | {"optimizers": [{"specs": ["sgd"]}]}, "a.toml", "a")
