@@ -19,7 +19,7 @@ from typing import Any
 
 from gradbench.errors import GradbenchWarning, PlanError, RunError, nearest, one_line
 from gradbench.machine.cache import use_cache
-from gradbench.machine.devices import cores
+from gradbench.machine.devices import cores, memory
 from gradbench.machine.workers import Workers, describe, misfit
 
 LOG = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ PROTOCOLS = ("tcp", "tls", "ws", "wss", "ucx")  # of distributed
 LOOPBACK = ("localhost", "[::1]")
 RECONNECT_SECONDS = 60  # for a scheduler that is gone to be back
 LOOK_SECONDS = 1.0  # between two requests to the scheduler
+WORKER_BYTES = 2**27  # of memory: what a process takes at the least that has imported JAX and Dask (175 MiB measured)
 
 
 def connect(address: str, device: str | None = None) -> Cluster:
@@ -75,6 +76,9 @@ def _local(count: int, device: str | None) -> Any:
     distributed, gpus = _module("distributed"), [] if device == "cpu" else visible_gpus()
     if gpus and count > len(gpus):
         raise PlanError(f"cluster: local:{count} is more than this machine's GPUs; local:{len(gpus)} has one each")
+    if count * WORKER_BYTES > memory():  # to begin them all would bring the machine down
+        few = f"local:{cores()} has a process per core"
+        raise PlanError(f"cluster: local:{count} is more processes than this machine's memory holds; {few}")
     workers = {}
     for number, share in enumerate(shares(_own_cores(), count)):
         own = {CORES: ",".join(map(str, share))} | ({"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {})

@@ -320,6 +320,11 @@ def test_only_loopback_and_tls_go_without_a_warning(recwarn):
         connect("tcp://cluster.example:8786")
 
 
+def test_more_processes_than_the_memory_holds_are_refused():
+    with pytest.raises(PlanError, match=r"local:100000 is more processes than .* memory holds; local:"):
+        connect("local:100000", "cpu").__enter__()
+
+
 @pytest.mark.parametrize(
     "text", ["locl:2", "local:", "local:0", "local:-1", "slurm:", "cluster.example:8786", "tcp:", "bad://host:1"]
 )
