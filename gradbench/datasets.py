@@ -47,7 +47,7 @@ def load_table(
 
     Raises ProblemError that names the first bad place.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not os.path.isfile(path):
         raise ProblemError(f"data={path}: no such file")
     readers = {".npz": _read_npz, ".svm": _read_libsvm, ".libsvm": _read_libsvm, ".svmlight": _read_libsvm}
@@ -81,7 +81,7 @@ def load_text(path: str | Path, length: int) -> np.ndarray:
 
     What is left after the last whole row is left out. Raises ProblemError if there are fewer than ten.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         text = list(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -50,7 +50,7 @@ def export(run: Run, to: str, into: str | Path | None = None, best: bool = False
         raise PlanError(f"to: no {to!r}{nearest(to, TOOLS)} ({', '.join(TOOLS)})")
     if run.trials.num_rows == 0:
         raise GradbenchError(f"{run.id}: no trial has finished yet, so there is nothing to export")
-    folder = Path("exports") / f"{run.id}-{to}" if into is None else Path(into).expanduser()
+    folder = Path("exports") / f"{run.id}-{to}" if into is None else Path(os.path.expanduser(into))
     write, show = TOOLS[to]
     try:
         if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):

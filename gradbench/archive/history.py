@@ -74,7 +74,7 @@ class History:
 def load_runs(results: str | Path) -> tuple[list[Run], list[str]]:
     """Every complete record of a folder, the oldest first, and notes on those that are not read. Raises RecordError
     where there is none."""
-    folder, runs, notes = Path(results).expanduser(), [], []
+    folder, runs, notes = Path(os.path.expanduser(results)), [], []
     there = os.path.isdir(folder)  # glob raises where the name is too long
     for path in sorted(file.parent for file in folder.glob("*/run.json")) if there else ():
         try:

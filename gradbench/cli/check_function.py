@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -83,7 +84,7 @@ def load_function(target: str, modules: dict[str, Any]) -> Callable[..., Any]:
         raise ProblemError(f"{target!r}: name a function, as in ./kernel.py:plain")
     place, name = match.groups()
     if place not in modules:
-        modules[place] = load_file(Path(place).expanduser(), ProblemError) if is_path(place) else _module(place)
+        modules[place] = load_file(Path(os.path.expanduser(place)), ProblemError) if is_path(place) else _module(place)
     function = getattr(modules[place], name, None)
     if not callable(function):
         known = [key for key, value in vars(modules[place]).items() if callable(value) and key[0] != "_"]

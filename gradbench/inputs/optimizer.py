@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -239,7 +240,7 @@ def _find(spec: Spec) -> Callable[..., Any]:
     if ":" in spec.target:
         place, _, name = spec.target.rpartition(":")
         if is_path(place):
-            module: Any = load_file(Path(place).expanduser(), OptimizerError)
+            module: Any = load_file(Path(os.path.expanduser(place)), OptimizerError)
         else:
             try:
                 module = importlib.import_module(place)

@@ -109,7 +109,7 @@ class Problem:
 
 def problem_path(target: str) -> Path:
     """Where the file of a built-in name, or of a path to a user's file, should be."""
-    return Path(target).expanduser() if is_path(target) else problems_folder() / f"{target}.py"
+    return Path(os.path.expanduser(target)) if is_path(target) else problems_folder() / f"{target}.py"
 
 
 def problem_function(target: str) -> Callable[..., Problem]:

@@ -119,7 +119,7 @@ def slurm_cluster(file: Path) -> tuple[Any, int]:
     """The cluster that a TOML file describes, before any job is submitted, and how many jobs there should be: the
     file's `jobs`; everything else in it are settings of dask_jobqueue.SLURMCluster."""
     try:
-        settings = tomllib.loads(file.expanduser().read_text(encoding="utf-8"))
+        settings = tomllib.loads(Path(os.path.expanduser(file)).read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(f"{file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

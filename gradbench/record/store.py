@@ -65,7 +65,7 @@ class RunWriter:
     def create(cls, out: str | Path, plan: SweepPlan, environment: dict[str, Any]) -> RunWriter:
         """Make a new folder under `out`. Raises RecordError where it cannot be written."""
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
-        path = Path(out).expanduser() / name
+        path = Path(os.path.expanduser(out)) / name
         try:
             path.mkdir(parents=True)
             info: dict[str, Any] = {
@@ -216,8 +216,8 @@ def find_run(name: str | Path, results: str | Path = "results") -> Path:
     where none or several match."""
     if not isinstance(name, str | Path):
         raise RecordError(f"need a record's folder, its id, or latest; got {type(name).__name__}")
-    results = Path(results).expanduser()
-    given = Path(name).expanduser()
+    results = Path(os.path.expanduser(results))
+    given = Path(os.path.expanduser(name))
     if os.path.isfile(given / "run.json"):  # False also of a name that is too long
         return given
     if os.path.isdir(given) and str(name) != "latest":

@@ -58,7 +58,7 @@ def write_report(
     GradbenchError where there is no run, no finished trial, a file in `checks` is no such record, or `out` cannot be
     written, and PlanError for a metric that no problem records.
     """
-    out = Path(out).expanduser()
+    out = Path(os.path.expanduser(out))
     records = ", ".join(run.id for run in runs)
     check_replaceable(out, records)
     data: dict[str, Any] = page_data(runs) | {"by": by and chosen_metric(runs, by)}
@@ -134,7 +134,7 @@ def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg", by:
 
     check_figure_format(fmt)
     by = by and chosen_metric(runs, by)
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     _check_folder(folder, folder)
     paths = []
     for name, spec in figure_specs(runs, by).items():

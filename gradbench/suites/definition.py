@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import os
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -211,7 +212,7 @@ def built_in_suites() -> list[str]:
 
 def suite_path(name: str | Path) -> Path:
     """The file of a suite given by its path, or by its name if it is built in. Raises PlanError for neither."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix == ".toml" or len(path.parts) > 1:
         return path
     if str(name) not in built_in_suites():

@@ -74,7 +74,7 @@ def record_of(
 ) -> Run:
     """A plan's record under `out`, which says that it is of the suite `mark`: a new one. With `resume`, the last one
     there of the same plan, suite, files and data, which is gone on with where it is not complete."""
-    there = reversed(list(_records(Path(out).expanduser()))) if resume else ()
+    there = reversed(list(_records(Path(os.path.expanduser(out))))) if resume else ()
     before = next((path for path, info in there if _is_of(info, plan, mark)), None)
     if before is None:
         return runner.run_plan(plan, out=out, watcher=watcher, suite=mark)
@@ -108,7 +108,7 @@ def suite_records(folder: Path) -> list[Path]:
 
 def expanded(name: str, find: Callable[[str], Path]) -> list[Path]:
     """The folders of records that a name stands for: all in a folder of records, else the one by `find`."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     inside = (
         sorted(file.parent for file in folder.glob("*/run.json"))
         if os.path.isdir(folder) and not os.path.isfile(folder / "run.json")

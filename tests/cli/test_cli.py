@@ -208,6 +208,11 @@ BAD = [
     (["compare", LONG], "no such record"),
     (["board", LONG], "no such record"),
     (["history", LONG], "no complete records"),
+    (["run", "~nobody-here/mine.py"], "no such file"),  # no user, so no home
+    (["run", "-o", "~nobody-here/mine.py:make"], "no such file"),
+    (["check", "~nobody-here/mine.py:f", "--args", "x: f32[n]"], "no such file"),
+    (["compare", "~nobody-here/record"], "no such record"),
+    (["history", "~nobody-here/results"], "no complete records"),
     (["report", "latest", "--results", LONG], "cannot be read: File name too long"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -34,7 +35,7 @@ def check_design(name: str, value: Any) -> str | Rows:
             raise PlanError(f"{name}: {value!r}: need at least 1 point")
         return value
     if Path(value).suffix in (".csv", ".parquet"):
-        return _rows(name, _read(name, Path(value).expanduser()))
+        return _rows(name, _read(name, Path(os.path.expanduser(value))))
     kinds = (GRID, RANDOM, SOBOL)
     raise PlanError(f"{name}: no {kind!r}{nearest(kind, kinds)} (grid, random:N, sobol:N, or a .csv or .parquet file)")
 

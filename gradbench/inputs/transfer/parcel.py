@@ -39,7 +39,7 @@ class Parcel:
         return cls(
             tuple(name for name, of in problems.items() if of),
             tuple(name for name, of in optimizers.items() if of),
-            tuple((path, Path(path).expanduser().read_bytes()) for path in paths),
+            tuple((path, Path(os.path.expanduser(path)).read_bytes()) for path in paths),
             _pickled(objects, functions),
         )
 
@@ -89,7 +89,7 @@ def _paths(text: str, error: type[GradbenchError]) -> Iterator[str]:
 
 
 def _is_file(text: str) -> bool:
-    return os.path.isfile(Path(text).expanduser())  # False also of a text that is too long for a name
+    return os.path.isfile(Path(os.path.expanduser(text)))  # False also of a text that is too long for a name
 
 
 def _moved(text: str, places: Mapping[str, Path]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +151,7 @@ def _optimizer_source(spec: str) -> dict[str, Any]:
     if not colon:
         return NOWHERE
     if is_path(place):
-        return _source(Path(place).expanduser(), place)
+        return _source(Path(os.path.expanduser(place)), place)
     file = importlib.import_module(place).__file__
     return NOWHERE | {"file": place} if file is None else _source(Path(file), place)
 

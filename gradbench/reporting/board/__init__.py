@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +31,7 @@ def write_board(runs: Sequence[Run], out: str | Path) -> Path:
     """
     if not runs:
         raise GradbenchError("board: no record given")
-    out = Path(out).expanduser()
+    out = Path(os.path.expanduser(out))
     ids = ", ".join(run.id for run in runs)
     check_replaceable(out, ids, "board")
     check_writable(out)
