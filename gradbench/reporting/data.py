@@ -48,7 +48,9 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     found = zip(runs, names, summarise_all(runs))
     summaries = [(run, name, pair) for run, name, pairs in found for pair in pairs]
     if not summaries:
-        raise GradbenchError(f"{', '.join(names)}: no trial has finished yet, so there is nothing to report")
+        raise GradbenchError(
+            f"{', '.join(run.id for run in runs)}: no trial has finished yet, so there is nothing to report"
+        )
     rates = max(2, RATE_ROWS // len(summaries))
     values = CURVE_VALUES // len(summaries)
     floors = {(name, pair.problem): _floor(run, pair) for run, name, pair in summaries}

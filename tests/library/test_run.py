@@ -20,6 +20,7 @@ from gradbench.gradients.formula import derivative as formula
 from gradbench.library import progress as drawn
 from gradbench.library.run import Run
 from gradbench.record import store
+from gradbench.reporting.data import page_data
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -46,6 +47,8 @@ def test_a_record_without_a_finished_trial_says_so():
     assert "no trial has finished yet" in repr(empty)
     assert "no trial has finished yet" in empty._repr_html_()
     assert run_table(empty, "table") == "no trial has finished yet"
+    with pytest.raises(GradbenchError, match=f"^{empty.id}: no trial has finished yet"):  # by its id, as other verbs do
+        page_data([empty])
     assert json.loads(run_table(empty, "json")) == []
 
 
