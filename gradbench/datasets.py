@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gradbench.errors import ProblemError, nearest, one_line
+from gradbench.paths import user_path
 
 
 def bundled(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +48,7 @@ def load_table(
 
     Raises ProblemError that names the first bad place.
     """
-    path = Path(os.path.expanduser(path))
+    path = user_path(path)
     if not os.path.isfile(path):
         raise ProblemError(f"data={path}: no such file")
     readers = {".npz": _read_npz, ".svm": _read_libsvm, ".libsvm": _read_libsvm, ".svmlight": _read_libsvm}
@@ -81,7 +82,7 @@ def load_text(path: str | Path, length: int) -> np.ndarray:
 
     What is left after the last whole row is left out. Raises ProblemError if there are fewer than ten.
     """
-    path = Path(os.path.expanduser(path))
+    path = user_path(path)
     try:
         text = list(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

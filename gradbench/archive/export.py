@@ -23,6 +23,7 @@ from gradbench.analysis.summary import judged_trials, pair_trials, rows_where, s
 from gradbench.errors import GradbenchError, PlanError, RunError, nearest, one_line
 from gradbench.files import write_json, writing
 from gradbench.inputs.specs.axis import OF_PLAN
+from gradbench.paths import user_path
 from gradbench.record.schema import SCHEMAS, TABLES
 from gradbench.record.store import Run
 
@@ -50,7 +51,7 @@ def export(run: Run, to: str, into: str | Path | None = None, best: bool = False
         raise PlanError(f"to: no {to!r}{nearest(to, TOOLS)} ({', '.join(TOOLS)})")
     if run.trials.num_rows == 0:
         raise GradbenchError(f"{run.id}: no trial has finished yet, so there is nothing to export")
-    folder = Path("exports") / f"{run.id}-{to}" if into is None else Path(os.path.expanduser(into))
+    folder = Path("exports") / f"{run.id}-{to}" if into is None else user_path(into)
     write, show = TOOLS[to]
     try:
         if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):

@@ -17,6 +17,7 @@ from typing import Any
 from gradbench.analysis.regress import SAME_PLACE, SAME_TARGET, compare_runs
 from gradbench.analysis.summary import changed_problems, summarise
 from gradbench.errors import GradbenchError, RecordError
+from gradbench.paths import user_path
 from gradbench.record.store import Run, load_run
 from gradbench.tables import Column, check_format, note_lines, number, render, seconds, to_json
 
@@ -74,7 +75,7 @@ class History:
 def load_runs(results: str | Path) -> tuple[list[Run], list[str]]:
     """Every complete record of a folder, the oldest first, and notes on those that are not read. Raises RecordError
     where there is none."""
-    folder, runs, notes = Path(os.path.expanduser(results)), [], []
+    folder, runs, notes = user_path(results), [], []
     there = os.path.isdir(folder)  # glob raises where the name is too long
     for path in sorted(file.parent for file in folder.glob("*/run.json")) if there else ():
         try:

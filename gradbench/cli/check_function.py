@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from gradbench.failures import printing_to_stderr
 from gradbench.gradients.functions.check import Check, Inputs
 from gradbench.inputs.specs.spec import is_path, load_file
 from gradbench.library.activity import Activity
+from gradbench.paths import user_path
 
 TORCH = "torch:"  # the prefix of a PyTorch function
 _FUNCTION = re.compile(r"([^\[\]]+):(\w+)$")
@@ -84,7 +84,7 @@ def load_function(target: str, modules: dict[str, Any]) -> Callable[..., Any]:
         raise ProblemError(f"{target!r}: name a function, as in ./kernel.py:plain")
     place, name = match.groups()
     if place not in modules:
-        modules[place] = load_file(Path(os.path.expanduser(place)), ProblemError) if is_path(place) else _module(place)
+        modules[place] = load_file(user_path(place), ProblemError) if is_path(place) else _module(place)
     function = getattr(modules[place], name, None)
     if not callable(function):
         known = [key for key, value in vars(modules[place]).items() if callable(value) and key[0] != "_"]

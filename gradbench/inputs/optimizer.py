@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +20,7 @@ from gradbench.errors import OptimizerError, error_text, nearest
 from gradbench.inputs.specs import schedules
 from gradbench.inputs.specs.axis import OF_PLAN, Axis, concrete, split_axes
 from gradbench.inputs.specs.spec import SGD, Spec, check_settings, is_path, load_file, parse_spec
+from gradbench.paths import user_path
 
 ALIASES: dict[str, Callable[..., Any]] = {
     **{name: partial(optax.sgd, **settings) for name, settings in SGD.items() if settings},
@@ -240,7 +239,7 @@ def _find(spec: Spec) -> Callable[..., Any]:
     if ":" in spec.target:
         place, _, name = spec.target.rpartition(":")
         if is_path(place):
-            module: Any = load_file(Path(os.path.expanduser(place)), OptimizerError)
+            module: Any = load_file(user_path(place), OptimizerError)
         else:
             try:
                 module = importlib.import_module(place)

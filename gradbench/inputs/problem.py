@@ -22,6 +22,7 @@ from gradbench.inputs.contract import framework_hint, validate
 from gradbench.inputs.losses.data import as_arrays, cast
 from gradbench.inputs.losses.objective import Objective
 from gradbench.inputs.specs.spec import FILE_MODULE, check_settings, is_path, load_file, parse_spec
+from gradbench.paths import user_path
 
 LOG = logging.getLogger(__name__)
 Params = Any
@@ -109,7 +110,7 @@ class Problem:
 
 def problem_path(target: str) -> Path:
     """Where the file of a built-in name, or of a path to a user's file, should be."""
-    return Path(os.path.expanduser(target)) if is_path(target) else problems_folder() / f"{target}.py"
+    return user_path(target) if is_path(target) else problems_folder() / f"{target}.py"
 
 
 def problem_function(target: str) -> Callable[..., Problem]:

@@ -21,6 +21,7 @@ from gradbench.errors import GradbenchWarning, PlanError, RunError, nearest, one
 from gradbench.machine.cache import use_cache
 from gradbench.machine.devices import cores, memory
 from gradbench.machine.workers import Workers, describe, misfit
+from gradbench.paths import user_path
 
 LOG = logging.getLogger(__name__)
 CORES = "GRADBENCH_CORES"  # the cores that a worker of ours may use
@@ -119,7 +120,7 @@ def slurm_cluster(file: Path) -> tuple[Any, int]:
     """The cluster that a TOML file describes, before any job is submitted, and how many jobs there should be: the
     file's `jobs`; everything else in it are settings of dask_jobqueue.SLURMCluster."""
     try:
-        settings = tomllib.loads(Path(os.path.expanduser(file)).read_text(encoding="utf-8"))
+        settings = tomllib.loads(user_path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(f"{file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

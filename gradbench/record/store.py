@@ -28,6 +28,7 @@ from gradbench.files import utc_now, write_json, write_tables
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.transfer import sources
 from gradbench.machine.locks import NoLocks, held, hold
+from gradbench.paths import user_path
 from gradbench.record import manifest
 from gradbench.record.parts import PairStore, read_table
 from gradbench.record.schema import (
@@ -65,7 +66,7 @@ class RunWriter:
     def create(cls, out: str | Path, plan: SweepPlan, environment: dict[str, Any]) -> RunWriter:
         """Make a new folder under `out`. Raises RecordError where it cannot be written."""
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
-        path = Path(os.path.expanduser(out)) / name
+        path = user_path(out) / name
         try:
             path.mkdir(parents=True)
             info: dict[str, Any] = {
@@ -216,8 +217,8 @@ def find_run(name: str | Path, results: str | Path = "results") -> Path:
     where none or several match."""
     if not isinstance(name, str | Path):
         raise RecordError(f"need a record's folder, its id, or latest; got {type(name).__name__}")
-    results = Path(os.path.expanduser(results))
-    given = Path(os.path.expanduser(name))
+    results = user_path(results)
+    given = user_path(name)
     if os.path.isfile(given / "run.json"):  # False also of a name that is too long
         return given
     if os.path.isdir(given) and str(name) != "latest":

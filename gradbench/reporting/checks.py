@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gradbench.analysis.verdicts import CHECK_VERDICTS
 from gradbench.errors import RecordError
+from gradbench.paths import user_path
 from gradbench.record.store import Run
 from gradbench.tables import number
 
@@ -22,7 +22,7 @@ def check_rows(runs: Sequence[Run], files: Sequence[str | Path] = ()) -> list[di
     Raises RecordError where a file named is not such a record.
     """
     if files:
-        return [row for file in files for row in _rows(*_read(Path(os.path.expanduser(file))))]
+        return [row for file in files for row in _rows(*_read(user_path(file)))]
     found: dict[str, list[dict[str, str]]] = {}
     problems = list(dict.fromkeys(problem for run in runs for problem in run.plan.problems))
     folders = dict.fromkeys(run.path.resolve().parent / "check" for run in runs)

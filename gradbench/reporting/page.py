@@ -26,6 +26,7 @@ from gradbench.analysis.summary import epoch_steps, pair_trials, summarise_all
 from gradbench.errors import GradbenchError, GradbenchWarning, RunError
 from gradbench.files import writing
 from gradbench.inputs.problem import Problem
+from gradbench.paths import user_path
 from gradbench.record.store import Run
 from gradbench.reporting import charts, check_figure_format
 from gradbench.reporting.bundle import bundle_of_vega
@@ -58,7 +59,7 @@ def write_report(
     GradbenchError where there is no run, no finished trial, a file in `checks` is no such record, or `out` cannot be
     written, and PlanError for a metric that no problem records.
     """
-    out = Path(os.path.expanduser(out))
+    out = user_path(out)
     records = ", ".join(run.id for run in runs)
     check_replaceable(out, records)
     data: dict[str, Any] = page_data(runs) | {"by": by and chosen_metric(runs, by)}
@@ -134,7 +135,7 @@ def write_figures(runs: Sequence[Run], folder: str | Path, fmt: str = "svg", by:
 
     check_figure_format(fmt)
     by = by and chosen_metric(runs, by)
-    folder = Path(os.path.expanduser(folder))
+    folder = user_path(folder)
     _check_folder(folder, folder)
     paths = []
     for name, spec in figure_specs(runs, by).items():

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import os
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.specs import checks
 from gradbench.inputs.specs.rates import rates_as_kept
 from gradbench.inputs.specs.spec import parse_spec
+from gradbench.paths import user_path
 
 TUNED, SELF_TUNING = "tuned", "self-tuning"
 RULESETS = (TUNED, SELF_TUNING)
@@ -212,7 +212,7 @@ def built_in_suites() -> list[str]:
 
 def suite_path(name: str | Path) -> Path:
     """The file of a suite given by its path, or by its name if it is built in. Raises PlanError for neither."""
-    path = Path(os.path.expanduser(name))
+    path = user_path(name)
     if path.suffix == ".toml" or len(path.parts) > 1:
         return path
     if str(name) not in built_in_suites():

@@ -20,6 +20,7 @@ from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import load_problem
 from gradbench.inputs.transfer.sources import difference, sources
 from gradbench.machine.devices import each_core_a_device, find_devices
+from gradbench.paths import user_path
 from gradbench.record.store import Run, load_run, read_info
 from gradbench.suites.definition import Group, Suite
 from gradbench.suites.targets import measured_otherwise, unmeasured
@@ -74,7 +75,7 @@ def record_of(
 ) -> Run:
     """A plan's record under `out`, which says that it is of the suite `mark`: a new one. With `resume`, the last one
     there of the same plan, suite, files and data, which is gone on with where it is not complete."""
-    there = reversed(list(_records(Path(os.path.expanduser(out))))) if resume else ()
+    there = reversed(list(_records(user_path(out)))) if resume else ()
     before = next((path for path, info in there if _is_of(info, plan, mark)), None)
     if before is None:
         return runner.run_plan(plan, out=out, watcher=watcher, suite=mark)
@@ -108,7 +109,7 @@ def suite_records(folder: Path) -> list[Path]:
 
 def expanded(name: str, find: Callable[[str], Path]) -> list[Path]:
     """The folders of records that a name stands for: all in a folder of records, else the one by `find`."""
-    folder = Path(os.path.expanduser(name))
+    folder = user_path(name)
     inside = (
         sorted(file.parent for file in folder.glob("*/run.json"))
         if os.path.isdir(folder) and not os.path.isfile(folder / "run.json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from gradbench.errors import PlanError, nearest, one_line
 from gradbench.inputs.specs.axis import LOG, Axis
 from gradbench.inputs.specs.rates import rate_values
+from gradbench.paths import user_path
 
 GRID, RANDOM, SOBOL = "grid", "random", "sobol"
 MAX_POINTS = 2**31 - 1
@@ -35,7 +35,7 @@ def check_design(name: str, value: Any) -> str | Rows:
             raise PlanError(f"{name}: {value!r}: need at least 1 point")
         return value
     if Path(value).suffix in (".csv", ".parquet"):
-        return _rows(name, _read(name, Path(os.path.expanduser(value))))
+        return _rows(name, _read(name, user_path(value)))
     kinds = (GRID, RANDOM, SOBOL)
     raise PlanError(f"{name}: no {kind!r}{nearest(kind, kinds)} (grid, random:N, sobol:N, or a .csv or .parquet file)")
 

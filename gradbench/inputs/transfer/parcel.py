@@ -17,6 +17,7 @@ from gradbench.inputs.optimizer import Optimizer, load_optimizer
 from gradbench.inputs.plan import SweepPlan
 from gradbench.inputs.problem import Problem, load_problem
 from gradbench.inputs.specs.spec import is_path, parse_spec
+from gradbench.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Parcel:
         return cls(
             tuple(name for name, of in problems.items() if of),
             tuple(name for name, of in optimizers.items() if of),
-            tuple((path, Path(os.path.expanduser(path)).read_bytes()) for path in paths),
+            tuple((path, user_path(path).read_bytes()) for path in paths),
             _pickled(objects, functions),
         )
 
@@ -89,7 +90,7 @@ def _paths(text: str, error: type[GradbenchError]) -> Iterator[str]:
 
 
 def _is_file(text: str) -> bool:
-    return os.path.isfile(Path(os.path.expanduser(text)))  # False also of a text that is too long for a name
+    return os.path.isfile(user_path(text))  # False also of a text that is too long for a name
 
 
 def _moved(text: str, places: Mapping[str, Path]) -> str:

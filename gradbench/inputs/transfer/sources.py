@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import OptimizerError, ProblemError
 from gradbench.inputs.specs.spec import is_path, parse_spec
+from gradbench.paths import user_path
 
 if TYPE_CHECKING:  # the readers of records do not wait for JAX
     from gradbench.inputs.plan import SweepPlan
@@ -151,7 +151,7 @@ def _optimizer_source(spec: str) -> dict[str, Any]:
     if not colon:
         return NOWHERE
     if is_path(place):
-        return _source(Path(os.path.expanduser(place)), place)
+        return _source(user_path(place), place)
     file = importlib.import_module(place).__file__
     return NOWHERE | {"file": place} if file is None else _source(Path(file), place)
 

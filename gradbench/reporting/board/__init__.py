@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
 
 from gradbench.errors import GradbenchError
+from gradbench.paths import user_path
 from gradbench.record.store import Run
 from gradbench.reporting.board import charts
 from gradbench.reporting.board.data import board_data
@@ -31,7 +31,7 @@ def write_board(runs: Sequence[Run], out: str | Path) -> Path:
     """
     if not runs:
         raise GradbenchError("board: no record given")
-    out = Path(os.path.expanduser(out))
+    out = user_path(out)
     ids = ", ".join(run.id for run in runs)
     check_replaceable(out, ids, "board")
     check_writable(out)
