@@ -320,6 +320,7 @@ def test_what_is_not_missed_is_said(sweep, settings, said):
     assert said in module.verify_run(run, sample=1).notes
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("compiled_quickly")
 def test_the_first_of_trials_that_found_the_same_best_is_the_reference_whatever_its_dtype(sweep):
     """Down a slope to a floor of 0 that all reach but the first pair, in bfloat16: the next is of float32."""
@@ -347,6 +348,7 @@ def test_a_record_whose_time_was_up_holds_with_the_curves_of_trials_that_it_gave
     assert integrity.faults(run) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("compiled_quickly")
 def test_a_halving_whose_last_epoch_is_not_whole_holds(sweep):
     """27 steps in epochs of 4: the end is observed 3 steps after the last whole epoch."""

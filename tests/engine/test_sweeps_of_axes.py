@@ -73,6 +73,7 @@ def test_trials_of_an_axis_are_those_of_separate_runs(sweep, small_blocks, progr
             np.testing.assert_array_equal(together[column].to_numpy()[2 * number :][:2], apart[column].to_numpy())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("optimizer", "name", "values"), sample(case for case in CASES if case[0] not in ("mine", "lion"))
 )

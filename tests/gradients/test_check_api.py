@@ -183,6 +183,7 @@ def test_a_rule_that_is_off_at_the_start_alone_is_not_passed_over():
     assert any("at the start" in test.finding for test in report.formula)
 
 
+@pytest.mark.thorough
 def test_an_implicit_root_by_a_loose_iteration_is_not_accused():
     def root(f, guess):
         return jax.lax.while_loop(lambda x: jnp.abs(f(x)) > 1e-6, lambda x: x - 0.1 * f(x), guess)
@@ -213,6 +214,7 @@ def _cube(params, data):
     return jnp.sum((params + 1) ** 3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", sample(["float32", "float64"]))
 def test_random_numbers_in_the_loss_are_those_of_the_dtype_that_is_checked(dtype):
     """Of one key JAX draws other numbers in float64 than in float32."""

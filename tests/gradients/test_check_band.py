@@ -270,6 +270,7 @@ def test_the_epsilon_of_verdicts_is_that_of_the_formats():
     assert {dtype: 2 * format_of(dtype).unit for dtype in DTYPES} == EPSILON
 
 
+@pytest.mark.thorough
 def test_a_convolution_by_transforms_errs_where_its_own_terms_are_zero():
     """cuDNN gave 1e-9 for entries of a kernel's gradient that are 0, beside others of 1e-2."""
     image = np.float32(np.where(np.arange(64) < 32, GENERATOR.standard_normal((4, 64)), 0.0))

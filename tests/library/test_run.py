@@ -125,6 +125,7 @@ def valley():
     return gradbench.Problem(init=lambda key: jnp.array([1.0, 2.0]), loss=lambda p, _: p[0] ** 2 + 3 * p[1] ** 2)
 
 
+@pytest.mark.thorough
 def test_a_landscape_of_a_problem_that_only_this_process_has(sweep):
     run = sweep(valley, "sgd", [0.1, 0.2], seeds=1, steps=5)
     cells = run.plot.landscape().to_dict()["layer"][0]

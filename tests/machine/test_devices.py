@@ -155,6 +155,7 @@ def problem():
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "command",
     sample(

@@ -49,6 +49,7 @@ def test_factorisations_of_several_trials_are_taken_one_after_another_on_a_cpu()
         np.testing.assert_allclose(orthogonal, init(jax.random.key(seed))["orthogonal"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_check_takes_no_batches_of_them_either():
     params = {"orthogonal": jnp.ones((64, 256)), "normal": jnp.ones((8, 256))}  # nothing is run
     band = Band(jax.grad(loss), params, (), "float32", "highest", jax.devices()[0])

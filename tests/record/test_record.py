@@ -86,6 +86,7 @@ def test_an_interrupted_run_resumes_to_the_same_record(sweep, small_blocks, tmp_
         assert not (resumed.path / "parts").exists(), questions
 
 
+@pytest.mark.thorough
 def test_an_optimizer_with_a_random_key_resumes(sweep, small_blocks, tmp_path):
     small_blocks()
     plan = gradbench.SweepPlan(("himmelblau",), ("noisy_sgd",), "1e-3:1e-2:12", steps=60)

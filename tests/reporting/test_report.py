@@ -226,6 +226,7 @@ def test_every_learning_rate_of_every_optimizer_has_a_path_in_the_landscape(tmp_
     assert all(len(path["x"]) == len(path["loss"]) == len(steps) or path["left"] for path in paths)
 
 
+@pytest.mark.thorough
 def test_where_no_curvature_is_stated_the_limit_is_that_of_the_start_and_says_so(tmp_path):
     run = make_run((1e-4, 1e-3), optimizers=["sgd", "momentum", "adam"], problems=["rosenbrock"])
     run.info["problems"]["rosenbrock"] |= {"parameters": 2, "curvature": None}

@@ -76,6 +76,7 @@ def in_chromium(path, width, fragment=""):
     return json.loads(html.unescape(found.group(1)))
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 @pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
 @pytest.mark.parametrize("width", sample([1280, 500]))
@@ -110,6 +111,7 @@ LINKED = """<script>
 </script>"""
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 @pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
 @pytest.mark.parametrize(

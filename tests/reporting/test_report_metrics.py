@@ -159,6 +159,7 @@ def with_script(path, script):
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 @pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
 def test_in_chromium_the_switch_shows_a_metric_and_the_history_goes_back(tmp_path):

@@ -100,6 +100,7 @@ DRAWN = """<script>
 </script>"""
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 @pytest.mark.skipif("CI" in os.environ, reason="the browser test is for a person's machine, not CI")
 @pytest.mark.parametrize("width", sample([500, 1280]))

@@ -58,6 +58,7 @@ def test_a_function_does_not_leave_its_own_band(function):
     assert check(function, function, case="n=5,random,0").verdict == "PASS"
 
 
+@pytest.mark.thorough
 def test_the_conjugate_is_the_imaginary_part_with_its_sign_flipped():
     report = check(jnp.conj, lambda z: 1 * z, "z: c64[n], n in 1|5")
     assert report.verdict == "FAIL"

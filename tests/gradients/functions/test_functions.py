@@ -216,6 +216,7 @@ def test_a_right_formula_that_fails_is_said_to_lose_digits():
     assert "no formula is wrong" not in str(wrong)
 
 
+@pytest.mark.thorough
 def test_digits_are_lost_also_where_the_reference_has_none_to_lose():
     """Of powers of two the square's gradient is exact; that of |x| - min(|x|, 1) is 1 - 1 and then some."""
 
@@ -231,6 +232,7 @@ def test_digits_are_lost_also_where_the_reference_has_none_to_lose():
     assert "no formula is wrong there; it loses digits" in report.notes[-1]
 
 
+@pytest.mark.thorough
 def test_inputs_that_are_equal_by_chance_leave_a_derivative_undecided_within_their_entries():
     """In 16 bits some of a hundred random numbers are equal; each may get what the other does, or half of both."""
 
@@ -349,6 +351,7 @@ def test_bad_input_is_one_line(mine, options, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_where_only_the_places_of_nan_are_off_a_note_says_that_no_formula_is_wrong():
     def take(t, i):
         return t[i]

@@ -38,6 +38,7 @@ def test_a_fault_at_no_size_of_the_list_is_found_at_its_smallest_case():
     assert check(wrong, case="n=11,d=5,random,0").verdict == "FAIL"
 
 
+@pytest.mark.thorough
 def test_a_wrong_backward_pass_at_no_size_of_the_list_is_found():
     mine = jax.custom_vjp(plain)
 
