@@ -72,7 +72,9 @@ def tunability_of(found: Mapping[str, Mapping[str, Outcomes]]) -> Tunability:
         notes.append("one seed both chooses and judges: values are too good; add --seeds")
     stepped = [of for by in found.values() for of in by.values() if what[of.problem] == STEPS]
     if not all(np.isfinite(of.steps).all() for of in stepped):
-        notes.append("a run that does not reach the target counts as one of all its steps, so its value is a least one")
+        notes.append(
+            "a run that does not reach the target counts as having taken all its steps: such values are lower bounds"
+        )
     return Tunability(curves, rows, notes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
 import shlex
 from typing import Any
@@ -11,9 +12,20 @@ from gradbench.analysis.verdicts import CHECK_VERDICTS
 from gradbench.gradients.formula.directions import Test
 from gradbench.gradients.functions.judging import Finding
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
+from gradbench.tables import Column, html_table
 
 REPRODUCE = "reproduce with: "  # a command or a call of Python follows
 _SHOWN = 3  # lines on what was not judged
+_COLUMNS = (
+    Column("check", "check", str),
+    Column("program", "program", str),
+    Column("dtype", "dtype", str),
+    Column("verdict", "verdict", str),
+    Column("error_in_bands", "error (bands)"),
+    Column("would_have_caught", "would have caught"),
+    Column("cases", "cases"),
+    Column("finding", "finding", str),
+)
 
 
 @dataclasses.dataclass
@@ -176,10 +188,16 @@ class FunctionReport:
             }
         )
 
-    def __str__(self) -> str:
+    def _headline(self) -> str:
         against = f" against {self.against}" if self.against else ""
         head = f"{self.verdict}: {self.culprit}" if self.culprit else self.verdict
-        lines = [f"{self.name}{against}: {head}   ({self.cases} cases, {self.seconds:.1f} s)"]
+        return f"{self.name}{against}: {head}   ({self.cases} cases, {self.seconds:.1f} s)"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self._headline())}</p>{html_table(self.table(), _COLUMNS)}"
+
+    def __str__(self) -> str:
+        lines = [self._headline()]
         if self.formula:
             lines.append("  formula: is this the derivative of what it computes? In float64")
         lines += map(formula_line, self.formula)

@@ -319,6 +319,10 @@ def test_the_report_says_everything_in_json():
     assert document["verdict"] == "FAIL"
     assert {r["check"] for r in document["rows"]} == {"value", "vjp", "jvp", "vjp against jvp"}
     assert {"check", "program", "dtype", "verdict", "would_have_caught"} <= set(report.table()[0])
+    page = report._repr_html_()
+    assert page.count("<tr>") == 1 + len(report.table())
+    assert "<th>error (bands)</th>" in page
+    assert "None" not in page
     assert repr(report).startswith("FunctionReport f against plain: FAIL, 1 cases")
 
 
