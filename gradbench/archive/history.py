@@ -8,7 +8,6 @@ accident of its machine; a change is confirmed when the next record says the sam
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from gradbench.analysis.regress import SAME_PLACE, SAME_TARGET, compare_runs
 from gradbench.analysis.summary import changed_problems, summarise
 from gradbench.errors import GradbenchError, RecordError
 from gradbench.paths import user_path
-from gradbench.record.store import Run, load_run
+from gradbench.record.store import Run, load_run, record_folders
 from gradbench.tables import Column, check_format, note_lines, number, render, seconds, to_json
 
 BASELINE = 5
@@ -76,8 +75,7 @@ def load_runs(results: str | Path) -> tuple[list[Run], list[str]]:
     """Every complete record of a folder, the oldest first, and notes on those that are not read. Raises RecordError
     where there is none."""
     folder, runs, notes = user_path(results), [], []
-    there = os.path.isdir(folder)  # glob raises where the name is too long
-    for path in sorted(file.parent for file in folder.glob("*/run.json")) if there else ():
+    for path in record_folders(folder):
         try:
             run = load_run(path)
         except RecordError as error:

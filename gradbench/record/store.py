@@ -212,6 +212,12 @@ class Run:
         return self.info["id"]
 
 
+def record_folders(folder: Path) -> list[Path]:
+    """The folders of the records in a folder, by name; none where it is no folder."""
+    there = os.path.isdir(folder)  # False also of a name that is too long, of which glob raises
+    return sorted(file.parent for file in folder.glob("*/run.json")) if there else []
+
+
 def find_run(name: str | Path, results: str | Path = "results") -> Path:
     """The folder of a record named by its path, its id (or the id's start or end), or `latest`. Raises RecordError
     where none or several match."""
@@ -224,13 +230,13 @@ def find_run(name: str | Path, results: str | Path = "results") -> Path:
     if os.path.isdir(given) and str(name) != "latest":
         raise RecordError(f"{given}: not a record: it has no run.json")
     try:
-        list(results.iterdir())  # glob would find nothing in a folder that cannot be read
+        list(results.iterdir())  # record_folders would find nothing in a folder that cannot be read
     except FileNotFoundError:
         pass
     except OSError as error:
         raise RecordError(f"{results}: cannot be read: {error.strerror}") from error
     # By the second in the name; within one second by when the folder was last written to.
-    runs = sorted((p.parent for p in results.glob("*/run.json")), key=lambda p: (p.name[:16], p.stat().st_mtime_ns))
+    runs = sorted(record_folders(results), key=lambda path: (path.name[:16], path.stat().st_mtime_ns))
     if str(name) == "latest":
         if not runs:
             raise RecordError(f"{results}: there are no records here yet; make one with gradbench run")

@@ -21,7 +21,7 @@ from gradbench.inputs.problem import load_problem
 from gradbench.inputs.transfer.sources import difference, sources
 from gradbench.machine.devices import each_core_a_device, find_devices
 from gradbench.paths import user_path
-from gradbench.record.store import Run, load_run, read_info
+from gradbench.record.store import Run, load_run, read_info, record_folders
 from gradbench.suites.definition import Group, Suite
 from gradbench.suites.targets import measured_otherwise, unmeasured
 
@@ -97,9 +97,9 @@ def _is_of(info: dict[str, Any], plan: SweepPlan, mark: dict[str, str] | None) -
 
 def _records(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The readable records under a folder and their run.json, by name."""
-    for file in sorted(folder.glob("*/run.json")):
+    for path in record_folders(folder):
         with contextlib.suppress(RecordError):
-            yield file.parent, read_info(file.parent)
+            yield path, read_info(path)
 
 
 def suite_records(folder: Path) -> list[Path]:
@@ -110,11 +110,7 @@ def suite_records(folder: Path) -> list[Path]:
 def expanded(name: str, find: Callable[[str], Path]) -> list[Path]:
     """The folders of records that a name stands for: all in a folder of records, else the one by `find`."""
     folder = user_path(name)
-    inside = (
-        sorted(file.parent for file in folder.glob("*/run.json"))
-        if os.path.isdir(folder) and not os.path.isfile(folder / "run.json")
-        else []
-    )
+    inside = [] if os.path.isfile(folder / "run.json") else record_folders(folder)
     return inside or [find(name)]
 
 
