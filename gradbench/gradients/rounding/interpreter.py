@@ -292,8 +292,8 @@ class Interpreter:
             return noise.rounding_of(exact, units * form.unit, units * self.underflow(dtype))
 
         if units is not None:
-            own = units - rounding.SHARED_UNITS * (name in rounding.ELEMENTARY and form.digits >= 24)
-            return roundings(own) + rounding.within(name, ins[0].exact, exact, form)
+            own = roundings(units - rounding.SHARED_UNITS * (name in rounding.ELEMENTARY and form.digits >= 24))
+            return own + rounding.within(name, ins[0].exact, exact, form) if name in rounding.EXPANDED else own
         if name in special.SPECIAL:
             unit = min(form.unit, format_of(jnp.float32).unit)
             size = special.amplitude(name, bind, [p.exact for p in ins], exact)
