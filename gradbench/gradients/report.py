@@ -12,7 +12,7 @@ from gradbench.analysis.verdicts import CHECK_VERDICTS
 from gradbench.gradients.execution.execution import Row
 from gradbench.gradients.execution.judge import LeafFinding
 from gradbench.gradients.formula.directions import Test
-from gradbench.gradients.functions.report import REPRODUCE, formula_line, plain
+from gradbench.gradients.functions.report import OUTCOME, REPRODUCE, formula_line, plain
 from gradbench.gradients.rounding.band import FALSE_ALARM, SAMPLES
 from gradbench.gradients.second.products import OVER
 from gradbench.inputs.problem import idle_text
@@ -22,9 +22,7 @@ SHOWN = (
     Column("program", "test or program", str),
     Column("dtype", "dtype", str),
     Column("device", "on", str),
-    Column("verdict", "verdict", str),
-    Column("error_in_bands", "error (bands)"),
-    Column("would_have_caught", "would have caught"),
+    *OUTCOME,
     Column("finding", "finding", str),
 )
 

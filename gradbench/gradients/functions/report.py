@@ -16,13 +16,16 @@ from gradbench.tables import Column, html_table
 
 REPRODUCE = "reproduce with: "  # a command or a call of Python follows
 _SHOWN = 3  # lines on what was not judged
+OUTCOME = (  # of a row of any check
+    Column("verdict", "verdict", str),
+    Column("error_in_bands", "error (bands)"),
+    Column("would_have_caught", "would have caught"),
+)
 _COLUMNS = (
     Column("check", "check", str),
     Column("program", "program", str),
     Column("dtype", "dtype", str),
-    Column("verdict", "verdict", str),
-    Column("error_in_bands", "error (bands)"),
-    Column("would_have_caught", "would have caught"),
+    *OUTCOME,
     Column("cases", "cases"),
     Column("finding", "finding", str),
 )
