@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis.strategies import SearchStrategy
 
 
-def in_each_dtype(values: Iterable[tuple], wide: str = "float32", narrow: str = "bfloat16") -> list[tuple]:
-    """Each with one dtype first, every second with the narrow one; then each with the other."""
+def in_each_dtype(values: Iterable[tuple], first: str = "float32", second: str = "bfloat16") -> list[tuple]:
+    """Each once, in the two dtypes by turns; then each in the other one."""
     chosen = list(values)
-    return [(*v, (wide, narrow)[(n + later) % 2]) for later in (0, 1) for n, v in enumerate(chosen)]
+    return [(*v, (first, second)[(n + later) % 2]) for later in (0, 1) for n, v in enumerate(chosen)]
 
 
 def drawn(few: int, many: int, *strategies: SearchStrategy) -> Callable[[Callable], Callable]:

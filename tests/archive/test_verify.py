@@ -123,7 +123,7 @@ def elsewhere(monkeypatch, compiled_quickly):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("problem", sample(["logistic_regression", "mlp[hidden=8]"]))
+@pytest.mark.parametrize("problem", ["logistic_regression", "mlp[hidden=8]"])
 def test_elsewhere_a_record_holds_within_the_bound_and_a_thousandth_is_found(sweep, elsewhere, problem):
     run = sweep(problem, ["sgd"], [0.03, 0.3, 3.0], seeds=1, steps=40, timing="none")
     found = gradbench.verify(run, sample=ALL)

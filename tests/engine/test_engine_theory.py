@@ -46,7 +46,7 @@ def closed_form(rates: np.ndarray, beta: float, dtype: type) -> tuple[np.ndarray
     return loss, bound
 
 
-@pytest.mark.parametrize(("optimizer", "dtype"), sample(in_each_dtype([("momentum",), ("sgd",)], narrow="float64"), 2))
+@pytest.mark.parametrize(("optimizer", "dtype"), sample(in_each_dtype([("momentum",), ("sgd",)], second="float64"), 2))
 def test_every_recorded_loss_is_the_closed_form(sweep, optimizer, dtype):
     run = sweep("quadratic_bowl", [optimizer], RATES, seeds=1, steps=STEPS, dtype=dtype, record_points=STEPS + 1)
     loss, bound = closed_form(np.array(run.plan.rates), MOMENTUM[optimizer], np.dtype(dtype).type)

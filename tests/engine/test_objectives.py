@@ -98,7 +98,7 @@ def metrics_of(run):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("batch_size", sample([8, None]))
+@pytest.mark.parametrize("batch_size", [8, None])
 def test_metrics_are_those_that_scikit_learn_finds_at_the_replayed_params(sweep, small_blocks, batch_size):
     small_blocks(lanes=2, rows=7)
     problem, rates = PROBLEMS["judged"], [0.01, 0.3]
@@ -132,7 +132,7 @@ def test_a_replay_has_the_keys_and_the_state_of_its_trial(sweep):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("batch_size", sample([8, None]))
+@pytest.mark.parametrize("batch_size", [8, None])
 def test_neither_blocks_nor_neighbours_change_a_trial(sweep, small_blocks, batch_size):
     """Solo and batched, in chunks of any length: the same keys, state and metrics."""
     settings = {"seeds": 2, "steps": 30, "dtype": "float64", "batch_size": batch_size, "timing": "none"}
@@ -147,7 +147,7 @@ def test_neither_blocks_nor_neighbours_change_a_trial(sweep, small_blocks, batch
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("batch_size", sample([8, None]))
+@pytest.mark.parametrize("batch_size", [8, None])
 def test_an_interrupted_run_resumes_with_its_state_keys_and_metrics(sweep, small_blocks, tmp_path, batch_size):
     small_blocks(lanes=2, rows=2)
     plan = SweepPlan((objectives.__file__,), ("adam",), (0.01, 0.03, 0.1), seeds=1, steps=30, batch_size=batch_size)

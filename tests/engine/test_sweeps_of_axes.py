@@ -74,9 +74,7 @@ def test_trials_of_an_axis_are_those_of_separate_runs(sweep, small_blocks, progr
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("optimizer", "name", "values"), sample(case for case in CASES if case[0] not in ("mine", "lion"))
-)
+@pytest.mark.parametrize(("optimizer", "name", "values"), [case for case in CASES if case[0] not in ("mine", "lion")])
 def test_a_traced_setting_is_the_constant_within_rounding(sweep, optimizer, name, values):
     settings = {"seeds": 1, "steps": 12, "timing": "none", "dtype": "float64"}
     together = sweep("mlp[hidden=4]", optimizer, [0.01, 0.1], **settings, axes={name: values}).trials

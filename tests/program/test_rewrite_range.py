@@ -106,7 +106,7 @@ def sums(dtype):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), sample(in_each_dtype([(kind,) for kind in SUMS], narrow="float64"), len(SUMS))
+    ("kind", "dtype"), sample(in_each_dtype([(kind,) for kind in SUMS], second="float64"), len(SUMS))
 )
 @settings(deadline=None, max_examples=30)
 @given(st.data())

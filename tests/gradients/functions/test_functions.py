@@ -207,11 +207,11 @@ def test_a_right_formula_that_fails_is_said_to_lose_digits():
     def direct(x):
         return jnp.log1p(jnp.exp(x))
 
-    report = check(lambda x: jnp.log(1 + jnp.exp(x)), direct, inputs="x: f32[n] in -9..-8, n in 1|5", fast=True)
+    report = check(lambda x: jnp.log(1 + jnp.exp(x)), direct, inputs="x: f32[n] in -9..-8", fast=True)
     assert report.verdict == "FAIL"
-    assert "value at n=" in report.notes[-1]
+    assert "value at n=1,random,0" in report.notes[-1]
     assert "no formula is wrong there; it loses digits" in report.notes[-1]
-    wrong = check(lambda x: direct(x) * (1 + 2.0**-20), direct, inputs="x: f32[n] in -9..-8, n in 1|5", fast=True)
+    wrong = check(lambda x: direct(x) * (1 + 2.0**-20), direct, inputs="x: f32[n] in -9..-8", fast=True)
     assert wrong.verdict == "FAIL"
     assert "no formula is wrong" not in str(wrong)
 
