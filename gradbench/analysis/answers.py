@@ -195,8 +195,8 @@ def rate_row(rate: RateSummary, pair: PairSummary) -> dict[str, Any]:
 
 def run_table(run: Run, output_format: str) -> str:
     """The table at the end of a run: one line per pair, then the notes."""
-    pairs = summarise(run)
-    if not pairs and output_format not in ("json", "csv"):
+    pairs, for_machines = summarise(run), output_format in ("json", "csv")
+    if not pairs and not for_machines:
         return "no trial has finished yet"
     left_out = ("record", "best_low", "good_decades", "edge_below", "stable_limit", "limit")
     narrow = [column for column in SUMMARY if column.key not in left_out]
@@ -204,7 +204,7 @@ def run_table(run: Run, output_format: str) -> str:
     rows = [summary_row(pair) | metric_row(run, pair, by) for pair in pairs]
     text = render(rows, [*present(narrow, rows), *columns(by)[:2]], output_format)
     notes = pair_notes(run, pairs) + metric_notes(run, pairs, by)
-    return text if output_format in ("json", "csv") else with_notes([text], notes, output_format)
+    return text if for_machines else with_notes([text], notes, output_format)
 
 
 def pair_sentence(pair: PairSummary, alone: bool = False) -> str:
